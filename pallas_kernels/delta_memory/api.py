@@ -1,0 +1,144 @@
+"""Signature, validation and dispatch of the delta memory."""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.delta_memory.chunked import delta_scan_chunked
+from pallas_kernels.delta_memory.reference import delta_scan_reference
+
+__all__ = ["IMPLEMENTATIONS", "READS", "delta_scan"]
+
+READS = ("before", "after", "chunk")
+IMPLEMENTATIONS = {
+    "reference": delta_scan_reference,
+    "chunked": delta_scan_chunked,
+}
+
+
+def delta_scan(
+    w: jax.Array,
+    s: jax.Array | None,
+    x: jax.Array,
+    g: jax.Array,
+    q: jax.Array,
+    log_alpha: jax.Array,
+    beta: jax.Array | None,
+    log_mu: jax.Array | None = None,
+    *,
+    chunk_size: int = 64,
+    read: Literal["before", "after", "chunk"] = "before",
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    r"""Runs the recurrence that every matrix inside every memory obeys.
+
+    With row vectors, as everywhere in the code,
+
+    .. math::
+
+        S_t &= \mu_t S_{t-1} + x_t^\top g_t \\
+        W_t &= \alpha_t W_{t-1} - \beta_t\, x_t^\top (x_t W_{t-1}) + S_t \\
+        o_t &= q_t W_{t-1}
+
+    Linear attention is :math:`\beta = 0`; the gated delta rule is
+    :math:`g_t = \beta_t v_t`; delta gradient descent (arXiv 2512.24695,
+    eq. 88 and 93) is :math:`\beta_t = \eta_t`, :math:`g_t = -\eta_t\delta_t`.
+    Gradients reach every array, both initial states included, and the
+    cotangents of both final states are accepted.
+
+    Leading axes broadcast against each other. Memories that share their inputs
+    and gates should say so with a size-1 axis: the products among inputs and
+    the triangular inverse are then computed once for all of them.
+
+    Args:
+        w: initial weights, ``[..., d_in, d_out]``; also the dtype in which the
+            state and the triangular inverse are kept (use float32).
+        s: initial momentum, like ``w``; ``None`` is zero.
+        x: inputs written to, ``[..., T, d_in]``, L2-normalised where the delta
+            term is to stay stable. Its dtype is that of the products.
+        g: writes, ``[..., T, d_out]``.
+        q: inputs read at, ``[..., T, d_in]``.
+        log_alpha: logarithm of the retention, at most 0, ``[..., T]``.
+        beta: strength of the delta term, ``[..., T]``; ``None`` is zero and
+            skips the inverse.
+        log_mu: logarithm of the momentum's decay, at most 0, ``[..., T]``;
+            ``None`` switches momentum off.
+        chunk_size: tokens that are processed in parallel, at least 1. Results
+            do not depend on it, except with ``read="chunk"``.
+        read: the weights that ``q_t`` meets: ``"before"`` the write of token
+            ``t``, ``"after"`` it, or those at the start of the ``"chunk"``.
+        implementation: ``"reference"`` (token by token), ``"chunked"``, or
+            ``None`` for the best that the platform offers.
+
+    Returns:
+        ``(o, w, s)``: outputs ``[..., T, d_out]`` and the final state; ``s`` is
+        ``None`` without ``log_mu``.
+
+    Raises:
+        ValueError: if a shape, ``chunk_size``, ``read`` or ``implementation``
+            is not as described.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> key = jnp.array([[1.0, 0.0], [1.0, 0.0]])   # the same key twice
+        >>> value = jnp.array([[1.0], [5.0]])           # with two values
+        >>> gate = jnp.zeros(2)                         # nothing is forgotten
+        >>> o, w, _ = delta_scan(
+        ...     jnp.zeros((2, 1)), None, key, value, key, gate, jnp.ones(2))
+        >>> o[:, 0].tolist(), w[:, 0].tolist()          # the delta rule erases
+        ([0.0, 1.0], [5.0, 0.0])
+    """
+    _validate(w, s, x, g, q, log_alpha, beta, log_mu, chunk_size, read)
+    name = "chunked" if implementation is None else implementation
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation={implementation!r} does not exist here; allowed: "
+            f"None, {', '.join(map(repr, IMPLEMENTATIONS))}"
+        )
+    run = functools.partial(
+        IMPLEMENTATIONS[name], chunk_size=chunk_size, read=read
+    )
+    return run(w, s, x, g, q, log_alpha, beta, log_mu)
+
+
+def _validate(w, s, x, g, q, log_alpha, beta, log_mu, chunk_size, read):
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    if read not in READS:
+        raise ValueError(f"read={read!r} must be one of {READS}")
+    if s is not None and log_mu is None:
+        raise ValueError("s is given, so log_mu is needed; pass s=None without")
+    for name, value, least in (("w", w, 2), ("x", x, 2), ("g", g, 2)):
+        if value.ndim < least:
+            raise ValueError(f"{name} has shape {value.shape}, needs 2 axes")
+    d_in, d_out = w.shape[-2:]
+    length = x.shape[-2]
+    expected = {
+        "s": (s, (d_in, d_out)),
+        "x": (x, (length, d_in)),
+        "g": (g, (length, d_out)),
+        "q": (q, (length, d_in)),
+        "log_alpha": (log_alpha, (length,)),
+        "beta": (beta, (length,)),
+        "log_mu": (log_mu, (length,)),
+    }
+    leading = [w.shape[:-2]]
+    for name, (value, tail) in expected.items():
+        if value is None:
+            continue
+        if value.shape[-len(tail) :] != tail:
+            raise ValueError(
+                f"{name} has shape {value.shape}; its last axes must be {tail} "
+                f"beside w {w.shape} and x {x.shape}"
+            )
+        leading.append(value.shape[: -len(tail)])
+    if length < 1:
+        raise ValueError("x has no tokens; T must be at least 1")
+    try:
+        jnp.broadcast_shapes(*leading)
+    except ValueError as error:
+        raise ValueError(
+            f"leading axes do not broadcast against each other: {leading}"
+        ) from error
