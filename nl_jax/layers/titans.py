@@ -1,0 +1,228 @@
+r"""Self-modifying (self-referential) Titans, arXiv 2512.24695, section 8.1-8.2.
+
+Every projection of a token is itself a memory that goes on learning, and each
+memory makes its own target:
+
+.. math::
+
+    k_t = M_k(x_t),\; v_t = M_v(x_t),\; \eta_t = M_\eta(x_t),\;
+    \alpha_t = M_\alpha(x_t),\; q_t = x_t W_q \\
+    \hat v_{\square,t} = M_\square(v_t) \\
+    M_\square \leftarrow M_\square(\alpha_t I - \eta_t k_t k_t^\top)
+    - \eta_t \nabla L(M_\square; k_t, \hat v_{\square,t})
+
+(eq. 86-88). Everything generated comes from the weights at the chunk's start
+(eq. 90). The generating memories never depend on the one that answers, so a
+call is two scans: the generators over their chunks, then the answering memory
+over its own. What one block of tokens does is in
+:mod:`nl_jax.layers.titans_block`.
+
+Weakness: taken literally the equations overflow within a few chunks when the
+memories are MLPs; see ``TitansConfig.literal`` and ``docs/recall.md``.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.layers.norms import rms_norm
+from nl_jax.layers.short_conv import short_conv
+from nl_jax.layers.titans_block import (
+    Generators,
+    answer_block,
+    generate_block,
+)
+from nl_jax.layers.titans_config import TitansConfig
+from nl_jax.memory import blocks
+from nl_jax.memory.associative import MemoryState, fresh
+
+__all__ = ["SelfModifyingTitans", "TitansState"]
+
+
+class TitansState(NamedTuple):
+    """Fast state, batch first in every leaf."""
+
+    generators: MemoryState
+    """Memories that make k, v, eta, alpha (and q), ``[B, n, H, ...]``."""
+    memory: MemoryState
+    """The memory that answers, ``[B, H, ...]``."""
+    tails: dict[str, jax.Array]
+    """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
+    position: jax.Array
+    """Tokens read since the chunk grids last met, int32 ``[B]``."""
+
+
+class SelfModifyingTitans(nn.Module):
+    """A sequence mixer whose projections learn in context.
+
+    Attributes:
+        config: choices of the memory and its rule.
+        d_model: model width ``D``.
+        n_heads: heads; each has memories of width ``D / n_heads``.
+        dtype: of products; parameters and fast state stay float32.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> layer = SelfModifyingTitans(TitansConfig(), d_model=8, n_heads=2)
+        >>> x = jnp.ones((1, 5, 8))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> y, state = layer.apply(variables, x[:, :3])
+        >>> rest, state = layer.apply(variables, x[:, 3:], state)
+        >>> y.shape, rest.shape
+        ((1, 3, 8), (1, 2, 8))
+    """
+
+    config: TitansConfig
+    d_model: int
+    n_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        config, d = self.config, self.d_model
+        if d % self.n_heads:
+            raise ValueError(
+                f"n_heads={self.n_heads} must divide d_model={d}"
+            )
+        width = d // self.n_heads
+
+        def declare(name, init, shape, axes):
+            init = nn.with_logical_partitioning(init, axes)
+            return self.param(name, init, shape, jnp.float32)
+
+        def weights(name, lead, axes):
+            shapes = config.memory_architecture.widths(
+                width, width, config.expansion
+            )
+            return tuple(
+                declare(
+                    f"{name}_{index}",
+                    config.initializer(index),
+                    (*lead, *shape),
+                    (*axes, "memory_in", "memory_out"),
+                )
+                for index, shape in enumerate(shapes)
+            )
+
+        heads = self.n_heads
+        names = config.generated
+        self.generators = weights(
+            "generators", (len(names), heads), ("memories", "heads")
+        )
+        self.memory = weights("memory", (heads,), ("heads",))
+        dense = nn.initializers.lecun_normal()
+        conv = nn.initializers.normal(config.conv_width**-0.5)
+        self.projections = {
+            name: declare(f"w_{name}", dense, (d, d), ("embed", "mixer"))
+            for name in ("q", "k", "v")
+            if name not in names
+        }
+        self.kernels = {
+            name: declare(
+                f"conv_{name}", conv, (config.conv_width, d), (None, "mixer")
+            )
+            for name in ("q", "k", "v")
+        }
+        gates = {}
+        for name, bias in config.gate_biases.items():
+            gates[name] = (
+                declare(
+                    f"gate_{name}",
+                    nn.initializers.normal(width**-0.5),
+                    (heads, width),
+                    ("heads", "memory_in"),
+                ),
+                declare(
+                    f"gate_{name}_bias",
+                    nn.initializers.constant(bias),
+                    (heads,),
+                    ("heads",),
+                ),
+            )
+        self.gates = gates
+        self.out_scale = declare(
+            "out_scale", nn.initializers.ones, (heads, width), ("heads", None)
+        )
+        self.w_out = declare("w_out", dense, (d, d), ("mixer", "embed"))
+
+    def initial_state(self, batch_size: int) -> TitansState:
+        """Returns the learned state from which ``batch_size`` rows start."""
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape)),
+            self._initial(),
+        )
+
+    def __call__(self, x, state=None):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
+        row = functools.partial(_row, self._parts(), self.config)
+        x = x.astype(self.dtype)
+        if state is None:
+            initial = self._initial()._replace(position=0)
+            y, state = jax.vmap(lambda x: row(x, initial))(x)
+        else:
+            y, state = jax.vmap(row)(x, state)
+        scale = self.out_scale.astype(y.dtype)
+        y = rms_norm(y) * scale
+        y = y.reshape(x.shape) @ self.w_out.astype(y.dtype)
+        return y, state
+
+    def _initial(self) -> TitansState:
+        tail = jnp.zeros(
+            (self.config.conv_width - 1, self.d_model), self.dtype
+        )
+        momentum = self.config.momentum
+        return TitansState(
+            fresh(self.generators, momentum),
+            fresh(self.memory, momentum),
+            {name: tail for name in ("q", "k", "v")},
+            jnp.zeros((), jnp.int32),
+        )
+
+    def _parts(self) -> Generators:
+        return Generators(
+            projections=dict(self.projections),
+            kernels=dict(self.kernels),
+            gates=dict(self.gates),
+            heads=self.n_heads,
+        )
+
+
+def _row(parts, config, x, state):
+    """One sequence: ``[T, D] -> [T, H, d]`` and its state after it."""
+    tokens, position = x.shape[0], state.position
+    raws = {
+        name: x @ w.astype(x.dtype) for name, w in parts.projections.items()
+    }
+    grid = blocks.cut(tokens, config.chunk_size, position)
+
+    @jax.checkpoint
+    def generate(carry, block):
+        return generate_block(parts, config, *carry, *block)
+
+    (generators, tails), made = jax.lax.scan(
+        generate,
+        (state.generators, state.tails),
+        (
+            grid.split(x),
+            jax.tree.map(grid.split, raws),
+            grid.valid,
+            grid.closes,
+        ),
+    )
+    made = jax.tree.map(grid.join, made)
+
+    grid = blocks.cut(tokens, config.memory_chunk_size, position)
+
+    @jax.checkpoint
+    def answer(memory, block):
+        return answer_block(config, memory, *block)
+
+    memory, y = jax.lax.scan(
+        answer,
+        state.memory,
+        (jax.tree.map(grid.split, made), grid.valid, grid.closes),
+    )
+    position = jnp.asarray(position + tokens, jnp.int32) % config.cycle
+    return grid.join(y), TitansState(generators, memory, tails, position)

@@ -1,0 +1,153 @@
+"""Choices of a self-modifying Titans block."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.memory import ARCHITECTURES, OBJECTIVES, RULES
+from nl_jax.memory.architecture import Architecture
+from nl_jax.memory.objective import Objective
+from nl_jax.memory.rule import LearningRule
+
+__all__ = ["TitansConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TitansConfig:
+    """Configuration of :class:`nl_jax.layers.titans.SelfModifyingTitans`.
+
+    The defaults are what learned best while staying bounded; the paper's
+    choices are one field away. The ablations of its Table 6 are ``rule="gd"``
+    (without DGD), ``momentum=False``, ``decay=False``, ``adaptive_k=False``,
+    ``adaptive_v=False`` and ``adaptive_q``.
+
+    Raises:
+        ValueError: at construction, naming the field, its value and what is
+            allowed.
+    """
+
+    architecture: Literal["linear", "mlp"] = "linear"
+    """Function of each memory; the paper's is the residual ``"mlp"``."""
+    objective: Literal["dot_product", "l2"] = "dot_product"
+    """Inner loss; the paper's is ``"l2"``, with (92) its dot product."""
+    rule: Literal["dgd", "gd"] = "dgd"
+    """Inner step: delta gradient descent, or gradient descent."""
+    delta_layers: Literal["all", "input"] = "all"
+    """Layers of an MLP memory that have the delta term."""
+    momentum: bool = True
+    """Momentum in the inner step, with a learned decay per token."""
+    decay: bool = True
+    """Retention: ``False`` fixes alpha at 1."""
+    adaptive_q: bool = False
+    """Whether queries come from a memory too, rather than from ``x W_q``."""
+    adaptive_k: bool = True
+    """Whether keys come from a memory, rather than from ``x W_k``."""
+    adaptive_v: bool = True
+    """Whether values come from a memory, rather than from ``x W_v``."""
+    chunk_size: int = 16
+    """Tokens per chunk of the generating memories."""
+    memory_chunk_size: int = 16
+    """Tokens per chunk of the answering memory."""
+    read: Literal["before", "after", "chunk"] = "before"
+    """Weights that a query meets: before or after the token's own write, or
+    those at the chunk's start."""
+    expansion: int = 4
+    """Hidden width of an MLP memory, in units of the head's width."""
+    eta_max: float = 1.0
+    """Largest step in units of alpha; 2 lets a memory track states."""
+    conv_width: int = 4
+    """Taps of the causal convolution on q, k and v; 1 switches mixing off."""
+    alpha_bias: float = 4.0
+    """Initial logit of the retention."""
+    eta_bias: float = -1.0
+    """Initial logit of the step."""
+    mu_bias: float = -2.0
+    """Initial logit of the momentum's decay."""
+    gain: float = 1.0
+    """Standard deviation of initial memory weights, in 1/sqrt(fan-in)."""
+    literal: bool = False
+    """The equations as printed: no normalised values, writes or gate inputs.
+    Overflows with MLP memories; for comparison only."""
+
+    def __post_init__(self):
+        for name, table in (
+            ("architecture", ARCHITECTURES),
+            ("objective", OBJECTIVES),
+            ("rule", RULES),
+            ("delta_layers", ("all", "input")),
+            ("read", ("before", "after", "chunk")),
+        ):
+            value = getattr(self, name)
+            if value not in table:
+                allowed = ", ".join(map(repr, table))
+                raise ValueError(f"{name}={value!r} must be one of {allowed}")
+        for name in (
+            "chunk_size",
+            "memory_chunk_size",
+            "expansion",
+            "conv_width",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be an integer >= 1")
+        if not 0 < self.eta_max <= 2:
+            raise ValueError(f"eta_max={self.eta_max} must be in (0, 2]")
+
+    @property
+    def memory_architecture(self) -> Architecture:
+        """The function named by ``architecture``."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def inner_objective(self) -> Objective:
+        """The loss named by ``objective``."""
+        return OBJECTIVES[self.objective]
+
+    @property
+    def learning_rule(self) -> LearningRule:
+        """The rule named by ``rule`` with this configuration's options."""
+        return dataclasses.replace(
+            RULES[self.rule],
+            delta_layers=self.delta_layers,
+            normalized=not self.literal,
+        )
+
+    @property
+    def generated(self) -> tuple[str, ...]:
+        """Names of the generating memories, in the order they are stacked."""
+        adaptive = {
+            "q": self.adaptive_q,
+            "k": self.adaptive_k,
+            "v": self.adaptive_v,
+        }
+        names = tuple(name for name, on in adaptive.items() if on)
+        return (*names, "eta", "alpha")
+
+    @property
+    def gate_biases(self) -> dict[str, float]:
+        """Initial logit of each gate in use."""
+        biases = {"eta": self.eta_bias}
+        if self.decay:
+            biases["alpha"] = self.alpha_bias
+        if self.momentum:
+            biases["mu"] = self.mu_bias
+        return biases
+
+    @property
+    def cycle(self) -> int:
+        """Tokens after which both chunk grids meet again."""
+        return math.lcm(self.chunk_size, self.memory_chunk_size)
+
+    def initializer(self, layer: int) -> nn.initializers.Initializer:
+        """Returns how the initial weights of one layer are drawn."""
+        scale = self.gain * self.memory_architecture.gains[layer]
+
+        def init(rng, shape, dtype=jnp.float32):
+            weights = jax.random.normal(rng, shape, dtype)
+            return weights * (scale / shape[-2] ** 0.5)
+
+        return init

@@ -1,0 +1,239 @@
+"""Associative memory = architecture x objective x learning rule.
+
+arXiv 2512.24695, Def. 1 and section 5. Surprises are taken at the weights of
+the chunk's start (eq. 90), so that a chunk is parallel; inside it every layer
+is one delta memory and reading stays causal, token by token.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.memory import blocks
+from nl_jax.memory.architecture import ARCHITECTURES, Architecture, Weights
+from nl_jax.memory.objective import OBJECTIVES, Objective
+from nl_jax.memory.rule import RULES, Gates, LearningRule, Write
+from pallas_kernels.delta_memory import chunk_step
+
+__all__ = ["Memory", "MemoryState", "advance", "associative_memory", "fresh"]
+
+Read = Literal["before", "after", "chunk"]
+
+
+class MemoryState(NamedTuple):
+    """Fast state of one memory (or of several, on leading axes)."""
+
+    start: Weights
+    """Weights at the start of the current chunk."""
+    weights: Weights
+    """Weights now."""
+    momentum: Weights | None
+    """Momentum of each layer, or ``None``."""
+
+
+class StreamState(NamedTuple):
+    """A memory and its place in the stream."""
+
+    memory: MemoryState
+    position: jax.Array
+    """Tokens read in the current chunk, int32 scalar."""
+
+
+class Memory(NamedTuple):
+    """The four pure functions of a memory; see :func:`associative_memory`."""
+
+    init: Callable[..., StreamState]
+    read: Callable[..., jax.Array]
+    write: Callable[..., StreamState]
+    scan: Callable[..., tuple[jax.Array, StreamState]]
+
+
+def fresh(weights: Weights, momentum: bool) -> MemoryState:
+    """Returns the state of a memory that has learned nothing yet."""
+    zeros = tuple(jnp.zeros_like(w) for w in weights) if momentum else None
+    return MemoryState(weights, weights, zeros)
+
+
+def advance(
+    architecture: Architecture,
+    state: MemoryState,
+    writes: tuple[Write, ...],
+    gates: Gates,
+    q: jax.Array | None,
+    *,
+    read: Read = "before",
+    valid: jax.Array | None = None,
+    closes: jax.Array | bool = True,
+) -> tuple[jax.Array | None, MemoryState]:
+    """Writes a block of tokens into a memory and reads it causally.
+
+    Args:
+        architecture: the memory's function.
+        state: state before the block.
+        writes: what each layer is fed with, from ``LearningRule.writes``.
+        gates: retention and momentum, each ``[..., T]``.
+        q: where to read, ``[..., T, d_in]``; ``None`` to write only.
+        read: the weights that are read, see ``delta_scan``.
+        valid: ``[..., T]``, False where a slot holds no token.
+        closes: whether the block ends a chunk.
+
+    Returns:
+        ``(o, state)``, outputs ``[..., T, d_out]`` or ``None``.
+    """
+    momentum = state.momentum or (None,) * len(writes)
+    after: list[tuple[jax.Array, jax.Array | None]] = []
+
+    def layer(w, s, write):
+        def call(q):
+            o, w_end, s_end = chunk_step(
+                w,
+                s,
+                write.x,
+                write.g,
+                q,
+                gates.log_alpha,
+                write.beta,
+                gates.log_mu,
+                read=read,
+                valid=valid,
+            )
+            after.append((w_end, s_end))
+            return o
+
+        return call
+
+    layers = [
+        layer(*each)
+        for each in zip(state.weights, momentum, writes, strict=True)
+    ]
+    if q is None or read == "chunk":
+        for call in layers:
+            call(None)
+        o = None if q is None else architecture.apply(state.start, q)
+    else:
+        o = architecture.forward(layers, q)
+    weights = tuple(w for w, _ in after)
+    start = tuple(
+        jnp.where(closes, new, old)
+        for new, old in zip(weights, state.start, strict=True)
+    )
+    moved = None if state.momentum is None else tuple(s for _, s in after)
+    return o, MemoryState(start, weights, moved)
+
+
+def associative_memory(
+    architecture: str | Architecture = "linear",
+    objective: str | Objective = "l2",
+    rule: str | LearningRule = "dgd",
+    *,
+    momentum: bool = False,
+    chunk_size: int = 64,
+    read: Read = "before",
+) -> Memory:
+    r"""Builds a memory from its three independent choices.
+
+    .. math::
+
+        M_{t} = \alpha_t M_{t-1} (I - \ldots) - \eta_t \nabla
+        \mathcal{L}(M; k_t, v_t)
+
+    with the surprise taken at the start of the chunk. The result's functions
+    work on one sequence, leading axes being heads; ``jax.vmap`` them over a
+    batch:
+
+    * ``init(rng, d_in, d_out, lead=()) -> state``, or ``init(weights)``;
+    * ``read(state, q) -> o`` at the present weights;
+    * ``write(state, k, v, gates) -> state``;
+    * ``scan(state, k, v, q, gates) -> (o, state)``: both, causally. Any split
+      of a sequence into calls gives the same numbers.
+
+    Args:
+        architecture: ``"linear"``, ``"mlp"`` or an ``Architecture``.
+        objective: ``"l2"``, ``"dot_product"`` or an ``Objective``.
+        rule: ``"dgd"``, ``"gd"`` or a ``LearningRule``.
+        momentum: whether gates carry ``log_mu``.
+        chunk_size: tokens per chunk; 1 takes every surprise at the present
+            weights.
+        read: ``"before"`` or ``"after"`` the write of the same token, or at
+            the weights of the ``"chunk"``'s start.
+
+    Raises:
+        ValueError: for an unknown name or a ``chunk_size`` below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> memory = associative_memory("linear", "l2", "gd", chunk_size=1)
+        >>> state = memory.init(jax.random.key(0), 4, 4)
+        >>> k, v = jnp.eye(4)[:1], jnp.ones((1, 4))
+        >>> gates = Gates(eta=jnp.ones(1), log_alpha=jnp.zeros(1))
+        >>> state = memory.write(state, k, v, gates)
+        >>> bool(jnp.allclose(memory.read(state, k), v, atol=1e-5))
+        True
+    """
+    arch = _named("architecture", architecture, ARCHITECTURES)
+    goal = _named("objective", objective, OBJECTIVES)
+    step = _named("rule", rule, RULES)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+
+    def init(rng_or_weights, d_in=None, d_out=None, *, lead=()):
+        weights = rng_or_weights
+        if not isinstance(weights, tuple):
+            weights = arch.init(weights, d_in, d_out, lead=lead)
+        return StreamState(fresh(weights, momentum), jnp.zeros((), jnp.int32))
+
+    def read_now(state, q):
+        return arch.apply(state.memory.weights, q)
+
+    def run(state, k, v, q, gates):
+        length = k.shape[-2]
+        grid = blocks.cut(length, chunk_size, state.position)
+
+        def split(value, axis):
+            return grid.split(jnp.moveaxis(value, axis, 0))
+
+        arrays = jax.tree.map(lambda a: split(a, -2), (k, v, q))
+        gates = jax.tree.map(lambda a: split(a, -1), gates)
+
+        @jax.checkpoint
+        def body(memory, block):
+            (k, v, q), gates, valid, closes = block
+            k, v, q = jax.tree.map(
+                lambda a: jnp.moveaxis(a, 0, -2), (k, v, q)
+            )
+            gates = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), gates)
+            writes = step.writes(arch, goal, memory.start, k, v, gates)
+            o, memory = advance(
+                arch,
+                memory,
+                writes,
+                gates,
+                q,
+                read=read,
+                valid=valid,
+                closes=closes,
+            )
+            return memory, None if o is None else jnp.moveaxis(o, -2, 0)
+
+        memory, o = jax.lax.scan(
+            body, state.memory, (arrays, gates, grid.valid, grid.closes)
+        )
+        if o is not None:
+            o = jnp.moveaxis(grid.join(o), 0, -2)
+        position = (state.position + length) % chunk_size
+        return o, StreamState(memory, position)
+
+    def write(state, k, v, gates):
+        return run(state, k, v, None, gates)[1]
+
+    return Memory(init, read_now, write, run)
+
+
+def _named(field, value, table):
+    if not isinstance(value, str):
+        return value
+    if value not in table:
+        raise ValueError(f"{field}={value!r} must be one of {sorted(table)}")
+    return table[value]
