@@ -76,8 +76,13 @@ class DeltaNet(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x, state=None):
-        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
+    def __call__(self, x, state=None, *, aligned=False):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
+
+        ``aligned`` is part of every mixer's signature; results here do not
+        depend on where chunks begin.
+        """
+        del aligned
         config, d, heads = self.config, self.d_model, self.n_heads
         if d % heads:
             raise ValueError(f"n_heads={heads} must divide d_model={d}")

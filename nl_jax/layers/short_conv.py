@@ -1,16 +1,43 @@
-"""Causal depthwise convolution over time."""
+"""Causal depthwise convolution over a few tokens, and its streaming state.
 
+Every model here has one of width 4 on q, k and v after their projections;
+without it, recall is not learned by any of them in reasonable time.
+"""
+
+import jax
 import jax.numpy as jnp
 
 __all__ = ["next_tail", "short_conv"]
 
 
-def short_conv(x, kernel, tail):
-    width, t = kernel.shape[0], x.shape[-2]
+def short_conv(x: jax.Array, kernel: jax.Array, tail: jax.Array) -> jax.Array:
+    """Convolves ``x`` with the tokens before it.
+
+    Args:
+        x: ``[..., T, D]``.
+        kernel: taps ``[width, D]``; the last one meets the present token.
+        tail: the ``width - 1`` inputs before ``x``, ``[..., width - 1, D]``.
+
+    Returns:
+        ``y_t = sum_i kernel[i] x_{t - width + 1 + i}``, ``[..., T, D]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[1.0], [2.0]])
+        >>> short_conv(
+        ...     x, jnp.array([[1.0], [10.0]]), jnp.zeros((1, 1))
+        ... ).tolist()
+        [[10.0], [21.0]]
+    """
+    length = x.shape[-2]
     full = jnp.concatenate([tail.astype(x.dtype), x], axis=-2)
-    return sum(kernel[i] * full[..., i : i + t, :] for i in range(width))
+    taps = [
+        kernel[i] * full[..., i : i + length, :] for i in range(len(kernel))
+    ]
+    return sum(taps[1:], start=taps[0])
 
 
-def next_tail(x, tail):
+def next_tail(x: jax.Array, tail: jax.Array) -> jax.Array:
+    """Returns the tail for the call after ``x``, of ``tail``'s shape."""
     full = jnp.concatenate([tail.astype(x.dtype), x], axis=-2)
     return full[..., x.shape[-2] :, :]

@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.layers.norms import rms_norm
-from nl_jax.layers.short_conv import short_conv
 from nl_jax.layers.titans_block import (
     Generators,
     answer_block,
@@ -83,9 +82,7 @@ class SelfModifyingTitans(nn.Module):
     def setup(self):
         config, d = self.config, self.d_model
         if d % self.n_heads:
-            raise ValueError(
-                f"n_heads={self.n_heads} must divide d_model={d}"
-            )
+            raise ValueError(f"n_heads={self.n_heads} must divide d_model={d}")
         width = d // self.n_heads
 
         def declare(name, init, shape, axes):
@@ -154,14 +151,22 @@ class SelfModifyingTitans(nn.Module):
             self._initial(),
         )
 
-    def __call__(self, x, state=None):
-        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
-        row = functools.partial(_row, self._parts(), self.config)
+    def __call__(self, x, state=None, *, aligned=False):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
+
+        Args:
+            x: tokens.
+            state: fast state from the tokens before, or ``None`` to begin.
+            aligned: the caller knows that every row of ``state`` stands where
+                both chunk grids begin; saves the work of finding out.
+        """
         x = x.astype(self.dtype)
+        row = functools.partial(_row, self._parts(), self.config)
         if state is None:
-            initial = self._initial()._replace(position=0)
-            y, state = jax.vmap(lambda x: row(x, initial))(x)
+            initial = self._initial()
+            y, state = jax.vmap(lambda x: row(x, initial, aligned=True))(x)
         else:
+            row = functools.partial(row, aligned=aligned)
             y, state = jax.vmap(row)(x, state)
         scale = self.out_scale.astype(y.dtype)
         y = rms_norm(y) * scale
@@ -169,14 +174,12 @@ class SelfModifyingTitans(nn.Module):
         return y, state
 
     def _initial(self) -> TitansState:
-        tail = jnp.zeros(
-            (self.config.conv_width - 1, self.d_model), self.dtype
-        )
+        tail = jnp.zeros((self.config.conv_width - 1, self.d_model), self.dtype)
         momentum = self.config.momentum
         return TitansState(
             fresh(self.generators, momentum),
             fresh(self.memory, momentum),
-            {name: tail for name in ("q", "k", "v")},
+            dict.fromkeys(("q", "k", "v"), tail),
             jnp.zeros((), jnp.int32),
         )
 
@@ -189,9 +192,10 @@ class SelfModifyingTitans(nn.Module):
         )
 
 
-def _row(parts, config, x, state):
+def _row(parts, config, x, state, *, aligned):
     """One sequence: ``[T, D] -> [T, H, d]`` and its state after it."""
-    tokens, position = x.shape[0], state.position
+    tokens = x.shape[0]
+    position = 0 if aligned else state.position
     raws = {
         name: x @ w.astype(x.dtype) for name, w in parts.projections.items()
     }
@@ -224,5 +228,5 @@ def _row(parts, config, x, state):
         state.memory,
         (jax.tree.map(grid.split, made), grid.valid, grid.closes),
     )
-    position = jnp.asarray(position + tokens, jnp.int32) % config.cycle
+    position = (state.position + tokens) % config.cycle
     return grid.join(y), TitansState(generators, memory, tails, position)

@@ -71,9 +71,7 @@ def generate_block(parts, config, state, tails, x, raws, valid, closes):
         raw = raws.get(name)
         if raw is None:
             raw = outputs[name].swapaxes(0, 1).reshape(length, -1)
-        y, after[name] = _convolve(
-            raw, parts.kernels[name], tails[name], valid
-        )
+        y, after[name] = _convolve(raw, parts.kernels[name], tails[name], valid)
         y = jax.nn.silu(y)
         mixed[name] = y.reshape(length, parts.heads, -1).swapaxes(0, 1)
     q, k = l2_normalize(mixed["q"]), l2_normalize(mixed["k"])
@@ -83,12 +81,19 @@ def generate_block(parts, config, state, tails, x, raws, valid, closes):
     target = _target(config, architecture, state.start, v[None])
     shared = Gates(*(None if g is None else g[None] for g in gates))
     writes = rule.writes(
-        architecture, config.inner_objective, state.start, k[None], target, shared
+        architecture,
+        config.inner_objective,
+        state.start,
+        k[None],
+        target,
+        shared,
     )
     _, state = advance(
         architecture, state, writes, shared, None, valid=valid, closes=closes
     )
-    made = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), Generated(q, k, v, gates))
+    made = jax.tree.map(
+        lambda a: jnp.moveaxis(a, 1, 0), Generated(q, k, v, gates)
+    )
     return (state, after), made
 
 
@@ -135,7 +140,7 @@ def _gates(parts, config, outputs):
         readout, bias = parts.gates[name]
         if not config.literal:
             source = rms_norm(source)
-        source = source.astype(jnp.float32)
+        source = source.astype(jnp.promote_types(source.dtype, jnp.float32))
         return jnp.einsum("htd,hd->ht", source, readout) + bias[:, None]
 
     eta = config.eta_max * jax.nn.sigmoid(logit("eta", outputs["eta"]))

@@ -200,9 +200,7 @@ def associative_memory(
         @jax.checkpoint
         def body(memory, block):
             (k, v, q), gates, valid, closes = block
-            k, v, q = jax.tree.map(
-                lambda a: jnp.moveaxis(a, 0, -2), (k, v, q)
-            )
+            k, v, q = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -2), (k, v, q))
             gates = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), gates)
             writes = step.writes(arch, goal, memory.start, k, v, gates)
             o, memory = advance(

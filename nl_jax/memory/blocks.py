@@ -72,4 +72,6 @@ def cut(tokens: int, chunk_size: int, position: int | jax.Array) -> Blocks:
     valid = valid.reshape(count, length)
     closes = valid[:, -1] & (length == chunk_size)
     full = fresh and tokens == count * length
-    return Blocks(tokens, count, length, offset, None if full else valid, closes)
+    return Blocks(
+        tokens, count, length, offset, None if full else valid, closes
+    )

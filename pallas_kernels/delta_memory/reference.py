@@ -24,8 +24,15 @@ def delta_scan_reference(
         >>> import jax.numpy as jnp
         >>> one = jnp.ones((1, 1))
         >>> o, w, _ = delta_scan_reference(
-        ...     jnp.zeros((1, 1)), None, one, 2 * one, one, jnp.zeros(1), None,
-        ...     read="after")
+        ...     jnp.zeros((1, 1)),
+        ...     None,
+        ...     one,
+        ...     2 * one,
+        ...     one,
+        ...     jnp.zeros(1),
+        ...     None,
+        ...     read="after",
+        ... )
         >>> float(o[0, 0]), float(w[0, 0])
         (2.0, 2.0)
     """

@@ -136,9 +136,7 @@ def test_split_equals_whole_in_float32():
         }
         o, *state = delta_scan(*state, **piece, **gates, chunk_size=16)
         outs.append(o)
-    np.testing.assert_allclose(
-        jnp.concatenate(outs, -2), whole[0], atol=1e-5
-    )
+    np.testing.assert_allclose(jnp.concatenate(outs, -2), whole[0], atol=1e-5)
     np.testing.assert_allclose(state[0], whole[1], atol=1e-5)
 
 

@@ -105,9 +105,7 @@ def test_gradients_reach_every_input_through_the_inner_steps(x64):
     step = 1e-5
 
     def moved(sign):
-        return jax.tree.map(
-            lambda a, d: a + sign * step * d, inputs, direction
-        )
+        return jax.tree.map(lambda a, d: a + sign * step * d, inputs, direction)
 
     for name in inputs:  # One input at a time, so that none hides another.
         only = {
@@ -115,9 +113,7 @@ def test_gradients_reach_every_input_through_the_inner_steps(x64):
             for s in (1,)
             for n in inputs
         }
-        back = {
-            n: (moved(-1)[n] if n == name else inputs[n]) for n in inputs
-        }
+        back = {n: (moved(-1)[n] if n == name else inputs[n]) for n in inputs}
         numeric = (theirs(only) - theirs(back)) / (2 * step)
         exact = sum(
             jax.tree.leaves(

@@ -1,0 +1,179 @@
+"""One configuration type for every language model, and the registry of names."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from nl_jax.layers import (
+    AttentionConfig,
+    CMSConfig,
+    DeltaNetConfig,
+    TitansConfig,
+)
+
+__all__ = ["MODELS", "PRESETS", "ModelConfig", "configure", "names"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A stack of blocks, each a sequence mixer followed by a continuum memory.
+
+    Raises:
+        ValueError: at construction, naming the field, its value and what is
+            allowed.
+    """
+
+    name: str = "hope"
+    """Name in the registry that this configuration came from."""
+    mixer: Literal["titans", "attention", "delta_net"] = "titans"
+    """Sequence mixer of every block."""
+    vocab_size: int = 256
+    """Number of token ids."""
+    d_model: int = 128
+    """Width of the residual stream."""
+    n_layers: int = 2
+    """Number of blocks."""
+    n_heads: int = 4
+    """Heads of the mixer; divides ``d_model``."""
+    tie_embeddings: bool = True
+    """Whether the output head is the embedding, transposed."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of products; parameters and fast state stay float32."""
+    remat: bool = False
+    """Recompute each block's activations in the backward pass."""
+    titans: TitansConfig = TitansConfig()
+    """Choices of the ``titans`` mixer."""
+    attention: AttentionConfig = AttentionConfig()
+    """Choices of the ``attention`` mixer."""
+    delta_net: DeltaNetConfig = DeltaNetConfig()
+    """Choices of the ``delta_net`` mixer."""
+    cms: CMSConfig = CMSConfig()
+    """The continuum memory that follows the mixer."""
+
+    def __post_init__(self):
+        if self.mixer not in ("titans", "attention", "delta_net"):
+            raise ValueError(
+                f"mixer={self.mixer!r} must be 'titans', 'attention' or "
+                "'delta_net'"
+            )
+        if self.dtype not in ("float32", "bfloat16", "float64"):
+            raise ValueError(
+                f"dtype={self.dtype!r} must be 'float32', 'bfloat16' or "
+                "'float64'"
+            )
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be an integer >= 1")
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"n_heads={self.n_heads} must divide d_model={self.d_model}"
+            )
+        if self.cms.layers > self.n_layers:
+            raise ValueError(
+                f"cms.layers={self.cms.layers} must be at most "
+                f"n_layers={self.n_layers}"
+            )
+        fastest = self.cms.periods[0]
+        if (
+            self.cms.objective == "next_token"
+            and self.mixer == "titans"
+            and fastest % self.titans.cycle
+        ):
+            raise ValueError(
+                f"cms.periods={self.cms.periods}: the fastest, {fastest}, must "
+                f"be a multiple of both titans chunk sizes "
+                f"({self.titans.chunk_size}, {self.titans.memory_chunk_size})"
+            )
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "hope": {"mixer": "titans", "cms": {"periods": (1, 4)}},
+    "hope-attention": {"mixer": "attention", "cms": {"periods": (1, 4)}},
+    "transformer": {"mixer": "attention", "cms": {"hidden": 4.0}},
+    "deltanet": {"mixer": "delta_net", "cms": {"hidden": 4.0}},
+}
+"""What each name is, as overrides of :class:`ModelConfig`."""
+
+_PAPER = {"vocab_size": 32_000, "dtype": "bfloat16", "remat": True}
+_CHUNKS = {"chunk_size": 64, "memory_chunk_size": 64}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "small": {"d_model": 256, "n_layers": 6, "n_heads": 4},
+    "125m": _PAPER
+    | {"d_model": 768, "n_layers": 12, "n_heads": 16, "titans": _CHUNKS},
+    "760m": _PAPER
+    | {"d_model": 1536, "n_layers": 24, "n_heads": 16, "titans": _CHUNKS},
+    "1.3b": _PAPER
+    | {"d_model": 2048, "n_layers": 18, "n_heads": 8, "titans": _CHUNKS},
+}
+"""Sizes; the large ones are shapes of the paper with its 32k vocabulary."""
+
+
+def names() -> list[str]:
+    """Returns the names that :func:`nl_jax.models.build` takes.
+
+    Example:
+        >>> "hope" in names()
+        True
+    """
+    return sorted(MODELS)
+
+
+def configure(
+    name_or_config: str | ModelConfig, *, preset: str = "tiny", **overrides
+) -> ModelConfig:
+    """Resolves a name, a preset and overrides into a configuration.
+
+    Args:
+        name_or_config: a name out of :func:`names`, or a configuration that
+            the overrides change.
+        preset: a size out of ``PRESETS``; only with a name.
+        **overrides: fields of :class:`ModelConfig`; nested ones as mappings.
+
+    Raises:
+        ValueError: for an unknown name, preset or field.
+
+    Example:
+        >>> configure("hope", d_model=64, titans={"chunk_size": 8}).d_model
+        64
+    """
+    if isinstance(name_or_config, ModelConfig):
+        return _merge(name_or_config, overrides, "")
+    if name_or_config not in MODELS:
+        raise ValueError(
+            f"model {name_or_config!r} does not exist; there are "
+            f"{', '.join(names())}"
+        )
+    if preset not in PRESETS:
+        raise ValueError(
+            f"preset={preset!r} must be one of {', '.join(PRESETS)}"
+        )
+    config = ModelConfig(name=name_or_config)
+    fields = _nested(PRESETS[preset], MODELS[name_or_config])
+    return _merge(config, _nested(fields, overrides), "")
+
+
+def _nested(base: Mapping, top: Mapping) -> dict:
+    """Overlays mappings, key by key and level by level."""
+    out = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _nested(out[key], value) if both else value
+    return out
+
+
+def _merge(config, overrides, prefix):
+    known = {field.name for field in dataclasses.fields(config)}
+    changes = {}
+    for name, value in overrides.items():
+        if name not in known:
+            raise ValueError(
+                f"unknown field {prefix}{name}; {type(config).__name__} has "
+                f"{', '.join(sorted(known))}"
+            )
+        present = getattr(config, name)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(present):
+            value = _merge(present, value, f"{prefix}{name}.")
+        changes[name] = value
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,240 @@
+"""Self-modifying Titans: the plain recurrence, streams, gradients, bounds."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from nl_jax.layers.titans import SelfModifyingTitans
+from nl_jax.layers.titans_config import TitansConfig
+from tests.memory import plain
+
+HEADS, WIDTH, LENGTH, CHUNK = 2, 4, 11, 4
+D = HEADS * WIDTH
+PAPER = {"architecture": "mlp", "objective": "l2", "expansion": 2}
+VARIANTS = {
+    "default": {},
+    "paper": PAPER,
+    "adaptive-q": PAPER | {"adaptive_q": True},
+    "no-dgd": PAPER | {"rule": "gd"},
+    "no-momentum": PAPER | {"momentum": False},
+    "no-decay": {"decay": False},
+    "fixed-k-v": {"adaptive_k": False, "adaptive_v": False},
+    "input-delta": PAPER | {"delta_layers": "input"},
+    "state-tracking": {"eta_max": 2.0},
+}
+
+
+def layer(**options):
+    options = {"chunk_size": CHUNK, "memory_chunk_size": CHUNK} | options
+    return SelfModifyingTitans(TitansConfig(**options), D, HEADS)
+
+
+def setup(module, batch=2, length=LENGTH, seed=0):
+    x = jax.random.normal(jax.random.key(seed), (batch, length, D))
+    variables = nn.meta.unbox(module.init(jax.random.key(1), x))
+    return variables, x
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+def rms(a):
+    return a / np.sqrt(np.mean(a * a, -1, keepdims=True) + 1e-6)
+
+
+def plain_titans(config, params, x):
+    """Eq. 86-90 with 4.4's normalisations, token by token, one sequence."""
+    p = jax.tree.map(lambda a: np.asarray(a, float), params)
+    n_layers = 1 if config.architecture == "linear" else 2
+    options = {"objective": config.objective, "delta": config.rule == "dgd"}
+
+    def memory(name, *index):
+        ws = [p[f"{name}_{i}"][index] for i in range(n_layers)]
+        return plain.Memory(ws, **options)
+
+    makers = {
+        (name, h): memory("generators", i, h)
+        for i, name in enumerate(config.generated)
+        for h in range(HEADS)
+    }
+    answering = [memory("memory", h) for h in range(HEADS)]
+    raws = {name: [np.zeros(D)] * 3 for name in "qkv"}
+    outputs = []
+    for t, x_t in enumerate(x):
+        if t % config.chunk_size == 0:
+            for m in makers.values():
+                m.begin_chunk()
+        if t % config.memory_chunk_size == 0:
+            for m in answering:
+                m.begin_chunk()
+        heads = x_t.reshape(HEADS, WIDTH)
+        made = {key: m.generate(heads[key[1]]) for key, m in makers.items()}
+        mixed = {}
+        for name in "qkv":
+            if (name, 0) in makers:
+                raw = np.concatenate([made[name, h] for h in range(HEADS)])
+            else:
+                raw = x_t @ p[f"w_{name}"]
+            raws[name] = [*raws[name][-3:], raw]
+            a = sum(p[f"conv_{name}"][j] * raws[name][j] for j in range(4))
+            mixed[name] = (a * sigmoid(a)).reshape(HEADS, WIDTH)
+        answer = []
+        for h in range(HEADS):
+            q, k = (
+                mixed[n][h] / np.sqrt(np.sum(mixed[n][h] ** 2) + 1e-6)
+                for n in "qk"
+            )
+            v = rms(mixed["v"][h])
+
+            def gate(name, source, h=h, made=made):
+                logit = rms(made[source, h]) @ p[f"gate_{name}"][h]
+                return sigmoid(logit + p[f"gate_{name}_bias"][h])
+
+            alpha = gate("alpha", "alpha") if config.decay else 1.0
+            eta = alpha * config.eta_max * gate("eta", "eta")
+            mu = gate("mu", "eta") if config.momentum else None
+            answer.append(rms(answering[h].read(q)) * p["out_scale"][h])
+            own = [m for key, m in makers.items() if key[1] == h]
+            for m in (*own, answering[h]):
+                m.write(k, rms(m.generate(v)), eta, alpha, mu)
+        outputs.append(np.concatenate(answer) @ p["w_out"])
+    return np.stack(outputs)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "input-delta"])
+def test_equals_the_plain_recurrence(variant):
+    with jax.enable_x64(True):
+        module = layer(
+            **VARIANTS[variant] | {"chunk_size": 3, "memory_chunk_size": 5}
+        )
+        module = dataclasses.replace(module, dtype=jnp.float64)
+        variables, x = setup(module)
+        wide = jax.tree.map(lambda a: a.astype(float), variables)
+        y, _ = jax.jit(module.apply)(wide, x)
+        for row in range(2):
+            expected = plain_titans(
+                module.config, variables["params"], np.asarray(x[row], float)
+            )
+            np.testing.assert_allclose(y[row], expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_whole_equals_any_split_equals_token_by_token(variant):
+    module = layer(**VARIANTS[variant] | {"memory_chunk_size": 2})
+    variables, x = setup(module)
+    apply = jax.jit(module.apply)
+    whole, end = apply(variables, x)
+    start = module.apply(variables, 2, method="initial_state")
+    for sizes in ([1] * LENGTH, [3, 7, 1]):
+        state, outs, at = start, [], 0
+        for size in sizes:
+            y, state = apply(variables, x[:, at : at + size], state)
+            outs.append(y)
+            at += size
+        np.testing.assert_allclose(jnp.concatenate(outs, 1), whole, atol=1e-5)
+        for a, b in zip(*map(jax.tree.leaves, (state, end)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["default", "paper", "adaptive-q"])
+def test_causal_independent_rows_and_live_gradients(variant):
+    module = layer(**VARIANTS[variant])
+    variables, x = setup(module)
+
+    @jax.jit
+    def at(x):  # Gradient of one row's token 6 with respect to everything.
+        return jax.grad(
+            lambda v, x: jnp.sin(module.apply(v, x)[0][0, 6]).sum(),
+            argnums=(0, 1),
+        )(variables, x)
+
+    slow, fast = at(x)
+    assert np.all(fast[0, 7:] == 0), "a later token reaches an earlier output"
+    assert np.all(fast[1] == 0), "rows leak into one another"
+    assert np.all(np.abs(fast[0, :7]).max(-1) > 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(slow):
+        assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_rows_at_different_positions_do_not_disturb_each_other():
+    """A row that starts late gives what it gives alone."""
+    module = layer(**PAPER)
+    variables, x = setup(module)
+    apply = jax.jit(module.apply)
+    _, ahead = apply(variables, x[:, :3])
+    fresh = module.apply(variables, 2, method="initial_state")
+    mixed = jax.tree.map(lambda a, b: a.at[1].set(b[1]), ahead, fresh)
+    y, _ = apply(variables, x[:, 3:], mixed)
+    late, _ = apply(variables, x[:, 3:])
+    np.testing.assert_allclose(y[1], late[1], atol=1e-5)
+
+
+def adversarial(kind):
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(4096, D)).astype("float32")
+    if kind == "repeat":
+        tokens[:] = tokens[0]
+    elif kind == "alternate":
+        tokens[:] = tokens[np.arange(4096) % 2]
+    return jnp.asarray(10 * tokens[None])
+
+
+@pytest.mark.parametrize("variant", ["default", "paper", "state-tracking"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_no_memory_grows_without_bound(variant, trained):
+    module = layer(
+        **VARIANTS[variant] | {"chunk_size": 16, "memory_chunk_size": 16}
+    )
+    variables, _ = setup(module)
+    if trained:  # Far from initialisation: every parameter tripled, alpha ~ 1.
+        variables = jax.tree.map(lambda a: 3 * a, variables)
+    apply = jax.jit(module.apply)
+    for kind in ("repeat", "alternate", "random"):
+        x = adversarial(kind)
+        y, half = apply(variables, x[:, :2048])
+        _, end = apply(variables, x)
+        assert np.isfinite(y).all(), kind
+        sizes = [
+            np.array([jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(s[:2])])
+            for s in (half, end)
+        ]
+        assert np.all(sizes[1] <= 2 * sizes[0] + 10), (kind, sizes)
+
+
+def test_the_literal_equations_overflow():
+    """Why the normalisations exist; were this to pass, they could go."""
+    module = layer(**PAPER | {"literal": True, "chunk_size": 16})
+    variables, _ = setup(module)
+    x = adversarial("random")[:, :512] / 10
+    y, _ = jax.jit(module.apply)(variables, x)
+    assert not np.isfinite(y).all()
+
+
+def test_bfloat16_stays_close_to_float32():
+    module = layer(**PAPER)
+    variables, x = setup(module)
+    low = dataclasses.replace(module, dtype=jnp.bfloat16)
+    y, _ = jax.jit(module.apply)(variables, x)
+    y16, state = jax.jit(low.apply)(variables, x)
+    assert y16.dtype == jnp.bfloat16
+    assert state.memory.weights[0].dtype == jnp.float32
+    np.testing.assert_allclose(y16.astype("float32"), y, atol=0.25)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"architecture": "tree"}, "architecture='tree' must be one of"),
+        ({"chunk_size": 0}, "chunk_size=0 must be an integer >= 1"),
+        ({"eta_max": 3.0}, r"eta_max=3.0 must be in \(0, 2\]"),
+        ({"read": "never"}, "read='never' must be one of"),
+    ],
+)
+def test_bad_configurations_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        TitansConfig(**options)

@@ -1,0 +1,168 @@
+"""Levels that learn in context: the contract of the continuum memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nl_jax.models import build
+
+CHUNK, VOCAB = 4, 13
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def make(dtype="float32", mixer="titans", **cms):
+    cms = {"objective": "next_token", "periods": (4, 8), "rate": 0.3} | cms
+    model = build(
+        "hope" if mixer == "titans" else "hope-attention",
+        vocab_size=VOCAB,
+        d_model=8,
+        n_layers=2,
+        n_heads=2,
+        dtype=dtype,
+        titans={"chunk_size": 4, "memory_chunk_size": 2},
+        cms=cms,
+    )
+    tokens = jax.random.randint(jax.random.key(0), (2, 18), 0, VOCAB)
+    return model, model.init(jax.random.key(1), tokens), tokens
+
+
+def test_equals_the_plain_loop_over_chunks(x64):
+    """Section 7.1 written out: read, differentiate, step what is due."""
+    model, variables, tokens = make("float64", "attention")
+    variables = jax.tree.map(lambda a: a.astype(float), variables)
+    params = variables["params"]
+    logits, end = model.apply(variables, tokens)
+
+    slow, rates = model.fast_parameters(params)
+    start = jax.tree.map(lambda a: jnp.broadcast_to(a, (2, *a.shape)), slow)
+    fast, expected = start, []
+    mixers = model.init_state(variables, 2).mixers
+    waiting = jax.tree.map(jnp.zeros_like, fast[1])
+    for number in range(4):
+        piece = tokens[:, number * CHUNK : (number + 1) * CHUNK]
+
+        def loss(fast, piece=piece, mixers=mixers):
+            logits, after = model.forward(params, piece, mixers, fast)
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits[:, :-1], piece[:, 1:]
+            )
+            return losses.sum(), (logits, after)
+
+        grads, (out, mixers) = jax.grad(loss, has_aux=True)(fast)
+        expected.append(out)
+        rate = [r[None, :, None, None] for r in rates]
+        first = jax.tree.map(
+            lambda w, g, r=rate[0]: w - r * g, fast[0], grads[0]
+        )
+        waiting = jax.tree.map(jnp.add, waiting, grads[1])
+        second = fast[1]
+        if number % 2:  # The slower level: every 8 tokens, the sum of both.
+            second = jax.tree.map(
+                lambda w, g, r=rate[1]: w - r * g, second, waiting
+            )
+            waiting = jax.tree.map(jnp.zeros_like, waiting)
+        fast = (first, second)
+    expected.append(model.forward(params, tokens[:, 16:], mixers, fast)[0])
+    np.testing.assert_allclose(logits, jnp.concatenate(expected, 1), atol=1e-10)
+    for a, b in zip(*map(jax.tree.leaves, (end.cms.fast, fast)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), fast, start)
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_rate_zero_is_the_static_network_bit_for_bit():
+    model, variables, tokens = make(rate=0.0)
+    tokens = tokens[:, :16]  # Whole chunks: the same products on both sides.
+    learning, state = jax.jit(model.apply)(variables, tokens)
+    static = build(model.config, cms={"objective": "outer"})
+    plain, _ = jax.jit(static.apply)(variables, tokens)
+    np.testing.assert_array_equal(learning, plain)
+    first = jax.tree.leaves(model.init_state(variables, 2).cms.fast)
+    for a, b in zip(jax.tree.leaves(state.cms.fast), first, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "mixer", ["attention", pytest.param("titans", marks=pytest.mark.slow)]
+)
+def test_outer_gradient_equals_finite_differences(x64, mixer):
+    model, variables, tokens = make("float64", mixer)
+    tokens = tokens[:1, :10]
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda a: a.astype(float), variables)
+
+    @jax.jit
+    def loss(variables):
+        logits, _ = model.apply(variables, tokens)
+        return jnp.sin(logits).sum()
+
+    grads = jax.grad(loss)(variables)
+    flat, tree = jax.tree.flatten(variables)
+    step = 1e-5
+    for index, grad in enumerate(jax.tree.leaves(grads)):
+        direction = rng.normal(size=grad.shape)
+
+        def along(sign, index=index, direction=direction):
+            moved = list(flat)
+            moved[index] = flat[index] + sign * step * direction
+            return loss(tree.unflatten(moved))
+
+        numeric = (along(1) - along(-1)) / (2 * step)
+        exact = np.vdot(grad, direction)
+        np.testing.assert_allclose(exact, numeric, rtol=1e-5, atol=1e-6)
+
+
+def test_first_order_drops_the_second_derivatives_only():
+    model, variables, tokens = make(mixer="attention")
+    first, _, _ = make(mixer="attention", first_order=True)
+
+    def run(model):
+        def loss(variables):
+            logits, _ = model.apply(variables, tokens)
+            return jnp.sin(logits).sum(), logits
+
+        return jax.jit(jax.grad(loss, has_aux=True))(variables)
+
+    (exact, logits), (cheap, same) = run(model), run(first)
+    np.testing.assert_allclose(logits, same, atol=1e-6)
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), exact, cheap)
+    assert max(jax.tree.leaves(difference)) > 1e-3
+    # The rates' gradients stay: they multiply the inner gradients.
+    rates = cheap["params"]["blocks"]["cms"]["level_1_log_rate"]
+    assert np.abs(rates).min() > 0
+
+
+def test_rows_stand_at_different_places_of_the_grid():
+    model, variables, tokens = make(mixer="attention", rate=0.1)
+    apply = jax.jit(model.apply)
+    fresh = model.init_state(variables, 2)
+    _, ahead = apply(variables, tokens[:, :3], fresh)
+    mixed = jax.tree.map(lambda a, b: a.at[1].set(b[1]), ahead, fresh)
+    logits, _ = apply(variables, tokens[:, 3:], mixed)
+    alone, _ = apply(variables, tokens[:, 3:])
+    whole, _ = apply(variables, tokens)
+    np.testing.assert_allclose(logits[1], alone[1], atol=1e-5)
+    np.testing.assert_allclose(logits[0], whole[0, 3:], atol=1e-5)
+
+
+def test_learning_in_context_lowers_the_loss_on_a_repeated_text():
+    """The point of it: the same text again costs less than the first time."""
+    model, variables, tokens = make(mixer="attention", rate=0.1)
+    again = jnp.tile(tokens[:, :8], (1, 20))
+
+    def losses(model):
+        logits, _ = jax.jit(model.apply)(variables, again)
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits[:, :-1], again[:, 1:]
+        )
+
+    learning = losses(model)
+    static = losses(build(model.config, cms={"rate": 0.0}))
+    assert learning[:, -8:].mean() < 0.7 * static[:, -8:].mean()
