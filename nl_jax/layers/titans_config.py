@@ -67,7 +67,7 @@ class TitansConfig:
     """Initial logit of the step."""
     mu_bias: float = -2.0
     """Initial logit of the momentum's decay."""
-    gain: float = 1.0
+    gain: float = 0.25
     """Standard deviation of initial memory weights, in 1/sqrt(fan-in)."""
     literal: bool = False
     """The equations as printed: no normalised values, writes or gate inputs.

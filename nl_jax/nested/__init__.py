@@ -1,0 +1,34 @@
+"""Levels, their frequencies, and how knowledge moves between them."""
+
+from nl_jax.nested.describe import (
+    LevelRow,
+    LevelTable,
+    SupportsLevels,
+    describe,
+)
+from nl_jax.nested.frequency import EveryState, every
+from nl_jax.nested.level import Level, NestedSystem, gradient_level
+from nl_jax.nested.transfer import (
+    backpropagation,
+    direct_nonparametric,
+    direct_parametric,
+    generation,
+    initialization,
+)
+
+__all__ = [
+    "EveryState",
+    "Level",
+    "LevelRow",
+    "LevelTable",
+    "NestedSystem",
+    "SupportsLevels",
+    "backpropagation",
+    "describe",
+    "direct_nonparametric",
+    "direct_parametric",
+    "every",
+    "generation",
+    "gradient_level",
+    "initialization",
+]

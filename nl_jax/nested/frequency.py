@@ -1,0 +1,99 @@
+r"""Update frequency as a gradient transformation (arXiv 2512.24695, eq. 71).
+
+.. math:: \theta_{t+1} = \theta_t - \eta \sum_{i \le C} \nabla L(\theta_{t-C+i})
+   \text{ every } C \text{ steps, else } \theta_t
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+__all__ = ["EveryState", "every"]
+
+
+class EveryState(NamedTuple):
+    """State of :func:`every`."""
+
+    count: jax.Array
+    """Calls since the last update, int32 scalar."""
+    gathered: optax.Updates
+    """Sum of the gradients of these calls."""
+    inner: optax.OptState
+    """State of the inner transformation; moves only when it is due."""
+    period: int
+    """Calls between two updates."""
+
+
+def every(
+    period: int,
+    transformation: optax.GradientTransformation,
+    *,
+    reduce: Literal["sum", "mean"] = "sum",
+) -> optax.GradientTransformationExtraArgs:
+    """Gathers gradients and applies a transformation every ``period`` calls.
+
+    In between, updates are zero and the inner transformation does not run at
+    all (``optax.MultiSteps`` runs it at every step and masks the result), so
+    what it costs is paid at its own frequency, and schedules inside it count
+    real updates. ``period=1`` is the transformation itself.
+
+    Args:
+        period: calls between two updates, at least 1.
+        transformation: what receives the gathered gradients.
+        reduce: hand on their ``"sum"`` (eq. 71) or ``"mean"``.
+
+    Raises:
+        ValueError: if ``period`` or ``reduce`` is not as described.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> tx = every(2, optax.sgd(1.0))
+        >>> state = tx.init(jnp.zeros(()))
+        >>> first, state = tx.update(jnp.array(1.0), state)
+        >>> second, state = tx.update(jnp.array(2.0), state)
+        >>> float(first), float(second)
+        (0.0, -3.0)
+    """
+    if not isinstance(period, int) or period < 1:
+        raise ValueError(f"period={period!r} must be an integer >= 1")
+    if reduce not in ("sum", "mean"):
+        raise ValueError(f"reduce={reduce!r} must be 'sum' or 'mean'")
+    inner = optax.with_extra_args_support(transformation)
+    if period == 1:
+        return inner
+    divisor = period if reduce == "mean" else 1
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        count = jnp.zeros((), jnp.int32)
+        return EveryState(count, zeros, inner.init(params), _Static(period))
+
+    def update(updates, state, params=None, **extra):
+        gathered = jax.tree.map(jnp.add, state.gathered, updates)
+
+        def apply(gathered, inner_state):
+            gathered = jax.tree.map(lambda g: g / divisor, gathered)
+            out, inner_state = inner.update(
+                gathered, inner_state, params, **extra
+            )
+            out = jax.tree.map(lambda o, g: o.astype(g.dtype), out, updates)
+            return out, jax.tree.map(jnp.zeros_like, gathered), inner_state
+
+        def wait(gathered, inner_state):
+            return jax.tree.map(jnp.zeros_like, updates), gathered, inner_state
+
+        due = state.count == period - 1
+        out, gathered, inner_state = jax.lax.cond(
+            due, apply, wait, gathered, state.inner
+        )
+        count = jnp.where(due, 0, state.count + 1)
+        return out, EveryState(count, gathered, inner_state, state.period)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@jax.tree_util.register_static
+class _Static(int):
+    """An integer that is part of a tree's structure, not one of its leaves."""

@@ -1,0 +1,9 @@
+"""Deep optimizers: optax transformations that are memories.
+
+So far: update frequency.
+"""
+
+from nl_jax.nested.frequency import EveryState, every
+from nl_jax.optimizers.continuum import continuum
+
+__all__ = ["EveryState", "continuum", "every"]
