@@ -17,6 +17,8 @@ from nl_jax.layers import ContinuumMemory, rms_norm
 from nl_jax.models import next_token
 from nl_jax.models.block import Block
 from nl_jax.models.config import ModelConfig, configure
+from nl_jax.models.levels import level_rows
+from nl_jax.nested import LevelRow
 
 __all__ = ["LanguageModel", "ModelState", "build"]
 
@@ -196,6 +198,10 @@ class LanguageModel:
             return 1
 
         return jax.tree_util.tree_map_with_path(period, variables)
+
+    def levels(self) -> list[LevelRow]:
+        """Returns the model's rows of the level table, read off its shapes."""
+        return level_rows(self)
 
     @property
     def _learns_in_context(self) -> bool:

@@ -64,7 +64,7 @@ OPTAX_STATES: dict[str, tuple[str, str, str]] = {
     "ScaleByAdamState": (
         "gradients",
         "vector",
-        "closed form, L2 to the gradients' scale (101-105)",
+        "closed form (101-105)",
     ),
     "TraceState": ("gradients", "vector", "gradient descent on dot product"),
     "ScaleByRssState": ("gradients", "vector", "sum of squares (106-111)"),

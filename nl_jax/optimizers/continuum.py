@@ -12,17 +12,17 @@ __all__ = ["continuum"]
 
 def continuum(
     periods: Mapping[Any, int],
-    labels: Any | Callable[[Any], Any],
     transformation: optax.GradientTransformation
     | Mapping[Any, optax.GradientTransformation],
+    labels: Any | Callable[[Any], Any],
 ) -> optax.GradientTransformationExtraArgs:
     """Gives each group of parameters its own update period.
 
     Args:
         periods: calls between two updates of each group.
+        transformation: for all groups, or one for each.
         labels: a tree like the parameters whose leaves name a group, or a
             function from the parameters to it.
-        transformation: for all groups, or one for each.
 
     Raises:
         ValueError: for a period below 1, or a group without a transformation.
@@ -30,8 +30,8 @@ def continuum(
     Example:
         >>> import jax.numpy as jnp, optax
         >>> params = {"fast": jnp.zeros(()), "slow": jnp.zeros(())}
-        >>> tx = continuum({"a": 1, "b": 2}, {"fast": "a", "slow": "b"},
-        ...                optax.sgd(1.0))
+        >>> tx = continuum({"a": 1, "b": 2}, optax.sgd(1.0),
+        ...                {"fast": "a", "slow": "b"})
         >>> updates, _ = tx.update({"fast": jnp.ones(()), "slow": jnp.ones(())},
         ...                        tx.init(params))
         >>> {name: abs(float(u)) for name, u in updates.items()}

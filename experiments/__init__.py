@@ -1,0 +1,1 @@
+"""Scripts: one per experiment; each docstring is its command and result."""

@@ -1,0 +1,146 @@
+"""What a language model is a nest of: its rows of the level table.
+
+Numbers come from the shapes that the model itself declares; words from its
+configuration.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.nested import LevelRow
+from nl_jax.nested.describe import count_bytes, count_parameters
+
+__all__ = ["level_rows"]
+
+
+def level_rows(model) -> list[LevelRow]:
+    """Returns one row per level of a ``LanguageModel``, for one batch row."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    state = jax.eval_shape(
+        lambda p: model.init_state({"params": p}, 1), params
+    )
+    mixer = params["blocks"]["mixer"]
+    rows = _MIXER_ROWS[model.config.mixer](model.config, mixer, state.mixers)
+    counted = sum(row.parameters for row in rows)
+    config = model.config.cms
+    for index, period in enumerate(config.periods):
+        name = f"level_{index + 1}_"
+        weights = [
+            leaf
+            for key, leaf in params["blocks"]["cms"].items()
+            if key.startswith(name)
+        ]
+        inner = config.objective == "next_token"
+        size = 0
+        if inner:
+            fast = (state.cms.fast[index], state.cms.gathered[index])
+            size = count_bytes(fast)
+        rows.append(
+            LevelRow(
+                name=f"cms.{name[:-1]}",
+                memory_of="tokens of its period",
+                architecture="SwiGLU MLP",
+                objective="next token",
+                rule="GD in context" if inner else "outer optimizer",
+                period=period,
+                unit="tokens" if inner else "steps",
+                parameters=count_parameters(weights),
+                state_bytes=size,
+            )
+        )
+        counted += count_parameters(weights)
+    rows.append(
+        LevelRow(
+            name="slow parameters",
+            memory_of="the training text",
+            architecture="projections, norms, embedding",
+            objective="next token",
+            rule="outer optimizer",
+            period=1,
+            unit="steps",
+            parameters=count_parameters(params) - counted,
+            state_bytes=0,
+        )
+    )
+    return rows
+
+
+def _titans(config, params, state):
+    titans = config.titans
+    rule = titans.rule.upper() + (", momentum" if titans.momentum else "")
+
+    def select(prefix):
+        return [v for k, v in params.items() if k.startswith(prefix)]
+
+    def row(name, memory_of, prefix, fast, period):
+        return LevelRow(
+            name=name,
+            memory_of=memory_of,
+            architecture=titans.architecture,
+            objective=titans.objective.replace("_", " "),
+            rule=rule + (", decay" if titans.decay else ""),
+            period=period,
+            unit="tokens",
+            parameters=count_parameters(select(prefix)),
+            state_bytes=count_bytes(fast),
+        )
+
+    names = ", ".join(titans.generated)
+    return [
+        row(
+            f"titans.generators ({names})",
+            "keys to own values",
+            "generators_",
+            state.generators,
+            titans.chunk_size,
+        ),
+        row(
+            "titans.memory",
+            "keys to own values",
+            "memory_",
+            state.memory,
+            titans.memory_chunk_size,
+        ),
+    ]
+
+
+def _attention(config, params, state):
+    del params
+    return [
+        LevelRow(
+            name="attention",
+            memory_of=f"the last {config.attention.window} tokens",
+            architecture="non-parametric",
+            objective="L2, Nadaraya-Watson",
+            rule="closed form",
+            period=0,
+            unit="tokens",
+            parameters=0,
+            state_bytes=count_bytes((state.keys, state.values)),
+        )
+    ]
+
+
+def _delta_net(config, params, state):
+    del params
+    return [
+        LevelRow(
+            name="delta_net.memory",
+            memory_of="keys to values",
+            architecture="linear",
+            objective="l2",
+            rule="GD" + (", decay" if config.delta_net.gated else ""),
+            period=1,
+            unit="tokens",
+            parameters=0,
+            state_bytes=count_bytes(state.memory),
+        )
+    ]
+
+
+_MIXER_ROWS = {
+    "titans": _titans,
+    "attention": _attention,
+    "delta_net": _delta_net,
+}
