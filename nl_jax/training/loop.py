@@ -1,0 +1,421 @@
+"""The loop: read, step, record, evaluate, save; stop and go on."""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.models import LanguageModel
+from nl_jax.nested import describe
+from nl_jax.training import mesh as mesh_lib
+from nl_jax.training.checkpoint import (
+    Checkpoints,
+    check_same_config,
+    check_tokenizer,
+)
+from nl_jax.training.config import TrainConfig, to_json
+from nl_jax.training.data import (
+    Dataset,
+    gzip_bits_per_byte,
+    held_out_batches,
+    make_iterator,
+    prepare,
+)
+from nl_jax.training.errors import InputError
+from nl_jax.training.loss import LossSums, bits_per_byte
+from nl_jax.training.metrics import (
+    JsonLines,
+    MetricsWriter,
+    TensorBoard,
+    read_json_lines,
+)
+from nl_jax.training.optimizer import make_optimizer, make_schedule
+from nl_jax.training.progress import Progress
+from nl_jax.training.provenance import versions
+from nl_jax.training.step import TrainState, make_eval_step, make_train_step
+from nl_jax.training.tokenizer import Tokenizer, from_json
+
+__all__ = ["TrainResult", "train"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class TrainResult(NamedTuple):
+    """A finished (or stopped) run."""
+
+    model: LanguageModel
+    variables: Any
+    tokenizer: Tokenizer
+    step: int
+    """Steps done; fewer than asked for when a signal stopped the run."""
+    records: list[dict]
+    """Lines of the metrics, those before a restart too."""
+    held_out_bits_per_byte: float | None
+    """Of the last evaluation."""
+    gzip_bits_per_byte: float
+    """Of ``gzip -9`` on the same bytes."""
+    text_sha256: str
+    compile_seconds: dict[str, float]
+    train_seconds: float
+    """Of the steps of this process, evaluation and saving included."""
+
+
+def train(
+    config: TrainConfig, workdir: str | os.PathLike | None = None
+) -> TrainResult:
+    """Trains a language model, or goes on where ``workdir`` stopped.
+
+    Args:
+        config: the run.
+        workdir: folder for checkpoints, metrics and the configuration; ``None``
+            keeps nothing. If it holds a checkpoint of the same configuration
+            the run goes on from there, with the same numbers as if it had
+            never stopped.
+
+    Raises:
+        InputError: for anything a user can put right: data, configuration,
+            devices, a damaged checkpoint, a full disk, a loss that is not
+            finite. The last good checkpoint is left as it was.
+    """
+    mesh = mesh_lib.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        run = _Run(config, mesh, workdir)
+        try:
+            return run.train()
+        finally:
+            run.close()
+
+
+class _Run:
+    """The parts of one call of :func:`train`."""
+
+    def __init__(self, config: TrainConfig, mesh, workdir):
+        self.config, self.mesh = config, mesh
+        self.workdir = None if workdir is None else pathlib.Path(workdir)
+        self.writers: list[MetricsWriter] = []
+        self.checkpoints: Checkpoints | None = None
+        self.compile_seconds: dict[str, float] = {}
+        if self.workdir is not None:
+            try:
+                self.workdir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"cannot make the folder {workdir}: {error.strerror}; "
+                    "give another --workdir"
+                ) from error
+            self.checkpoints = Checkpoints(
+                workdir,
+                every=config.checkpoint_every,
+                keep=config.keep_checkpoints,
+            )
+        self.start, meta = self._saved_meta()
+        saved = None if meta is None else from_json(meta["tokenizer"])
+        self.data: Dataset = prepare(config.data, config.seq_len, saved)
+        self.model = LanguageModel(config.model)
+        tokenizer = self.data.tokenizer
+        check_tokenizer(
+            tokenizer,
+            tokenizer.to_json() if meta is None else meta["tokenizer"],
+            self.model,
+        )
+        self.iterator = make_iterator(
+            self.data.train,
+            seq_len=config.seq_len,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        if meta is not None:
+            self._check_text(meta)
+            self.iterator.set_state(meta["data"]["iterator"])
+        self._open_outputs()
+
+    def train(self) -> TrainResult:
+        """Runs to the last step, or to a signal."""
+        config = self.config
+        state = self._first_state()
+        step_fn, eval_fn = self._compile(state)
+        schedule = make_schedule(config.optimizer, config.steps)
+        tokens = config.batch_size * config.seq_len
+        step, pending, held_out = self.start, None, None
+        began = time.monotonic()
+        progress = Progress(config.steps, step, tokens)
+
+        def record(step: int, metrics) -> None:
+            sums, norm = jax.device_get((metrics["sums"], metrics["grad_norm"]))
+            loss = float(sums.nats) / float(sums.tokens)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._not_finite(step, loss, float(norm))
+            bits = bits_per_byte(sums)
+            speed = progress.update(step, loss, bits)
+            if step % config.log_every == 0 or step == config.steps:
+                values = {
+                    "loss": loss,
+                    "bits_per_byte": bits,
+                    "grad_norm": float(norm),
+                    "learning_rate": float(schedule(step - 1)),
+                    "tokens": step * tokens,
+                    "tokens_per_second": round(speed, 1),
+                }
+                self._write(step, values)
+
+        with progress, _StopSignal() as stop:
+            while step < config.steps:
+                batch = mesh_lib.global_batch(self.mesh, next(self.iterator))
+                state, metrics = step_fn(state, batch)
+                step += 1
+                if pending is not None:
+                    # The device works on this step while the last is shown.
+                    record(*pending)
+                pending = step, metrics
+                last = step == config.steps or stop.asked
+                every = config.eval_every
+                evaluate = last or (every and step % every == 0)
+                save = self.checkpoints is not None and (
+                    last or self.checkpoints.due(step)
+                )
+                if evaluate or save:
+                    # Nothing is saved before its loss is known to be finite.
+                    record(*pending)
+                    pending = None
+                if evaluate and not stop.asked:
+                    held_out = self._evaluate(eval_fn, state.variables)
+                    self._write(step, {"held_out_bits_per_byte": held_out})
+                if save:
+                    self.checkpoints.save(step, state, self._meta())
+                if stop.asked:
+                    _LOG.info("stopped by a signal after step %d", step)
+                    break
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+        if held_out is None and step == config.steps:
+            held_out = self._evaluate(eval_fn, state.variables)
+        return TrainResult(
+            model=self.model,
+            variables=state.variables,
+            tokenizer=self.data.tokenizer,
+            step=step,
+            records=self._records(),
+            held_out_bits_per_byte=held_out,
+            gzip_bits_per_byte=gzip_bits_per_byte(self.data.corpus.held_out),
+            text_sha256=self.data.corpus.sha256,
+            compile_seconds=self.compile_seconds,
+            train_seconds=time.monotonic() - began,
+        )
+
+    def close(self) -> None:
+        """Closes files."""
+        for writer in self.writers:
+            writer.close()
+
+    def _saved_meta(self) -> tuple[int, dict | None]:
+        if self.checkpoints is None or self.checkpoints.latest is None:
+            return 0, None
+        step = self.checkpoints.latest
+        meta = self.checkpoints.meta(step)
+        check_same_config(
+            self.workdir,
+            meta["config"],
+            to_json(self.config),
+            accept=self.config.accept_new_config,
+        )
+        if meta["versions"] != versions():
+            _LOG.warning(
+                "the checkpoint was written with %s; numbers may differ in "
+                "their last digits",
+                meta["versions"],
+            )
+        return step, meta
+
+    def _check_text(self, meta) -> None:
+        old, new = meta["data"]["sha256"], self.data.corpus.sha256
+        if old != new and not self.config.accept_new_config:
+            raise InputError(
+                f"the text has changed since {self.workdir} was begun (sha256 "
+                f"{old[:12]}, now {new[:12]}; the default text differs between "
+                "Python versions); restore it, use another --workdir, or go "
+                "on with --config.accept_new_config=True"
+            )
+
+    def _open_outputs(self) -> None:
+        self._history: list[dict] = []
+        if self.workdir is None or jax.process_index() != 0:
+            return
+        _write_json(self.workdir / "config.json", to_json(self.config))
+        path = self.workdir / "metrics.jsonl"
+        self.writers.append(JsonLines(path, self.start))
+        self._history = read_json_lines(path)
+        if self.config.tensorboard:
+            self.writers.append(TensorBoard(self.workdir / "tensorboard"))
+
+    def _first_state(self) -> TrainState:
+        """Draws or restores the state, each array where it belongs."""
+        config, model, mesh = self.config, self.model, self.mesh
+        axes = model.logical_axes()
+
+        def draw():
+            tokens = jnp.zeros((1, 1), jnp.int32)
+            return model.init(jax.random.key(config.seed), tokens)
+
+        shapes = jax.eval_shape(draw)
+        optimizer = make_optimizer(
+            config.optimizer,
+            config.steps,
+            axes,
+            model.parameter_periods(shapes),
+        )
+        self.optimizer = optimizer
+        _LOG.info("%s", describe(model, optimizer, params=shapes))
+        where = mesh_lib.parameter_shardings(mesh, axes, shapes)
+        opt_shapes = jax.eval_shape(optimizer.init, shapes)
+        where = TrainState(
+            where, mesh_lib.state_shardings(mesh, (shapes, where), opt_shapes)
+        )
+        if self.start:
+            shapes = jax.tree.map(
+                lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w),
+                TrainState(shapes, opt_shapes),
+                where,
+            )
+            _LOG.info("going on from step %d in %s", self.start, self.workdir)
+            return self.checkpoints.restore(self.start, shapes)
+
+        def begin():
+            variables = draw()
+            return TrainState(variables, optimizer.init(variables))
+
+        return jax.jit(begin, out_shardings=where)()
+
+    def _compile(self, state: TrainState) -> tuple[Callable, Callable]:
+        """Compiles ahead of time, so that the time it takes is known."""
+        config, model = self.config, self.model
+        lengths = np.ones(model.config.vocab_size, np.int32)
+        known = self.data.tokenizer.byte_lengths
+        lengths[: len(known)] = known
+        where = mesh_lib.batch_sharding(self.mesh)
+        shape = (config.batch_size, config.seq_len)
+        tokens = jax.ShapeDtypeStruct(
+            (shape[0], shape[1] + 1), jnp.int32, sharding=where
+        )
+        weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+        mesh_lib.check_batch(self.mesh, config.batch_size)
+        step = make_train_step(
+            model, self.optimizer, lengths, config.accumulate
+        )
+        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+        step_fn = self._timed(
+            "train_step",
+            # Pinned, so that the second step meets what the first one met.
+            jax.jit(step, donate_argnums=0, out_shardings=(layout, None)),
+            state,
+            tokens,
+        )
+        eval_fn = self._timed(
+            "eval_step",
+            jax.jit(make_eval_step(model, lengths)),
+            state.variables,
+            tokens,
+            weights,
+        )
+        return step_fn, eval_fn
+
+    def _timed(self, name: str, function, *arguments):
+        began = time.monotonic()
+        compiled = function.lower(*arguments).compile()
+        self.compile_seconds[name] = round(time.monotonic() - began, 2)
+        _LOG.info("compiled %s in %.1f s", name, self.compile_seconds[name])
+        return compiled
+
+    def _evaluate(self, eval_fn: Callable, variables) -> float:
+        total = np.zeros(3)
+        share = self.config.batch_size // jax.process_count()
+        mine = slice(
+            jax.process_index() * share, (jax.process_index() + 1) * share
+        )
+        for tokens, weights in held_out_batches(
+            self.data.held_out,
+            seq_len=self.config.seq_len,
+            batch_size=self.config.batch_size,
+        ):
+            batch = mesh_lib.global_batch(
+                self.mesh, (tokens[mine], weights[mine])
+            )
+            total += np.asarray(jax.device_get(eval_fn(variables, *batch)))
+        return bits_per_byte(LossSums(*total))
+
+    def _meta(self) -> dict:
+        """What a checkpoint holds beside arrays.
+
+        Every process reads as many batches as every other, so one position
+        serves all.
+        """
+        return {
+            "config": to_json(self.config),
+            "tokenizer": self.data.tokenizer.to_json(),
+            "data": {
+                "iterator": self.iterator.get_state(),
+                "sha256": self.data.corpus.sha256,
+            },
+            "versions": versions(),
+        }
+
+    def _write(self, step: int, values: dict) -> None:
+        self._history.append({"step": step, **values})
+        for writer in self.writers:
+            writer.write(step, values)
+
+    def _records(self) -> list[dict]:
+        return list(self._history)
+
+    def _not_finite(self, step: int, loss: float, norm: float) -> None:
+        good = None if self.checkpoints is None else self.checkpoints.latest
+        kept = "no checkpoint was saved before"
+        if good is not None:
+            self.checkpoints.wait()
+            kept = f"the checkpoint of step {good} in {self.workdir} is good"
+        raise InputError(
+            f"stopped at step {step}: loss {loss}, gradient norm {norm}; "
+            f"{kept}. Lower --config.optimizer.learning_rate or "
+            "--config.optimizer.clip_norm, and begin in another --workdir or "
+            "go on with --config.accept_new_config=True"
+        )
+
+
+class _StopSignal:
+    """Turns the first SIGINT or SIGTERM into a wish to stop after the step."""
+
+    asked = False
+
+    def __enter__(self) -> "_StopSignal":
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *unused) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame) -> None:
+        del frame
+        self.asked = True
+        # A second signal does what it always did.
+        signal.signal(number, self._before[number])
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(fresh, path)

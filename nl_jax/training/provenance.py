@@ -1,0 +1,58 @@
+"""What a result was made with."""
+
+import importlib.metadata
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+
+import jax
+
+__all__ = [
+    "git_revision",
+    "peak_memory_bytes",
+    "resident_memory_bytes",
+    "versions",
+]
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a number can depend on."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+    out = {name: importlib.metadata.version(name) for name in names}
+    out["numpy"] = importlib.metadata.version("numpy")
+    out["python"] = platform.python_version()
+    out["backend"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return out
+
+
+def git_revision() -> str | None:
+    """Returns the revision of this code, ``+`` behind it if it is edited."""
+    folder = pathlib.Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def peak_memory_bytes() -> int:
+    """Returns the largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory_bytes() -> int:
+    """Returns the resident size of this process now; the peak off Linux."""
+    status = pathlib.Path("/proc/self/statm")
+    if not status.exists():
+        return peak_memory_bytes()
+    return int(status.read_text().split()[1]) * resource.getpagesize()
