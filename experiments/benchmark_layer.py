@@ -1,0 +1,154 @@
+r"""Tokens per second of one MLP-memory layer, against ``titans-pytorch``.
+
+The layer is a Titans long-term memory: q, k, v and per-token gates projected
+from the input, a two-layer residual MLP memory of width 128 without expansion,
+L2 objective, gradient descent with momentum and decay, chunks of 64 tokens;
+forward and backward of a mean square, batch 2, 512 tokens, one head.
+
+Command (a minute; the peer lives in its own environment)::
+
+    python3 -m venv .venv-peer
+    .venv-peer/bin/pip install torch==2.13.0 titans-pytorch==0.5.5
+    python -m experiments.benchmark_layer --peer=.venv-peer/bin/python
+
+Both run in turn, round by round, and the medians' ratio is printed: at least 3
+on two CPU cores. Without ``--peer`` ours alone is timed.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from nl_jax.layers import l2_normalize
+from nl_jax.memory import Gates, associative_memory
+
+_FLAGS = flags.FLAGS
+flags.DEFINE_string("peer", None, "Python of an environment with the peer.")
+flags.DEFINE_integer("rounds", 7, "Rounds of each.", lower_bound=1)
+flags.DEFINE_integer("calls", 5, "Calls per round.", lower_bound=1)
+flags.DEFINE_integer("width", 128, "Width of the layer and its memory.")
+flags.DEFINE_integer("chunk", 64, "Tokens per chunk.")
+flags.DEFINE_integer("batch", 2, "Rows.")
+flags.DEFINE_integer("length", 512, "Tokens per row.")
+flags.DEFINE_string("out", "runs/benchmark_layer", "Folder of the result.")
+
+
+def make_layer(width, chunk):
+    """Returns ``(params, loss)`` of the layer."""
+    memory = associative_memory(
+        "mlp", "l2", "gd", momentum=True, chunk_size=chunk, read="after"
+    )
+    keys = jax.random.split(jax.random.key(0), 6)
+    dense = [
+        jax.random.normal(k, (width, width)) * width**-0.5 for k in keys[:3]
+    ]
+    gates = jax.random.normal(keys[3], (width, 3)) * width**-0.5
+    shape = (width, width)
+    weights = tuple(
+        jax.random.normal(k, shape) * width**-0.5 for k in keys[4:]
+    )
+    params = {"qkv": dense, "gates": gates, "memory": weights}
+
+    def row(params, x):
+        q, k, v = (jax.nn.silu(x @ w) for w in params["qkv"])
+        q, k = l2_normalize(q), l2_normalize(k)
+        eta, alpha, mu = jnp.moveaxis(x @ params["gates"], -1, 0)
+        gates = Gates(
+            jax.nn.sigmoid(eta),
+            jax.nn.log_sigmoid(alpha + 4),
+            jax.nn.log_sigmoid(mu),
+        )
+        state = memory.init(params["memory"])
+        o, _ = memory.scan(state, k, v, q, gates, aligned=True)
+        return o
+
+    def loss(params, x):
+        o = jax.vmap(row, in_axes=(None, 0))(params, x)
+        return jnp.square(o).mean()
+
+    return params, loss
+
+
+def main(argv):
+    """Times both and writes the result."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    settings = {
+        name: getattr(_FLAGS, name)
+        for name in ("width", "chunk", "batch", "length")
+    } | {"threads": os.cpu_count()}
+    params, loss = make_layer(_FLAGS.width, _FLAGS.chunk)
+    shape = (_FLAGS.batch, _FLAGS.length, _FLAGS.width)
+    x = jax.random.normal(jax.random.key(1), shape)
+    step = jax.jit(jax.grad(loss))
+    jax.block_until_ready(step(params, x))
+
+    def ours():
+        begun = time.perf_counter()
+        for _ in range(_FLAGS.calls):
+            grads = step(params, x)
+        jax.block_until_ready(grads)
+        return (time.perf_counter() - begun) / _FLAGS.calls
+
+    peer = start_peer(settings) if _FLAGS.peer else None
+    times = {"ours": [], "titans-pytorch": []}
+    for _ in range(_FLAGS.rounds):
+        times["ours"].append(ours())
+        if peer:
+            peer.stdin.write(f"{_FLAGS.calls}\n")
+            peer.stdin.flush()
+            times["titans-pytorch"].append(float(peer.stdout.readline()))
+    if peer:
+        peer.stdin.close()
+        peer.wait()
+    tokens = _FLAGS.batch * _FLAGS.length
+    result = {"settings": settings, "versions": {"jax": jax.__version__}}
+    for name, seconds in times.items():
+        if seconds:
+            result[name] = {
+                "tokens_per_second": tokens / statistics.median(seconds),
+                "slowest": tokens / max(seconds),
+                "fastest": tokens / min(seconds),
+            }
+            print(
+                f"{name}: {tokens / statistics.median(seconds):,.0f} tokens/s "
+                f"(median of {len(seconds)}; {tokens / max(seconds):,.0f} to "
+                f"{tokens / min(seconds):,.0f})"
+            )
+    if peer:
+        pairs = zip(times["titans-pytorch"], times["ours"], strict=True)
+        result["ratio"] = statistics.median(a / b for a, b in pairs)
+        print(f"ours / titans-pytorch: {result['ratio']:.2f}")
+    out = pathlib.Path(_FLAGS.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def start_peer(settings):
+    """Starts the peer's process and waits until it has warmed up."""
+    script = pathlib.Path(__file__).parent / "peers" / "time_titans_pytorch.py"
+    peer = subprocess.Popen(
+        [_FLAGS.peer, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    peer.stdin.write(json.dumps(settings) + "\n")
+    peer.stdin.flush()
+    if peer.stdout.readline().strip() != "ready":
+        raise SystemExit(
+            f"error: --peer={_FLAGS.peer} did not start; does it have "
+            "titans-pytorch==0.5.5?"
+        )
+    return peer
+
+
+if __name__ == "__main__":
+    app.run(main)

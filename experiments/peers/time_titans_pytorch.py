@@ -1,0 +1,43 @@
+"""Times ``titans-pytorch``'s memory layer; runs in a venv of its own.
+
+Reads one JSON line of settings per request and answers with seconds, so that
+rounds can alternate with ours. Needs torch and titans-pytorch, nothing of ours.
+"""
+
+import json
+import sys
+import time
+
+import torch
+from titans_pytorch import MemoryMLP, NeuralMemory
+
+
+def main():
+    """Answers requests until standard input ends."""
+    settings = json.loads(sys.stdin.readline())
+    torch.manual_seed(0)
+    torch.set_num_threads(settings["threads"])
+    width, chunk = settings["width"], settings["chunk"]
+    layer = NeuralMemory(
+        dim=width,
+        chunk_size=chunk,
+        batch_size=chunk,
+        model=MemoryMLP(width, depth=2, expansion_factor=1.0),
+    )
+    x = torch.randn(settings["batch"], settings["length"], width)
+
+    def step():
+        layer.zero_grad()
+        out, _ = layer(x)
+        out.square().mean().backward()
+
+    step()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        begun = time.perf_counter()
+        for _ in range(int(line)):
+            step()
+        print((time.perf_counter() - begun) / int(line), flush=True)
+
+
+main()
