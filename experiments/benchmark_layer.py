@@ -51,9 +51,7 @@ def make_layer(width, chunk):
     ]
     gates = jax.random.normal(keys[3], (width, 3)) * width**-0.5
     shape = (width, width)
-    weights = tuple(
-        jax.random.normal(k, shape) * width**-0.5 for k in keys[4:]
-    )
+    weights = tuple(jax.random.normal(k, shape) * width**-0.5 for k in keys[4:])
     params = {"qkv": dense, "gates": gates, "memory": weights}
 
     def row(params, x):

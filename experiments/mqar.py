@@ -161,7 +161,9 @@ def train(run, seed, settings):
         if number % _EVERY == 0:
             curve.append(round(float(np.mean(window)), 4))
             window = []
-            print(f"{run} seed {seed} step {number} {curve[-1]:.3f}", flush=True)
+            print(
+                f"{run} seed {seed} step {number} {curve[-1]:.3f}", flush=True
+            )
             if curve[-1] > max(settings.target, 0.98):
                 break
     reached = [i for i, a in enumerate(curve, 1) if a >= settings.target]

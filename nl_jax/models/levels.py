@@ -17,9 +17,7 @@ def level_rows(model) -> list[LevelRow]:
     """Returns one row per level of a ``LanguageModel``, for one batch row."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-    state = jax.eval_shape(
-        lambda p: model.init_state({"params": p}, 1), params
-    )
+    state = jax.eval_shape(lambda p: model.init_state({"params": p}, 1), params)
     mixer = params["blocks"]["mixer"]
     rows = _MIXER_ROWS[model.config.mixer](model.config, mixer, state.mixers)
     counted = sum(row.parameters for row in rows)

@@ -57,7 +57,8 @@ def gradient_level(
     Example:
         >>> import jax.numpy as jnp, optax
         >>> level = gradient_level(
-        ...     lambda w, others, x: 0.5 * (w - x) ** 2, optax.sgd(1.0))
+        ...     lambda w, others, x: 0.5 * (w - x) ** 2, optax.sgd(1.0)
+        ... )
         >>> w, state = jnp.array(0.0), level.init(jnp.array(0.0))
         >>> w, state = level.update(w, state, {}, jnp.array(3.0))
         >>> float(w)
@@ -92,9 +93,12 @@ class NestedSystem:
     Example:
         >>> import jax.numpy as jnp, optax
         >>> pull = lambda w, others, x: 0.5 * jnp.sum((w - x) ** 2)
-        >>> system = NestedSystem({
-        ...     "slow": gradient_level(pull, optax.sgd(0.1), 4),
-        ...     "fast": gradient_level(pull, optax.sgd(0.5), 1)})
+        >>> system = NestedSystem(
+        ...     {
+        ...         "slow": gradient_level(pull, optax.sgd(0.1), 4),
+        ...         "fast": gradient_level(pull, optax.sgd(0.5), 1),
+        ...     }
+        ... )
         >>> system.order
         ('fast', 'slow')
     """

@@ -107,8 +107,9 @@ def initialization(
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
-        >>> adapt = initialization(lambda w, x: 0.5 * (w - x) ** 2,
-        ...                        optax.sgd(0.5))
+        >>> adapt = initialization(
+        ...     lambda w, x: 0.5 * (w - x) ** 2, optax.sgd(0.5)
+        ... )
         >>> float(jax.grad(adapt)(0.0, jnp.ones(2)))  # (1 - 0.5) ** 2
         0.25
     """

@@ -30,10 +30,12 @@ def continuum(
     Example:
         >>> import jax.numpy as jnp, optax
         >>> params = {"fast": jnp.zeros(()), "slow": jnp.zeros(())}
-        >>> tx = continuum({"a": 1, "b": 2}, optax.sgd(1.0),
-        ...                {"fast": "a", "slow": "b"})
-        >>> updates, _ = tx.update({"fast": jnp.ones(()), "slow": jnp.ones(())},
-        ...                        tx.init(params))
+        >>> tx = continuum(
+        ...     {"a": 1, "b": 2}, optax.sgd(1.0), {"fast": "a", "slow": "b"}
+        ... )
+        >>> updates, _ = tx.update(
+        ...     {"fast": jnp.ones(()), "slow": jnp.ones(())}, tx.init(params)
+        ... )
         >>> {name: abs(float(u)) for name, u in updates.items()}
         {'fast': 1.0, 'slow': 0.0}
     """

@@ -1,0 +1,67 @@
+"""The level table follows from the objects."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from nl_jax.models import build
+from nl_jax.nested import describe
+from nl_jax.optimizers import continuum
+
+
+def shapes(model):
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), tokens)
+
+
+def rows(*objects, **options):
+    return {row.name: row for row in describe(*objects, **options).rows}
+
+
+def test_every_parameter_is_in_exactly_one_level():
+    for options in (
+        {},
+        {"titans": {"architecture": "mlp"}},
+        {"cms": {"objective": "next_token", "periods": (16, 32, 64)}},
+    ):
+        model = build("hope", **options)
+        count = sum(leaf.size for leaf in jax.tree.leaves(shapes(model)))
+        assert sum(r.parameters for r in model.levels()) == count
+
+
+def test_the_table_changes_with_the_configuration():
+    table = rows(build("hope", titans={"chunk_size": 4, "rule": "gd"}))
+    generators = table["titans.generators (k, v, eta, alpha)"]
+    assert generators.period == 4 and generators.rule.startswith("GD")
+    learning = build(
+        "hope", cms={"objective": "next_token", "periods": (16, 64)}
+    )
+    level = rows(learning)["cms.level_2"]
+    assert (level.period, level.unit) == (64, "tokens")
+    assert level.state_bytes > 0
+    assert rows(build("transformer"))["attention"].period == 0
+
+
+def test_optimizer_states_are_levels_at_their_period():
+    params = {"a": jnp.ones((4, 3)), "b": jnp.ones((2,))}
+    adam = rows(optax.adamw(1e-3), params=params)["ScaleByAdamState"]
+    assert adam.state_bytes == 2 * 4 * 14 + 4
+    slow = continuum({"s": 8}, optax.adam(1e-3), {"a": "s", "b": "s"})
+    assert rows(slow, params=params)["ScaleByAdamState"].period == 8
+
+
+def test_text_and_figure(tmp_path):
+    table = describe(build("hope"))
+    text = str(table)
+    assert "cms.level_2" in text and "4 steps" in text
+    assert len(text.splitlines()) == 2 + len(table.rows)
+    table.figure(tmp_path / "levels.png")
+    assert (tmp_path / "levels.png").stat().st_size > 1000
+
+
+def test_what_cannot_be_described_is_named():
+    with pytest.raises(TypeError, match="int has no levels"):
+        describe(3)
+    with pytest.raises(ValueError, match="params="):
+        describe(optax.adam(1e-3))
