@@ -33,6 +33,7 @@ from nl_jax.layers.titans_block import (
     Generators,
     answer_block,
     generate_block,
+    shared_block,
 )
 from nl_jax.layers.titans_config import TitansConfig
 from nl_jax.memory import blocks
@@ -45,9 +46,11 @@ class TitansState(NamedTuple):
     """Fast state, batch first in every leaf."""
 
     generators: MemoryState
-    """Memories that make k, v, eta, alpha (and q), ``[B, n, H, ...]``."""
+    """Memories that make k, v, eta, alpha (and q), ``[B, n, H, ...]``; where
+    all share one recurrence, ``weights`` is its matrix, ``[B, H, d, d]``."""
     memory: MemoryState
-    """The memory that answers, ``[B, H, ...]``."""
+    """The memory that answers, ``[B, H, ...]``; ``weights`` is empty where the
+    recurrence is shared."""
     tails: dict[str, jax.Array]
     """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
     position: jax.Array
@@ -80,6 +83,7 @@ class SelfModifyingTitans(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Declares the slow parameters."""
         config, d = self.config, self.d_model
         if d % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide d_model={d}")
@@ -176,9 +180,18 @@ class SelfModifyingTitans(nn.Module):
     def _initial(self) -> TitansState:
         tail = jnp.zeros((self.config.conv_width - 1, self.d_model), self.dtype)
         momentum = self.config.momentum
+        generators = fresh(self.generators, momentum)
+        memory = fresh(self.memory, momentum)
+        if self.config.shares_recurrence:
+            (answers,) = self.memory
+            product = jnp.broadcast_to(
+                jnp.eye(answers.shape[-1], dtype=answers.dtype), answers.shape
+            )
+            generators = generators._replace(weights=(product,))
+            memory = memory._replace(weights=())
         return TitansState(
-            fresh(self.generators, momentum),
-            fresh(self.memory, momentum),
+            generators,
+            memory,
             dict.fromkeys(("q", "k", "v"), tail),
             jnp.zeros((), jnp.int32),
         )
@@ -200,20 +213,23 @@ def _row(parts, config, x, state, *, aligned):
         name: x @ w.astype(x.dtype) for name, w in parts.projections.items()
     }
     grid = blocks.cut(tokens, config.chunk_size, position)
+    inputs = (
+        grid.split(x),
+        jax.tree.map(grid.split, raws),
+        grid.valid,
+        grid.closes,
+    )
+    if config.shares_recurrence:
+        y, state = _shared(parts, config, inputs, state)
+        after = (state.position + tokens) % config.cycle
+        return grid.join(y), state._replace(position=after)
 
     @jax.checkpoint
     def generate(carry, block):
         return generate_block(parts, config, *carry, *block)
 
     (generators, tails), made = jax.lax.scan(
-        generate,
-        (state.generators, state.tails),
-        (
-            grid.split(x),
-            jax.tree.map(grid.split, raws),
-            grid.valid,
-            grid.closes,
-        ),
+        generate, (state.generators, state.tails), inputs
     )
     made = jax.tree.map(grid.join, made)
 
@@ -230,3 +246,25 @@ def _row(parts, config, x, state, *, aligned):
     )
     position = (state.position + tokens) % config.cycle
     return grid.join(y), TitansState(generators, memory, tails, position)
+
+
+def _shared(parts, config, inputs, state):
+    """All blocks where memories share one recurrence: a single scan."""
+
+    @jax.checkpoint
+    def step(carry, block):
+        return shared_block(parts, config, carry, *block)
+
+    carry = (
+        *state.generators.start,
+        *state.memory.start,
+        *state.generators.weights,
+        state.tails,
+    )
+    (starts, answers, product, tails), y = jax.lax.scan(step, carry, inputs)
+    return y, TitansState(
+        MemoryState((starts,), (product,), None),
+        MemoryState((answers,), (), None),
+        tails,
+        state.position,
+    )

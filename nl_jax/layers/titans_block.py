@@ -11,10 +11,16 @@ import jax.numpy as jnp
 
 from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.layers.short_conv import short_conv
-from nl_jax.memory.associative import advance
+from nl_jax.memory.associative import MemoryState, advance
 from nl_jax.memory.rule import Gates
 
-__all__ = ["Generated", "Generators", "answer_block", "generate_block"]
+__all__ = [
+    "Generated",
+    "Generators",
+    "answer_block",
+    "generate_block",
+    "shared_block",
+]
 
 
 class Generators(NamedTuple):
@@ -57,27 +63,8 @@ def generate_block(parts, config, state, tails, x, raws, valid, closes):
         ``((state, tails), Generated)``.
     """
     architecture, rule = config.memory_architecture, config.learning_rule
-    length = x.shape[0]
-    per_head = x.reshape(length, parts.heads, -1).swapaxes(0, 1)
-    outputs = dict(
-        zip(
-            config.generated,
-            architecture.apply(state.start, per_head[None]),
-            strict=True,
-        )
-    )
-    mixed, after = {}, {}
-    for name in ("q", "k", "v"):
-        raw = raws.get(name)
-        if raw is None:
-            raw = outputs[name].swapaxes(0, 1).reshape(length, -1)
-        y, after[name] = _convolve(raw, parts.kernels[name], tails[name], valid)
-        y = jax.nn.silu(y)
-        mixed[name] = y.reshape(length, parts.heads, -1).swapaxes(0, 1)
-    q, k = l2_normalize(mixed["q"]), l2_normalize(mixed["k"])
-    v = mixed["v"] if config.literal else rms_norm(mixed["v"])
-
-    gates = _gates(parts, config, outputs)
+    made, after = _generate(parts, config, state.start, tails, x, raws, valid)
+    _, k, v, gates = made
     target = _target(config, architecture, state.start, v[None])
     shared = Gates(*(None if g is None else g[None] for g in gates))
     writes = rule.writes(
@@ -91,9 +78,7 @@ def generate_block(parts, config, state, tails, x, raws, valid, closes):
     _, state = advance(
         architecture, state, writes, shared, None, valid=valid, closes=closes
     )
-    made = jax.tree.map(
-        lambda a: jnp.moveaxis(a, 1, 0), Generated(q, k, v, gates)
-    )
+    made = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), made)
     return (state, after), made
 
 
@@ -129,10 +114,91 @@ def answer_block(config, state, made, valid, closes):
     return state, y.swapaxes(0, 1)
 
 
+def shared_block(parts, config, carry, x, raws, valid, closes):
+    r"""A block of all memories at once, where they share one recurrence.
+
+    With the targets :math:`M_\square v` frozen at the chunk's start, every
+    linear memory is its start times the same matrix,
+    :math:`M_{\square,t} = M_{\square,0} G_t`, whose surprise is that of a
+    memory that is the identity: ``objective.gradient(k, v)``.
+
+    Args:
+        parts: slow parameters.
+        config: a ``TitansConfig`` with ``shares_recurrence``.
+        carry: ``(starts, answers, product, tails)``: weights at the chunk's
+            start of the generators ``[n, H, d, d]`` and of the answering
+            memory ``[H, d, d]``, and ``G``, ``[H, d, d]``.
+        x: tokens, ``[L, D]``.
+        raws: those of q, k, v that no memory makes, ``[L, D]``.
+        valid: ``[L]`` or ``None``.
+        closes: whether the block ends a chunk.
+
+    Returns:
+        ``(carry, y)``, outputs ``[L, H, d]``.
+    """
+    starts, answers, product, tails = carry
+    architecture = config.memory_architecture
+    made, tails = _generate(parts, config, (starts,), tails, x, raws, valid)
+    q, k, v, gates = made
+    identity = jnp.broadcast_to(
+        jnp.eye(k.shape[-1], dtype=product.dtype), product.shape
+    )
+    writes = config.learning_rule.writes(
+        architecture, config.inner_objective, (identity,), k, v, gates
+    )
+    o, state = advance(
+        architecture,
+        MemoryState((identity,), (product,), None),
+        writes,
+        gates,
+        q,
+        read=config.read,
+        valid=valid,
+        closes=closes,
+    )
+    y = architecture.apply((answers,), o)
+    (product,) = state.weights
+    starts, answers = (
+        jnp.where(closes, jnp.matmul(product, w), w) for w in (starts, answers)
+    )
+    product = jnp.where(closes, identity, product)
+    return (starts, answers, product, tails), y.swapaxes(0, 1)
+
+
+def _generate(parts, config, start, tails, x, raws, valid):
+    """q, k, v and gates, ``[H, L, ...]``, and the convolutions' new tails."""
+    length = x.shape[0]
+    per_head = x.reshape(length, parts.heads, -1).swapaxes(0, 1)
+    outputs = dict(
+        zip(
+            config.generated,
+            config.memory_architecture.apply(start, per_head[None]),
+            strict=True,
+        )
+    )
+    mixed, after = {}, {}
+    for name in ("q", "k", "v"):
+        raw = raws.get(name)
+        if raw is None:
+            raw = outputs[name].swapaxes(0, 1).reshape(length, -1)
+        y, after[name] = _convolve(raw, parts.kernels[name], tails[name], valid)
+        y = jax.nn.silu(y)
+        mixed[name] = y.reshape(length, parts.heads, -1).swapaxes(0, 1)
+    q, k = l2_normalize(mixed["q"]), l2_normalize(mixed["k"])
+    v = mixed["v"]
+    if config.value_norm == "input":
+        v = l2_normalize(v)  # Unit length keeps the shared recurrence tame.
+    elif not config.literal:
+        v = rms_norm(v)
+
+    return Generated(q, k, v, _gates(parts, config, outputs)), after
+
+
 def _target(config, architecture, weights, v):
     """The self-generated value ``M(v)`` of eq. 87."""
     target = architecture.apply(weights, v)
-    return target if config.literal else rms_norm(target)
+    raw = config.literal or config.value_norm == "input"
+    return target if raw else rms_norm(target)
 
 
 def _gates(parts, config, outputs):

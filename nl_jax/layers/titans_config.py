@@ -42,6 +42,10 @@ class TitansConfig:
     """Momentum in the inner step, with a learned decay per token."""
     decay: bool = True
     """Retention: ``False`` fixes alpha at 1."""
+    value_norm: Literal["target", "input"] = "target"
+    """Normalise each self-generated target, or only the value it is made
+    from. ``"input"`` keeps linear memories linear in their start, so that
+    all of them share one recurrence, see ``shares_recurrence``."""
     adaptive_q: bool = False
     """Whether queries come from a memory too, rather than from ``x W_q``."""
     adaptive_k: bool = True
@@ -79,6 +83,7 @@ class TitansConfig:
             ("objective", OBJECTIVES),
             ("rule", RULES),
             ("delta_layers", ("all", "input")),
+            ("value_norm", ("target", "input")),
             ("read", ("before", "after", "chunk")),
         ):
             value = getattr(self, name)
@@ -136,6 +141,22 @@ class TitansConfig:
         if self.momentum:
             biases["mu"] = self.mu_bias
         return biases
+
+    @property
+    def shares_recurrence(self) -> bool:
+        """Whether one ``d x d`` recurrence moves all memories of a head.
+
+        With linear memories, targets ``M(v)`` and one chunk grid, every memory
+        inside a chunk is its start times the same matrix: the delta memory
+        runs once, not once per memory. Chosen whenever it is exact.
+        """
+        return (
+            self.architecture == "linear"
+            and self.value_norm == "input"
+            and not self.momentum
+            and not self.literal
+            and self.chunk_size == self.memory_chunk_size
+        )
 
     @property
     def cycle(self) -> int:

@@ -27,6 +27,7 @@ class Block(nn.Module):
     config: ModelConfig
 
     def setup(self):
+        """Declares the norm, the mixer and the continuum memory."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
         self.norm_scale = self.param(

@@ -25,6 +25,14 @@ VARIANTS = {
     "fixed-k-v": {"adaptive_k": False, "adaptive_v": False},
     "input-delta": PAPER | {"delta_layers": "input"},
     "state-tracking": {"eta_max": 2.0},
+    "raw-targets": {"value_norm": "input"},
+    "shared": {"value_norm": "input", "momentum": False},
+    "shared-l2": {
+        "value_norm": "input",
+        "momentum": False,
+        "objective": "l2",
+        "rule": "gd",
+    },
 }
 
 
@@ -89,7 +97,9 @@ def plain_titans(config, params, x):
                 mixed[n][h] / np.sqrt(np.sum(mixed[n][h] ** 2) + 1e-6)
                 for n in "qk"
             )
-            v = rms(mixed["v"][h])
+            v = mixed["v"][h]
+            raw = config.value_norm == "input"
+            v = v / np.sqrt(np.sum(v**2) + 1e-6) if raw else rms(v)
 
             def gate(name, source, h=h, made=made):
                 logit = rms(made[source, h]) @ p[f"gate_{name}"][h]
@@ -101,7 +111,8 @@ def plain_titans(config, params, x):
             answer.append(rms(answering[h].read(q)) * p["out_scale"][h])
             own = [m for key, m in makers.items() if key[1] == h]
             for m in (*own, answering[h]):
-                m.write(k, rms(m.generate(v)), eta, alpha, mu)
+                target = m.generate(v)
+                m.write(k, target if raw else rms(target), eta, alpha, mu)
         outputs.append(np.concatenate(answer) @ p["w_out"])
     return np.stack(outputs)
 
@@ -109,9 +120,11 @@ def plain_titans(config, params, x):
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "input-delta"])
 def test_equals_the_plain_recurrence(variant):
     with jax.enable_x64(True):
-        module = layer(
-            **VARIANTS[variant] | {"chunk_size": 3, "memory_chunk_size": 5}
-        )
+        sizes = {"chunk_size": 3, "memory_chunk_size": 5}
+        if "shared" in variant:
+            sizes["chunk_size"] = 5
+        module = layer(**VARIANTS[variant] | sizes)
+        assert module.config.shares_recurrence == ("shared" in variant)
         module = dataclasses.replace(module, dtype=jnp.float64)
         variables, x = setup(module)
         wide = jax.tree.map(lambda a: a.astype(float), variables)
@@ -125,7 +138,8 @@ def test_equals_the_plain_recurrence(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_whole_equals_any_split_equals_token_by_token(variant):
-    module = layer(**VARIANTS[variant] | {"memory_chunk_size": 2})
+    sizes = {} if "shared" in variant else {"memory_chunk_size": 2}
+    module = layer(**VARIANTS[variant] | sizes)
     variables, x = setup(module)
     apply = jax.jit(module.apply)
     whole, end = apply(variables, x)
@@ -184,7 +198,9 @@ def adversarial(kind):
     return jnp.asarray(10 * tokens[None])
 
 
-@pytest.mark.parametrize("variant", ["default", "paper", "state-tracking"])
+@pytest.mark.parametrize(
+    "variant", ["default", "paper", "state-tracking", "shared"]
+)
 @pytest.mark.parametrize("trained", [False, True])
 def test_no_memory_grows_without_bound(variant, trained):
     module = layer(
