@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from absl import logging as absl_logging
@@ -19,26 +19,38 @@ __all__ = ["run", "write_json"]
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
 
 
-def run(main: Callable[[], Any], argv: Sequence[str] | None = None) -> None:
-    """Parses flags, runs ``main`` and exits; wrong input is one clear line."""
-    argv = list(sys.argv if argv is None else argv)
+def run(
+    define: Callable[[flags.FlagValues], None],
+    main: Callable[[flags.FlagValues], None],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parses flags and runs ``main``; wrong input is one line and exit 2.
+
+    Args:
+        define: defines the script's flags on the values that it is given.
+        main: takes the parsed values.
+        argv: arguments behind the script's name; ``sys.argv`` if not given.
+    """
+    if argv is not None:
+        # config_flags finds its --config.field=value there and nowhere else.
+        sys.argv = [sys.argv[0], *argv]
     _log_to_stdout()
+    values = flags.FlagValues()
     try:
-        rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise InputError(
-                f"unexpected argument {rest[1]!r}; flags begin with --"
-            )
-    except InputError as error:
-        _fail(error)
+        define(values)
+        if "--help" in sys.argv:
+            print(sys.modules[main.__module__].__doc__)
+            print(values.get_help())
+            return
+        rest = values(sys.argv)
+    except OSError as error:
+        _fail(f"cannot load --config: {str(error).strip().splitlines()[-1]}")
     except _FLAG_ERRORS as error:
         _fail(_flag_message(error))
-    except OSError as error:
-        _fail(str(error).strip().splitlines()[-1])
-    if any(flag in argv for flag in ("--help", "--helpfull")):
-        return
+    if len(rest) > 1:
+        _fail(f"unexpected argument {rest[1]!r}; flags begin with --")
     try:
-        main()
+        main(values)
     except InputError as error:
         _fail(error)
     except OSError as error:
@@ -66,14 +78,14 @@ def _log_to_stdout() -> None:
 
 
 def _flag_message(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+    text = str(error).replace("\\n", " ").replace("\\", "").replace("'", "")
+    text = " ".join(text.split()).strip('"')
     if isinstance(error, (AttributeError, KeyError)):
-        text = f"unknown field of --config: {' '.join(lines)}"
-    return text.strip("\"'")
+        return f"--config has no field {text}; see nl_jax.training.TrainConfig"
+    return text or type(error).__name__
 
 
-def _fail(message: Any) -> None:
+def _fail(message: Any) -> NoReturn:
     sys.stdout.flush()
     line = " ".join(str(message).split())
     print(f"error: {line}", file=sys.stderr)

@@ -3,8 +3,8 @@
 ``python -m experiments.evaluate --workdir=runs/default --file=book.txt``
 prints bits per byte by position in the stream, in buckets that double in size,
 and writes ``evaluation.json``, ``evaluation.md`` and ``evaluation.png`` into
-``--out``. The file is read in pieces and the model keeps only its fast state, so
-that memory does not grow with the file.
+``--out``. The file is read in pieces and the model keeps only its fast state,
+so that memory does not grow with the file.
 """
 
 import pathlib
@@ -15,34 +15,46 @@ from absl import flags
 from experiments import cli
 from nl_jax import training
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/default", "Folder of a training run."
-)
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default newest.")
-_FILE = flags.DEFINE_string("file", None, "UTF-8 text to read.")
-_CHUNK = flags.DEFINE_integer("chunk", 512, "Tokens per call.", 1)
-_OUT = flags.DEFINE_string("out", None, "Folder for results; default workdir.")
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_string(
+        "workdir",
+        "runs/default",
+        "Folder of a training run.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "step", None, "Which checkpoint; default newest.", flag_values=values
+    )
+    flags.DEFINE_string("file", None, "UTF-8 text to read.", flag_values=values)
+    flags.DEFINE_integer(
+        "chunk", 512, "Tokens per call.", 1, flag_values=values
+    )
+    flags.DEFINE_string(
+        "out", None, "Folder for results; default workdir.", flag_values=values
+    )
 
 
-def main() -> None:
+def main(values: flags.FlagValues) -> None:
     """Streams, prints a table and writes results."""
-    if _FILE.value is None:
+    if values.file is None:
         raise training.InputError("--file is missing; give a text file")
-    loaded = training.load_model(_WORKDIR.value, _STEP.value)
+    loaded = training.load_model(values.workdir, values.step)
     tokenizer = loaded.tokenizer
     table = training.PositionTable()
     count, began = 0, time.monotonic()
     pieces = training.tokens_of(
-        training.read_blocks(_FILE.value), tokenizer, _CHUNK.value
+        training.read_blocks(values.file), tokenizer, values.chunk
     )
     for read in training.stream(
-        loaded.model, loaded.variables, pieces, chunk=_CHUNK.value
+        loaded.model, loaded.variables, pieces, chunk=values.chunk
     ):
         table.add(read.nats, tokenizer.byte_lengths[read.targets])
         count += len(read.targets)
     if not count:
         raise training.InputError(
-            f"{_FILE.value} has fewer than 2 tokens; give a longer text"
+            f"{values.file} has fewer than 2 tokens; give a longer text"
         )
     seconds = time.monotonic() - began
     lines = ["| from byte | bytes | bits per byte |", "|---:|---:|---:|"]
@@ -56,14 +68,14 @@ def main() -> None:
         f"all: {table.total():.3f} bits per byte, {count} tokens, "
         f"{count / seconds:,.0f} tokens/s"
     )
-    out = pathlib.Path(_OUT.value or _WORKDIR.value)
+    out = pathlib.Path(values.out or values.workdir)
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.md").write_text(markdown + "\n")
     training.plot_positions(out / "evaluation.png", table.rows())
     cli.write_json(
         out / "evaluation.json",
         {
-            "file": str(_FILE.value),
+            "file": str(values.file),
             "bits_per_byte": table.total(),
             "tokens": count,
             "seconds": round(seconds, 2),
@@ -79,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(define, main)

@@ -15,68 +15,90 @@ from absl import flags
 from experiments import cli
 from nl_jax import training
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/default", "Folder of a training run."
-)
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default newest.")
-_PROMPT = flags.DEFINE_string("prompt", None, "Text to continue.")
-_TOKENS = flags.DEFINE_integer("tokens", 200, "Tokens to draw.", 0)
-_TEMPERATURE = flags.DEFINE_float(
-    "temperature", 0.8, "Divides the logits; 0 takes the likeliest token.", 0
-)
-_TOP_P = flags.DEFINE_float("top_p", 0.95, "Probability mass to draw from.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.")
-_SAVE = flags.DEFINE_string("save_state", None, "Folder to save the state in.")
-_LOAD = flags.DEFINE_string("load_state", None, "Folder of a saved state.")
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_string(
+        "workdir",
+        "runs/default",
+        "Folder of a training run.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "step", None, "Which checkpoint; default newest.", flag_values=values
+    )
+    flags.DEFINE_string("prompt", None, "Text to continue.", flag_values=values)
+    flags.DEFINE_integer(
+        "tokens", 200, "Tokens to draw.", 0, flag_values=values
+    )
+    flags.DEFINE_float(
+        "temperature",
+        0.8,
+        "Divides the logits; 0 takes the likeliest token.",
+        0,
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "top_p", 0.95, "Probability mass to draw from.", flag_values=values
+    )
+    flags.DEFINE_integer("seed", 0, "Of what is drawn.", flag_values=values)
+    flags.DEFINE_string(
+        "save_state", None, "Folder to save the state in.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "load_state", None, "Folder of a saved state.", flag_values=values
+    )
 
 
-def main() -> None:
+def main(values: flags.FlagValues) -> None:
     """Loads, reads the prompt, and writes."""
-    if not 0 < _TOP_P.value <= 1:
+    if not 0 < values.top_p <= 1:
         raise training.InputError(
-            f"--top_p={_TOP_P.value} must be in (0, 1]; 1 allows every token"
+            f"--top_p={values.top_p} must be in (0, 1]; 1 allows every token"
         )
-    prompt = _PROMPT.value
+    prompt = values.prompt
     if prompt is None:
-        prompt = "" if _LOAD.value else "The "
-    if not prompt and not _LOAD.value:
+        prompt = "" if values.load_state else "The "
+    if not prompt and not values.load_state:
         raise training.InputError(
             "--prompt is empty; give some text, or a state with --load_state"
         )
-    loaded = training.load_model(_WORKDIR.value, _STEP.value)
+    loaded = training.load_model(values.workdir, values.step)
     tokenizer = loaded.tokenizer
     sampler = training.Sampler(
         loaded.model,
         loaded.variables,
         vocab_size=tokenizer.vocab_size,
-        seed=_SEED.value,
+        seed=values.seed,
     )
     belongs_to = {
         "model": loaded.meta["config"]["model"],
         "tokenizer": tokenizer.to_json()["hash"],
         "step": loaded.meta["step"],
     }
-    if _LOAD.value:
+    if values.load_state:
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=leaf.sharding
             ),
             sampler.state,
         )
-        sampler.state = training.load_tree(_LOAD.value, shapes, belongs_to)
+        sampler.state = training.load_tree(
+            values.load_state, shapes, belongs_to
+        )
     sampler.feed(tokenizer.encode(prompt.encode()))
     print(prompt, end="")
     # A character may span several tokens.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in sampler.draw(
-        _TOKENS.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value
+        values.tokens, temperature=values.temperature, top_p=values.top_p
     ):
         print(decoder.decode(tokenizer.decode([token])), end="")
         sys.stdout.flush()
     print(decoder.decode(b"", final=True))
-    if _SAVE.value:
-        training.save_tree(_SAVE.value, sampler.state, belongs_to)
+    if values.save_state:
+        training.save_tree(values.save_state, sampler.state, belongs_to)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(define, main)

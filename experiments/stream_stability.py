@@ -19,31 +19,47 @@ from absl import flags
 from experiments import cli
 from nl_jax import training
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/default", "Folder of a training run."
-)
-_TOKENS = flags.DEFINE_integer("tokens", 1_000_000, "Tokens to stream.", 1)
-_CHUNK = flags.DEFINE_integer("chunk", 512, "Tokens per call.", 1)
-_NORMS = flags.DEFINE_float("norm_limit", 4.0, "Allowed growth of a norm.")
-_MEMORY = flags.DEFINE_float("memory_limit", 50.0, "Allowed growth in MB.")
-_OUT = flags.DEFINE_string("out", None, "Folder for results; default workdir.")
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_string(
+        "workdir",
+        "runs/default",
+        "Folder of a training run.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "tokens", 1_000_000, "Tokens to stream.", 1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "chunk", 512, "Tokens per call.", 1, flag_values=values
+    )
+    flags.DEFINE_float(
+        "norm_limit", 4.0, "Allowed growth of a norm.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "memory_limit", 50.0, "Allowed growth in MB.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "out", None, "Folder for results; default workdir.", flag_values=values
+    )
 
 
-def main() -> None:
+def main(values: flags.FlagValues) -> None:
     """Streams, judges and writes results."""
-    loaded = training.load_model(_WORKDIR.value)
+    loaded = training.load_model(values.workdir)
     data = training.TrainConfig(
         data=training.DataConfig(**loaded.meta["config"]["data"])
     ).data
     text = training.load_corpus(data).held_out
     pieces = training.tokens_of(
-        itertools.repeat(text), loaded.tokenizer, _CHUNK.value
+        itertools.repeat(text), loaded.tokenizer, values.chunk
     )
-    total = -(-_TOKENS.value // _CHUNK.value)
+    total = -(-values.tokens // values.chunk)
     every = max(total // 20, 1)
     rows, nats, began = [], 0.0, time.monotonic()
     reads = training.stream(
-        loaded.model, loaded.variables, pieces, chunk=_CHUNK.value
+        loaded.model, loaded.variables, pieces, chunk=values.chunk
     )
     for count, read in enumerate(itertools.islice(reads, total), 1):
         nats += float(read.nats.sum())
@@ -51,8 +67,8 @@ def main() -> None:
             norms = training.state_norms(read.state)
             rows.append(
                 {
-                    "tokens": count * _CHUNK.value,
-                    "loss": nats / (count * _CHUNK.value),
+                    "tokens": count * values.chunk,
+                    "loss": nats / (count * values.chunk),
                     "resident_bytes": training.resident_memory_bytes(),
                     "largest_norm": max(norms.values()),
                     "norms": norms,
@@ -64,8 +80,8 @@ def main() -> None:
                 f"{rows[-1]['largest_norm']:.3g}",
                 flush=True,
             )
-    problems = _judge(rows)
-    out = pathlib.Path(_OUT.value or _WORKDIR.value)
+    problems = _judge(rows, values)
+    out = pathlib.Path(values.out or values.workdir)
     out.mkdir(parents=True, exist_ok=True)
     lines = ["| tokens | loss | MB | largest norm |", "|---:|---:|---:|---:|"]
     lines += [
@@ -91,24 +107,24 @@ def main() -> None:
         sys.exit(1)
 
 
-def _judge(rows: list[dict]) -> list[str]:
+def _judge(rows: list[dict], values: flags.FlagValues) -> list[str]:
     """Compares all rows with those of the first tenth."""
     problems = []
     first = rows[: max(len(rows) // 10, 1)]
     growth = rows[-1]["resident_bytes"] - first[-1]["resident_bytes"]
-    if growth > _MEMORY.value * 1e6:
+    if growth > values.memory_limit * 1e6:
         problems.append(f"memory grew by {growth / 1e6:.0f} MB")
     for name in rows[0]["norms"]:
-        values = [row["norms"][name] for row in rows]
-        limit = _NORMS.value * max(row["norms"][name] for row in first)
-        if not all(map(math.isfinite, values)):
+        norms = [row["norms"][name] for row in rows]
+        limit = values.norm_limit * max(row["norms"][name] for row in first)
+        if not all(map(math.isfinite, norms)):
             problems.append(f"the norm of {name} is not finite")
-        elif max(values) > max(limit, 1e-3):
-            problems.append(f"the norm of {name} grew to {max(values):.3g}")
+        elif max(norms) > max(limit, 1e-3):
+            problems.append(f"the norm of {name} grew to {max(norms):.3g}")
     if not all(math.isfinite(row["loss"]) for row in rows):
         problems.append("the loss is not finite")
     return problems
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(define, main)

@@ -24,26 +24,37 @@ from experiments import cli
 from nl_jax import training
 
 _DEFAULT = pathlib.Path(__file__).parent / "configs" / "default.py"
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    str(_DEFAULT),
-    "Configuration file; --config.field=value edits it.",
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/default", "Folder of the run; holds all that it writes."
-)
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other processes of a multi-host run."
-)
 
 
-def main() -> None:
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    config_flags.DEFINE_config_file(
+        "config",
+        str(_DEFAULT),
+        "Configuration file; --config.field=value edits it.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "workdir",
+        "runs/default",
+        "Folder of the run; holds all that it writes.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Join the other processes of a multi-host run.",
+        flag_values=values,
+    )
+
+
+def main(values: flags.FlagValues) -> None:
     """Trains, samples, and writes results."""
     began = time.monotonic()
-    if _DISTRIBUTED.value:
+    if values.distributed:
         jax.distributed.initialize()
-    config = training.freeze(_CONFIG.value)
-    workdir = pathlib.Path(_WORKDIR.value)
+    config = training.freeze(values.config)
+    workdir = pathlib.Path(values.workdir)
     result = training.train(config, workdir)
     if jax.process_index() != 0:
         return
@@ -107,4 +118,4 @@ def _sample(config, result) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(define, main)

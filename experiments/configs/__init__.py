@@ -1,1 +1,1 @@
-"""Configurations: each file has ``get_config``; its docstring is the command."""
+"""Configurations: each file has ``get_config`` and its command."""

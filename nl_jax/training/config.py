@@ -50,7 +50,7 @@ class DataConfig:
     """Text and its tokens."""
 
     paths: tuple[str, ...] = ()
-    """Files or directories of UTF-8 text or JSONL; empty for the default text."""
+    """Files or folders of UTF-8 text or JSONL; empty for the default text."""
     stdlib: bool = False
     """Add the standard library's top-level ``*.py`` to the default text."""
     text_field: str = "text"

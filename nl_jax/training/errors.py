@@ -6,5 +6,5 @@ __all__ = ["InputError"]
 class InputError(ValueError):
     """Something that a user gave cannot work; the message says what to do.
 
-    Scripts print the message on one line and exit non-zero, without a traceback.
+    Scripts print the message on one line and exit non-zero.
     """

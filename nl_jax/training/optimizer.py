@@ -1,7 +1,7 @@
 r"""AdamW for language models: warm-up, cosine, clipping, groups, frequencies.
 
-.. math:: \theta \leftarrow \theta - \eta_t\,(\hat m / (\sqrt{\hat v} + \epsilon)
-   + \lambda\theta)
+.. math:: \theta \leftarrow \theta
+   - \eta_t\,(\hat m / (\sqrt{\hat v} + \epsilon) + \lambda\theta)
 
 with :math:`\lambda = 0` for norms, biases, gates, convolutions and initial
 memories. Parameters of slower levels of a continuum memory step once per period

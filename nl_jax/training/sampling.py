@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 __all__ = ["Sampler", "StreamState", "sample_token"]
 
@@ -23,7 +23,7 @@ class StreamState(NamedTuple):
 
 def sample_token(
     rng: jax.Array, logits: Float[Array, " V"], temperature, top_p
-) -> Int[Array, ""]:
+) -> jax.Array:
     """Draws from the smallest set of tokens that holds ``top_p`` of the mass.
 
     Args:

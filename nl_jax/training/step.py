@@ -74,7 +74,7 @@ def make_train_step(
 
 
 def make_eval_step(model: Any, byte_lengths: np.ndarray) -> Callable:
-    """Returns ``(variables, tokens [B, T + 1], weights [B, T]) -> LossSums``."""
+    """Returns ``(variables, tokens [B, T + 1], weights [B, T]) -> sums``."""
 
     def step(variables, tokens, weights):
         targets = tokens[:, 1:]

@@ -150,7 +150,7 @@ class PositionTable:
         """Returns ``start``, ``bytes`` and ``bits_per_byte`` of each bucket."""
         return [
             {
-                "start": 2**bucket if bucket else 0,
+                "start": 2 ** int(bucket) if bucket else 0,
                 "bytes": int(self._bytes[bucket]),
                 "bits_per_byte": float(
                     self._nats[bucket] / np.log(2) / self._bytes[bucket]

@@ -47,7 +47,7 @@ class ByteTokenizer:
         return np.frombuffer(text, np.uint8).astype(np.int32)
 
     def decode(self, tokens) -> bytes:
-        """Returns ids below 256 as bytes; others, of a wider model, as ``?``."""
+        """Returns ids as bytes; those of a wider model as ``?``."""
         return bytes(t if t < 256 else 63 for t in map(int, tokens))
 
     def to_json(self) -> dict:

@@ -1,0 +1,160 @@
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from nl_jax.training import (
+    BPETokenizer,
+    ByteTokenizer,
+    DataConfig,
+    InputError,
+    from_json,
+    gzip_bits_per_byte,
+    held_out_batches,
+    load_corpus,
+    make_iterator,
+    prepare,
+)
+
+TOKENS = np.arange(16 * 10 + 5, dtype=np.int32)
+READ = {"seq_len": 16, "batch_size": 3, "seed": 0}
+
+
+def take(iterator, count):
+    return np.stack([next(iterator) for _ in range(count)])
+
+
+def test_default_text_is_the_same_every_time():
+    first, again = load_corpus(DataConfig()), load_corpus(DataConfig())
+    assert first == again
+    share = len(first.held_out) / len(first.held_out + first.train)
+    assert abs(share - 0.1) < 0.01
+
+
+def test_the_standard_library_adds_text():
+    more = load_corpus(DataConfig(stdlib=True))
+    assert len(more.train) > 4 * len(load_corpus(DataConfig()).train)
+
+
+def test_an_epoch_reads_every_sequence_once():
+    rows = take(make_iterator(TOKENS, **READ), 3).reshape(-1, 17)
+    assert rows.shape == (9, 17)
+    starts = sorted(rows[:, 0].tolist())
+    assert starts == [16 * i for i in range(9)]
+    assert (np.diff(rows, axis=1) == 1).all()
+
+
+def test_later_epochs_have_another_order_and_other_cuts():
+    epochs = take(make_iterator(TOKENS, **READ), 9).reshape(3, 9, 17)
+    shifts = epochs[:, :, 0] % 16
+    assert (shifts == shifts[:, :1]).all()
+    assert len(set(shifts[:, 0].tolist())) > 1
+    order = epochs[:, :, 0] // 16
+    assert not (order[0] == order[1]).all()
+    assert epochs.max() < len(TOKENS)
+
+
+def test_a_restored_iterator_goes_on():
+    iterator = make_iterator(TOKENS, **READ)
+    take(iterator, 4)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = take(iterator, 5)
+    other = make_iterator(TOKENS, **READ)
+    other.set_state(state)
+    np.testing.assert_array_equal(take(other, 5), expected)
+
+
+def test_processes_share_the_batch():
+    whole = take(make_iterator(TOKENS, **READ), 4)
+    parts = [
+        take(
+            make_iterator(TOKENS, **READ, process_index=i, process_count=3), 4
+        )
+        for i in range(3)
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts, 1), whole)
+    with pytest.raises(InputError, match="2 processes"):
+        make_iterator(TOKENS, **READ, process_count=2)
+
+
+def test_another_seed_is_another_order():
+    first = take(make_iterator(TOKENS, **READ), 3)
+    other = take(make_iterator(TOKENS, **(READ | {"seed": 1})), 3)
+    assert (first != other).any()
+
+
+def test_held_out_tokens_are_predicted_once_each():
+    seen = []
+    for tokens, weights in held_out_batches(
+        TOKENS[:101], seq_len=16, batch_size=3
+    ):
+        assert tokens.shape == (3, 17)
+        seen += tokens[:, 1:][weights > 0].tolist()
+    assert seen == list(range(1, 101))
+
+
+def test_gzip():
+    text = b"abc" * 100
+    assert gzip_bits_per_byte(text) == len(gzip.compress(text, 9)) * 8 / 300
+
+
+def test_bpe_spells_everything():
+    text = "naïve — 日本 \t\n words words words".encode()
+    tokenizer = BPETokenizer.train(text, 270)
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.byte_lengths[tokens].sum() == len(text)
+    again = from_json(json.loads(json.dumps(tokenizer.to_json())))
+    np.testing.assert_array_equal(again.encode(text), tokens)
+
+
+def test_bpe_is_the_same_every_time():
+    text = load_corpus(DataConfig()).train[:50_000]
+    first = BPETokenizer.train(text, 300).to_json()
+    assert BPETokenizer.train(text, 300).to_json() == first
+
+
+def test_bytes():
+    tokenizer = from_json(ByteTokenizer().to_json())
+    assert tokenizer.decode(tokenizer.encode(b"\x00\xff")) == b"\x00\xff"
+
+
+def test_directories_and_json_lines(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.jsonl").write_text('{"body": "alpha"}\n\n{"body": "beta"}')
+    (tmp_path / "sub" / "b.txt").write_text("gamma\n" * 20)
+    (tmp_path / ".hidden").write_text("hidden")
+    corpus = load_corpus(
+        DataConfig(paths=(str(tmp_path),), text_field="body", held_out=0.3)
+    )
+    text = corpus.train + corpus.held_out
+    assert all(word in text for word in (b"alpha", b"beta", b"gamma"))
+    assert b"hidden" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", None, "does not exist"),
+        ("a.txt", b"", "hold no text"),
+        ("a.txt", b" \n\n", "hold no text"),
+        ("a.txt", b"ab\x00cd" * 50, "is binary"),
+        ("a.txt", b"\xff\xfe" * 50, "is binary or not UTF-8"),
+        ("a.txt", b"short", "too few|needs more"),
+        ("a.txt", b"some words\n" * 3, "seq_len=16 needs more"),
+        ("a.jsonl", b"{nope}\n", "line 1 is not JSON"),
+        ("a.jsonl", b'{"other": "x"}\n', "data.text_field"),
+    ],
+)
+def test_bad_text_says_what_to_do(tmp_path, name, content, words):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        prepare(DataConfig(paths=(str(path),)), 16)
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(InputError, match="no files"):
+        load_corpus(DataConfig(paths=(str(tmp_path),)))

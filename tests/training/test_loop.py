@@ -1,0 +1,242 @@
+"""Runs whole: what they write, how they go on, what they refuse."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from nl_jax.training import (
+    DataConfig,
+    InputError,
+    OptimizerConfig,
+    checkpoint,
+    load_model,
+    loop,
+    train,
+)
+
+
+def lines(workdir):
+    text = pathlib.Path(workdir, "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def losses(workdir):
+    return [(r["step"], r["loss"]) for r in lines(workdir) if "loss" in r]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A run that nothing disturbed; copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    return workdir, train(tiny(), workdir)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def steps_in(workdir):
+    return sorted(
+        int(p.name) for p in (workdir / "checkpoints").iterdir()
+    )
+
+
+def test_a_run_writes_everything(finished):
+    workdir, result = finished
+    assert [step for step, _ in losses(workdir)] == [1, 2, 3, 4, 5, 6]
+    assert lines(workdir) == result.records
+    assert lines(workdir)[-1].keys() == {"step", "held_out_bits_per_byte"}
+    assert json.loads((workdir / "config.json").read_text())["steps"] == 6
+    assert steps_in(workdir) == [2, 4, 6]
+    assert set(result.compile_seconds) == {"train_step", "eval_step"}
+    assert result.held_out_bits_per_byte < 9
+
+
+def test_without_a_workdir_nothing_is_written(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = train(tiny(steps=2))
+    assert result.step == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_restart_gives_the_same_numbers(finished, copy, tiny):
+    """As after a kill -9 between steps 4 and 6: lines of 5 are thrown away."""
+    workdir, whole = finished
+    shutil.rmtree(copy / "checkpoints" / "6")
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # Cut off in the middle of a line.
+    result = train(tiny(), copy)
+    assert losses(copy) == losses(workdir)
+    jax.tree.map(
+        np.testing.assert_array_equal, result.variables, whole.variables
+    )
+    assert result.held_out_bits_per_byte == whole.held_out_bits_per_byte
+
+
+def test_a_finished_run_stays_finished(copy, finished, tiny):
+    result = train(tiny(), copy)
+    assert result.step == 6
+    assert losses(copy) == losses(finished[0])
+    assert result.held_out_bits_per_byte == (
+        finished[1].held_out_bits_per_byte
+    )
+
+
+def test_another_config_is_refused_by_name(copy, tiny):
+    before = lines(copy)
+    with pytest.raises(InputError, match=r"optimizer.learning_rate=0.01.*0.5"):
+        train(tiny(optimizer=OptimizerConfig(0.5, 2)), copy)
+    with pytest.raises(InputError, match=r"model.d_model=16"):
+        train(tiny(model={"d_model": 32}, accept_new_config=True), copy)
+    data = DataConfig(
+        **dataclasses.asdict(tiny().data) | {"tokenizer": "bpe"}
+    )
+    with pytest.raises(InputError, match=r"data.tokenizer='byte'"):
+        train(tiny(data=data, accept_new_config=True), copy)
+    assert lines(copy) == before
+
+
+def test_a_new_config_can_be_accepted(copy, tiny):
+    config = tiny(steps=8, log_every=3, accept_new_config=True)
+    assert train(config, copy).step == 8
+    assert losses(copy)[-1][0] == 8
+
+
+def test_changed_text_is_refused(copy, tiny, tmp_path):
+    text = pathlib.Path(tiny().data.paths[0])
+    original = text.read_bytes()
+    try:
+        text.write_bytes(original + b"more\n" * 9)
+        with pytest.raises(InputError, match="text has changed"):
+            train(tiny(), copy)
+    finally:
+        text.write_bytes(original)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
+    """Step 5 of 6 explodes; the checkpoint of step 4 is good and loads."""
+    real = loop.make_train_step
+
+    def exploding(*arguments):
+        step = real(*arguments)
+
+        def wrapped(state, tokens):
+            counts = [
+                leaf
+                for leaf in jax.tree.leaves(state.optimizer)
+                if leaf.dtype == np.int32 and leaf.ndim == 0
+            ]
+            count = jax.numpy.stack(counts).max()
+            state, metrics = step(state, tokens)
+            bad = jax.numpy.where(count >= 4, np.nan, 1.0)
+            variables = jax.tree.map(
+                lambda leaf: leaf * bad.astype(leaf.dtype), state.variables
+            )
+            sums = metrics["sums"]
+            sums = sums._replace(nats=sums.nats * bad)
+            return state._replace(variables=variables), metrics | {"sums": sums}
+
+        return wrapped
+
+    monkeypatch.setattr(loop, "make_train_step", exploding)
+    with pytest.raises(InputError, match=r"step 5: loss nan.*step 4.*good"):
+        train(tiny(), tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.meta["step"] == 4
+    for leaf in jax.tree.leaves(loaded.variables):
+        assert np.isfinite(leaf).all()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tiny, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    free = iter([usage.free])
+    monkeypatch.setattr(
+        checkpoint.shutil,
+        "disk_usage",
+        lambda path: usage._replace(free=next(free, 1000)),
+    )
+    with pytest.raises(InputError, match=r"could not save step 4.*step 2"):
+        train(tiny(), tmp_path)
+    monkeypatch.undo()
+    assert load_model(tmp_path).meta["step"] == 2
+    assert train(tiny(), tmp_path).step == 6
+
+
+def test_a_truncated_checkpoint_is_refused(copy, tiny):
+    """The array data of the last checkpoint is cut in half."""
+    folder = copy / "checkpoints" / "6" / "variables" / "d"
+    for file in folder.iterdir():
+        os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(InputError, match=r"6 is damaged.*delete.*step 4"):
+        train(tiny(), copy)
+    with pytest.raises(InputError, match=r"6 is damaged"):
+        load_model(copy)
+    shutil.rmtree(copy / "checkpoints" / "6")
+    assert load_model(copy).meta["step"] == 4
+
+
+def test_a_foreign_checkpoint_is_refused(tiny, tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "3" / "weights.bin").write_bytes(b"x" * 99)
+    for use in (load_model, lambda path: train(tiny(), path)):
+        with pytest.raises(InputError, match="damaged or not a checkpoint"):
+            use(tmp_path)
+    with pytest.raises(InputError, match="no checkpoint"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_a_tokenizer_that_does_not_match_is_refused(copy):
+    for path in (copy / "checkpoints" / "6" / "meta").iterdir():
+        text = path.read_text()
+        if '"kind"' in text:
+            path.write_text(text.replace('"hash": "byte"', '"hash": "other"'))
+    with pytest.raises(InputError, match="tokenizer.*not the one"):
+        load_model(copy)
+
+
+def test_a_model_smaller_than_its_tokenizer_is_refused(tiny):
+    with pytest.raises(InputError, match="vocab_size=100 is smaller"):
+        train(tiny(model={"vocab_size": 100}))
+
+
+def test_a_signal_saves_and_stops(tiny, tmp_path, monkeypatch, finished):
+    real = loop.make_iterator
+
+    def stopping(*arguments, **options):
+        iterator = real(*arguments, **options)
+
+        class Wrapped:
+            count = 0
+
+            def __next__(self):
+                self.count += 1
+                if self.count == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return next(iterator)
+
+            def get_state(self):
+                return iterator.get_state()
+
+        return Wrapped()
+
+    monkeypatch.setattr(loop, "make_iterator", stopping)
+    assert train(tiny(), tmp_path).step == 3
+    monkeypatch.undo()
+    assert steps_in(tmp_path)[-1] == 3
+    train(tiny(), tmp_path)
+    assert losses(tmp_path) == losses(finished[0])
+
+
+def test_the_mesh_must_fit_the_devices(tiny):
+    from nl_jax.training import MeshConfig
+
+    with pytest.raises(InputError, match="must multiply to the 1 devices"):
+        train(tiny(mesh=MeshConfig(data=3)))

@@ -1,0 +1,156 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nl_jax.models import LanguageModel
+from nl_jax.training import (
+    LossSums,
+    OptimizerConfig,
+    TrainState,
+    bits_per_byte,
+    make_eval_step,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+)
+
+LENGTHS = np.ones(256, np.int32)
+
+
+def parts(config, seed=0):
+    model = LanguageModel(config.model)
+    tokens = jax.random.randint(
+        jax.random.key(1), (config.batch_size, config.seq_len + 1), 0, 256
+    )
+    variables = model.init(jax.random.key(seed), tokens[:1, :1])
+    optimizer = make_optimizer(
+        config.optimizer,
+        config.steps,
+        model.logical_axes(),
+        model.parameter_periods(variables),
+    )
+    return model, TrainState(variables, optimizer.init(variables)), optimizer, (
+        tokens
+    )
+
+
+def test_accumulated_parts_are_one_batch(tiny):
+    model, state, optimizer, tokens = parts(tiny())
+    whole = jax.jit(make_train_step(model, optimizer, LENGTHS))
+    cut = jax.jit(make_train_step(model, optimizer, LENGTHS, accumulate=2))
+    (a, b), (c, d) = whole(state, tokens), cut(state, tokens)
+    np.testing.assert_allclose(b["grad_norm"], d["grad_norm"], rtol=1e-5)
+    np.testing.assert_allclose(b["sums"].nats, d["sums"].nats, rtol=1e-6)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5),
+        a.variables,
+        c.variables,
+    )
+
+
+def test_a_batch_is_learned(tiny):
+    model, state, optimizer, tokens = parts(
+        tiny(steps=30, optimizer=OptimizerConfig(warmup_steps=1))
+    )
+    step = jax.jit(make_train_step(model, optimizer, LENGTHS))
+    losses = []
+    for _ in range(15):
+        state, metrics = step(state, tokens)
+        losses.append(float(metrics["sums"].nats / metrics["sums"].tokens))
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_bfloat16_keeps_float32_parameters(tiny):
+    model, state, optimizer, tokens = parts(tiny(model={"dtype": "bfloat16"}))
+    step = jax.jit(make_train_step(model, optimizer, LENGTHS))
+    after, metrics = step(state, tokens)
+    assert np.isfinite(metrics["sums"].nats)
+    for leaf in jax.tree.leaves(after.variables):
+        assert leaf.dtype == jnp.float32
+
+
+def test_weights_leave_padding_out(tiny):
+    model, state, _, tokens = parts(tiny())
+    step = jax.jit(make_eval_step(model, LENGTHS))
+    ones = np.ones((4, 16), np.float32)
+    half = ones.copy()
+    half[2:] = 0
+    sums = step(state.variables, tokens, half)
+    changed = tokens.at[2:, 1:].set(0)
+    again = step(state.variables, changed, half)
+    assert float(sums.tokens) == 32
+    np.testing.assert_array_equal(sums.nats, again.nats)
+    assert float(step(state.variables, tokens, ones).tokens) == 64
+
+
+def test_bits_per_byte_counts_bytes():
+    losses = jnp.full((1, 2), np.log(2.0))
+    targets = jnp.array([[0, 1]])
+    sums = LossSums.of(losses, targets, np.array([1, 3]))
+    assert bits_per_byte(sums) == pytest.approx(0.5)
+
+
+def test_only_matrices_of_the_model_decay(tiny):
+    """Zero gradients move what decays and nothing else."""
+    for name in ("hope", "transformer", "deltanet"):
+        config = tiny(name, model={"cms": {"periods": (1,)}})
+        optimizer = OptimizerConfig(
+            warmup_steps=0, learning_rate=0.5, weight_decay=0.1
+        )
+        config = dataclasses.replace(config, optimizer=optimizer)
+        model, state, tx, _ = parts(config)
+        zeros = jax.tree.map(jnp.zeros_like, state.variables)
+        updates, _ = jax.jit(tx.update)(zeros, state.optimizer, state.variables)
+        moved = {
+            jax.tree_util.keystr(path)[2:-2].split("']['")[-1]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+            if np.any(leaf)
+        }
+        assert {"embedding", "level_1_up", "w_out"} <= moved
+        still = ("norm", "scale", "bias", "gate_", "conv_", "memory", "gener")
+        assert not [m for m in moved if m.startswith(still) or "bias" in m]
+        ratio = updates["params"]["embedding"] / state.variables["params"][
+            "embedding"
+        ]
+        np.testing.assert_allclose(ratio, -0.05, rtol=1e-4)
+
+
+def test_slow_levels_step_once_per_period(tiny):
+    config = tiny("hope", model={"cms": {"periods": (1, 2)}}, steps=10)
+    model, state, tx, _ = parts(config)
+    grads = jax.tree.map(jnp.ones_like, state.variables)
+    update = jax.jit(tx.update)
+    moved = []
+    opt_state = state.optimizer
+    for _ in range(4):
+        updates, opt_state = update(grads, opt_state, state.variables)
+        cms = updates["params"]["blocks"]["cms"]
+        moved.append(
+            (bool(np.any(cms["level_1_up"])), bool(np.any(cms["level_2_up"])))
+        )
+    assert moved == [(True, False), (True, True)] * 2
+
+
+def test_schedule_rises_and_falls():
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, final_rate=0.1)
+    schedule = make_schedule(config, 20)
+    rates = [float(schedule(step)) for step in range(20)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert all(np.diff(rates[3:]) < 0)
+    assert rates[-1] == pytest.approx(0.1)
+    one = make_schedule(dataclasses.replace(config, warmup_steps=0), 1)
+    assert float(one(0)) == 1.0
+
+
+def test_the_gradient_is_clipped(tiny):
+    _, state, tx, _ = parts(tiny(optimizer=OptimizerConfig(clip_norm=1e-3)))
+    grads = jax.tree.map(jnp.ones_like, state.variables)
+    _, opt_state = jax.jit(tx.update)(grads, state.optimizer, state.variables)
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    means = [x for path, x in leaves if ".mu" in jax.tree_util.keystr(path)]
+    norm = optax.global_norm(means)
+    np.testing.assert_allclose(norm, (1 - 0.9) * 1e-3, rtol=1e-4)
