@@ -5,6 +5,7 @@ is there, so that a run killed at any moment leaves the last good checkpoint as
 it was. A checkpoint is restored onto any mesh.
 """
 
+import contextlib
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -134,10 +135,21 @@ class Checkpoints:
         except _ORBAX_ERRORS as error:
             self._fail("the last step", _line(error), error)
 
+    def last_good(self) -> int | None:
+        """Waits, and looks which checkpoint is the newest on disk.
+
+        A save that fails meanwhile has no checkpoint, and who asks here has
+        an error to report already.
+        """
+        with contextlib.suppress(*_ORBAX_ERRORS):
+            self._checkpointer.wait()
+        self._checkpointer.reload()
+        return self.latest
+
     def close(self):
-        """Waits, and lets go of threads."""
-        self.wait()
-        self._checkpointer.close()
+        """Lets go of threads; :meth:`wait` first to know that all is saved."""
+        with contextlib.suppress(*_ORBAX_ERRORS):
+            self._checkpointer.close()
 
     def meta(self, step: int) -> dict[str, Any]:
         """Reads everything but arrays."""
@@ -176,7 +188,7 @@ class Checkpoints:
             ) from error
 
     def _fail(self, step, why: str, error: BaseException | None = None):
-        last = self.latest
+        last = self.last_good()
         intact = "no checkpoint was saved before"
         if last is not None:
             intact = f"the checkpoint of step {last} is intact"

@@ -215,7 +215,9 @@ class _Run:
         )
 
     def close(self) -> None:
-        """Closes files."""
+        """Closes files, and threads that save."""
+        if self.checkpoints is not None:
+            self.checkpoints.close()
         for writer in self.writers:
             writer.close()
 
@@ -379,10 +381,9 @@ class _Run:
         return list(self._history)
 
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
-        good = None if self.checkpoints is None else self.checkpoints.latest
+        good = self.checkpoints and self.checkpoints.last_good()
         kept = "no checkpoint was saved before"
         if good is not None:
-            self.checkpoints.wait()
             kept = f"the checkpoint of step {good} in {self.workdir} is good"
         raise InputError(
             f"stopped at step {step}: loss {loss}, gradient norm {norm}; "

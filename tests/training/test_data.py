@@ -68,9 +68,7 @@ def test_a_restored_iterator_goes_on():
 def test_processes_share_the_batch():
     whole = take(make_iterator(TOKENS, **READ), 4)
     parts = [
-        take(
-            make_iterator(TOKENS, **READ, process_index=i, process_count=3), 4
-        )
+        take(make_iterator(TOKENS, **READ, process_index=i, process_count=3), 4)
         for i in range(3)
     ]
     np.testing.assert_array_equal(np.concatenate(parts, 1), whole)

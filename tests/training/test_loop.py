@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 
@@ -44,10 +45,32 @@ def copy(finished, tmp_path):
     return tmp_path / "copy"
 
 
+def before_step(monkeypatch, step, action):
+    """Makes the data of one step do something first."""
+    real = loop.make_iterator
+
+    def wrapped(*arguments, **options):
+        iterator = real(*arguments, **options)
+
+        class Acting:
+            count = 0
+
+            def __next__(self):
+                self.count += 1
+                if self.count == step:
+                    action()
+                return next(iterator)
+
+            def get_state(self):
+                return iterator.get_state()
+
+        return Acting()
+
+    monkeypatch.setattr(loop, "make_iterator", wrapped)
+
+
 def steps_in(workdir):
-    return sorted(
-        int(p.name) for p in (workdir / "checkpoints").iterdir()
-    )
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
 
 
 def test_a_run_writes_everything(finished):
@@ -85,9 +108,7 @@ def test_a_finished_run_stays_finished(copy, finished, tiny):
     result = train(tiny(), copy)
     assert result.step == 6
     assert losses(copy) == losses(finished[0])
-    assert result.held_out_bits_per_byte == (
-        finished[1].held_out_bits_per_byte
-    )
+    assert result.held_out_bits_per_byte == (finished[1].held_out_bits_per_byte)
 
 
 def test_another_config_is_refused_by_name(copy, tiny):
@@ -96,9 +117,7 @@ def test_another_config_is_refused_by_name(copy, tiny):
         train(tiny(optimizer=OptimizerConfig(0.5, 2)), copy)
     with pytest.raises(InputError, match=r"model.d_model=16"):
         train(tiny(model={"d_model": 32}, accept_new_config=True), copy)
-    data = DataConfig(
-        **dataclasses.asdict(tiny().data) | {"tokenizer": "bpe"}
-    )
+    data = DataConfig(**dataclasses.asdict(tiny().data) | {"tokenizer": "bpe"})
     with pytest.raises(InputError, match=r"data.tokenizer='byte'"):
         train(tiny(data=data, accept_new_config=True), copy)
     assert lines(copy) == before
@@ -170,6 +189,24 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny, tmp_path, monkeypatch):
     assert train(tiny(), tmp_path).step == 6
 
 
+def test_a_disk_that_fills_while_saving(tiny, tmp_path, monkeypatch):
+    """The system refuses to write more than 4 KiB into a file, from step 3."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before_step(
+        monkeypatch,
+        4,
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard)),
+    )
+    try:
+        with pytest.raises(InputError, match=r"could not save.*step 2 is int"):
+            train(tiny(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    monkeypatch.undo()
+    assert load_model(tmp_path).meta["step"] == 2
+    assert train(tiny(), tmp_path).step == 6
+
+
 def test_a_truncated_checkpoint_is_refused(copy, tiny):
     """The array data of the last checkpoint is cut in half."""
     folder = copy / "checkpoints" / "6" / "variables" / "d"
@@ -208,26 +245,7 @@ def test_a_model_smaller_than_its_tokenizer_is_refused(tiny):
 
 
 def test_a_signal_saves_and_stops(tiny, tmp_path, monkeypatch, finished):
-    real = loop.make_iterator
-
-    def stopping(*arguments, **options):
-        iterator = real(*arguments, **options)
-
-        class Wrapped:
-            count = 0
-
-            def __next__(self):
-                self.count += 1
-                if self.count == 3:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return next(iterator)
-
-            def get_state(self):
-                return iterator.get_state()
-
-        return Wrapped()
-
-    monkeypatch.setattr(loop, "make_iterator", stopping)
+    before_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert train(tiny(), tmp_path).step == 3
     monkeypatch.undo()
     assert steps_in(tmp_path)[-1] == 3

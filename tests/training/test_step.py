@@ -33,8 +33,11 @@ def parts(config, seed=0):
         model.logical_axes(),
         model.parameter_periods(variables),
     )
-    return model, TrainState(variables, optimizer.init(variables)), optimizer, (
-        tokens
+    return (
+        model,
+        TrainState(variables, optimizer.init(variables)),
+        optimizer,
+        (tokens),
     )
 
 
@@ -113,9 +116,10 @@ def test_only_matrices_of_the_model_decay(tiny):
         assert {"embedding", "level_1_up", "w_out"} <= moved
         still = ("norm", "scale", "bias", "gate_", "conv_", "memory", "gener")
         assert not [m for m in moved if m.startswith(still) or "bias" in m]
-        ratio = updates["params"]["embedding"] / state.variables["params"][
-            "embedding"
-        ]
+        ratio = (
+            updates["params"]["embedding"]
+            / state.variables["params"]["embedding"]
+        )
         np.testing.assert_allclose(ratio, -0.05, rtol=1e-4)
 
 

@@ -1,0 +1,101 @@
+"""Where things lie, and that it does not change what is computed."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from nl_jax.training import InputError, MeshConfig, to_json
+from nl_jax.training.mesh import check_batch, make_mesh, parameter_shardings
+
+RUN = """
+import json, pathlib, sys
+import jax
+from nl_jax.models import configure
+from nl_jax.training import *
+here = pathlib.Path(sys.argv[1])
+fields = json.loads((here / "config.json").read_text())
+config = TrainConfig(
+    model=configure("hope", **fields["model"]),
+    data=DataConfig(**fields["data"]),
+    optimizer=OptimizerConfig(**fields["optimizer"]),
+    mesh=MeshConfig(**json.loads(sys.argv[3])),
+    steps=int(sys.argv[2]), batch_size=8, seq_len=16, eval_every=0,
+    checkpoint_every=2, accept_new_config=True,
+)
+result = train(config, here)
+spread = {
+    len(leaf.sharding.device_set) for leaf in jax.tree.leaves(result.variables)
+}
+whole = all(
+    leaf.sharding.is_fully_replicated
+    for leaf in jax.tree.leaves(result.variables)
+)
+print(json.dumps([max(spread), whole, result.held_out_bits_per_byte]))
+"""
+
+
+def run(workdir, devices, steps, mesh):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, workdir, str(steps), json.dumps(mesh)],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def losses(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    return [r["loss"] for r in records if "loss" in r]
+
+
+def test_eight_devices_compute_what_one_does(tiny, tmp_path):
+    """Batch over 2, parameters over 2 x 2; then the run goes on on one."""
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    for name in ("one", "eight"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(
+            json.dumps(to_json(tiny("hope")))
+        )
+    alone = run(tmp_path / "one", 1, 6, {})
+    first = run(tmp_path / "eight", 8, 4, mesh)
+    assert first[:2] == [8, False]
+    moved = run(tmp_path / "eight", 1, 6, {})
+    assert alone[:2] == moved[:2] == [1, True]
+    np.testing.assert_allclose(
+        losses(tmp_path / "eight")[:3], losses(tmp_path / "one")[:3], rtol=1e-4
+    )
+    assert len(losses(tmp_path / "eight")) == 6
+
+
+def test_one_device_takes_any_rule():
+    mesh = make_mesh(MeshConfig())
+    axes = {"w": ("layers", "embed", "mlp"), "b": (None,)}
+    shapes = {
+        "w": jax.ShapeDtypeStruct((2, 3, 5), np.float32),
+        "b": jax.ShapeDtypeStruct((7,), np.float32),
+    }
+    found = parameter_shardings(mesh, axes, shapes)
+    assert found["w"].spec == PartitionSpec(None, "fsdp", "tensor")
+    check_batch(mesh, 5)
+
+
+def test_dimensions_that_do_not_divide_stay_whole():
+    mesh = jax.sharding.AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
+    shapes = {"w": jax.ShapeDtypeStruct((3, 4), np.float32)}
+    found = parameter_shardings(mesh, {"w": ("embed", "mlp")}, shapes)
+    assert found["w"].spec == PartitionSpec(None, "tensor")
+    with pytest.raises(InputError, match="batch_size=5 must be a multiple"):
+        check_batch(mesh, 5)
