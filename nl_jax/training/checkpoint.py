@@ -70,6 +70,7 @@ class Checkpoints:
 
     def __init__(self, workdir, *, every: int | None = None, keep: int = 3):
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._saving: int | None = None
         reading = every is None
         if reading and not self.directory.is_dir():
             raise InputError(
@@ -109,6 +110,8 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, meta: Mapping[str, Any]):
         """Starts to save; returns when ``state`` may change again."""
+        self.wait()
+        self._saving = step
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
         if free < need + 2**20:
@@ -133,7 +136,7 @@ class Checkpoints:
         try:
             self._checkpointer.wait()
         except _ORBAX_ERRORS as error:
-            self._fail("the last step", _line(error), error)
+            self._fail(self._saving, _line(error), error)
 
     def last_good(self) -> int | None:
         """Waits, and looks which checkpoint is the newest on disk.
@@ -348,4 +351,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _line(error: BaseException) -> str:
     text = str(error).strip().strip("\"'") or type(error).__name__
-    return text.splitlines()[0][:160]
+    text = text.splitlines()[0]
+    # The system's own words are the last.
+    return text if len(text) < 200 else f"{text[:60]} ... {text[-120:]}"

@@ -75,5 +75,5 @@ def test_a_bad_model_names_the_field():
 
 def test_sequences_hold_whole_chunks_of_levels_that_learn_in_context():
     cms = {"objective": "next_token", "periods": (48, 96)}
-    with pytest.raises(InputError, match="cms.periods"):
+    with pytest.raises(InputError, match=r"cms\.periods"):
         freeze(flag_config(seq_len=64, model={"cms": cms}))

@@ -7,6 +7,7 @@ import pathlib
 import resource
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -192,13 +193,21 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny, tmp_path, monkeypatch):
 def test_a_disk_that_fills_while_saving(tiny, tmp_path, monkeypatch):
     """The system refuses to write more than 4 KiB into a file, from step 3."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit():
+        while not (tmp_path / "checkpoints" / "2").exists():
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+
     before_step(
         monkeypatch,
         4,
-        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard)),
+        limit,
     )
     try:
-        with pytest.raises(InputError, match=r"could not save.*step 2 is int"):
+        with pytest.raises(
+            InputError, match=r"could not save step 4.*too large.*step 2 is"
+        ):
             train(tiny(), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -235,7 +244,7 @@ def test_a_tokenizer_that_does_not_match_is_refused(copy):
         text = path.read_text()
         if '"kind"' in text:
             path.write_text(text.replace('"hash": "byte"', '"hash": "other"'))
-    with pytest.raises(InputError, match="tokenizer.*not the one"):
+    with pytest.raises(InputError, match=r"tokenizer.*not the one"):
         load_model(copy)
 
 

@@ -105,7 +105,7 @@ def test_only_matrices_of_the_model_decay(tiny):
             warmup_steps=0, learning_rate=0.5, weight_decay=0.1
         )
         config = dataclasses.replace(config, optimizer=optimizer)
-        model, state, tx, _ = parts(config)
+        _, state, tx, _ = parts(config)
         zeros = jax.tree.map(jnp.zeros_like, state.variables)
         updates, _ = jax.jit(tx.update)(zeros, state.optimizer, state.variables)
         moved = {
@@ -125,7 +125,7 @@ def test_only_matrices_of_the_model_decay(tiny):
 
 def test_slow_levels_step_once_per_period(tiny):
     config = tiny("hope", model={"cms": {"periods": (1, 2)}}, steps=10)
-    model, state, tx, _ = parts(config)
+    _, state, tx, _ = parts(config)
     grads = jax.tree.map(jnp.ones_like, state.variables)
     update = jax.jit(tx.update)
     moved = []

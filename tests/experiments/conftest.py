@@ -1,0 +1,42 @@
+"""Scripts run in this process: starting JAX again costs seconds."""
+
+import logging
+
+import pytest
+
+from experiments import cli, train_lm
+
+SMALL = (
+    "--config=experiments/configs/smoke.py",
+    "--config.model.d_model=16",
+    "--config.model.name=transformer",
+    "--config.seq_len=16",
+)
+
+
+@pytest.fixture
+def script(capsys, monkeypatch):
+    """Runs a script; returns its exit status, output and error output."""
+    monkeypatch.setattr("sys.argv", ["script"])
+    log = logging.getLogger("nl_jax")
+
+    def run(module, *arguments):
+        status = 0
+        try:
+            cli.run(module.define, module.main, arguments)
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    yield run
+    log.handlers = []
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory):
+    """A trained model; not to be changed."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["train_lm"])
+        cli.run(train_lm.define, train_lm.main, [*SMALL, f"--workdir={path}"])
+    return path

@@ -1,0 +1,157 @@
+"""Each script from its command line: what it prints, writes and refuses."""
+
+import json
+import shutil
+
+import pytest
+
+from experiments import evaluate, generate, stream_stability, train_lm
+from tests.experiments.conftest import SMALL
+
+
+def test_training_writes_its_files(workdir):
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["step"] == 4
+    assert {"config", "seed", "versions", "git_revision"} <= results.keys()
+    assert {"train_step", "eval_step"} == results["compile_seconds"].keys()
+    assert results["held_out_bits_per_byte"] > 0
+    for name in ("config.json", "metrics.jsonl", "loss.png", "sample.txt"):
+        assert (workdir / name).stat().st_size
+
+
+def test_training_prints_levels_and_results(script, workdir):
+    status, out, _ = script(train_lm, *SMALL, f"--workdir={workdir}")
+    assert status == 0
+    for words in (
+        "cms.level_1",
+        "going on from step 4",
+        "bits per byte; gzip on the same bytes",
+        "sample: The ",
+    ):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.foo=1", "no field foo"),
+        ("--config.model.dmodel=1", "dmodel Did you mean"),
+        ("--config.steps=many", "config.steps=many"),
+        ("--config.steps=0", "steps=0"),
+        ("--config=nowhere.py", "nowhere.py"),
+        ("--config.model.name=gpt9", "'gpt9' does not exist"),
+        ("--config.data.paths=('nowhere.txt',)", "nowhere.txt does not exist"),
+        ("--config.mesh.data=3", "must multiply to the 1 devices"),
+        ("--wokdir=a", "wokdir"),
+        ("workdir", "unexpected argument 'workdir'"),
+    ],
+)
+def test_wrong_flags_are_one_line(script, tmp_path, flag, words):
+    status, _, err = script(
+        train_lm, *SMALL, f"--workdir={tmp_path / 'new'}", flag
+    )
+    assert status == 2
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert words in err
+    assert not (tmp_path / "new" / "metrics.jsonl").exists()
+
+
+def test_another_config_in_the_workdir_is_one_line(script, workdir):
+    before = (workdir / "metrics.jsonl").read_bytes()
+    status, _, err = script(
+        train_lm, *SMALL, f"--workdir={workdir}", "--config.seed=1"
+    )
+    assert status == 2 and "seed=0" in err and "seed=1" in err
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_help(script):
+    status, out, _ = script(train_lm, "--help")
+    assert status == 0 and "--workdir" in out and "metrics.jsonl" in out
+
+
+def test_generating_in_two_halves(script, workdir, tmp_path):
+    here = f"--workdir={workdir}"
+    _, whole, _ = script(generate, here, "--prompt=ab", "--tokens=12")
+    state = tmp_path / "state"
+    _, first, _ = script(
+        generate, here, "--prompt=ab", "--tokens=5", f"--save_state={state}"
+    )
+    status, second, _ = script(
+        generate, here, "--tokens=7", f"--load_state={state}"
+    )
+    assert status == 0 and whole.startswith("ab")
+    # Bytes that end inside a character are printed differently at a cut.
+    if "\ufffd" not in whole:
+        assert first[:-1] + second == whole
+    _, again, _ = script(generate, here, "--prompt=ab", "--tokens=12")
+    assert again == whole
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prompt="], "--prompt is empty"),
+        (["--top_p=0"], "top_p=0.0 must be in"),
+        (["--temperature=-1"], "temperature"),
+        (["--load_state=nowhere"], "does not exist"),
+        (["--step=77"], "77"),
+        (["--workdir=nowhere"], "holds no checkpoint"),
+    ],
+)
+def test_generating_refuses(script, workdir, flags, words):
+    status, _, err = script(generate, f"--workdir={workdir}", *flags)
+    assert status == 2 and err.count("\n") == 1 and words in err
+
+
+def test_evaluating_a_file(script, workdir, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("some words and then some more\n" * 20)
+    status, out, _ = script(
+        evaluate,
+        f"--workdir={workdir}",
+        f"--file={text}",
+        f"--out={tmp_path}",
+        "--chunk=64",
+    )
+    assert status == 0 and "| 256 |" in out
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["tokens"] == 599
+    assert sum(row["bytes"] for row in found["by_position"]) == 599
+    assert (tmp_path / "evaluation.png").stat().st_size
+    for flags, words in (
+        ([], "--file is missing"),
+        ([f"--file={tmp_path / 'none'}"], "is not a file"),
+    ):
+        status, _, err = script(evaluate, f"--workdir={workdir}", *flags)
+        assert status == 2 and words in err
+
+
+def test_a_stream_stays_bounded(script, workdir, tmp_path):
+    status, out, _ = script(
+        stream_stability,
+        f"--workdir={workdir}",
+        f"--out={tmp_path}",
+        "--tokens=4000",
+        "--chunk=64",
+    )
+    assert status == 0 and "memory constant, norms bounded" in out
+    rows = json.loads((tmp_path / "stability.json").read_text())["rows"]
+    assert len(rows) >= 20
+    status, out, _ = script(
+        stream_stability,
+        f"--workdir={workdir}",
+        f"--out={tmp_path}",
+        "--tokens=4000",
+        "--chunk=64",
+        "--memory_limit=-1000000",
+    )
+    assert status == 1 and "memory grew" in out
+
+
+def test_a_damaged_checkpoint_is_one_line(script, workdir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / "checkpoints" / "4" / "variables" / "d")
+    status, _, err = script(generate, f"--workdir={copy}")
+    assert status == 2 and "damaged" in err and err.count("\n") == 1
