@@ -236,7 +236,9 @@ def flag_config(**changes: Any) -> config_dict.ConfigDict:
             value.name = "hope"
             value.preset = "tiny"
         elif dataclasses.is_dataclass(field.default):
-            value = config_dict.ConfigDict(dataclasses.asdict(field.default))
+            value = config_dict.ConfigDict(
+                dataclasses.asdict(typing.cast(Any, field.default))
+            )
         else:
             value = field.default
         config[field.name] = value
@@ -251,14 +253,14 @@ def freeze(config: config_dict.ConfigDict) -> TrainConfig:
         InputError: for values that are not allowed.
     """
     fields = config.to_dict()
-    model = _given(fields.pop("model"))
+    choices = _given(fields.pop("model"))
     data = DataConfig(**fields.pop("data"))
-    if "vocab_size" not in model:
+    if "vocab_size" not in choices:
         bpe = data.tokenizer == "bpe"
-        model["vocab_size"] = data.bpe_vocab_size if bpe else 256
-    name, preset = model.pop("name"), model.pop("preset")
+        choices["vocab_size"] = data.bpe_vocab_size if bpe else 256
+    name, preset = choices.pop("name"), choices.pop("preset")
     try:
-        model = configure(name, preset=preset, **model)
+        model = configure(name, preset=preset, **choices)
     except ValueError as error:
         raise InputError(f"config.model: {error}") from error
     return TrainConfig(

@@ -182,18 +182,16 @@ class _Run:
                 last = step == config.steps or stop.asked
                 every = config.eval_every
                 evaluate = last or (every and step % every == 0)
-                save = self.checkpoints is not None and (
-                    last or self.checkpoints.due(step)
-                )
-                if evaluate or save:
+                saver = self._saver_if_due(step, last)
+                if evaluate or saver:
                     # Nothing is saved before its loss is known to be finite.
                     record(*pending)
                     pending = None
                 if evaluate and not stop.asked:
                     held_out = self._evaluate(eval_fn, state.variables)
                     self._write(step, {"held_out_bits_per_byte": held_out})
-                if save:
-                    self.checkpoints.save(step, state, self._meta())
+                if saver:
+                    saver.save(step, state, self._meta())
                 if stop.asked:
                     _LOG.info("stopped by a signal after step %d", step)
                     break
@@ -220,6 +218,10 @@ class _Run:
             self.checkpoints.close()
         for writer in self.writers:
             writer.close()
+
+    def _saver_if_due(self, step: int, last: bool) -> Checkpoints | None:
+        due = self.checkpoints and (last or self.checkpoints.due(step))
+        return self.checkpoints if due else None
 
     def _saved_meta(self) -> tuple[int, dict | None]:
         if self.checkpoints is None or self.checkpoints.latest is None:
@@ -284,7 +286,7 @@ class _Run:
         where = TrainState(
             where, mesh_lib.state_shardings(mesh, (shapes, where), opt_shapes)
         )
-        if self.start:
+        if self.start and self.checkpoints is not None:
             shapes = jax.tree.map(
                 lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w),
                 TrainState(shapes, opt_shapes),

@@ -205,9 +205,8 @@ def test_a_disk_that_fills_while_saving(tiny, tmp_path, monkeypatch):
         limit,
     )
     try:
-        with pytest.raises(
-            InputError, match=r"could not save step 4.*too large.*step 2 is"
-        ):
+        message = r"could not save step 4.*too large.*step 2 is"
+        with pytest.raises(InputError, match=message):
             train(tiny(), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

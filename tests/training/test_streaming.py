@@ -89,8 +89,12 @@ def test_bpe_blocks_spell_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "not a file"), (b"", "is empty"), (b"a\0b", "is binary")]
-    + [(b"\xff" * 9, "not UTF-8")],
+    [
+        (None, "not a file"),
+        (b"", "is empty"),
+        (b"a\0b", "is binary"),
+        (b"\xff" * 9, "not UTF-8"),
+    ],
 )
 def test_bad_files(tmp_path, content, words):
     path = tmp_path / "a.txt"
