@@ -52,7 +52,7 @@ RUNS = {
         },
     ),
 }
-"""Name to registry name and overrides; ``hope-paper`` has the paper's memory."""
+"""Name to registry name and overrides; ``hope-paper``: the paper's memory."""
 
 _FLAGS = flags.FLAGS
 flags.DEFINE_list("runs", ["hope", "deltanet"], f"Out of {', '.join(RUNS)}.")

@@ -27,7 +27,9 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("package", [nl_jax, pallas_kernels, experiments])
 def test_every_module_imports(package):
-    found = list(pkgutil.walk_packages(package.__path__, package.__name__ + "."))
+    found = list(
+        pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    )
     assert found
     for module in found:
         # Peers run in an environment of their own, scripts define flags.

@@ -1,0 +1,1 @@
+"""Scripts that time other libraries, each in an environment of its own."""

@@ -44,7 +44,7 @@ class CMSConfig:
     optimizer, or the model's own next-token loss while it reads."""
     rate: float = 0.01
     """Initial inner learning rate of each level (``next_token``); each is
-    learned as a factor of this one, so 0 keeps the network static."""
+    learned as a factor of this one, so 0 is the static network, exactly."""
     first_order: bool = False
     """Whether the training gradient ignores how the inner gradients depend
     on the weights (``next_token``)."""
@@ -112,30 +112,21 @@ class ContinuumMemory(nn.Module):
             "down": ((hidden, self.d_model), ("mlp", "embed")),
         }
         dense = nn.initializers.lecun_normal()
+
+        def declare(name, init, shape, axes) -> jax.Array:
+            init = nn.with_logical_partitioning(init, axes)
+            return self.param(name, init, shape, jnp.float32)
+
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
         for index in range(len(self.config.periods)):
             level = f"level_{index + 1}"
-            scale = self.param(
-                f"{level}_scale",
-                nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
-                (self.d_model,),
-                jnp.float32,
-            )
+            scale = declare(f"{level}_scale", ones, (self.d_model,), ("embed",))
             weights = {
-                name: self.param(
-                    f"{level}_{name}",
-                    nn.with_logical_partitioning(dense, axes),
-                    shape,
-                    jnp.float32,
-                )
+                name: declare(f"{level}_{name}", dense, shape, axes)
                 for name, (shape, axes) in shapes.items()
             }
             if self.config.objective == "next_token":
-                self.param(
-                    f"{level}_log_rate",
-                    nn.with_logical_partitioning(nn.initializers.zeros, ()),
-                    (),
-                    jnp.float32,
-                )
+                declare(f"{level}_log_rate", zeros, (), ())
             weights = weights if fast is None else fast[index]
             x = x + _swiglu(weights, rms_norm(x, scale))
         return x

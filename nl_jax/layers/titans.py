@@ -224,7 +224,7 @@ def _row(parts, config, x, state, *, aligned):
         after = (state.position + tokens) % config.cycle
         return grid.join(y), state._replace(position=after)
 
-    @jax.checkpoint
+    @_remat(config)
     def generate(carry, block):
         return generate_block(parts, config, *carry, *block)
 
@@ -235,7 +235,7 @@ def _row(parts, config, x, state, *, aligned):
 
     grid = blocks.cut(tokens, config.memory_chunk_size, position)
 
-    @jax.checkpoint
+    @_remat(config)
     def answer(memory, block):
         return answer_block(config, memory, *block)
 
@@ -251,7 +251,7 @@ def _row(parts, config, x, state, *, aligned):
 def _shared(parts, config, inputs, state):
     """All blocks where memories share one recurrence: a single scan."""
 
-    @jax.checkpoint
+    @_remat(config)
     def step(carry, block):
         return shared_block(parts, config, carry, *block)
 
@@ -268,3 +268,7 @@ def _shared(parts, config, inputs, state):
         tails,
         state.position,
     )
+
+
+def _remat(config):
+    return jax.checkpoint if config.remat else lambda function: function

@@ -73,6 +73,9 @@ class TitansConfig:
     """Initial logit of the momentum's decay."""
     gain: float = 0.25
     """Standard deviation of initial memory weights, in 1/sqrt(fan-in)."""
+    remat: bool = True
+    """Recompute each chunk in the backward pass: memory for a chunk's states
+    instead of its activations, at the cost of one more forward pass."""
     literal: bool = False
     """The equations as printed: no normalised values, writes or gate inputs.
     Overflows with MLP memories; for comparison only."""

@@ -119,7 +119,9 @@ def advance(
         jnp.where(closes, new, old)
         for new, old in zip(weights, state.start, strict=True)
     )
-    moved = None if state.momentum is None else tuple(s for _, s in after)
+    moved = None
+    if state.momentum is not None:
+        moved = tuple(s for _, s in after if s is not None)
     return o, MemoryState(start, weights, moved)
 
 

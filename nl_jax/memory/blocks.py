@@ -16,33 +16,33 @@ __all__ = ["Blocks", "cut"]
 
 
 class Blocks(NamedTuple):
-    """``count`` blocks of ``length`` tokens; made by :func:`cut`."""
+    """``number`` blocks of ``length`` tokens; made by :func:`cut`."""
 
     tokens: int
-    count: int
+    number: int
     length: int
     offset: int | jax.Array
     """Slot of the first token."""
     valid: jax.Array | None
-    """``[count, length]``, False where a slot holds no token; ``None`` if all
+    """``[number, length]``, False where a slot holds no token; ``None`` if all
     do."""
     closes: jax.Array
-    """``[count]``, whether the block ends at a boundary of the grid."""
+    """``[number]``, whether the block ends at a boundary of the grid."""
 
     def split(self, x: jax.Array) -> jax.Array:
-        """``[T, ...] -> [count, length, ...]``, empty slots zero."""
-        slots = self.count * self.length
+        """``[T, ...] -> [number, length, ...]``, empty slots zero."""
+        slots = self.number * self.length
         if isinstance(self.offset, int):
             pad = [(0, slots - self.tokens)] + [(0, 0)] * (x.ndim - 1)
             x = jnp.pad(x, pad)
         else:
             empty = jnp.zeros((slots, *x.shape[1:]), x.dtype)
             x = jax.lax.dynamic_update_slice_in_dim(empty, x, self.offset, 0)
-        return x.reshape(self.count, self.length, *x.shape[1:])
+        return x.reshape(self.number, self.length, *x.shape[1:])
 
     def join(self, x: jax.Array) -> jax.Array:
-        """``[count, length, ...] -> [T, ...]``, the inverse of ``split``."""
-        x = x.reshape(self.count * self.length, *x.shape[2:])
+        """``[number, length, ...] -> [T, ...]``, the inverse of ``split``."""
+        x = x.reshape(self.number * self.length, *x.shape[2:])
         if isinstance(self.offset, int):
             return x[: self.tokens]
         return jax.lax.dynamic_slice_in_dim(x, self.offset, self.tokens, 0)
@@ -61,8 +61,9 @@ def cut(tokens: int, chunk_size: int, position: int | jax.Array) -> Blocks:
         closes = jnp.reshape((position + 1) % chunk_size == 0, (1,))
         return Blocks(1, 1, 1, 0, None, closes)
     fresh = isinstance(position, int)
+    offset: int | jax.Array = 0
     if fresh:
-        length, offset = min(chunk_size, tokens), 0
+        length = min(chunk_size, tokens)
         count = -(-tokens // length)
     else:
         length, offset = chunk_size, position % chunk_size

@@ -87,7 +87,8 @@ class LearningRule:
         surprise = objective.gradient(y, v.astype(y.dtype))
         deltas = pullback(surprise)
         bound = _norm(surprise)
-        eta, damping = gates.eta, 1.0
+        eta = gates.eta
+        damping: jax.Array | float = 1.0
         if self.normalized:
             eta = eta / len(weights)
             if gates.log_mu is not None:

@@ -26,7 +26,7 @@ Variables = dict[str, Any]
 
 
 class ModelState(NamedTuple):
-    """Everything that a model remembers of a stream; batch first in each leaf."""
+    """Everything that a model remembers of a stream, batch first."""
 
     mixers: Any
     """State of every block's mixer, ``[B, n_layers, ...]``."""
@@ -81,7 +81,7 @@ class LanguageModel:
         mixers = jax.vmap(initial)(params["blocks"])
         mixers = _batch_first(mixers)
         cms = None
-        if self._learns_in_context:
+        if self.learns_in_context:
             cms = next_token.initial_state(
                 self.config, params, mixers, batch_size
             )
@@ -114,12 +114,13 @@ class LanguageModel:
             raise ValueError(f"tokens has dtype {tokens.dtype}; needs integers")
         tokens = tokens.astype(jnp.int32)
         params = variables["params"]
-        if not self._learns_in_context:
+        if not self.learns_in_context:
             mixers = None if state is None else state.mixers
             logits, mixers = self.forward(params, tokens, mixers)
             return logits, ModelState(mixers, None)
         fresh = state is None
-        state = self.init_state(variables, len(tokens)) if fresh else state
+        if state is None:
+            state = self.init_state(variables, len(tokens))
         logits, mixers, cms = next_token.read(
             self, params, tokens, state.mixers, state.cms, fresh=fresh
         )
@@ -172,7 +173,7 @@ class LanguageModel:
         return logits, _batch_first(mixers)
 
     def fast_parameters(self, params):
-        """Returns the slow weights that fast ones start from, ``[n_fast, ...]``."""
+        """Returns fast weights' start, ``[n_fast, ...]``, and rates."""
         slow = self.config.n_layers - self._fast_layers
         stack = jax.tree.map(lambda a: a[slow:], params["blocks"]["cms"])
         config = self.config.cms
@@ -204,8 +205,11 @@ class LanguageModel:
         return level_rows(self)
 
     @property
-    def _learns_in_context(self) -> bool:
-        return self.config.cms.objective == "next_token"
+    def learns_in_context(self) -> bool:
+        """Whether any level moves while the model reads."""
+        cms = self.config.cms
+        # At rate 0 the static network is exact, and free.
+        return cms.objective == "next_token" and cms.rate > 0
 
     @property
     def _fast_layers(self) -> int:

@@ -29,7 +29,7 @@ def level_rows(model) -> list[LevelRow]:
             for key, leaf in params["blocks"]["cms"].items()
             if key.startswith(name)
         ]
-        inner = config.objective == "next_token"
+        inner = model.learns_in_context
         size = 0
         if inner:
             fast = (state.cms.fast[index], state.cms.gathered[index])

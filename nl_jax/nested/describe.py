@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class LevelRow:
-    """One level: a set of parameters that share an objective and a frequency."""
+    """One level: parameters that share an objective and a frequency."""
 
     name: str
     """Where it is."""

@@ -16,7 +16,7 @@ __all__ = ["EveryState", "every"]
 class EveryState(NamedTuple):
     """State of :func:`every`."""
 
-    count: jax.Array
+    calls: jax.Array
     """Calls since the last update, int32 scalar."""
     gathered: optax.Updates
     """Sum of the gradients of these calls."""
@@ -84,11 +84,11 @@ def every(
         def wait(gathered, inner_state):
             return jax.tree.map(jnp.zeros_like, updates), gathered, inner_state
 
-        due = state.count == period - 1
+        due = state.calls == period - 1
         out, gathered, inner_state = jax.lax.cond(
             due, apply, wait, gathered, state.inner
         )
-        count = jnp.where(due, 0, state.count + 1)
+        count = jnp.where(due, 0, state.calls + 1)
         return out, EveryState(count, gathered, inner_state, state.period)
 
     return optax.GradientTransformationExtraArgs(init, update)

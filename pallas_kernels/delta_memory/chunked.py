@@ -164,7 +164,7 @@ def delta_scan_chunked(
         pad[axis] = (0, count * chunk_size - length)
         value = jnp.pad(value, pad)
         axis %= value.ndim
-        shape = value.shape[:axis] + (count, chunk_size)
+        shape = (*value.shape[:axis], count, chunk_size)
         value = value.reshape(shape + value.shape[axis + 1 :])
         return jnp.moveaxis(value, axis, 0)
 
@@ -190,7 +190,7 @@ def delta_scan_chunked(
     )
     (w, s), o = jax.lax.scan(step, (w, s), chunks)
     o = jnp.moveaxis(o, 0, -3)
-    o = o.reshape(o.shape[:-3] + (count * chunk_size, o.shape[-1]))
+    o = o.reshape((*o.shape[:-3], count * chunk_size, o.shape[-1]))
     return o[..., :length, :], w, s
 
 

@@ -108,7 +108,7 @@ def test_extreme_gates_stay_exact_and_finite(extreme):
 
 def test_bfloat16_products_keep_float32_states():
     arrays = inputs(64, dtype="float32")
-    o32, w32, s32 = delta_scan(**arrays)
+    o32, w32, _s32 = delta_scan(**arrays)
     low = {
         k: v.astype(jnp.bfloat16) if k in ("x", "g", "q") else v
         for k, v in arrays.items()

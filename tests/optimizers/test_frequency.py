@@ -97,7 +97,7 @@ def test_continuum_gives_each_group_its_period():
     ids=["chain", "masked", "inject", "multi-steps", "apply-if-finite"],
 )
 def test_composes(wrap):
-    outs, state = run(wrap(every(2, optax.adam(0.1))), 4)
+    outs, _state = run(wrap(every(2, optax.adam(0.1))), 4)
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(outs))
     moved = jax.tree.map(lambda *a: np.abs(jnp.stack(a)).max(), *outs)
     assert moved["w"] > 0
