@@ -3,7 +3,7 @@
 So far: update frequency.
 """
 
-from nl_jax.nested.frequency import EveryState, every
+from nl_jax.nested.frequency import every
 from nl_jax.optimizers.continuum import continuum
 
-__all__ = ["EveryState", "continuum", "every"]
+__all__ = ["continuum", "every"]

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 120
 
@@ -49,6 +51,7 @@ def curve(workdir):
     return records
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_bit_for_bit(tmp_path):
     alone = start(tmp_path / "alone")
     _, errors = alone.communicate()

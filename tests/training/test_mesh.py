@@ -67,7 +67,7 @@ def test_eight_devices_compute_what_one_does(tiny, tmp_path):
     for name in ("one", "eight"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(
-            json.dumps(to_json(tiny("hope")))
+            json.dumps(to_json(tiny("transformer")))
         )
     alone = run(tmp_path / "one", 1, 6, {})
     first = run(tmp_path / "eight", 8, 4, mesh)

@@ -107,7 +107,7 @@ def test_only_matrices_of_the_model_decay(tiny):
         config = dataclasses.replace(config, optimizer=optimizer)
         _, state, tx, _ = parts(config)
         zeros = jax.tree.map(jnp.zeros_like, state.variables)
-        updates, _ = jax.jit(tx.update)(zeros, state.optimizer, state.variables)
+        updates, _ = tx.update(zeros, state.optimizer, state.variables)
         moved = {
             jax.tree_util.keystr(path)[2:-2].split("']['")[-1]
             for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
