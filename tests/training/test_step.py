@@ -99,7 +99,7 @@ def test_bits_per_byte_counts_bytes():
 
 def test_only_matrices_of_the_model_decay(tiny):
     """Zero gradients move what decays and nothing else."""
-    for name in ("hope", "transformer", "deltanet"):
+    for name in ("hope", "transformer"):
         config = tiny(name, model={"cms": {"periods": (1,)}})
         optimizer = OptimizerConfig(
             warmup_steps=0, learning_rate=0.5, weight_decay=0.1
