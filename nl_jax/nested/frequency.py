@@ -71,7 +71,10 @@ def every(
         return EveryState(count, zeros, inner.init(params), _Static(period))
 
     def update(updates, state, params=None, **extra):
-        gathered = jax.tree.map(jnp.add, state.gathered, updates)
+        # Gradients of another dtype must not change the state's.
+        gathered = jax.tree.map(
+            lambda a, g: a + g.astype(a.dtype), state.gathered, updates
+        )
 
         def apply(gathered, inner_state):
             gathered = jax.tree.map(lambda g: g / divisor, gathered)

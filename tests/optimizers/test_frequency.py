@@ -123,6 +123,14 @@ def test_dtypes_are_kept_and_nothing_recompiles(dtype):
     assert len(traces) == 1
 
 
+def test_gradients_of_another_dtype_do_not_change_the_state():
+    params = {"w": jnp.ones(3, "bfloat16")}
+    tx = every(2, optax.sgd(0.1))
+    state = tx.init(params)
+    _, after = tx.update({"w": jnp.ones(3, "float32")}, state, params)
+    assert after.gathered["w"].dtype == state.gathered["w"].dtype
+
+
 def test_init_on_shapes_and_vmap():
     tx = every(2, optax.adam(0.1))
     shape = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
