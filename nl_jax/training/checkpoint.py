@@ -307,9 +307,16 @@ def save_tree(path, tree: Any, meta: Mapping[str, Any]):
 def load_tree(path, shapes: Any, meta: Mapping[str, Any]) -> Any:
     """Loads what :func:`save_tree` saved beside the same ``meta``.
 
+    Args:
+        path: folder that :func:`save_tree` wrote.
+        shapes: tree of arrays or ``ShapeDtypeStruct``; a leaf that names no
+            sharding goes to the default device.
+        meta: what was saved beside it.
+
     Raises:
         InputError: if it is not there, damaged, or of another model.
     """
+    shapes = jax.tree.map(_placed, shapes)
     path = pathlib.Path(path).absolute()
     if not path.is_dir():
         raise InputError(f"{path} does not exist; save a state there first")
@@ -328,6 +335,14 @@ def load_tree(path, shapes: Any, meta: Mapping[str, Any]) -> Any:
         raise InputError(
             f"{path} is damaged or not a saved state ({_line(error)})"
         ) from error
+
+
+def _placed(leaf) -> jax.ShapeDtypeStruct:
+    """Orbax refuses a target that does not say where it goes."""
+    sharding = leaf.sharding
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _context() -> ocp.Context:
