@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nl_jax.array_typing import Stream
 from nl_jax.layers.short_conv import next_tail, short_conv
 
 __all__ = ["AttentionConfig", "AttentionState", "CausalAttention"]
@@ -80,7 +81,7 @@ class CausalAttention(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x, state=None, *, aligned=False):
+    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
         ``aligned`` is part of every mixer's signature; attention has no chunks.

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nl_jax.array_typing import Stream
 from nl_jax.layers.norms import rms_norm
 
 __all__ = ["CMSConfig", "ContinuumMemory", "FastLevel"]
@@ -97,7 +98,9 @@ class ContinuumMemory(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, fast: tuple[FastLevel, ...] | None = None):
+    def __call__(
+        self, x: Stream, fast: tuple[FastLevel, ...] | None = None
+    ) -> Stream:
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape.
 
         Args:

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nl_jax.array_typing import Stream
 from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.layers.short_conv import next_tail, short_conv
 from nl_jax.memory import delta_scan
@@ -76,7 +77,7 @@ class DeltaNet(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x, state=None, *, aligned=False):
+    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
         ``aligned`` is part of every mixer's signature; results here do not

@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from nl_jax.array_typing import Channel, Channels
+
 __all__ = ["l2_normalize", "rms_norm"]
 
 
 def rms_norm(
-    x: jax.Array, scale: jax.Array | None = None, eps: float = 1e-6
-) -> jax.Array:
+    x: Channels, scale: Channel | None = None, eps: float = 1e-6
+) -> Channels:
     """Divides by the root mean square of the last axis.
 
     Args:
@@ -27,7 +29,7 @@ def rms_norm(
     return y if scale is None else y * scale.astype(x.dtype)
 
 
-def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+def l2_normalize(x: Channels, eps: float = 1e-6) -> Channels:
     """Divides by the length of the last axis; ``eps`` is inside the root.
 
     Example:

@@ -4,13 +4,14 @@ Every model here has one of width 4 on q, k and v after their projections;
 without it, recall is not learned by any of them in reasonable time.
 """
 
-import jax
 import jax.numpy as jnp
+
+from nl_jax.array_typing import Channels
 
 __all__ = ["next_tail", "short_conv"]
 
 
-def short_conv(x: jax.Array, kernel: jax.Array, tail: jax.Array) -> jax.Array:
+def short_conv(x: Channels, kernel: Channels, tail: Channels) -> Channels:
     """Convolves ``x`` with the tokens before it.
 
     Args:
@@ -37,7 +38,7 @@ def short_conv(x: jax.Array, kernel: jax.Array, tail: jax.Array) -> jax.Array:
     return sum(taps[1:], start=taps[0])
 
 
-def next_tail(x: jax.Array, tail: jax.Array) -> jax.Array:
+def next_tail(x: Channels, tail: Channels) -> Channels:
     """Returns the tail for the call after ``x``, of ``tail``'s shape."""
     full = jnp.concatenate([tail.astype(x.dtype), x], axis=-2)
     return full[..., x.shape[-2] :, :]

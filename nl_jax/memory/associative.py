@@ -154,7 +154,8 @@ def associative_memory(
       for instance, says ``aligned`` and saves a chunk of work.
 
     Args:
-        architecture: ``"linear"``, ``"mlp"`` or an ``Architecture``.
+        architecture: ``"linear"``, ``"residual"``, ``"mlp"`` or an
+            ``Architecture``.
         objective: ``"l2"``, ``"dot_product"`` or an ``Objective``.
         rule: ``"dgd"``, ``"gd"`` or a ``LearningRule``.
         momentum: whether gates carry ``log_mu``.

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax.array_typing import Keys, PerToken, Values
 from nl_jax.memory.architecture import Architecture, Weights
 from nl_jax.memory.objective import Objective
 
@@ -29,20 +30,20 @@ __all__ = ["RULES", "Gates", "LearningRule", "Write", "dgd", "gd"]
 class Gates(NamedTuple):
     """Per-token scalars of the inner optimisation, each ``[..., T]``."""
 
-    eta: jax.Array
+    eta: PerToken
     """Step size."""
-    log_alpha: jax.Array
+    log_alpha: PerToken
     """Logarithm of the retention; 0 keeps everything."""
-    log_mu: jax.Array | None = None
+    log_mu: PerToken | None = None
     """Logarithm of the momentum's decay; ``None`` for no momentum."""
 
 
 class Write(NamedTuple):
     """What one layer's delta memory is fed with, see ``delta_scan``."""
 
-    x: jax.Array
-    g: jax.Array
-    beta: jax.Array | None
+    x: Keys
+    g: Values
+    beta: PerToken | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +70,8 @@ class LearningRule:
         architecture: Architecture,
         objective: Objective,
         weights: Weights,
-        k: jax.Array,
-        v: jax.Array,
+        k: Keys,
+        v: Values,
         gates: Gates,
     ) -> tuple[Write, ...]:
         """Returns what each layer is fed with for the pairs ``(k, v)``.

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
+from nl_jax.array_typing import Ids, Logits
 from nl_jax.layers import ContinuumMemory, rms_norm
 from nl_jax.models import next_token
 from nl_jax.models.block import Block
@@ -51,7 +51,7 @@ class LanguageModel:
 
     config: ModelConfig
 
-    def init(self, rng: jax.Array, tokens: Int[Array, "B T"]) -> Variables:
+    def init(self, rng: jax.Array, tokens: Ids) -> Variables:
         """Draws the slow parameters; ``tokens`` gives no more than a shape."""
         return nn.meta.unbox(self._boxed(rng, tokens))
 
@@ -90,9 +90,9 @@ class LanguageModel:
     def apply(
         self,
         variables: Variables,
-        tokens: Int[Array, "B T"],
+        tokens: Ids,
         state: ModelState | None = None,
-    ) -> tuple[Float[Array, "B T V"], ModelState]:
+    ) -> tuple[Logits, ModelState]:
         """Reads tokens, learning from them, and predicts each next one.
 
         Args:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+
+from nl_jax.array_typing import Ids, Logits, Losses
 
 __all__ = ["LossSums", "bits_per_byte", "token_losses"]
 
@@ -24,10 +25,10 @@ class LossSums(NamedTuple):
     @classmethod
     def of(
         cls,
-        losses: Float[Array, "B T"],
-        targets: Int[Array, "B T"],
+        losses: Losses,
+        targets: Ids,
         byte_lengths: np.ndarray,
-        weights: Float[Array, "B T"] | None = None,
+        weights: Losses | None = None,
     ) -> "LossSums":
         """Adds up; ``weights`` 0 leaves a target out."""
         weights = jnp.ones_like(losses) if weights is None else weights
@@ -37,9 +38,7 @@ class LossSums(NamedTuple):
         )
 
 
-def token_losses(
-    logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
-) -> Float[Array, "B T"]:
+def token_losses(logits: Logits, targets: Ids) -> Losses:
     """Returns the cross-entropy of each target in nats, float32."""
     return optax.softmax_cross_entropy_with_integer_labels(
         logits.astype(jnp.float32), targets

@@ -3,8 +3,8 @@
 import functools
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from pallas_kernels.delta_memory.chunked import delta_scan_chunked
 from pallas_kernels.delta_memory.reference import delta_scan_reference
@@ -19,19 +19,23 @@ IMPLEMENTATIONS = {
 
 
 def delta_scan(
-    w: jax.Array,
-    s: jax.Array | None,
-    x: jax.Array,
-    g: jax.Array,
-    q: jax.Array,
-    log_alpha: jax.Array,
-    beta: jax.Array | None,
-    log_mu: jax.Array | None = None,
+    w: Float[Array, "... d_in d_out"],
+    s: Float[Array, "... d_in d_out"] | None,
+    x: Float[Array, "... T d_in"],
+    g: Float[Array, "... T d_out"],
+    q: Float[Array, "... T d_in"],
+    log_alpha: Float[Array, "... T"],
+    beta: Float[Array, "... T"] | None,
+    log_mu: Float[Array, "... T"] | None = None,
     *,
     chunk_size: int = 64,
     read: Literal["before", "after", "chunk"] = "before",
     implementation: str | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+) -> tuple[
+    Float[Array, "... T d_out"],
+    Float[Array, "... d_in d_out"],
+    Float[Array, "... d_in d_out"] | None,
+]:
     r"""Runs the recurrence that every matrix inside every memory obeys.
 
     With row vectors, as everywhere in the code,
