@@ -1,8 +1,8 @@
 r"""Multi-query associative recall: does a model learn to look things up?
 
 A sequence shows pairs of a key and a value, then some of the keys again among
-random tokens; the model answers each with its value (3-way sizes as flags:
-``--length``, ``--pairs``, ``--vocab``). Every model has the same blocks, short
+random tokens; the model answers each with its value. ``--length``, ``--pairs``
+and ``--vocab`` set the difficulty. Every model has the same blocks, short
 convolution and head, and sees the same batches.
 
 Command (about 4 minutes a run on two cores; stops once it has learned)::
@@ -34,7 +34,18 @@ RUNS = {
     "hope-no-momentum": ("hope", {"titans": {"momentum": False}}),
     "hope-gd": ("hope", {"titans": {"rule": "gd"}}),
     "hope-l2": ("hope", {"titans": {"objective": "l2"}}),
-    "hope-gain-1": ("hope", {"titans": {"gain": 1.0}}),
+    "hope-memory-gain-1": ("hope", {"titans": {"memory_gain": 1.0}}),
+    "hope-linear": ("hope", {"titans": {"architecture": "linear"}}),
+    "hope-shared": (
+        "hope",
+        {
+            "titans": {
+                "architecture": "linear",
+                "value_norm": "input",
+                "momentum": False,
+            }
+        },
+    ),
     "hope-fixed-k-v": (
         "hope",
         {"titans": {"adaptive_k": False, "adaptive_v": False}},
@@ -47,12 +58,12 @@ RUNS = {
                 "architecture": "mlp",
                 "expansion": 2,
                 "objective": "l2",
-                "gain": 1.0,
             }
         },
     ),
 }
-"""Name to registry name and overrides; ``hope-paper``: the paper's memory."""
+"""Name to registry name and overrides. ``hope-shared`` runs all memories as one
+recurrence; ``hope-paper`` has the paper's memory and objective."""
 
 _FLAGS = flags.FLAGS
 flags.DEFINE_list("runs", ["hope", "deltanet"], f"Out of {', '.join(RUNS)}.")

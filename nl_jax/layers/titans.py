@@ -28,6 +28,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nl_jax.array_typing import Stream
 from nl_jax.layers.norms import rms_norm
 from nl_jax.layers.titans_block import (
     Generators,
@@ -93,14 +94,14 @@ class SelfModifyingTitans(nn.Module):
             init = nn.with_logical_partitioning(init, axes)
             return self.param(name, init, shape, jnp.float32)
 
-        def weights(name, lead, axes):
+        def weights(name, gain, lead, axes):
             shapes = config.memory_architecture.widths(
                 width, width, config.expansion
             )
             return tuple(
                 declare(
                     f"{name}_{index}",
-                    config.initializer(index),
+                    config.initializer(index, gain),
                     (*lead, *shape),
                     (*axes, "memory_in", "memory_out"),
                 )
@@ -110,9 +111,14 @@ class SelfModifyingTitans(nn.Module):
         heads = self.n_heads
         names = config.generated
         self.generators = weights(
-            "generators", (len(names), heads), ("memories", "heads")
+            "generators",
+            config.gain,
+            (len(names), heads),
+            ("memories", "heads"),
         )
-        self.memory = weights("memory", (heads,), ("heads",))
+        self.memory = weights(
+            "memory", config.memory_gain, (heads,), ("heads",)
+        )
         dense = nn.initializers.lecun_normal()
         conv = nn.initializers.normal(config.conv_width**-0.5)
         self.projections = {
@@ -155,7 +161,7 @@ class SelfModifyingTitans(nn.Module):
             self._initial(),
         )
 
-    def __call__(self, x, state=None, *, aligned=False):
+    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
         Args:

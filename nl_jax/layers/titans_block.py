@@ -65,7 +65,9 @@ def generate_block(parts, config, state, tails, x, raws, valid, closes):
     architecture, rule = config.memory_architecture, config.learning_rule
     made, after = _generate(parts, config, state.start, tails, x, raws, valid)
     _, k, v, gates = made
-    target = _target(config, architecture, state.start, v[None])
+    # Generators feed on what they write: targets as long as the keys let a
+    # write weigh no more than what it joins.
+    target = _target(config, architecture, state.start, v[None], l2_normalize)
     shared = Gates(*(None if g is None else g[None] for g in gates))
     writes = rule.writes(
         architecture,
@@ -97,7 +99,7 @@ def answer_block(config, state, made, valid, closes):
     """
     architecture = config.memory_architecture
     q, k, v, gates = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), made)
-    target = _target(config, architecture, state.start, v)
+    target = _target(config, architecture, state.start, v, rms_norm)
     writes = config.learning_rule.writes(
         architecture, config.inner_objective, state.start, k, target, gates
     )
@@ -194,11 +196,11 @@ def _generate(parts, config, start, tails, x, raws, valid):
     return Generated(q, k, v, _gates(parts, config, outputs)), after
 
 
-def _target(config, architecture, weights, v):
+def _target(config, architecture, weights, v, normalize):
     """The self-generated value ``M(v)`` of eq. 87."""
     target = architecture.apply(weights, v)
     raw = config.literal or config.value_norm == "input"
-    return target if raw else rms_norm(target)
+    return target if raw else normalize(target)
 
 
 def _gates(parts, config, outputs):

@@ -30,8 +30,10 @@ class TitansConfig:
             allowed.
     """
 
-    architecture: Literal["linear", "mlp"] = "linear"
-    """Function of each memory; the paper's is the residual ``"mlp"``."""
+    architecture: Literal["linear", "residual", "mlp"] = "residual"
+    """Function of each memory: ``W x``, ``x + W x`` or the paper's residual
+    MLP. A ``"linear"`` memory that has forgotten where it began generates from
+    nothing but its own writes, and gradients explode with the length."""
     objective: Literal["dot_product", "l2"] = "dot_product"
     """Inner loss; the paper's is ``"l2"``, with (92) its dot product."""
     rule: Literal["dgd", "gd"] = "dgd"
@@ -71,8 +73,11 @@ class TitansConfig:
     """Initial logit of the step."""
     mu_bias: float = -2.0
     """Initial logit of the momentum's decay."""
-    gain: float = 0.25
-    """Standard deviation of initial memory weights, in 1/sqrt(fan-in)."""
+    gain: float = 1.0
+    """Standard deviation of the generating memories' initial weights, in
+    ``1 / sqrt(fan-in)``."""
+    memory_gain: float = 0.25
+    """The same for the answering memory, where it is noise to what is told."""
     remat: bool = True
     """Recompute each chunk in the backward pass: memory for a chunk's states
     instead of its activations, at the cost of one more forward pass."""
@@ -166,9 +171,11 @@ class TitansConfig:
         """Tokens after which both chunk grids meet again."""
         return math.lcm(self.chunk_size, self.memory_chunk_size)
 
-    def initializer(self, layer: int) -> nn.initializers.Initializer:
+    def initializer(
+        self, layer: int, gain: float
+    ) -> nn.initializers.Initializer:
         """Returns how the initial weights of one layer are drawn."""
-        scale = self.gain * self.memory_architecture.gains[layer]
+        scale = gain * self.memory_architecture.gains[layer]
 
         def init(rng, shape, dtype=jnp.float32):
             weights = jax.random.normal(rng, shape, dtype)

@@ -1,6 +1,12 @@
 """Associative memories: architecture x objective x learning rule."""
 
-from nl_jax.memory.architecture import ARCHITECTURES, Architecture, linear, mlp
+from nl_jax.memory.architecture import (
+    ARCHITECTURES,
+    Architecture,
+    linear,
+    mlp,
+    residual,
+)
 from nl_jax.memory.associative import (
     Memory,
     MemoryState,
@@ -30,4 +36,5 @@ __all__ = [
     "l2",
     "linear",
     "mlp",
+    "residual",
 ]

@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-__all__ = ["ARCHITECTURES", "Architecture", "linear", "mlp"]
+from nl_jax.array_typing import Keys, Values, Weight
+
+__all__ = ["ARCHITECTURES", "Architecture", "linear", "mlp", "residual"]
 
 Layer = Callable[[jax.Array], jax.Array]
-Weights = tuple[jax.Array, ...]
+Weights = tuple[Weight, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Architecture:
             for key, shape, gain in zip(keys, shapes, self.gains, strict=True)
         )
 
-    def apply(self, weights: Weights, x: jax.Array) -> jax.Array:
+    def apply(self, weights: Weights, x: Keys) -> Values:
         """Returns ``M(x)``, ``[..., T, d_in] -> [..., T, d_out]``."""
         return self.forward([_product(w) for w in weights], x)
 
@@ -121,6 +123,14 @@ linear = Architecture(
     gains=(1.0,),
 )
 
+residual = Architecture(
+    # What is left of a matrix that has forgotten all: the input, not zero.
+    name="residual",
+    forward=lambda layers, x: x + layers[0](x),
+    widths=linear.widths,
+    gains=linear.gains,
+)
+
 mlp = Architecture(
     # Residual, arXiv 2512.24695 eq. 89; needs d_in == d_out.
     name="mlp",
@@ -132,4 +142,4 @@ mlp = Architecture(
     gains=(1.0, 1.0),
 )
 
-ARCHITECTURES = {a.name: a for a in (linear, mlp)}
+ARCHITECTURES = {a.name: a for a in (linear, residual, mlp)}

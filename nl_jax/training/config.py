@@ -77,9 +77,9 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW with warm-up, cosine decay and clipping."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Peak learning rate."""
-    warmup_steps: int = 20
+    warmup_steps: int = 40
     """Steps over which the rate rises from 0 to its peak."""
     final_rate: float = 0.1
     """Learning rate of the last step, as a share of the peak."""
@@ -164,9 +164,9 @@ class TrainConfig:
     """The sample at the end."""
     seed: int = 0
     """Of initial parameters, data order and the sample."""
-    steps: int = 300
+    steps: int = 600
     """Optimizer steps."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Sequences per optimizer step, over all devices."""
     seq_len: int = 256
     """Tokens per sequence."""
@@ -174,9 +174,9 @@ class TrainConfig:
     """Parts that a batch is cut into, one after another, to save memory."""
     log_every: int = 1
     """Steps between lines of metrics."""
-    eval_every: int = 100
+    eval_every: int = 200
     """Steps between evaluations on the held-out text; 0 for only the last."""
-    checkpoint_every: int = 50
+    checkpoint_every: int = 100
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = 3
     """Newest checkpoints to keep."""

@@ -20,10 +20,10 @@ def gelu_slope(a):
     return 0.5 * (1 + t) + 0.5 * a * (1 - t**2) * inner
 
 
-def apply(weights, x):
-    """A matrix, or ``x + gelu(x W2) W1`` (eq. 89)."""
+def apply(weights, x, residual=False):
+    """A matrix, ``x + x W``, or ``x + gelu(x W2) W1`` (eq. 89)."""
     if len(weights) == 1:
-        return x @ weights[0]
+        return x * residual + x @ weights[0]
     return x + gelu(x @ weights[0]) @ weights[1]
 
 
@@ -34,21 +34,24 @@ def norm(a):
 class Memory:
     """One head: weights, momentum, and the weights at the chunk's start."""
 
-    def __init__(self, weights, *, objective, delta, normalized=True):
+    def __init__(
+        self, weights, *, objective, delta, normalized=True, residual=False
+    ):
         self.weights = [np.asarray(w, float).copy() for w in weights]
         self.momentum = [np.zeros_like(w) for w in self.weights]
         self.objective, self.delta = objective, delta
         self.normalized = normalized
+        self.residual = residual
         self.begin_chunk()
 
     def begin_chunk(self):
         self.start = [w.copy() for w in self.weights]
 
     def read(self, q):
-        return apply(self.weights, q)
+        return apply(self.weights, q, self.residual)
 
     def generate(self, x):
-        return apply(self.start, x)
+        return apply(self.start, x, self.residual)
 
     def write(self, k, v, eta, alpha, mu=None):
         """Eq. 88 for each layer with its own input, then momentum."""
