@@ -24,20 +24,37 @@ import time
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
+from experiments import cli
 from nl_jax.layers import l2_normalize
 from nl_jax.memory import Gates, associative_memory
+from nl_jax.training import InputError, versions
 
-_FLAGS = flags.FLAGS
-flags.DEFINE_string("peer", None, "Python of an environment with the peer.")
-flags.DEFINE_integer("rounds", 7, "Rounds of each.", lower_bound=1)
-flags.DEFINE_integer("calls", 5, "Calls per round.", lower_bound=1)
-flags.DEFINE_integer("width", 128, "Width of the layer and its memory.")
-flags.DEFINE_integer("chunk", 64, "Tokens per chunk.")
-flags.DEFINE_integer("batch", 2, "Rows.")
-flags.DEFINE_integer("length", 512, "Tokens per row.")
-flags.DEFINE_string("out", "runs/benchmark_layer", "Folder of the result.")
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_string(
+        "peer",
+        None,
+        "Python of an environment with the peer.",
+        flag_values=values,
+    )
+    for name, default, text in (
+        ("rounds", 7, "Rounds of each."),
+        ("calls", 5, "Calls per round."),
+        ("width", 128, "Width of the layer and its memory."),
+        ("chunk", 64, "Tokens per chunk."),
+        ("batch", 2, "Rows."),
+        ("length", 512, "Tokens per row."),
+    ):
+        flags.DEFINE_integer(name, default, text, 1, flag_values=values)
+    flags.DEFINE_string(
+        "out",
+        "runs/benchmark_layer",
+        "Folder of the result.",
+        flag_values=values,
+    )
 
 
 def make_layer(width, chunk):
@@ -74,40 +91,38 @@ def make_layer(width, chunk):
     return params, loss
 
 
-def main(argv):
+def main(values: flags.FlagValues) -> None:
     """Times both and writes the result."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     settings = {
-        name: getattr(_FLAGS, name)
+        name: values[name].value
         for name in ("width", "chunk", "batch", "length")
     } | {"threads": os.cpu_count()}
-    params, loss = make_layer(_FLAGS.width, _FLAGS.chunk)
-    shape = (_FLAGS.batch, _FLAGS.length, _FLAGS.width)
+    params, loss = make_layer(values.width, values.chunk)
+    shape = (values.batch, values.length, values.width)
     x = jax.random.normal(jax.random.key(1), shape)
     step = jax.jit(jax.grad(loss))
     jax.block_until_ready(step(params, x))
 
     def ours():
         begun = time.perf_counter()
-        for _ in range(_FLAGS.calls):
+        for _ in range(values.calls):
             grads = step(params, x)
         jax.block_until_ready(grads)
-        return (time.perf_counter() - begun) / _FLAGS.calls
+        return (time.perf_counter() - begun) / values.calls
 
-    peer = start_peer(settings) if _FLAGS.peer else None
+    peer = start_peer(values.peer, settings) if values.peer else None
     times = {"ours": [], "titans-pytorch": []}
-    for _ in range(_FLAGS.rounds):
+    for _ in range(values.rounds):
         times["ours"].append(ours())
         if peer:
-            peer.stdin.write(f"{_FLAGS.calls}\n")
+            peer.stdin.write(f"{values.calls}\n")
             peer.stdin.flush()
             times["titans-pytorch"].append(float(peer.stdout.readline()))
     if peer:
         peer.stdin.close()
         peer.wait()
-    tokens = _FLAGS.batch * _FLAGS.length
-    result = {"settings": settings, "versions": {"jax": jax.__version__}}
+    tokens = values.batch * values.length
+    result = {"settings": settings, "versions": versions()}
     for name, seconds in times.items():
         if seconds:
             result[name] = {
@@ -124,16 +139,16 @@ def main(argv):
         pairs = zip(times["titans-pytorch"], times["ours"], strict=True)
         result["ratio"] = statistics.median(a / b for a, b in pairs)
         print(f"ours / titans-pytorch: {result['ratio']:.2f}")
-    out = pathlib.Path(_FLAGS.out)
+    out = pathlib.Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    cli.write_json(out / "result.json", result)
 
 
-def start_peer(settings):
+def start_peer(python, settings):
     """Starts the peer's process and waits until it has warmed up."""
     script = pathlib.Path(__file__).parent / "peers" / "time_titans_pytorch.py"
     peer = subprocess.Popen(
-        [_FLAGS.peer, str(script)],
+        [python, str(script)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -141,12 +156,12 @@ def start_peer(settings):
     peer.stdin.write(json.dumps(settings) + "\n")
     peer.stdin.flush()
     if peer.stdout.readline().strip() != "ready":
-        raise SystemExit(
-            f"error: --peer={_FLAGS.peer} did not start; does it have "
+        raise InputError(
+            f"--peer={python} did not start; does it have "
             "titans-pytorch==0.5.5?"
         )
     return peer
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(define, main)

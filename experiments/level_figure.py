@@ -8,27 +8,32 @@ Command (seconds)::
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app, flags
+from absl import flags
 
-from nl_jax.models import build
+from experiments import cli
+from nl_jax.models import build, names
 from nl_jax.nested import describe
 
-_FLAGS = flags.FLAGS
-flags.DEFINE_string("model", "hope", "Name in the registry.")
-flags.DEFINE_string("out", "docs/levels.png", "Image to write.")
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_enum(
+        "model", "hope", names(), "Name in the registry.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "out", "docs/levels.png", "Image to write.", flag_values=values
+    )
 
 
-def main(argv):
+def main(values: flags.FlagValues) -> None:
     """Describes the model and an optimizer of its parameters."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    model = build(_FLAGS.model)
+    model = build(values.model)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
     table = describe(model, optax.adamw(1e-3), params=shapes)
-    table.figure(_FLAGS.out)
+    table.figure(values.out)
     print(table)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(define, main)

@@ -23,9 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 
+from experiments import cli
 from nl_jax.models import build
+from nl_jax.training import InputError, git_revision, versions
 
 RUNS = {
     "hope": ("hope", {}),
@@ -65,19 +67,63 @@ RUNS = {
 """Name to registry name and overrides. ``hope-shared`` runs all memories as one
 recurrence; ``hope-paper`` has the paper's memory and objective."""
 
-_FLAGS = flags.FLAGS
-flags.DEFINE_list("runs", ["hope", "deltanet"], f"Out of {', '.join(RUNS)}.")
-flags.DEFINE_list("seeds", ["0"], "One run each.")
-flags.DEFINE_integer("steps", 1500, "Optimizer steps at most.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 3e-3, "Peak of warm-up and cosine.")
-flags.DEFINE_float("target", 0.95, "Accuracy at which a run counts as done.")
-flags.DEFINE_integer("length", 64, "Tokens per sequence.")
-flags.DEFINE_integer("pairs", 8, "Pairs per sequence.")
-flags.DEFINE_integer("vocab", 512, "Half of it keys, half of it values.")
-flags.DEFINE_integer("batch", 64, "Sequences per step.")
-flags.DEFINE_string("out", "runs/mqar", "Folder of the results.")
-
 _EVERY = 25  # Steps per reported accuracy.
+_SETTINGS = {
+    "steps": (1500, "Optimizer steps at most."),
+    "length": (64, "Tokens per sequence."),
+    "pairs": (8, "Pairs per sequence."),
+    "vocab": (512, "Half of it keys, half of it values."),
+    "batch": (64, "Sequences per step."),
+}
+
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_list(
+        "runs",
+        ["hope", "deltanet"],
+        f"Out of {', '.join(RUNS)}.",
+        flag_values=values,
+    )
+    flags.DEFINE_list("seeds", ["0"], "One run each.", flag_values=values)
+    for name, (default, text) in _SETTINGS.items():
+        flags.DEFINE_integer(name, default, text, 1, flag_values=values)
+    flags.DEFINE_float(
+        "learning_rate",
+        3e-3,
+        "Peak of warm-up and cosine.",
+        0.0,
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "target",
+        0.95,
+        "Accuracy at which a run counts as done.",
+        0.0,
+        1.0,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "out", "runs/mqar", "Folder of the results.", flag_values=values
+    )
+
+
+def check_runs(runs):
+    """Raises ``InputError`` for a name that is not in ``RUNS``."""
+    unknown = [run for run in runs if run not in RUNS]
+    if unknown:
+        raise InputError(
+            f"--runs={','.join(unknown)}: allowed are {', '.join(RUNS)}"
+        )
+
+
+def make_model(run, vocab):
+    """Returns the two blocks of width 64 of a run."""
+    name, overrides = RUNS[run]
+    overrides = {"cms": {"periods": (1,), "hidden": 2.0}} | overrides
+    return build(
+        name, vocab_size=vocab, d_model=64, n_layers=2, n_heads=2, **overrides
+    )
 
 
 def make_batch(rng, *, length, pairs, vocab, batch, power=0.01):
@@ -87,16 +133,16 @@ def make_batch(rng, *, length, pairs, vocab, batch, power=0.01):
     each key is asked once, at a gap with probability ``~ gap^(power - 1)``.
 
     Raises:
-        ValueError: if the pairs do not fit the length or the vocabulary.
+        InputError: if the pairs do not fit the length or the vocabulary.
     """
     slots = (length - 2 * pairs) // 2
     if slots < pairs:
-        raise ValueError(
+        raise InputError(
             f"pairs={pairs} do not fit length={length}: at most {length // 4}"
         )
     half = vocab // 2
     if pairs > half - 1:
-        raise ValueError(f"pairs={pairs} need a vocab above {2 * pairs + 2}")
+        raise InputError(f"pairs={pairs} need a vocab above {2 * pairs + 2}")
     order = rng.random((batch, half)).argsort(-1)
     keys = 1 + rng.random((batch, half - 1)).argsort(-1)[:, :pairs]
     values = half + order[:, :pairs]
@@ -115,16 +161,7 @@ def make_batch(rng, *, length, pairs, vocab, batch, power=0.01):
 
 def train(run, seed, settings):
     """Trains one run and returns its record."""
-    name, overrides = RUNS[run]
-    overrides = {"cms": {"periods": (1,), "hidden": 2.0}} | overrides
-    model = build(
-        name,
-        vocab_size=settings.vocab,
-        d_model=64,
-        n_layers=2,
-        n_heads=2,
-        **overrides,
-    )
+    model = make_model(run, settings.vocab)
     rng = np.random.default_rng(seed)
     shape = {
         "length": settings.length,
@@ -187,16 +224,11 @@ def train(run, seed, settings):
         "curve": curve,
         "every": _EVERY,
         "seconds": round(time.perf_counter() - begun, 1),
-        "versions": {"jax": jax.__version__},
-        "settings": {
-            "length": settings.length,
-            "pairs": settings.pairs,
-            "vocab": settings.vocab,
-            "batch": settings.batch,
-            "steps": settings.steps,
-            "learning_rate": settings.learning_rate,
-            "target": settings.target,
-        },
+        "settings": {name: settings[name].value for name in _SETTINGS},
+        "learning_rate": settings.learning_rate,
+        "target": settings.target,
+        "versions": versions(),
+        "git_revision": git_revision(),
     }
 
 
@@ -227,30 +259,28 @@ def report(records, out):
     return "\n".join(lines)
 
 
-def main(argv):
+def main(values: flags.FlagValues) -> None:
     """Runs what has no record yet and reports everything in the folder."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    unknown = [run for run in _FLAGS.runs if run not in RUNS]
-    if unknown:
-        raise app.UsageError(
-            f"--runs={','.join(unknown)}: allowed are {', '.join(RUNS)}"
+    check_runs(values.runs)
+    if not all(seed.isdecimal() for seed in values.seeds):
+        raise InputError(
+            f"--seeds={','.join(values.seeds)}: must be integers >= 0"
         )
-    out = pathlib.Path(_FLAGS.out)
+    out = pathlib.Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "mqar.jsonl"
     records = []
     if path.exists():
         records = [json.loads(line) for line in path.read_text().splitlines()]
-    for seed in map(int, _FLAGS.seeds):
-        for run in _FLAGS.runs:
+    for seed in map(int, values.seeds):
+        for run in values.runs:
             if any((r["run"], r["seed"]) == (run, seed) for r in records):
                 continue
-            records.append(train(run, seed, _FLAGS))
+            records.append(train(run, seed, values))
             with path.open("a") as file:
                 file.write(json.dumps(records[-1]) + "\n")
     print(report(records, out))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(define, main)
