@@ -1,12 +1,6 @@
 """Training: data, loss, step, loop, devices, checkpoints, metrics."""
 
-from nl_jax.training.checkpoint import (
-    Checkpoints,
-    LoadedModel,
-    load_model,
-    load_tree,
-    save_tree,
-)
+from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.config import (
     DataConfig,
     MeshConfig,
@@ -40,6 +34,12 @@ from nl_jax.training.provenance import (
     versions,
 )
 from nl_jax.training.sampling import Sampler, StreamState, sample_token
+from nl_jax.training.saved import (
+    LoadedModel,
+    load_model,
+    load_tree,
+    save_tree,
+)
 from nl_jax.training.step import TrainState, make_eval_step, make_train_step
 from nl_jax.training.streaming import (
     PositionTable,

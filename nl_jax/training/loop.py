@@ -5,22 +5,19 @@ import logging
 import math
 import os
 import pathlib
-import signal
-import threading
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.models import LanguageModel
 from nl_jax.nested import describe
 from nl_jax.training import mesh as mesh_lib
-from nl_jax.training.checkpoint import (
-    Checkpoints,
+from nl_jax.training.checkpoint import Checkpoints
+from nl_jax.training.compatibility import (
     check_same_config,
+    check_text,
     check_tokenizer,
 )
 from nl_jax.training.config import TrainConfig, to_json
@@ -39,10 +36,16 @@ from nl_jax.training.metrics import (
     TensorBoard,
     read_json_lines,
 )
-from nl_jax.training.optimizer import make_optimizer, make_schedule
+from nl_jax.training.optimizer import make_schedule
+from nl_jax.training.programs import (
+    Programs,
+    compile_programs,
+    draw_state,
+    plan_state,
+)
 from nl_jax.training.progress import Progress
 from nl_jax.training.provenance import versions
-from nl_jax.training.step import TrainState, make_eval_step, make_train_step
+from nl_jax.training.signals import StopSignal
 from nl_jax.training.tokenizer import Tokenizer, from_json
 
 __all__ = ["TrainResult", "train"]
@@ -104,7 +107,6 @@ class _Run:
         self.workdir = None if workdir is None else pathlib.Path(workdir)
         self.writers: list[MetricsWriter] = []
         self.checkpoints: Checkpoints | None = None
-        self.compile_seconds: dict[str, float] = {}
         if self.workdir is not None:
             try:
                 self.workdir.mkdir(parents=True, exist_ok=True)
@@ -137,15 +139,34 @@ class _Run:
             process_count=jax.process_count(),
         )
         if meta is not None:
-            self._check_text(meta)
+            check_text(
+                workdir,
+                meta["data"]["sha256"],
+                self.data.corpus.sha256,
+                accept=config.accept_new_config,
+            )
             self.iterator.set_state(meta["data"]["iterator"])
         self._open_outputs()
 
     def train(self) -> TrainResult:
         """Runs to the last step, or to a signal."""
         config = self.config
-        state = self._first_state()
-        step_fn, eval_fn = self._compile(state)
+        optimizer, shapes = plan_state(config, self.model, self.mesh)
+        table = describe(self.model, optimizer, params=shapes.variables)
+        _LOG.info("%s", table)
+        if self.start and self.checkpoints is not None:
+            _LOG.info("going on from step %d in %s", self.start, self.workdir)
+            state = self.checkpoints.restore(self.start, shapes)
+        else:
+            state = draw_state(config, self.model, optimizer, shapes)
+        programs = compile_programs(
+            config,
+            self.model,
+            optimizer,
+            self.mesh,
+            shapes,
+            self.data.tokenizer.byte_lengths,
+        )
         schedule = make_schedule(config.optimizer, config.steps)
         tokens = config.batch_size * config.seq_len
         step, pending, held_out = self.start, None, None
@@ -170,10 +191,10 @@ class _Run:
                 }
                 self._write(step, values)
 
-        with progress, _StopSignal() as stop:
+        with progress, StopSignal() as stop:
             while step < config.steps:
                 batch = mesh_lib.global_batch(self.mesh, next(self.iterator))
-                state, metrics = step_fn(state, batch)
+                state, metrics = programs.train_step(state, batch)
                 step += 1
                 if pending is not None:
                     # The device works on this step while the last is shown.
@@ -188,7 +209,7 @@ class _Run:
                     record(*pending)
                     pending = None
                 if evaluate and not stop.asked:
-                    held_out = self._evaluate(eval_fn, state.variables)
+                    held_out = self._evaluate(programs, state.variables)
                     self._write(step, {"held_out_bits_per_byte": held_out})
                 if saver:
                     saver.save(step, state, self._meta())
@@ -198,7 +219,7 @@ class _Run:
         if self.checkpoints is not None:
             self.checkpoints.wait()
         if held_out is None and step == config.steps:
-            held_out = self._evaluate(eval_fn, state.variables)
+            held_out = self._evaluate(programs, state.variables)
         return TrainResult(
             model=self.model,
             variables=state.variables,
@@ -208,7 +229,7 @@ class _Run:
             held_out_bits_per_byte=held_out,
             gzip_bits_per_byte=gzip_bits_per_byte(self.data.corpus.held_out),
             text_sha256=self.data.corpus.sha256,
-            compile_seconds=self.compile_seconds,
+            compile_seconds=programs.compile_seconds,
             train_seconds=time.monotonic() - began,
         )
 
@@ -242,16 +263,6 @@ class _Run:
             )
         return step, meta
 
-    def _check_text(self, meta) -> None:
-        old, new = meta["data"]["sha256"], self.data.corpus.sha256
-        if old != new and not self.config.accept_new_config:
-            raise InputError(
-                f"the text has changed since {self.workdir} was begun (sha256 "
-                f"{old[:12]}, now {new[:12]}; the default text differs between "
-                "Python versions); restore it, use another --workdir, or go "
-                "on with --config.accept_new_config=True"
-            )
-
     def _open_outputs(self) -> None:
         self._history: list[dict] = []
         if self.workdir is None or jax.process_index() != 0:
@@ -263,85 +274,7 @@ class _Run:
         if self.config.tensorboard:
             self.writers.append(TensorBoard(self.workdir / "tensorboard"))
 
-    def _first_state(self) -> TrainState:
-        """Draws or restores the state, each array where it belongs."""
-        config, model, mesh = self.config, self.model, self.mesh
-        axes = model.logical_axes()
-
-        def draw():
-            tokens = jnp.zeros((1, 1), jnp.int32)
-            return model.init(jax.random.key(config.seed), tokens)
-
-        shapes = jax.eval_shape(draw)
-        optimizer = make_optimizer(
-            config.optimizer,
-            config.steps,
-            axes,
-            model.parameter_periods(shapes),
-        )
-        self.optimizer = optimizer
-        _LOG.info("%s", describe(model, optimizer, params=shapes))
-        where = mesh_lib.parameter_shardings(mesh, axes, shapes)
-        opt_shapes = jax.eval_shape(optimizer.init, shapes)
-        where = TrainState(
-            where, mesh_lib.state_shardings(mesh, (shapes, where), opt_shapes)
-        )
-        if self.start and self.checkpoints is not None:
-            shapes = jax.tree.map(
-                lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w),
-                TrainState(shapes, opt_shapes),
-                where,
-            )
-            _LOG.info("going on from step %d in %s", self.start, self.workdir)
-            return self.checkpoints.restore(self.start, shapes)
-
-        def begin():
-            variables = draw()
-            return TrainState(variables, optimizer.init(variables))
-
-        return jax.jit(begin, out_shardings=where)()
-
-    def _compile(self, state: TrainState) -> tuple[Callable, Callable]:
-        """Compiles ahead of time, so that the time it takes is known."""
-        config, model = self.config, self.model
-        lengths = np.ones(model.config.vocab_size, np.int32)
-        known = self.data.tokenizer.byte_lengths
-        lengths[: len(known)] = known
-        where = mesh_lib.batch_sharding(self.mesh)
-        shape = (config.batch_size, config.seq_len)
-        tokens = jax.ShapeDtypeStruct(
-            (shape[0], shape[1] + 1), jnp.int32, sharding=where
-        )
-        weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
-        mesh_lib.check_batch(self.mesh, config.batch_size)
-        step = make_train_step(
-            model, self.optimizer, lengths, config.accumulate
-        )
-        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step_fn = self._timed(
-            "train_step",
-            # Pinned, so that the second step meets what the first one met.
-            jax.jit(step, donate_argnums=0, out_shardings=(layout, None)),
-            state,
-            tokens,
-        )
-        eval_fn = self._timed(
-            "eval_step",
-            jax.jit(make_eval_step(model, lengths)),
-            state.variables,
-            tokens,
-            weights,
-        )
-        return step_fn, eval_fn
-
-    def _timed(self, name: str, function, *arguments):
-        began = time.monotonic()
-        compiled = function.lower(*arguments).compile()
-        self.compile_seconds[name] = round(time.monotonic() - began, 2)
-        _LOG.info("compiled %s in %.1f s", name, self.compile_seconds[name])
-        return compiled
-
-    def _evaluate(self, eval_fn: Callable, variables) -> float:
+    def _evaluate(self, programs: Programs, variables) -> float:
         total = np.zeros(3)
         share = self.config.batch_size // jax.process_count()
         mine = slice(
@@ -355,7 +288,8 @@ class _Run:
             batch = mesh_lib.global_batch(
                 self.mesh, (tokens[mine], weights[mine])
             )
-            total += np.asarray(jax.device_get(eval_fn(variables, *batch)))
+            sums = programs.eval_step(variables, *batch)
+            total += np.asarray(jax.device_get(sums))
         return bits_per_byte(LossSums(*total))
 
     def _meta(self) -> dict:
@@ -393,29 +327,6 @@ class _Run:
             "--config.optimizer.clip_norm, and begin in another --workdir or "
             "go on with --config.accept_new_config=True"
         )
-
-
-class _StopSignal:
-    """Turns the first SIGINT or SIGTERM into a wish to stop after the step."""
-
-    asked = False
-
-    def __enter__(self) -> "_StopSignal":
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *unused) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, frame) -> None:
-        del frame
-        self.asked = True
-        # A second signal does what it always did.
-        signal.signal(number, self._before[number])
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

@@ -20,6 +20,7 @@ from nl_jax.training import (
     checkpoint,
     load_model,
     loop,
+    programs,
     train,
 )
 
@@ -143,7 +144,7 @@ def test_changed_text_is_refused(copy, tiny, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
     """Step 4 explodes, when it should be saved; that of step 2 is good."""
-    real = loop.make_train_step
+    real = programs.make_train_step
 
     def exploding(*arguments):
         step = real(*arguments)
@@ -166,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
 
         return wrapped
 
-    monkeypatch.setattr(loop, "make_train_step", exploding)
+    monkeypatch.setattr(programs, "make_train_step", exploding)
     with pytest.raises(InputError, match=r"step 4: loss nan.*step 2.*good"):
         train(tiny(), tmp_path)
     loaded = load_model(tmp_path)
