@@ -29,7 +29,7 @@ from absl import flags
 from experiments import cli
 from nl_jax.layers import l2_normalize
 from nl_jax.memory import Gates, associative_memory
-from nl_jax.training import InputError, versions
+from nl_jax.training import InputError, versions, write_json
 
 
 def define(values: flags.FlagValues) -> None:
@@ -141,7 +141,7 @@ def main(values: flags.FlagValues) -> None:
         print(f"ours / titans-pytorch: {result['ratio']:.2f}")
     out = pathlib.Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
-    cli.write_json(out / "result.json", result)
+    write_json(out / "result.json", result)
 
 
 def start_peer(python, settings):

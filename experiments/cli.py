@@ -1,9 +1,6 @@
 """What the scripts share: flags, log lines, and errors on one line."""
 
-import json
 import logging
-import os
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -13,7 +10,7 @@ from absl import logging as absl_logging
 
 from nl_jax.training import InputError
 
-__all__ = ["run", "write_json"]
+__all__ = ["run"]
 
 # What ml_collections raises for fields that are not there or of a wrong type.
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
@@ -56,14 +53,6 @@ def run(
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{place}")
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes a file that is whole or not there."""
-    path = pathlib.Path(path)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(fresh, path)
 
 
 def _log_to_stdout() -> None:

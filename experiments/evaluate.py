@@ -72,7 +72,7 @@ def main(values: flags.FlagValues) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.md").write_text(markdown + "\n")
     training.plot_positions(out / "evaluation.png", table.rows())
-    cli.write_json(
+    training.write_json(
         out / "evaluation.json",
         {
             "file": str(values.file),

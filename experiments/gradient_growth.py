@@ -22,7 +22,7 @@ import optax
 from absl import flags
 
 from experiments import cli, mqar
-from nl_jax.training import InputError, git_revision, versions
+from nl_jax.training import InputError, git_revision, versions, write_json
 
 VOCAB = 256
 
@@ -93,7 +93,7 @@ def main(values: flags.FlagValues) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "gradient_growth.md").write_text("\n".join(lines) + "\n")
     plot(lengths, norms, out / "gradient_growth.png")
-    cli.write_json(
+    write_json(
         out / "gradient_growth.json",
         {
             "lengths": lengths,

@@ -90,7 +90,7 @@ def main(values: flags.FlagValues) -> None:
         for row in rows
     ]
     (out / "stability.md").write_text("\n".join(lines) + "\n")
-    cli.write_json(
+    training.write_json(
         out / "stability.json",
         {
             "problems": problems,

@@ -71,7 +71,7 @@ def main(values: flags.FlagValues) -> None:
     if sample:
         print(f"sample: {sample}")
         (workdir / "sample.txt").write_text(sample + "\n")
-    cli.write_json(
+    training.write_json(
         workdir / "results.json",
         {
             "step": result.step,

@@ -41,6 +41,7 @@ from nl_jax.training.saved import (
     save_tree,
 )
 from nl_jax.training.step import TrainState, make_eval_step, make_train_step
+from nl_jax.training.storage import write_json
 from nl_jax.training.streaming import (
     PositionTable,
     read_blocks,
@@ -110,4 +111,5 @@ __all__ = [
     "tokens_of",
     "train",
     "versions",
+    "write_json",
 ]

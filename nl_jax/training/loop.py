@@ -1,6 +1,5 @@
 """The loop: read, step, record, evaluate, save; stop and go on."""
 
-import json
 import logging
 import math
 import os
@@ -46,6 +45,7 @@ from nl_jax.training.programs import (
 from nl_jax.training.progress import Progress
 from nl_jax.training.provenance import versions
 from nl_jax.training.signals import StopSignal
+from nl_jax.training.storage import write_json
 from nl_jax.training.tokenizer import Tokenizer, from_json
 
 __all__ = ["TrainResult", "train"]
@@ -267,7 +267,7 @@ class _Run:
         self._history: list[dict] = []
         if self.workdir is None or jax.process_index() != 0:
             return
-        _write_json(self.workdir / "config.json", to_json(self.config))
+        write_json(self.workdir / "config.json", to_json(self.config))
         path = self.workdir / "metrics.jsonl"
         self.writers.append(JsonLines(path, self.start))
         self._history = read_json_lines(path)
@@ -327,9 +327,3 @@ class _Run:
             "--config.optimizer.clip_norm, and begin in another --workdir or "
             "go on with --config.accept_new_config=True"
         )
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(fresh, path)

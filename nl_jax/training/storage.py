@@ -1,11 +1,24 @@
-"""What everything saved with Orbax shares: errors, and JSON beside arrays."""
+"""Files that are whole or not there: JSON, and JSON beside Orbax's arrays."""
+
+import json
+import os
+import pathlib
+from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
-__all__ = ["ORBAX_ERRORS", "first_line", "orbax_context"]
+__all__ = ["ORBAX_ERRORS", "first_line", "orbax_context", "write_json"]
 
 ORBAX_ERRORS = (KeyError, ValueError, TypeError, OSError, RuntimeError)
 """What Orbax and TensorStore raise for damaged files and failed writes."""
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a file that is whole or not there."""
+    path = pathlib.Path(path)
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(fresh, path)
 
 
 def orbax_context() -> ocp.Context:
