@@ -67,9 +67,9 @@ class TitansConfig:
     """Largest step in units of alpha; 2 lets a memory track states."""
     conv_width: int = 4
     """Taps of the causal convolution on q, k and v; 1 switches mixing off."""
-    alpha_bias: float = 4.0
+    alpha_bias: float = 6.0
     """Initial logit of the retention."""
-    eta_bias: float = -1.0
+    eta_bias: float = -2.0
     """Initial logit of the step."""
     mu_bias: float = -2.0
     """Initial logit of the momentum's decay."""
