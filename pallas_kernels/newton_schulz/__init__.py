@@ -1,0 +1,17 @@
+"""Orthogonalisation by polynomial iteration, see :func:`newton_schulz`."""
+
+from pallas_kernels.newton_schulz.api import (
+    COEFFICIENTS,
+    IMPLEMENTATIONS,
+    newton_schulz,
+)
+from pallas_kernels.newton_schulz.batched import newton_schulz_batched
+from pallas_kernels.newton_schulz.reference import newton_schulz_reference
+
+__all__ = [
+    "COEFFICIENTS",
+    "IMPLEMENTATIONS",
+    "newton_schulz",
+    "newton_schulz_batched",
+    "newton_schulz_reference",
+]

@@ -1,0 +1,20 @@
+"""One matrix after another, one step after another, as the formula reads."""
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["newton_schulz_reference"]
+
+
+def newton_schulz_reference(x, schedule, eps):
+    """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
+
+    def one(matrix):
+        matrix = matrix / (jnp.linalg.norm(matrix) + eps)
+        for a, b, c in schedule:
+            gram = matrix @ matrix.T
+            matrix = a * matrix + b * gram @ matrix + c * gram @ (gram @ matrix)
+        return matrix
+
+    flat = x.reshape(-1, *x.shape[-2:])
+    return jax.lax.map(one, flat).reshape(x.shape)

@@ -1,0 +1,113 @@
+"""Newton-Schulz: the formula, singular values, extremes, gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from optax.contrib import MuonDimensionNumbers
+from optax.contrib._muon import orthogonalize_via_newton_schulz
+
+from pallas_kernels.newton_schulz import (
+    COEFFICIENTS,
+    IMPLEMENTATIONS,
+    newton_schulz,
+)
+
+SHAPES = [(3, 5), (5, 3), (2, 3, 4, 4), (1, 4), (4, 1)]
+
+
+def draw(shape, dtype="float32"):
+    return np.random.default_rng(0).normal(size=shape).astype(dtype)
+
+
+def by_singular_values(x, rows):
+    """The polynomial acts on the singular values alone."""
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    s = s / np.sqrt((s**2).sum(-1, keepdims=True))
+    for a, b, c in rows:
+        s = a * s + b * s**3 + c * s**5
+    return np.einsum("...mk,...k,...kn->...mn", u, s, vt)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("coefficients", COEFFICIENTS)
+def test_acts_on_singular_values(name, coefficients):
+    with jax.enable_x64(True):
+        for shape in SHAPES:
+            x = draw(shape, "float64")
+            y = newton_schulz(
+                jnp.asarray(x), coefficients=coefficients, implementation=name
+            )
+            expected = by_singular_values(x, [COEFFICIENTS[coefficients]] * 5)
+            np.testing.assert_allclose(y, expected, atol=2e-7)
+
+
+def test_cubic_orthogonalises():
+    y = newton_schulz(draw((3, 8)), steps=30, coefficients="cubic")
+    np.testing.assert_allclose(y @ y.T, np.eye(3), atol=1e-5)
+
+
+def test_equals_optax():
+    x = draw((3, 4, 6))
+    expected = orthogonalize_via_newton_schulz(
+        jnp.asarray(x),
+        jnp.array(COEFFICIENTS["quintic"]),
+        dimension_numbers=MuonDimensionNumbers(1, 2),
+    )
+    np.testing.assert_allclose(newton_schulz(x), expected, atol=1e-5)
+
+
+def test_a_schedule_has_a_row_per_step():
+    rows = [(3.0, -3.2, 1.2), (1.5, -0.5, 0.0)]
+    with jax.enable_x64(True):
+        x = draw((4, 3), "float64")
+        y = newton_schulz(jnp.asarray(x), coefficients=rows)
+        np.testing.assert_allclose(y, by_singular_values(x, rows), atol=1e-7)
+
+
+def test_extremes():
+    x = draw((2, 3))
+    expected = newton_schulz(x)
+    np.testing.assert_allclose(newton_schulz(x * 1e30), expected, atol=1e-6)
+    tiny = newton_schulz(jnp.asarray(x * 1e-30))
+    assert np.abs(tiny).max() < 1e-15, "eps keeps noise from becoming a step"
+    assert np.all(newton_schulz(jnp.zeros((2, 3))) == 0)
+    for bad in (np.nan, np.inf):
+        stack = np.stack([x, np.where(x == x[0, 0], bad, x)])
+        y = np.asarray(newton_schulz(stack))
+        np.testing.assert_array_equal(y[0], expected)
+        assert not np.isfinite(y[1]).all(), "what is bad stays visible"
+
+
+@pytest.mark.parametrize("x", [draw((3, 2)), np.zeros((3, 2), "float32")])
+def test_gradients(x):
+    weights = draw((3, 2))
+
+    def gradient(name):
+        def loss(x):
+            return (newton_schulz(x, implementation=name) * weights).sum()
+
+        return jax.grad(loss)(jnp.asarray(x))
+
+    ours = gradient("batched")
+    assert np.isfinite(ours).all()
+    if x.any():
+        np.testing.assert_allclose(ours, gradient("reference"), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps=0 must be an integer >= 1"),
+        ({"coefficients": "septic"}, "coefficients='septic' must be one of"),
+        ({"coefficients": (1.0, 2.0)}, r"must be \(a, b, c\)"),
+        ({"implementation": "cuda"}, "implementation='cuda' does not exist"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        newton_schulz(jnp.ones((2, 2)), **options)
+    with pytest.raises(ValueError, match="needs 2 axes"):
+        newton_schulz(jnp.ones(2))
+    with pytest.raises(ValueError, match="dtype int32"):
+        newton_schulz(jnp.ones((2, 2), jnp.int32))
