@@ -13,7 +13,7 @@ from pallas_kernels.newton_schulz import (
     newton_schulz,
 )
 
-SHAPES = [(3, 5), (5, 3), (2, 3, 4, 4), (1, 4), (4, 1)]
+SHAPES = [(3, 5), (5, 3), (2, 3, 4, 4), (9, 2), (1, 4), (4, 1)]
 
 
 def draw(shape, dtype="float32"):
@@ -47,14 +47,34 @@ def test_cubic_orthogonalises():
     np.testing.assert_allclose(y @ y.T, np.eye(3), atol=1e-5)
 
 
-def test_equals_optax():
-    x = draw((3, 4, 6))
+@pytest.mark.parametrize("shape", [(3, 4, 6), (2, 16, 64)])
+def test_equals_optax(shape):
+    x = draw(shape)
     expected = orthogonalize_via_newton_schulz(
         jnp.asarray(x),
         jnp.array(COEFFICIENTS["quintic"]),
         dimension_numbers=MuonDimensionNumbers(1, 2),
     )
-    np.testing.assert_allclose(newton_schulz(x), expected, atol=1e-5)
+    np.testing.assert_allclose(newton_schulz(x), expected, atol=2e-5)
+
+
+def test_small_singular_values_of_wide_matrices():
+    """Iterating on the Gram matrix squares their ratio to the largest."""
+    u, _, vt = np.linalg.svd(draw((8, 32)), full_matrices=False)
+    sizes = np.logspace(0, -4, 8)
+    x = (u * sizes) @ vt
+    expected = by_singular_values(x, [COEFFICIENTS["quintic"]] * 5)
+    y = newton_schulz(jnp.asarray(x, jnp.float32))
+    ours = np.einsum("mk,mn,kn->k", u, y, vt)
+    wanted = np.einsum("mk,mn,kn->k", u, expected, vt)
+    np.testing.assert_allclose(ours, wanted, rtol=0.05)
+
+
+def test_half_precision_keeps_its_dtype():
+    x = draw((4, 16))
+    y = newton_schulz(jnp.asarray(x, jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype("float32"), newton_schulz(x), atol=0.1)
 
 
 def test_a_schedule_has_a_row_per_step():
