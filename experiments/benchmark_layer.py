@@ -11,8 +11,11 @@ Command (a minute; the peer lives in its own environment)::
     .venv-peer/bin/pip install torch==2.13.0 titans-pytorch==0.5.5
     python -m experiments.benchmark_layer --peer=.venv-peer/bin/python
 
-Both run in turn, round by round, and the medians' ratio is printed: at least 3
-on two CPU cores. Without ``--peer`` ours alone is timed.
+Both run in turn, round by round, and the medians' ratio is printed. The peer
+uses both cores of a machine through threads, ours as two devices that share the
+batch (``--devices``): 3.9 times its tokens per second, measured on two cores,
+and 2.7 to 2.9 times with ``--devices=1``, where XLA keeps one core busy.
+Without ``--peer`` ours alone is timed.
 """
 
 import json
@@ -25,6 +28,7 @@ import time
 import jax
 import jax.numpy as jnp
 from absl import flags
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments import cli
 from nl_jax.layers import l2_normalize
@@ -47,6 +51,7 @@ def define(values: flags.FlagValues) -> None:
         ("chunk", 64, "Tokens per chunk."),
         ("batch", 2, "Rows."),
         ("length", 512, "Tokens per row."),
+        ("devices", 2, "CPU devices that share the rows; 1 for accelerators."),
     ):
         flags.DEFINE_integer(name, default, text, 1, flag_values=values)
     flags.DEFINE_string(
@@ -93,13 +98,24 @@ def make_layer(width, chunk):
 
 def main(values: flags.FlagValues) -> None:
     """Times both and writes the result."""
+    if values.batch % values.devices:
+        raise InputError(
+            f"--devices={values.devices} must divide --batch={values.batch}"
+        )
+    if values.devices > 1:
+        jax.config.update("jax_num_cpu_devices", values.devices)
     settings = {
         name: values[name].value
-        for name in ("width", "chunk", "batch", "length")
+        for name in ("width", "chunk", "batch", "length", "devices")
     } | {"threads": os.cpu_count()}
     params, loss = make_layer(values.width, values.chunk)
     shape = (values.batch, values.length, values.width)
     x = jax.random.normal(jax.random.key(1), shape)
+    mesh = jax.make_mesh(
+        (values.devices,), ("data",), axis_types=(AxisType.Auto,)
+    )
+    x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     step = jax.jit(jax.grad(loss))
     jax.block_until_ready(step(params, x))
 

@@ -10,7 +10,7 @@ Command (a minute a model; the table is in ``docs/recall.md``)::
 
     python -m experiments.gradient_growth --runs=hope,hope-linear,deltanet
 
-Expected: flat for ``hope``, thousands at 512 tokens for ``hope-linear``.
+Expected: falling for ``hope``, hundreds at 1,024 tokens for ``hope-linear``.
 Results go to ``--out``: JSON, a Markdown table and a plot.
 """
 
@@ -36,7 +36,10 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_list(
-        "lengths", ["64", "128", "256", "512"], "Tokens.", flag_values=values
+        "lengths",
+        ["64", "128", "256", "512", "1024"],
+        "Tokens.",
+        flag_values=values,
     )
     flags.DEFINE_integer("batch", 4, "Sequences.", 1, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Of model and tokens.", flag_values=values)

@@ -1,9 +1,50 @@
-"""Deep optimizers: optax transformations that are memories.
-
-So far: update frequency.
-"""
+"""Deep optimizers: optax transformations that are memories."""
 
 from nl_jax.nested.frequency import every
+from nl_jax.optimizers.adaptive import (
+    ScaleByAdaGradMemoryState,
+    ScaleByAdamMemoryState,
+    adagrad_memory,
+    adam_memory,
+    scale_by_adagrad_memory,
+    scale_by_adam_memory,
+)
 from nl_jax.optimizers.continuum import continuum
+from nl_jax.optimizers.m3 import ScaleByM3State, m3, scale_by_m3
+from nl_jax.optimizers.matrices import orthogonalize
+from nl_jax.optimizers.memory import ScaleByMemoryState, scale_by_memory
+from nl_jax.optimizers.momentum import (
+    deep_momentum,
+    delta_momentum,
+    delta_objective,
+    feature_momentum,
+    nonlinear_output,
+    preconditioned_momentum,
+    scale_by_deep_momentum,
+    scale_by_delta_momentum,
+)
 
-__all__ = ["continuum", "every"]
+__all__ = [
+    "ScaleByAdaGradMemoryState",
+    "ScaleByAdamMemoryState",
+    "ScaleByM3State",
+    "ScaleByMemoryState",
+    "adagrad_memory",
+    "adam_memory",
+    "continuum",
+    "deep_momentum",
+    "delta_momentum",
+    "delta_objective",
+    "every",
+    "feature_momentum",
+    "m3",
+    "nonlinear_output",
+    "orthogonalize",
+    "preconditioned_momentum",
+    "scale_by_adagrad_memory",
+    "scale_by_adam_memory",
+    "scale_by_deep_momentum",
+    "scale_by_delta_momentum",
+    "scale_by_m3",
+    "scale_by_memory",
+]

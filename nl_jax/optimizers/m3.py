@@ -1,0 +1,210 @@
+r"""M3: two momenta at two frequencies, orthogonalised (Alg. 1, eq. 75).
+
+arXiv 2512.24695. A fast momentum takes every gradient; a slow one takes what
+the last ``period`` steps gathered, when they are over, and says the same in
+between: its orthogonalisation is kept, so that it costs one ``period``-th of
+the fast one's.
+
+.. math::
+    M_1 &\leftarrow \beta_1 M_1 + (1-\beta_1)\, g, \qquad
+    V \leftarrow \beta_2 V + (1-\beta_2)\, g^2 \\
+    M_2 &\leftarrow \beta_3 M_2 + (1-\beta_3)\, \bar g
+    \quad\text{every } f \text{ steps} \\
+    u &= (\text{NS}(M_1) + a\, \text{NS}(M_2)) / (\sqrt{V} + \epsilon)
+
+This is ``accumulation="ema"``, with Adam's bias corrections. Printed are sums,
+:math:`M_1 \leftarrow M_1 + \beta_1 g` and so on, which never forget:
+:math:`1/\sqrt V` then shrinks the step as AdaGrad does. Leaves that are no
+matrices skip NS, which leaves Adam with a second momentum. Weak: the update
+scales as one over the gradient, so ``epsilon`` matters where gradients vanish.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nl_jax.optimizers.matrices import (
+    as_matrices,
+    orthogonalize,
+    resolve_dimensions,
+)
+
+__all__ = ["ScaleByM3State", "m3", "scale_by_m3"]
+
+
+class ScaleByM3State(NamedTuple):
+    """State of :func:`scale_by_m3`; trees like the parameters."""
+
+    count: jax.Array  # type: ignore[assignment]
+    """Steps, int32 scalar."""
+    fast: optax.Updates
+    """``M1``."""
+    slow: optax.Updates
+    """``M2``."""
+    second: optax.Updates
+    """``V``."""
+    gathered: optax.Updates
+    """Sum of the gradients since the slow momentum last moved."""
+    said: optax.Updates
+    """What the slow momentum says until it moves again: ``NS(M2)``."""
+
+
+def scale_by_m3(
+    b1: float | jax.Array = 0.95,
+    b2: float | jax.Array = 0.999,
+    b3: float | jax.Array = 0.9,
+    slow_weight: float | jax.Array = 0.5,
+    period: int = 8,
+    *,
+    accumulation: Literal["ema", "sum"] = "ema",
+    eps: float | jax.Array = 1e-8,
+    dimension_numbers: Any = None,
+    together: bool = True,
+    steps: int = 5,
+    coefficients: Any = "quintic",
+) -> optax.GradientTransformationExtraArgs:
+    """Rescales gradients as M3 does.
+
+    Args:
+        b1: decay of the fast momentum; the weight of a gradient if summed.
+        b2: of the second moment.
+        b3: of the slow momentum, per ``period``.
+        slow_weight: ``a``, what the slow momentum counts for.
+        period: ``f``, steps between two updates of the slow momentum.
+        accumulation: ``"ema"``, or ``"sum"`` as Alg. 1 is printed.
+        eps: added to the root of the second moment.
+        dimension_numbers: tree of ``optax.contrib.MuonDimensionNumbers``, with
+            ``None`` for what is no matrix; by default two-dimensional leaves
+            are matrices.
+        together: orthogonalise leaves of equal shapes in one batched call;
+            ``False`` if they are sharded in different ways.
+        steps: of Newton-Schulz.
+        coefficients: of Newton-Schulz.
+
+    Raises:
+        ValueError: for a period below 1 or an unknown accumulation.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> tx = optax.chain(
+        ...     optax.clip_by_global_norm(1.0),
+        ...     scale_by_m3(),
+        ...     optax.scale_by_learning_rate(1e-3),
+        ... )
+        >>> params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+        >>> updates, state = tx.update(params, tx.init(params), params)
+        >>> updates["w"].shape
+        (2, 3)
+    """
+    if not isinstance(period, int) or period < 1:
+        raise ValueError(f"period={period!r} must be an integer >= 1")
+    if accumulation not in ("ema", "sum"):
+        raise ValueError(
+            f"accumulation={accumulation!r} must be 'ema' or 'sum'"
+        )
+    ema = accumulation == "ema"
+
+    def init(params):
+        zeros = (optax.tree.zeros_like(params) for _ in range(5))
+        return ScaleByM3State(jnp.zeros((), jnp.int32), *zeros)
+
+    def add(moment, g, decay):
+        kept, taken = (decay, 1 - decay) if ema else (1.0, decay)
+        return jax.tree.map(
+            lambda m, g: (kept * m + taken * g).astype(m.dtype), moment, g
+        )
+
+    def corrected(moment, decay, count):
+        if not ema:
+            return moment
+        return optax.tree.bias_correction(moment, decay, count)
+
+    def orthogonal(tree):
+        leaves, treedef = jax.tree.flatten(tree)
+        dims = resolve_dimensions(dimension_numbers, tree)
+        matrices = [i for i, d in enumerate(dims) if d is not None]
+        views = [as_matrices(leaves[i], dims[i]) for i in matrices]
+        done = orthogonalize(
+            [x for x, _ in views],
+            together=together,
+            steps=steps,
+            coefficients=coefficients,
+        )
+        for i, x, (_, back) in zip(matrices, done, views, strict=True):
+            leaves[i] = back(x)
+        return treedef.unflatten(leaves)
+
+    def update(updates, state, params=None, **extra):
+        del params, extra
+        count = optax.safe_increment(state.count)
+        grads = jax.tree.map(
+            lambda g, m: g.astype(m.dtype), updates, state.fast
+        )
+        fast = add(state.fast, grads, b1)
+        second = add(state.second, jax.tree.map(jnp.square, grads), b2)
+        gathered = jax.tree.map(jnp.add, state.gathered, grads)
+
+        def move(slow, gathered, said):
+            del said
+            taken = gathered
+            if ema:
+                taken = jax.tree.map(lambda g: g / period, gathered)
+            slow = add(slow, taken, b3)
+            said = orthogonal(corrected(slow, b3, count // period))
+            said = jax.tree.map(lambda o, m: o.astype(m.dtype), said, slow)
+            return slow, jax.tree.map(jnp.zeros_like, gathered), said
+
+        slow, gathered, said = jax.lax.cond(
+            count % period == 0,
+            move,
+            lambda *same: same,
+            state.slow,
+            gathered,
+            state.said,
+        )
+        first = orthogonal(corrected(fast, b1, count))
+        root = corrected(second, b2, count)
+        out = jax.tree.map(
+            lambda o, p, v, g: (
+                (o + slow_weight * p) / (jnp.sqrt(v) + eps)
+            ).astype(g.dtype),
+            first,
+            said,
+            root,
+            updates,
+        )
+        return out, ScaleByM3State(count, fast, slow, second, gathered, said)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def m3(
+    learning_rate: Any,
+    *,
+    weight_decay: float | jax.Array = 0.0,
+    mask: Any = None,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_m3` with decoupled weight decay and a learning rate.
+
+    Args:
+        learning_rate: number or schedule.
+        weight_decay: as in AdamW.
+        mask: of the weight decay, see ``optax.add_decayed_weights``.
+        **options: of :func:`scale_by_m3`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tx = m3(1e-2, period=2)
+        >>> params = jnp.ones((2, 2))
+        >>> updates, state = tx.update(params, tx.init(params), params)
+        >>> bool((updates < 0).all())
+        True
+    """
+    return optax.chain(
+        scale_by_m3(**options),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )

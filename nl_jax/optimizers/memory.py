@@ -1,0 +1,288 @@
+r"""The general form of an optimizer that is a memory of gradients.
+
+Section 4 of arXiv 2512.24695: each leaf's gradient :math:`G`, seen as a matrix,
+is a batch of keys (its rows) that an associative memory compresses, and the
+update is read from that memory,
+
+.. math::
+    m &\leftarrow \alpha\, m + \text{inner}(\nabla_m L(m; \phi(G), P)) \\
+    W &\leftarrow W - \text{lr} \cdot \sigma(m \text{ or } m(\phi(G)))
+
+Seven independent choices: the architecture of :math:`m`, its objective
+:math:`L`, the inner rule (any optax transformation) and retention
+:math:`\alpha`, the values :math:`P`, the feature map :math:`\phi`, the output's
+non-linearity :math:`\sigma`, and the period of its updates. Cost: that of the
+memory; a linear one is one array like the parameters. Weak where gradients are
+scaled very differently from step to step and the objective is not linear in
+the memory (delta rule, L2): keys are then to be normalised.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nl_jax.memory import ARCHITECTURES, OBJECTIVES, Architecture, Objective
+from nl_jax.optimizers.matrices import (
+    Matrices,
+    as_matrices,
+    resolve_dimensions,
+)
+
+__all__ = ["ScaleByMemoryState", "scale_by_memory"]
+
+MatrixFunction = Callable[[Matrices], Matrices]
+
+
+class ScaleByMemoryState(NamedTuple):
+    """State of :func:`scale_by_memory`."""
+
+    count: jax.Array  # type: ignore[assignment]
+    """Calls so far, int32 scalar."""
+    memory: Any
+    """For each leaf: an array like it if the memory is linear, else a tuple
+    of weights ``[b, d_in, d_out]``."""
+    inner: optax.OptState
+    """State of the inner rule."""
+    gathered: Any
+    """Sum of the gradients since the last write; ``None`` at period 1."""
+    output: Any
+    """What the memory said last; ``None`` at period 1."""
+
+
+def scale_by_memory(
+    architecture: str | Architecture = "linear",
+    objective: str | Objective = "dot_product",
+    inner: optax.GradientTransformation | None = None,
+    *,
+    retention: float | jax.Array = 0.9,
+    value: MatrixFunction | jax.Array | None = None,
+    feature_map: MatrixFunction | None = None,
+    output: MatrixFunction | None = None,
+    period: int = 1,
+    dimension_numbers: Any = None,
+    expansion: int = 4,
+    max_width: int = 8192,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Builds an optimizer from the choices of its memory.
+
+    A linear memory :math:`m` has the gradient's shape and is itself the
+    update; its keys are rows of :math:`G` and its outputs :math:`m G^\top`.
+    Any other architecture maps rows of :math:`G` to rows of the update. Leaves
+    are seen as matrices by ``dimension_numbers``; without, the last two axes
+    are the matrix, earlier ones a batch, and a vector is a column: samples of
+    width one.
+
+    Args:
+        architecture: ``"linear"``, ``"residual"``, ``"mlp"`` or one of yours.
+        objective: ``"dot_product"``, ``"l2"`` or one of yours.
+        inner: optax transformation that turns the memory's gradient into its
+            update; ``None`` is gradient descent with step 1.
+        retention: what the memory keeps at each write.
+        value: ``P``. Linear memories: ``[m, m]``, or ``[1, 1]`` for a
+            multiple of the identity; others: what each row is to give; or a
+            function of ``G`` to it. ``None`` is the identity (eq. 33), and for
+            others the row itself.
+        feature_map: ``phi``, of the matrices ``[b, m, n]``.
+        output: ``sigma``, of the update's matrices.
+        period: calls between two writes, whose gradients are summed.
+        dimension_numbers: tree of ``optax.contrib.MuonDimensionNumbers``, or a
+            prefix of one, or a function from the parameters to it.
+        expansion: hidden width of an MLP memory in units of ``n``.
+        max_width: widest ``n`` for which an MLP memory is made.
+        seed: of the initial weights of memories that are not linear.
+
+    Raises:
+        ValueError: for an unknown name or a period below 1; and at ``init``,
+            naming the leaf, for integers and for a memory that is too wide.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> tx = scale_by_memory(retention=0.5)  # momentum
+        >>> state = tx.init(jnp.zeros(2))
+        >>> _, state = tx.update(jnp.array([1.0, 2.0]), state)
+        >>> updates, state = tx.update(jnp.array([1.0, 0.0]), state)
+        >>> updates.tolist()
+        [1.5, 1.0]
+    """
+    if not isinstance(period, int) or period < 1:
+        raise ValueError(f"period={period!r} must be an integer >= 1")
+    architecture = _named(architecture, ARCHITECTURES, "architecture")
+    objective = _named(objective, OBJECTIVES, "objective")
+    inner = optax.sgd(1.0) if inner is None else inner
+    inner = optax.with_extra_args_support(inner)
+    linear = architecture is ARCHITECTURES["linear"]
+
+    def begin(path, leaf, dims):
+        name = jax.tree_util.keystr(path) or "the parameters"
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"{name} has dtype {leaf.dtype}; mask what is not of real "
+                "numbers with optax.masked"
+            )
+        if linear:
+            return jnp.zeros_like(leaf)
+        b, _, width = jax.eval_shape(
+            lambda x: as_matrices(x, dims)[0], leaf
+        ).shape
+        if width > max_width:
+            raise ValueError(
+                f"{name} has {width} columns, more than max_width={max_width}: "
+                "give it other dimension_numbers or another optimizer"
+            )
+        # Of the path, so that other leaves coming or going change nothing.
+        rng = jax.random.fold_in(
+            jax.random.key(seed), zlib.crc32(name.encode())
+        )
+        weights = architecture.init(
+            rng, width, width, expansion=expansion, lead=(b,), dtype=leaf.dtype
+        )
+        # The last layer begins at zero: a new memory passes gradients on.
+        return (*weights[:-1], jnp.zeros_like(weights[-1]))
+
+    def init(params):
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+        # Without leaves it may be a placeholder, which no numbers fit.
+        dims = resolve_dimensions(dimension_numbers, params) if leaves else ()
+        memory = treedef.unflatten(
+            begin(path, leaf, d)
+            for (path, leaf), d in zip(leaves, dims, strict=True)
+        )
+        waits = period > 1
+        return ScaleByMemoryState(
+            count=jnp.zeros((), jnp.int32),
+            memory=memory,
+            inner=inner.init(memory),
+            gathered=optax.tree.zeros_like(params) if waits else None,
+            output=optax.tree.zeros_like(params) if waits and linear else None,
+        )
+
+    def surprise(memory, leaf, dims):
+        """Gradient of the memory's loss on what a leaf's gradient says."""
+        g, back = as_matrices(leaf, dims)
+        x = g if feature_map is None else feature_map(g)
+        if not linear:
+            v = x if value is None else _value(value, g)
+            return jax.grad(
+                lambda w: objective.loss(architecture.apply(w, x), v).sum()
+            )(memory)
+        m, _ = as_matrices(memory, dims)
+        return back(_linear_surprise(objective, m, x, value, g))
+
+    def write(updates, memory, inner_state, extra):
+        dims = resolve_dimensions(dimension_numbers, updates)
+        leaves, treedef = jax.tree.flatten(updates)
+        weights = treedef.flatten_up_to(memory)
+        grads = treedef.unflatten(
+            surprise(w, g.astype(_dtype(w)), d)
+            for w, g, d in zip(weights, leaves, dims, strict=True)
+        )
+        step, inner_state = inner.update(grads, inner_state, memory, **extra)
+        memory = jax.tree.map(
+            lambda m, s: (retention * m + s).astype(m.dtype), memory, step
+        )
+        return memory, inner_state
+
+    def read(memory, updates):
+        dims = resolve_dimensions(dimension_numbers, updates)
+        leaves, treedef = jax.tree.flatten(updates)
+        out = []
+        for w, leaf, d in zip(
+            treedef.flatten_up_to(memory), leaves, dims, strict=True
+        ):
+            g, back = as_matrices(w if linear else leaf, d)
+            if not linear:
+                x = g if feature_map is None else feature_map(g)
+                g = architecture.apply(w, x)
+            g = g if output is None else output(g)
+            out.append(back(g).astype(leaf.dtype))
+        return treedef.unflatten(out)
+
+    def update(updates, state, params=None, **extra):
+        del params
+        count = optax.safe_increment(state.count)
+        if period == 1:
+            memory, inner_state = write(
+                updates, state.memory, state.inner, extra
+            )
+            out = read(memory, updates)
+            return out, state._replace(
+                count=count, memory=memory, inner=inner_state
+            )
+        gathered = jax.tree.map(
+            lambda a, g: a + g.astype(a.dtype), state.gathered, updates
+        )
+
+        def due(gathered, memory, inner_state, said):
+            memory, inner_state = write(gathered, memory, inner_state, extra)
+            if linear:
+                said = read(memory, gathered)
+            return (
+                jax.tree.map(jnp.zeros_like, gathered),
+                memory,
+                inner_state,
+                said,
+            )
+
+        gathered, memory, inner_state, said = jax.lax.cond(
+            count % period == 0,
+            due,
+            lambda *same: same,
+            gathered,
+            state.memory,
+            state.inner,
+            state.output,
+        )
+        out = said if linear else read(memory, updates)
+        out = jax.tree.map(lambda o, g: o.astype(g.dtype), out, updates)
+        return out, ScaleByMemoryState(
+            count, memory, inner_state, gathered, said
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _linear_surprise(objective, m, x, value, g):
+    """``[b, m, n]``; keys are the rows of ``x``, outputs ``m x^T``."""
+    curvature = objective.curvature
+    if curvature is None:
+        y = x @ m.mT
+        v = jnp.eye(y.shape[-2], y.shape[-1], dtype=y.dtype)
+        if value is not None:
+            v = _times(_value(value, g), v).mT
+        v = jnp.broadcast_to(v, y.shape)
+        return objective.gradient(y, v).mT @ x
+    write = x if value is None else _times(_value(value, g), x)
+    if isinstance(curvature, (int, float)) and curvature == 0:
+        return -write
+    # Through the smaller of x x^T and x^T x.
+    small = x.shape[-1] <= x.shape[-2]
+    held = m @ (x.mT @ x) if small else (m @ x.mT) @ x
+    return curvature * held - write
+
+
+def _value(value, g):
+    return value(g) if callable(value) else jnp.asarray(value, g.dtype)
+
+
+def _times(value, x):
+    """``P x``, where a number stands for a multiple of the identity."""
+    scalar = value.ndim == 0 or value.shape[-2:] == (1, 1)
+    return value * x if scalar else value @ x
+
+
+def _dtype(weights):
+    return jax.tree.leaves(weights)[0].dtype
+
+
+def _named(choice, table, field):
+    if not isinstance(choice, str):
+        return choice
+    if choice not in table:
+        allowed = ", ".join(map(repr, table))
+        raise ValueError(f"{field}={choice!r} must be one of {allowed}")
+    return table[choice]

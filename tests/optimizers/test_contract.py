@@ -1,0 +1,232 @@
+"""What every optimizer must do, from one table."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nl_jax.training import load_tree, save_tree
+from tests.optimizers.cases import CASES, RATES
+
+PARAMS = {
+    "w": jnp.ones((3, 2)),
+    "b": jnp.zeros((2,)),
+    "s": jnp.zeros(()),
+    "none": None,
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+def gradients(seed, like=PARAMS):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), like
+    )
+
+
+@functools.cache
+def compiled(name, lr=0.1):
+    tx = CASES[name](lr)
+    return tx, jax.jit(tx.update)
+
+
+def run(tx, update, count, params=PARAMS):
+    state = tx.init(params)
+    for seed in range(count):
+        updates, state = update(gradients(seed, params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def assert_same(a, b, **tolerance):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
+        np.testing.assert_allclose(x, y, **tolerance)
+
+
+TARGETS = {
+    "parabola": (lambda w: 0.5 * jnp.sum(w**2), jnp.array([1.0, -2.0])),
+    "ill-conditioned": (
+        lambda w: 0.5 * jnp.sum(jnp.array([1.0, 10.0]) * w**2),
+        jnp.array([1.0, 1.0]),
+    ),
+    "matrix": (
+        lambda w: 0.5 * jnp.sum((w - jnp.eye(2, 3)) ** 2),
+        jnp.zeros((2, 3)),
+    ),
+    "logistic": (
+        lambda w: (
+            jnp.log1p(jnp.exp(-w * jnp.array([1.0, -1.0]))).sum()
+            + 0.05 * jnp.sum(w**2)
+        ),
+        jnp.zeros(2),
+    ),
+}
+
+
+# The sums of Alg. 1 as printed never forget, and circle around an optimum.
+@pytest.mark.parametrize("name", [name for name in CASES if name != "m3-sum"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_converges(name, target):
+    loss, start = TARGETS[target]
+    steps, rate = 400, RATES.get(name, 0.05)
+    tx = CASES[name](optax.cosine_decay_schedule(rate, steps))
+
+    @jax.jit
+    def train(params):
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(
+            step, (params, tx.init(params)), length=steps
+        )
+        return params
+
+    end = train(start)
+    assert np.abs(jax.grad(loss)(end)).max() < 0.05, end
+
+
+@every_case
+def test_unknown_extra_arguments_and_recompilation(name):
+    tx, _ = compiled(name)
+    traces = []
+
+    @jax.jit
+    def update(g, state):
+        traces.append(1)
+        return tx.update(g, state, PARAMS, unknown=jnp.ones(3))
+
+    state = tx.init(PARAMS)
+    for seed in range(3):
+        _, state = update(gradients(seed), state)
+    assert len(traces) == 1
+
+
+@every_case
+def test_state_is_found_by_tree_map_params(name):
+    tx, _ = compiled(name)
+    state = tx.init(PARAMS)
+    tagged = optax.tree.map_params(tx, lambda leaf: "parameter", state)
+    leaves = jax.tree.leaves(tagged)
+    assert "parameter" in leaves or name.startswith("deep"), leaves
+
+
+@every_case
+def test_inject_hyperparams_changes_nothing(name):
+    tx, update = compiled(name)
+    injected = optax.inject_hyperparams(lambda rate: CASES[name](rate))(
+        rate=0.1
+    )
+    assert_same(
+        run(tx, update, 3)[0],
+        run(injected, jax.jit(injected.update), 3)[0],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@every_case
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_dtypes_are_kept(name, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        params = jax.tree.map(lambda p: p.astype(dtype), PARAMS)
+        tx = CASES[name](0.1)
+        state = jax.eval_shape(tx.init, params)
+        out, after = jax.eval_shape(tx.update, params, state, params)
+
+        def kinds(tree):
+            return jax.tree.map(lambda a: (a.shape, a.dtype), tree)
+
+        assert kinds(state) == kinds(after)
+        assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(out))
+        wide = jax.tree.map(
+            lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params
+        )
+        _, after = jax.eval_shape(tx.update, wide, state, params)
+        assert kinds(state) == kinds(after)
+
+
+@every_case
+def test_composes(name):
+    """MultiSteps, masked, partition, apply_if_finite, chain."""
+    tx, _ = compiled(name)
+    steps = optax.MultiSteps(tx, 2).gradient_transformation()
+    state = steps.init(PARAMS)
+    first, state = steps.update(gradients(0), state, PARAMS)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(first))
+    mask = {"w": True, "b": False, "s": False, "none": None}
+    masked = optax.masked(tx, mask)
+    out, _ = masked.update(gradients(0), masked.init(PARAMS), PARAMS)
+    np.testing.assert_array_equal(out["b"], gradients(0)["b"])
+    labels = {"w": "ours", "b": "sgd", "s": "ours", "none": "sgd"}
+    parts = optax.partition({"ours": tx, "sgd": optax.sgd(1.0)}, labels)
+    out, _ = parts.update(gradients(0), parts.init(PARAMS), PARAMS)
+    np.testing.assert_array_equal(out["b"], -gradients(0)["b"])
+    guarded = optax.apply_if_finite(tx, 5)
+    state = guarded.init(PARAMS)
+    bad = jax.tree.map(lambda g: g.at[...].set(jnp.nan), gradients(0))
+    out, state = guarded.update(bad, state, PARAMS)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(out))
+    inner = jax.tree.leaves(state.inner_state)
+    assert all(np.isfinite(leaf).all() for leaf in inner)
+
+
+@every_case
+def test_vmap_donation_and_shapes(name):
+    tx, update = compiled(name)
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    two = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+    grads = gradients(0, two)
+    out, _ = jax.vmap(tx.update)(grads, jax.vmap(tx.init)(two), two)
+    for row in range(2):
+        single = jax.tree.map(lambda a, row=row: a[row], (grads, two))
+        expected, _ = update(single[0], tx.init(single[1]), single[1])
+        got = jax.tree.map(lambda a, row=row: a[row], out)
+        assert_same(got, expected, rtol=1e-4, atol=1e-6)
+    shapes = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params
+    )
+    wanted = jax.tree.map(jnp.shape, tx.init(params))
+    assert wanted == jax.tree.map(jnp.shape, jax.eval_shape(tx.init, shapes))
+    donating = jax.jit(tx.update, donate_argnums=1)
+    state = jax.tree.map(jnp.copy, tx.init(params))
+    _, state = donating(gradients(0, params), state, params)
+    donating(gradients(1, params), state, params)
+
+
+@every_case
+def test_saved_and_restored(name, tmp_path):
+    tx, update = compiled(name)
+    params, state = run(tx, update, 2)
+    save_tree(tmp_path / "state", state, {})
+    shapes = jax.eval_shape(tx.init, PARAMS)
+    restored = load_tree(tmp_path / "state", shapes, {})
+    assert_same(restored, state, rtol=0)
+    expected, _ = update(gradients(5), state, params)
+    assert_same(update(gradients(5), restored, params)[0], expected, rtol=0)
+
+
+@every_case
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
+def test_extreme_gradients(name, scale):
+    """No gradient that is finite makes what is not a number."""
+    tx, update = compiled(name)
+    state = tx.init(PARAMS)
+    for seed in range(3):
+        grads = jax.tree.map(lambda g: g * scale, gradients(seed))
+        out, state = update(grads, state, PARAMS)
+        for leaf in jax.tree.leaves(out):
+            assert not np.isnan(leaf).any()
+    if scale == 0:
+        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(out))
+
+
+def test_integers_are_refused_by_name():
+    params = {"a": jnp.ones(2), "ids": jnp.ones(2, jnp.int32)}
+    with pytest.raises(ValueError, match=r"\['ids'\] has dtype int32"):
+        CASES["preconditioned-momentum"](0.1).init(params)
