@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.optimizers.matrices import as_matrices, resolve_dimensions
+from nl_jax.optimizers.sharding import keep_shardings
 
 __all__ = [
     "ScaleByAdaGradMemoryState",
@@ -91,7 +92,7 @@ def scale_by_adam_memory(
         )
         return out, ScaleByAdamMemoryState(count, numerator, denominator)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
 def adam_memory(
@@ -214,7 +215,7 @@ def scale_by_adagrad_memory(
             moment, treedef.unflatten(keys)
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
 def adagrad_memory(

@@ -30,6 +30,7 @@ from nl_jax.optimizers.matrices import (
     orthogonalize,
     resolve_dimensions,
 )
+from nl_jax.optimizers.sharding import keep_shardings
 
 __all__ = ["ScaleByM3State", "m3", "scale_by_m3"]
 
@@ -177,7 +178,7 @@ def scale_by_m3(
         )
         return out, ScaleByM3State(count, fast, slow, second, gathered, said)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
 def m3(

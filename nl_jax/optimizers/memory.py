@@ -31,6 +31,7 @@ from nl_jax.optimizers.matrices import (
     as_matrices,
     resolve_dimensions,
 )
+from nl_jax.optimizers.sharding import keep_shardings
 
 __all__ = ["ScaleByMemoryState", "scale_by_memory"]
 
@@ -243,7 +244,7 @@ def scale_by_memory(
             count, memory, inner_state, gathered, said
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
 def _linear_surprise(objective, m, x, value, g):

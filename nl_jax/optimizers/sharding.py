@@ -1,0 +1,33 @@
+"""Updates on meshes with explicit axes."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from jax.sharding import AxisType
+
+__all__ = ["keep_shardings"]
+
+
+def keep_shardings(update: Callable) -> Callable:
+    """Lets the compiler place what is in between; results stay where they were.
+
+    With explicit mesh axes JAX wants a sharding for every product whose
+    contracted axis is sharded. An optimizer has no opinion: its updates lie
+    where gradients lie, its state where it lay.
+    """
+
+    @functools.wraps(update)
+    def wrapped(updates, state, params=None, **extra):
+        mesh = jax.sharding.get_abstract_mesh()
+        if AxisType.Explicit not in mesh.axis_types:
+            return update(updates, state, params, **extra)
+        places = jax.tree.map(
+            lambda leaf: jax.typeof(leaf).sharding, (updates, state)
+        )
+        run = jax.sharding.auto_axes(
+            functools.partial(update, **extra), out_sharding=places
+        )
+        return run(updates, state, params)
+
+    return wrapped
