@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from absl import flags
@@ -10,7 +10,7 @@ from absl import logging as absl_logging
 
 from nl_jax.training import InputError
 
-__all__ = ["run"]
+__all__ = ["check_names", "run"]
 
 # What ml_collections raises for fields that are not there or of a wrong type.
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
@@ -53,6 +53,16 @@ def run(
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{place}")
+
+
+def check_names(flag: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ``InputError`` for names that are not known."""
+    known = list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(
+            f"--{flag}={','.join(unknown)}: allowed are {', '.join(known)}"
+        )
 
 
 def _log_to_stdout() -> None:

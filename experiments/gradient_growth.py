@@ -73,7 +73,7 @@ def gradient_norms(model, lengths, batch, seed):
 
 def main(values: flags.FlagValues) -> None:
     """Measures all runs and writes the results."""
-    mqar.check_runs(values.runs)
+    cli.check_names("runs", values.runs, mqar.RUNS)
     if not all(length.isdecimal() and int(length) for length in values.lengths):
         raise InputError(
             f"--lengths={','.join(values.lengths)}: must be integers >= 1"

@@ -108,15 +108,6 @@ def define(values: flags.FlagValues) -> None:
     )
 
 
-def check_runs(runs):
-    """Raises ``InputError`` for a name that is not in ``RUNS``."""
-    unknown = [run for run in runs if run not in RUNS]
-    if unknown:
-        raise InputError(
-            f"--runs={','.join(unknown)}: allowed are {', '.join(RUNS)}"
-        )
-
-
 def make_model(run, vocab):
     """Returns the two blocks of width 64 of a run."""
     name, overrides = RUNS[run]
@@ -261,7 +252,7 @@ def report(records, out):
 
 def main(values: flags.FlagValues) -> None:
     """Runs what has no record yet and reports everything in the folder."""
-    check_runs(values.runs)
+    cli.check_names("runs", values.runs, RUNS)
     if not all(seed.isdecimal() for seed in values.seeds):
         raise InputError(
             f"--seeds={','.join(values.seeds)}: must be integers >= 0"

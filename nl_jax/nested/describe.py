@@ -1,7 +1,8 @@
 """The level table: what of a model and its optimizer learns, and how often.
 
-Nothing here knows a model. An object that wants rows in the table answers
-``levels()``; optax's own states are listed in one table.
+Nothing here knows a model. An object that wants rows in the table, the state of
+an optimizer too, answers ``levels()``; optax's own states are listed in one
+table.
 """
 
 import dataclasses
@@ -179,6 +180,11 @@ def _optimizer_rows(state, period):
     name = type(state).__name__
     if isinstance(state, EveryState):
         return _optimizer_rows(state.inner, period * int(state.period))
+    if isinstance(state, SupportsLevels):
+        return [
+            dataclasses.replace(row, period=row.period * period)
+            for row in state.levels()
+        ]
     if name in OPTAX_STATES:
         memory_of, architecture, rule = OPTAX_STATES[name]
         row = LevelRow(

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax.nested.describe import LevelRow
+from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import as_matrices, resolve_dimensions
 from nl_jax.optimizers.sharding import keep_shardings
 
@@ -39,6 +41,11 @@ class ScaleByAdamMemoryState(NamedTuple):
     """Average of the gradients: the numerator, up to ``P``."""
     keys_to_keys: optax.Updates
     """Average of their squares: the denominator."""
+
+    def levels(self) -> list[LevelRow]:
+        """Returns the memory's row in the level table."""
+        facts = MemoryFacts("vector", "l2", "closed form (101-105)")
+        return [level_row("Adam's memory", facts, self)]
 
 
 def scale_by_adam_memory(
@@ -120,6 +127,11 @@ class ScaleByAdaGradMemoryState(NamedTuple):
     """``M``, like the parameters."""
     keys_to_keys: Any
     """``H``: like the parameters, or ``[b, m, m]`` for a matrix."""
+
+    def levels(self) -> list[LevelRow]:
+        """Returns the memory's row in the level table."""
+        facts = MemoryFacts("vector or matrix", "l2", "closed form (106-111)")
+        return [level_row("AdaGrad's memory", facts, self)]
 
 
 def scale_by_adagrad_memory(

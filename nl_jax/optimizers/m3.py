@@ -19,12 +19,15 @@ matrices skip NS, which leaves Adam with a second momentum. Weak: the update
 scales as one over the gradient, so ``epsilon`` matters where gradients vanish.
 """
 
+import dataclasses
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax.nested.describe import LevelRow
+from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     as_matrices,
     orthogonalize,
@@ -50,6 +53,18 @@ class ScaleByM3State(NamedTuple):
     """Sum of the gradients since the slow momentum last moved."""
     said: optax.Updates
     """What the slow momentum says until it moves again: ``NS(M2)``."""
+    facts: MemoryFacts
+    """Of the slow momentum."""
+
+    def levels(self) -> list[LevelRow]:
+        """Returns a row for each momentum in the level table."""
+        fast = dataclasses.replace(self.facts, period=1)
+        return [
+            level_row("M3, fast", fast, (self.fast, self.second)),
+            level_row(
+                "M3, slow", self.facts, (self.slow, self.gathered, self.said)
+            ),
+        ]
 
 
 def scale_by_m3(
@@ -109,7 +124,10 @@ def scale_by_m3(
 
     def init(params):
         zeros = (optax.tree.zeros_like(params) for _ in range(5))
-        return ScaleByM3State(jnp.zeros((), jnp.int32), *zeros)
+        facts = MemoryFacts(
+            "linear", "dot product", "momentum, orthogonalised", period
+        )
+        return ScaleByM3State(jnp.zeros((), jnp.int32), *zeros, facts)
 
     def add(moment, g, decay):
         kept, taken = (decay, 1 - decay) if ema else (1.0, decay)
@@ -176,7 +194,9 @@ def scale_by_m3(
             root,
             updates,
         )
-        return out, ScaleByM3State(count, fast, slow, second, gathered, said)
+        return out, ScaleByM3State(
+            count, fast, slow, second, gathered, said, state.facts
+        )
 
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 

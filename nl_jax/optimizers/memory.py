@@ -18,14 +18,16 @@ the memory (delta rule, L2): keys are then to be normalised.
 """
 
 import zlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, Architecture, Objective
+from nl_jax.nested.describe import LevelRow
+from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     Matrices,
     as_matrices,
@@ -36,6 +38,7 @@ from nl_jax.optimizers.sharding import keep_shardings
 __all__ = ["ScaleByMemoryState", "scale_by_memory"]
 
 MatrixFunction = Callable[[Matrices], Matrices]
+T = TypeVar("T")
 
 
 class ScaleByMemoryState(NamedTuple):
@@ -52,6 +55,12 @@ class ScaleByMemoryState(NamedTuple):
     """Sum of the gradients since the last write; ``None`` at period 1."""
     output: Any
     """What the memory said last; ``None`` at period 1."""
+    facts: MemoryFacts
+    """The memory's choices."""
+
+    def levels(self) -> list[LevelRow]:
+        """Returns the memory's row in the level table."""
+        return [level_row("gradient memory", self.facts, self)]
 
 
 def scale_by_memory(
@@ -112,11 +121,13 @@ def scale_by_memory(
     """
     if not isinstance(period, int) or period < 1:
         raise ValueError(f"period={period!r} must be an integer >= 1")
-    architecture = _named(architecture, ARCHITECTURES, "architecture")
-    objective = _named(objective, OBJECTIVES, "objective")
+    function = _named(architecture, ARCHITECTURES, "architecture")
+    goal = _named(objective, OBJECTIVES, "objective")
+    rule = "gradient descent, decay" if inner is None else "optax rule, decay"
     inner = optax.sgd(1.0) if inner is None else inner
     inner = optax.with_extra_args_support(inner)
-    linear = architecture is ARCHITECTURES["linear"]
+    linear = function is ARCHITECTURES["linear"]
+    facts = MemoryFacts(function.name, goal.name, rule, period)
 
     def begin(path, leaf, dims):
         name = jax.tree_util.keystr(path) or "the parameters"
@@ -139,7 +150,7 @@ def scale_by_memory(
         rng = jax.random.fold_in(
             jax.random.key(seed), zlib.crc32(name.encode())
         )
-        weights = architecture.init(
+        weights = function.init(
             rng, width, width, expansion=expansion, lead=(b,), dtype=leaf.dtype
         )
         # The last layer begins at zero: a new memory passes gradients on.
@@ -160,6 +171,7 @@ def scale_by_memory(
             inner=inner.init(memory),
             gathered=optax.tree.zeros_like(params) if waits else None,
             output=optax.tree.zeros_like(params) if waits and linear else None,
+            facts=facts,
         )
 
     def surprise(memory, leaf, dims):
@@ -168,11 +180,11 @@ def scale_by_memory(
         x = g if feature_map is None else feature_map(g)
         if not linear:
             v = x if value is None else _value(value, g)
-            return jax.grad(
-                lambda w: objective.loss(architecture.apply(w, x), v).sum()
-            )(memory)
+            return jax.grad(lambda w: goal.loss(function.apply(w, x), v).sum())(
+                memory
+            )
         m, _ = as_matrices(memory, dims)
-        return back(_linear_surprise(objective, m, x, value, g))
+        return back(_linear_surprise(goal, m, x, value, g))
 
     def write(updates, memory, inner_state, extra):
         dims = resolve_dimensions(dimension_numbers, updates)
@@ -198,7 +210,7 @@ def scale_by_memory(
             g, back = as_matrices(w if linear else leaf, d)
             if not linear:
                 x = g if feature_map is None else feature_map(g)
-                g = architecture.apply(w, x)
+                g = function.apply(w, x)
             g = g if output is None else output(g)
             out.append(back(g).astype(leaf.dtype))
         return treedef.unflatten(out)
@@ -241,7 +253,7 @@ def scale_by_memory(
         out = said if linear else read(memory, updates)
         out = jax.tree.map(lambda o, g: o.astype(g.dtype), out, updates)
         return out, ScaleByMemoryState(
-            count, memory, inner_state, gathered, said
+            count, memory, inner_state, gathered, said, state.facts
         )
 
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
@@ -280,7 +292,7 @@ def _dtype(weights):
     return jax.tree.leaves(weights)[0].dtype
 
 
-def _named(choice, table, field):
+def _named(choice: str | T, table: Mapping[str, T], field: str) -> T:
     if not isinstance(choice, str):
         return choice
     if choice not in table:

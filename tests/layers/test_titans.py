@@ -42,6 +42,8 @@ VARIANTS = {
     },
 }
 
+QUICK = ("default", "paper", "adaptive-q", "shared")
+
 
 def layer(**options):
     options = {"chunk_size": CHUNK, "memory_chunk_size": CHUNK} | options
@@ -149,7 +151,13 @@ def test_equals_the_plain_recurrence(variant):
             np.testing.assert_allclose(y[row], expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        v if v in QUICK else pytest.param(v, marks=pytest.mark.slow)
+        for v in VARIANTS
+    ],
+)
 def test_whole_equals_any_split_equals_token_by_token(variant):
     sizes = {} if "shared" in variant else {"memory_chunk_size": 2}
     module = layer(**VARIANTS[variant] | sizes)

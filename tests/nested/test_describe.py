@@ -7,7 +7,7 @@ import pytest
 
 from nl_jax.models import build
 from nl_jax.nested import describe
-from nl_jax.optimizers import continuum
+from nl_jax.optimizers import continuum, deep_momentum, every, scale_by_m3
 
 
 def shapes(model):
@@ -65,3 +65,15 @@ def test_what_cannot_be_described_is_named():
         describe(3)
     with pytest.raises(ValueError, match="params="):
         describe(optax.adam(1e-3))
+
+
+def test_deep_optimizers_describe_themselves():
+    params = {"w": jnp.ones((4, 3))}
+    tx = optax.chain(
+        optax.clip(1.0), every(2, scale_by_m3(period=4)), optax.scale(-1.0)
+    )
+    table = rows(tx, params=params)
+    assert table["M3, fast"].period == 2 and table["M3, slow"].period == 8
+    assert table["M3, slow"].state_bytes == 3 * 12 * 4
+    row = rows(deep_momentum(0.1), params=params)["gradient memory"]
+    assert (row.architecture, row.objective) == ("mlp", "dot_product")

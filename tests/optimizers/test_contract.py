@@ -17,7 +17,17 @@ PARAMS = {
     "s": jnp.zeros(()),
     "none": None,
 }
-every_case = pytest.mark.parametrize("name", CASES)
+VARIANTS = (
+    "deep-momentum-l2",
+    "slow-momentum",
+    "adagrad-memory-matrix",
+    "m3-sum",
+)
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name
+    for name in CASES
+]
+every_case = pytest.mark.parametrize("name", NAMES)
 
 
 def gradients(seed, like=PARAMS):
@@ -68,7 +78,7 @@ TARGETS = {
 
 
 # The sums of Alg. 1 as printed never forget, and circle around an optimum.
-@pytest.mark.parametrize("name", [name for name in CASES if name != "m3-sum"])
+@pytest.mark.parametrize("name", NAMES[:-1])
 @pytest.mark.parametrize("target", TARGETS)
 def test_converges(name, target):
     loss, start = TARGETS[target]

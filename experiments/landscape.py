@@ -1,0 +1,188 @@
+r"""Momentum and delta momentum in a curved valley (eq. 53).
+
+:math:`\psi(r, \theta) = r^2 + k (r - \theta + a \sin \omega r)^2` from
+:math:`(-3.5, 2)`, minimum 0 at the origin. For every pair :math:`(k, \omega)`
+each optimizer gets the same learning rates; counted are the steps until
+:math:`\psi` is below ``--threshold`` at its best rate.
+
+Command (a minute)::
+
+    python -m experiments.landscape
+
+Results go to ``--out``: JSON, a Markdown table of the whole grid, losses of
+delta momentum included, and a plot of trajectories.
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import cli
+from nl_jax.optimizers import scale_by_delta_momentum, scale_by_memory
+from nl_jax.training import InputError, git_revision, versions, write_json
+
+START = (-3.5, 2.0)
+
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    for name, default, text in (
+        ("k", "1,3,10,30,100", "Steepness of the valley."),
+        ("omega", "0.5,1,2,3,5", "Waves of the valley."),
+    ):
+        flags.DEFINE_list(name, default.split(","), text, flag_values=values)
+    for name, default, text in (
+        ("a", 1.0, "Width of the waves."),
+        ("retention", 0.9, "Of both memories."),
+        ("rho", 0.1, "Strength of the delta term."),
+        ("threshold", 1e-3, "Loss at which a run counts as done."),
+    ):
+        flags.DEFINE_float(name, default, text, 0.0, flag_values=values)
+    for name, number, text in (
+        ("rates", 13, "Learning rates tried, from 1e-4 to 1e-1."),
+        ("steps", 5000, "At most."),
+    ):
+        flags.DEFINE_integer(name, number, text, 1, flag_values=values)
+    flags.DEFINE_string(
+        "out", "runs/landscape", "Folder of results.", flag_values=values
+    )
+
+
+def make_loss(k, omega, a):
+    """Returns the landscape, of ``[2]``."""
+
+    def loss(point):
+        r, theta = point
+        return r**2 + k * (r - theta + a * jnp.sin(omega * r)) ** 2
+
+    return loss
+
+
+def descend(transformation, k, omega, a, rate, steps):
+    """Returns the trajectory ``[steps + 1, 2]`` and its losses."""
+    loss = make_loss(k, omega, a)
+
+    def step(carry, _):
+        point, state = carry
+        updates, state = transformation.update(jax.grad(loss)(point), state)
+        return (point - rate * updates, state), point
+
+    start = jnp.array(START)
+    (end, _), points = jax.lax.scan(
+        step, (start, transformation.init(start)), length=steps
+    )
+    points = jnp.concatenate([points, end[None]])
+    return points, jax.vmap(loss)(points)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Runs the grid and reports all of it."""
+    try:
+        ks, omegas = (
+            [float(x) for x in values[name].value] for name in ("k", "omega")
+        )
+    except ValueError as error:
+        raise InputError(f"--k, --omega: {error}") from error
+    rates = np.logspace(-4, -1, values.rates)
+    optimizers = {
+        "momentum": scale_by_memory(retention=values.retention),
+        "delta momentum": scale_by_delta_momentum(
+            values.rho, values.retention, normalize=True
+        ),
+    }
+    grid = [(k, omega) for k in ks for omega in omegas]
+    runs = jnp.asarray([(*pair, rate) for pair in grid for rate in rates])
+    found = {}
+    for name, transformation in optimizers.items():
+
+        def steps_needed(run, transformation=transformation):
+            k, omega, rate = run
+            _, losses = descend(
+                transformation, k, omega, values.a, rate, values.steps
+            )
+            below = losses < values.threshold
+            return jnp.where(below.any(), below.argmax(), values.steps + 1)
+
+        needed = jax.jit(jax.vmap(steps_needed))(runs)
+        found[name] = np.asarray(needed).reshape(len(grid), -1)
+    report(values, grid, rates, optimizers, found)
+
+
+def report(values, grid, rates, optimizers, found):
+    """Prints and writes the table, the record and the plot."""
+    lines = [
+        "| k | omega | momentum | delta momentum | rates |",
+        "|---:|---:|---:|---:|---|",
+    ]
+    rows, wins = [], 0
+    for index, (k, omega) in enumerate(grid):
+        best = {name: int(steps[index].min()) for name, steps in found.items()}
+        at = {
+            name: float(rates[steps[index].argmin()])
+            for name, steps in found.items()
+        }
+        wins += best["delta momentum"] < best["momentum"]
+        rows.append({"k": k, "omega": omega, "steps": best, "rates": at})
+        cells = [
+            str(n) if n <= values.steps else "not reached"
+            for n in best.values()
+        ]
+        tried = ", ".join(f"{rate:.2g}" for rate in at.values())
+        lines.append(f"| {k:g} | {omega:g} | {' | '.join(cells)} | {tried} |")
+    summary = f"delta momentum is first in {wins} of {len(grid)}"
+    print("\n".join([*lines, summary]))
+    out = pathlib.Path(values.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "landscape.md").write_text("\n".join([*lines, "", summary, ""]))
+    write_json(
+        out / "landscape.json",
+        {
+            "rows": rows,
+            "wins": wins,
+            "settings": {
+                name: values[name].value
+                for name in ("a", "retention", "rho", "threshold", "steps")
+            },
+            "versions": versions(),
+            "git_revision": git_revision(),
+        },
+    )
+    plot(values, rows[len(rows) // 2], optimizers, out / "landscape.png")
+
+
+def plot(values, row, optimizers, path):
+    """Draws both trajectories at one pair of the grid."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 5))
+    axes = figure.subplots()
+    r, theta = np.meshgrid(np.linspace(-4.5, 2, 200), np.linspace(-5, 4, 200))
+    loss = make_loss(row["k"], row["omega"], values.a)
+    axes.contour(
+        r, theta, np.log1p(loss(jnp.stack([r, theta]))), 20, cmap="Greys"
+    )
+    for name, transformation in optimizers.items():
+        points, _ = descend(
+            transformation,
+            row["k"],
+            row["omega"],
+            values.a,
+            row["rates"][name],
+            min(row["steps"][name], values.steps),
+        )
+        axes.plot(*np.asarray(points).T, marker=".", ms=2, lw=0.8, label=name)
+    axes.set_title(f"k = {row['k']:g}, omega = {row['omega']:g}")
+    axes.set_xlabel("r")
+    axes.set_ylabel("theta")
+    axes.set_xlim(-4.5, 2)
+    axes.set_ylim(-5, 4)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    cli.run(define, main)
