@@ -10,6 +10,11 @@ from nl_jax.optimizers.adaptive import (
     scale_by_adam_memory,
 )
 from nl_jax.optimizers.continuum import continuum
+from nl_jax.optimizers.delta import (
+    DeltaGradientDescentState,
+    delta_gradient_descent,
+    with_layer_inputs,
+)
 from nl_jax.optimizers.m3 import ScaleByM3State, m3, scale_by_m3
 from nl_jax.optimizers.matrices import orthogonalize
 from nl_jax.optimizers.memory import ScaleByMemoryState, scale_by_memory
@@ -25,6 +30,7 @@ from nl_jax.optimizers.momentum import (
 )
 
 __all__ = [
+    "DeltaGradientDescentState",
     "ScaleByAdaGradMemoryState",
     "ScaleByAdamMemoryState",
     "ScaleByM3State",
@@ -33,6 +39,7 @@ __all__ = [
     "adam_memory",
     "continuum",
     "deep_momentum",
+    "delta_gradient_descent",
     "delta_momentum",
     "delta_objective",
     "every",
@@ -47,4 +54,5 @@ __all__ = [
     "scale_by_delta_momentum",
     "scale_by_m3",
     "scale_by_memory",
+    "with_layer_inputs",
 ]
