@@ -15,6 +15,10 @@ from nl_jax.optimizers.delta import (
     delta_gradient_descent,
     with_layer_inputs,
 )
+from nl_jax.optimizers.generalized import (
+    GeneralizedGradientDescentState,
+    generalized_gradient_descent,
+)
 from nl_jax.optimizers.m3 import ScaleByM3State, m3, scale_by_m3
 from nl_jax.optimizers.matrices import orthogonalize
 from nl_jax.optimizers.memory import ScaleByMemoryState, scale_by_memory
@@ -23,6 +27,7 @@ from nl_jax.optimizers.momentum import (
     delta_momentum,
     delta_objective,
     feature_momentum,
+    newton_schulz_memory,
     nonlinear_output,
     preconditioned_momentum,
     scale_by_deep_momentum,
@@ -31,6 +36,7 @@ from nl_jax.optimizers.momentum import (
 
 __all__ = [
     "DeltaGradientDescentState",
+    "GeneralizedGradientDescentState",
     "ScaleByAdaGradMemoryState",
     "ScaleByAdamMemoryState",
     "ScaleByM3State",
@@ -44,7 +50,9 @@ __all__ = [
     "delta_objective",
     "every",
     "feature_momentum",
+    "generalized_gradient_descent",
     "m3",
+    "newton_schulz_memory",
     "nonlinear_output",
     "orthogonalize",
     "preconditioned_momentum",

@@ -20,6 +20,7 @@ import optax
 from nl_jax.nested.describe import LevelRow
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import as_matrices, resolve_dimensions
+from nl_jax.optimizers.roots import inverse_root
 from nl_jax.optimizers.sharding import keep_shardings
 
 __all__ = [
@@ -220,7 +221,7 @@ def scale_by_adagrad_memory(
                 # Infinite keys say nothing, as on the diagonal.
                 finite = jnp.isfinite(keys[i]).all((-2, -1), keepdims=True)
                 h = jnp.where(finite, keys[i], jnp.eye(keys[i].shape[-1]))
-                root = jnp.where(finite, _inverse_root(h, eps), 0)
+                root = jnp.where(finite, inverse_root(h, eps), 0)
                 u = back(root @ m)
             out.append(u.astype(g.dtype))
         return treedef.unflatten(out), ScaleByAdaGradMemoryState(
@@ -256,19 +257,3 @@ def _average(updates, moment, decay, order):
         moment,
         updates,
     )
-
-
-def _inverse_root(h, eps, steps=25):
-    """``(H + eps I)^{-1/2}`` by the coupled Newton iteration.
-
-    Products alone: an eigendecomposition inside a scan is slow on
-    accelerators and has stalled on CPU. 25 steps serve a condition of 1e8.
-    """
-    identity = jnp.eye(h.shape[-1], dtype=h.dtype)
-    h = h + eps * identity
-    size = jnp.linalg.norm(h, axis=(-2, -1), keepdims=True)
-    y, z = h / size, jnp.broadcast_to(identity, h.shape)
-    for _ in range(steps):
-        t = 0.5 * (3 * identity - z @ y)
-        y, z = y @ t, t @ z
-    return z / jnp.sqrt(size)

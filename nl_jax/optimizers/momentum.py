@@ -22,6 +22,7 @@ __all__ = [
     "delta_momentum",
     "delta_objective",
     "feature_momentum",
+    "newton_schulz_memory",
     "nonlinear_output",
     "preconditioned_momentum",
     "scale_by_deep_momentum",
@@ -265,6 +266,53 @@ def nonlinear_output(
         scale_by_memory(output=output, retention=retention, **options),
         learning_rate,
     )
+
+
+def newton_schulz_memory(
+    learning_rate: Rate,
+    zeta: float = 0.1,
+    steps: int = 20,
+    retention: float | jax.Array = 0.95,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum whose output is the memory of an inner problem (eq. 43-44).
+
+    .. math:: O \leftarrow O - \zeta\,(O - g + 2\, O (O^\top O - I)),
+       \quad O_0 = g
+
+    is gradient descent on :math:`\|O - g\|^2 / 2 + \|O^\top O - I\|^2 / 2`:
+    an orthogonal matrix near the momentum, here scaled to norm 1. Without the
+    first term and at :math:`\zeta = 1/4` a step is the cubic Newton-Schulz
+    one; :func:`nonlinear_output` has that and the quintic.
+
+    Args:
+        learning_rate: number or schedule.
+        zeta: inner step, below 1/5.
+        steps: inner steps.
+        retention: of the momentum.
+        **options: of :func:`scale_by_memory`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tx = newton_schulz_memory(1.0)
+        >>> g = jnp.array([[3.0, 0.0], [0.0, 3.0]])
+        >>> updates = tx.update(g, tx.init(g))[0]
+        >>> bool(jnp.allclose(updates, updates[0, 0] * jnp.eye(2), atol=1e-4))
+        True
+    """
+
+    def output(g):
+        g = g / jnp.where(_norm(g, (-2, -1)) > 0, _norm(g, (-2, -1)), 1)
+        wide = g.shape[-1] >= g.shape[-2]
+
+        def step(_, o):
+            # O (O^T O - I) = (O O^T - I) O, through the smaller product.
+            cubic = (o @ o.mT) @ o if wide else o @ (o.mT @ o)
+            return o - zeta * (o - g + 2 * (cubic - o))
+
+        return jax.lax.fori_loop(0, steps, step, g)
+
+    return nonlinear_output(learning_rate, output, retention, **options)
 
 
 def _with_rate(transformation, learning_rate):

@@ -11,6 +11,7 @@ CASES = {
     "deep-momentum-l2": lambda lr: nl.deep_momentum(lr, objective="l2"),
     "feature-momentum": lambda lr: nl.feature_momentum(lr, jnp.arcsinh),
     "nonlinear-output": lambda lr: nl.nonlinear_output(lr),
+    "newton-schulz-memory": lambda lr: nl.newton_schulz_memory(lr),
     "slow-momentum": lambda lr: nl.preconditioned_momentum(lr, period=2),
     "adam-memory": lambda lr: nl.adam_memory(lr),
     "adagrad-memory": lambda lr: nl.adagrad_memory(lr),
@@ -22,6 +23,7 @@ CASES = {
 RATES = {
     "slow-momentum": 0.01,
     "nonlinear-output": 0.3,
+    "newton-schulz-memory": 0.3,
     "adam-memory": 0.1,
     "adagrad-memory": 1.0,
     "adagrad-memory-matrix": 1.0,

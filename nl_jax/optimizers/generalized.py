@@ -1,0 +1,121 @@
+r"""Generalized gradient descent (Def. 5, eq. 59-60).
+
+arXiv 2512.24695. One step solves a problem that the weights themselves pose:
+
+.. math:: W_{t+1} = \arg\min_W \tilde L(W; x, u)
+   + \text{Ret}(W, W_{t-c+1}, \ldots, W_t), \qquad u = f_{W_t}(x)
+
+with the target :math:`u` held where the step began. Gradient descent is
+:math:`\tilde L = \langle W, \nabla L \rangle` with
+:math:`\|W - W_t\|^2 / 2 \eta`; delta gradient descent has a squared error
+instead. The inner problem is given a number of steps of any optax
+transformation; where it has a closed form, use that.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+__all__ = ["GeneralizedGradientDescentState", "generalized_gradient_descent"]
+
+
+class GeneralizedGradientDescentState(NamedTuple):
+    """State of :func:`generalized_gradient_descent`."""
+
+    history: Any
+    """The last ``window - 1`` parameters before the present ones, newest
+    last, on a new leading axis; the first parameters until there are more."""
+
+
+def generalized_gradient_descent(
+    objective: Callable[[Any, Any, Any], jax.Array],
+    target: Callable[[Any, Any, Any], Any],
+    retention: Callable[[Any, Any], jax.Array],
+    inner: optax.GradientTransformation,
+    *,
+    steps: int = 20,
+    window: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Returns GGD for an objective, a target and a retention of yours.
+
+    ``update`` takes ``context``, anything that the functions need, the layer's
+    input for instance; ``None`` if it is left out.
+
+    Args:
+        objective: :math:`\tilde L`, ``(params, u, context) -> scalar``.
+        target: ``(params, grads, context) -> u``, at the present parameters.
+        retention: ``(params, history) -> scalar``; leaves of ``history`` are
+            those of the parameters with ``window`` in front, newest last.
+        inner: optax transformation that minimises; begins anew each time.
+        steps: of ``inner``.
+        window: ``c``, parameters that the retention sees.
+
+    Raises:
+        ValueError: for ``steps`` or ``window`` below 1, and in ``update``
+            without ``params``.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> tx = generalized_gradient_descent(  # gradient descent, rate 2
+        ...     lambda w, u, x: jnp.vdot(w, u),
+        ...     lambda w, g, x: g,
+        ...     lambda w, history: jnp.sum((w - history[-1]) ** 2) / 4,
+        ...     optax.sgd(1.0),
+        ... )
+        >>> w, g = jnp.array([1.0, 1.0]), jnp.array([1.0, -0.5])
+        >>> tx.update(g, tx.init(w), w)[0].round(3).tolist()
+        [-2.0, 1.0]
+    """
+    for name, number in (("steps", steps), ("window", window)):
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name}={number!r} must be an integer >= 1")
+
+    def init(params):
+        return GeneralizedGradientDescentState(
+            jax.tree.map(lambda p: jnp.stack([p] * (window - 1)), params)
+            if window > 1
+            else None
+        )
+
+    def update(updates, state, params=None, *, context=None, **extra):
+        del extra
+        if params is None:
+            raise ValueError(
+                "generalized_gradient_descent requires the current value of "
+                "parameters: pass params to update"
+            )
+        if window == 1:
+            history = jax.tree.map(lambda p: p[None], params)
+        else:
+            history = jax.tree.map(
+                lambda h, p: jnp.concatenate([h, p[None]]),
+                state.history,
+                params,
+            )
+        u = jax.lax.stop_gradient(target(params, updates, context))
+
+        def loss(w):
+            return objective(w, u, context) + retention(w, history)
+
+        def step(carry, _):
+            w, inner_state = carry
+            change, inner_state = inner.update(
+                jax.grad(loss)(w), inner_state, w
+            )
+            return (optax.apply_updates(w, change), inner_state), None
+
+        (found, _), _ = jax.lax.scan(
+            step, (params, inner.init(params)), length=steps
+        )
+        out = jax.tree.map(
+            lambda w, p, g: (w - p).astype(g.dtype), found, params, updates
+        )
+        kept = None
+        if window > 1:
+            kept = jax.tree.map(lambda h: h[1:], history)
+        return out, GeneralizedGradientDescentState(kept)
+
+    return optax.GradientTransformationExtraArgs(init, update)
