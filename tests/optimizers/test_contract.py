@@ -101,6 +101,7 @@ def test_converges(name, target):
     assert np.abs(jax.grad(loss)(end)).max() < 0.05, end
 
 
+@pytest.mark.smoke
 @every_case
 def test_unknown_extra_arguments_and_recompilation(name):
     tx, _ = compiled(name)
