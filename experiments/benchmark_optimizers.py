@@ -120,7 +120,7 @@ def main(values: flags.FlagValues) -> None:
         lines.append(
             f"| {name} | {1e3 * statistics.median(each):.1f} | {ratio} |"
         )
-    theirs, ours = (seconds[n] for n in make_orthogonal(params))
+    theirs, ours = (seconds[n] for n in orthogonal)
     lines.append(
         f"\noptax / ours, orthogonalisation: {_ratio(theirs, ours):.2f}"
     )

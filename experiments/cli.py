@@ -10,7 +10,7 @@ from absl import logging as absl_logging
 
 from nl_jax.training import InputError
 
-__all__ = ["check_names", "run"]
+__all__ = ["check_names", "integers", "run"]
 
 # What ml_collections raises for fields that are not there or of a wrong type.
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
@@ -63,6 +63,15 @@ def check_names(flag: str, names: Iterable[str], known: Iterable[str]) -> None:
         raise InputError(
             f"--{flag}={','.join(unknown)}: allowed are {', '.join(known)}"
         )
+
+
+def integers(flag: str, words: Sequence[str], least: int) -> list[int]:
+    """Returns the numbers of a list flag; raises ``InputError`` for others."""
+    if not all(word.isdecimal() and int(word) >= least for word in words):
+        raise InputError(
+            f"--{flag}={','.join(words)}: must be integers >= {least}"
+        )
+    return [int(word) for word in words]
 
 
 def _log_to_stdout() -> None:

@@ -22,7 +22,7 @@ import optax
 from absl import flags
 
 from experiments import cli, mqar
-from nl_jax.training import InputError, git_revision, versions, write_json
+from nl_jax.training import git_revision, versions, write_json
 
 VOCAB = 256
 
@@ -74,11 +74,7 @@ def gradient_norms(model, lengths, batch, seed):
 def main(values: flags.FlagValues) -> None:
     """Measures all runs and writes the results."""
     cli.check_names("runs", values.runs, mqar.RUNS)
-    if not all(length.isdecimal() and int(length) for length in values.lengths):
-        raise InputError(
-            f"--lengths={','.join(values.lengths)}: must be integers >= 1"
-        )
-    lengths = [int(length) for length in values.lengths]
+    lengths = cli.integers("lengths", values.lengths, 1)
     lines = [
         "| run | "
         + " | ".join(f"{length} tokens" for length in lengths)

@@ -253,17 +253,14 @@ def report(records, out):
 def main(values: flags.FlagValues) -> None:
     """Runs what has no record yet and reports everything in the folder."""
     cli.check_names("runs", values.runs, RUNS)
-    if not all(seed.isdecimal() for seed in values.seeds):
-        raise InputError(
-            f"--seeds={','.join(values.seeds)}: must be integers >= 0"
-        )
+    seeds = cli.integers("seeds", values.seeds, 0)
     out = pathlib.Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "mqar.jsonl"
     records = []
     if path.exists():
         records = [json.loads(line) for line in path.read_text().splitlines()]
-    for seed in map(int, values.seeds):
+    for seed in seeds:
         for run in values.runs:
             if any((r["run"], r["seed"]) == (run, seed) for r in records):
                 continue

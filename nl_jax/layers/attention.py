@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
+from nl_jax.checks import check_count
 from nl_jax.layers.short_conv import next_tail, short_conv
 
 __all__ = ["AttentionConfig", "AttentionState", "CausalAttention"]
@@ -33,9 +34,7 @@ class AttentionConfig:
 
     def __post_init__(self):
         for name in ("window", "conv_width"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an integer >= 1")
+            check_count(name, getattr(self, name))
         if self.rope_base <= 1:
             raise ValueError(f"rope_base={self.rope_base} must be above 1")
 

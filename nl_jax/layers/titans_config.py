@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nl_jax.checks import check_choice, check_count
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, RULES
 from nl_jax.memory.architecture import Architecture
 from nl_jax.memory.objective import Objective
@@ -94,19 +95,14 @@ class TitansConfig:
             ("value_norm", ("target", "input")),
             ("read", ("before", "after", "chunk")),
         ):
-            value = getattr(self, name)
-            if value not in table:
-                allowed = ", ".join(map(repr, table))
-                raise ValueError(f"{name}={value!r} must be one of {allowed}")
+            check_choice(name, getattr(self, name), table)
         for name in (
             "chunk_size",
             "memory_chunk_size",
             "expansion",
             "conv_width",
         ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an integer >= 1")
+            check_count(name, getattr(self, name))
         if not 0 < self.eta_max <= 2:
             raise ValueError(f"eta_max={self.eta_max} must be in (0, 2]")
 

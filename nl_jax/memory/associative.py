@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nl_jax.checks import choose
 from nl_jax.memory import blocks
 from nl_jax.memory.architecture import ARCHITECTURES, Architecture, Weights
 from nl_jax.memory.objective import OBJECTIVES, Objective
@@ -177,9 +178,9 @@ def associative_memory(
         >>> bool(jnp.allclose(memory.read(state, k), v, atol=1e-5))
         True
     """
-    arch = _named("architecture", architecture, ARCHITECTURES)
-    goal = _named("objective", objective, OBJECTIVES)
-    step = _named("rule", rule, RULES)
+    arch = choose("architecture", architecture, ARCHITECTURES)
+    goal = choose("objective", objective, OBJECTIVES)
+    step = choose("rule", rule, RULES)
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
 
@@ -233,11 +234,3 @@ def associative_memory(
         return run(state, k, v, None, gates)[1]
 
     return Memory(init, read_now, write, run)
-
-
-def _named(field, value, table):
-    if not isinstance(value, str):
-        return value
-    if value not in table:
-        raise ValueError(f"{field}={value!r} must be one of {sorted(table)}")
-    return table[value]

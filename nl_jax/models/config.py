@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from nl_jax.checks import check_count
 from nl_jax.layers import (
     AttentionConfig,
     CMSConfig,
@@ -62,9 +63,7 @@ class ModelConfig:
                 "'float64'"
             )
         for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an integer >= 1")
+            check_count(name, getattr(self, name))
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"n_heads={self.n_heads} must divide d_model={self.d_model}"

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax.checks import check_count
+
 __all__ = ["EveryState", "every"]
 
 
@@ -56,8 +58,7 @@ def every(
         >>> float(first), float(second)
         (0.0, -3.0)
     """
-    if not isinstance(period, int) or period < 1:
-        raise ValueError(f"period={period!r} must be an integer >= 1")
+    check_count("period", period)
     if reduce not in ("sum", "mean"):
         raise ValueError(f"reduce={reduce!r} must be 'sum' or 'mean'")
     inner = optax.with_extra_args_support(transformation)

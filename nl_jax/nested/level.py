@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from nl_jax.checks import check_count
 from nl_jax.nested.frequency import every
 
 __all__ = ["Level", "NestedSystem", "gradient_level"]
@@ -64,8 +65,7 @@ def gradient_level(
         >>> float(w)
         3.0
     """
-    if not isinstance(period, int) or period < 0:
-        raise ValueError(f"period={period!r} must be an integer >= 0")
+    check_count("period", period, least=0)
     if period == 0:
         return Level(
             lambda params: None,

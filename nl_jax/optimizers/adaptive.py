@@ -84,8 +84,9 @@ def scale_by_adam_memory(
     def update(updates, state, params=None, **extra):
         del params, extra
         count = optax.safe_increment(state.count)
-        numerator = _average(updates, state.keys_to_values, b1, 1)
-        denominator = _average(updates, state.keys_to_keys, b2, 2)
+        own = optax.tree.cast_like(updates, state.keys_to_values)
+        numerator = optax.tree.update_moment(own, state.keys_to_values, b1, 1)
+        denominator = optax.tree.update_moment(own, state.keys_to_keys, b2, 2)
 
         def solve(m, h, g):
             value = jnp.sqrt(h)
@@ -248,12 +249,4 @@ def adagrad_memory(
     return optax.chain(
         scale_by_adagrad_memory(form, **options),
         optax.scale_by_learning_rate(learning_rate),
-    )
-
-
-def _average(updates, moment, decay, order):
-    return jax.tree.map(
-        lambda m, g: decay * m + (1 - decay) * g.astype(m.dtype) ** order,
-        moment,
-        updates,
     )

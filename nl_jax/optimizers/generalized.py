@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax.checks import check_count
+
 __all__ = ["GeneralizedGradientDescentState", "generalized_gradient_descent"]
 
 
@@ -69,9 +71,8 @@ def generalized_gradient_descent(
         >>> tx.update(g, tx.init(w), w)[0].round(3).tolist()
         [-2.0, 1.0]
     """
-    for name, number in (("steps", steps), ("window", window)):
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name}={number!r} must be an integer >= 1")
+    check_count("steps", steps)
+    check_count("window", window)
 
     def init(params):
         return GeneralizedGradientDescentState(

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax.checks import check_count
 from nl_jax.nested.describe import LevelRow
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
@@ -114,8 +115,7 @@ def scale_by_m3(
         >>> updates["w"].shape
         (2, 3)
     """
-    if not isinstance(period, int) or period < 1:
-        raise ValueError(f"period={period!r} must be an integer >= 1")
+    check_count("period", period)
     if accumulation not in ("ema", "sum"):
         raise ValueError(
             f"accumulation={accumulation!r} must be 'ema' or 'sum'"
@@ -158,9 +158,7 @@ def scale_by_m3(
     def update(updates, state, params=None, **extra):
         del params, extra
         count = optax.safe_increment(state.count)
-        grads = jax.tree.map(
-            lambda g, m: g.astype(m.dtype), updates, state.fast
-        )
+        grads = optax.tree.cast_like(updates, state.fast)
         fast = add(state.fast, grads, b1)
         second = add(state.second, jax.tree.map(jnp.square, grads), b2)
         gathered = jax.tree.map(jnp.add, state.gathered, grads)

@@ -11,10 +11,17 @@ from optax.contrib import MuonDimensionNumbers
 
 from pallas_kernels.newton_schulz import newton_schulz
 
-__all__ = ["Matrices", "as_matrices", "orthogonalize", "resolve_dimensions"]
+__all__ = [
+    "Matrices",
+    "MatrixFunction",
+    "as_matrices",
+    "orthogonalize",
+    "resolve_dimensions",
+]
 
 Matrices = Float[Array, "b m n"]
 """A leaf as ``b`` matrices."""
+MatrixFunction = Callable[[Matrices], Matrices]
 
 
 def as_matrices(
@@ -110,16 +117,17 @@ def resolve_dimensions(dimensions: Any, tree: Any) -> list:
             MuonDimensionNumbers() if leaf.ndim == 2 else None
             for leaf in jax.tree.leaves(tree)
         ]
+
+    def is_leaf(node):
+        return node is None or isinstance(node, MuonDimensionNumbers)
+
     spread = jax.tree.map(
         lambda d, part: [d] * len(jax.tree.leaves(part)),
         dimensions,
         tree,
-        is_leaf=lambda d: d is None or isinstance(d, MuonDimensionNumbers),
+        is_leaf=is_leaf,
     )
-    return jax.tree.leaves(
-        spread,
-        is_leaf=lambda d: d is None or isinstance(d, MuonDimensionNumbers),
-    )
+    return jax.tree.leaves(spread, is_leaf=is_leaf)
 
 
 def _axes(axes, ndim):

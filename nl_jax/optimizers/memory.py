@@ -18,27 +18,24 @@ the memory (delta rule, L2): keys are then to be normalised.
 """
 
 import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax.checks import check_count, choose
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, Architecture, Objective
 from nl_jax.nested.describe import LevelRow
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
-    Matrices,
+    MatrixFunction,
     as_matrices,
     resolve_dimensions,
 )
 from nl_jax.optimizers.sharding import keep_shardings
 
 __all__ = ["ScaleByMemoryState", "scale_by_memory"]
-
-MatrixFunction = Callable[[Matrices], Matrices]
-T = TypeVar("T")
 
 
 class ScaleByMemoryState(NamedTuple):
@@ -119,10 +116,9 @@ def scale_by_memory(
         >>> updates.tolist()
         [1.5, 1.0]
     """
-    if not isinstance(period, int) or period < 1:
-        raise ValueError(f"period={period!r} must be an integer >= 1")
-    function = _named(architecture, ARCHITECTURES, "architecture")
-    goal = _named(objective, OBJECTIVES, "objective")
+    check_count("period", period)
+    function = choose("architecture", architecture, ARCHITECTURES)
+    goal = choose("objective", objective, OBJECTIVES)
     rule = "gradient descent, decay" if inner is None else "optax rule, decay"
     inner = optax.sgd(1.0) if inner is None else inner
     inner = optax.with_extra_args_support(inner)
@@ -290,12 +286,3 @@ def _times(value, x):
 
 def _dtype(weights):
     return jax.tree.leaves(weights)[0].dtype
-
-
-def _named(choice: str | T, table: Mapping[str, T], field: str) -> T:
-    if not isinstance(choice, str):
-        return choice
-    if choice not in table:
-        allowed = ", ".join(map(repr, table))
-        raise ValueError(f"{field}={choice!r} must be one of {allowed}")
-    return table[choice]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.memory import Objective
-from nl_jax.optimizers.matrices import Matrices
+from nl_jax.optimizers.matrices import MatrixFunction
 from nl_jax.optimizers.memory import scale_by_memory
 from pallas_kernels.newton_schulz import newton_schulz
 
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
-MatrixFunction = Callable[[Matrices], Matrices]
 
 
 def preconditioned_momentum(
@@ -302,7 +301,7 @@ def newton_schulz_memory(
     """
 
     def output(g):
-        g = g / jnp.where(_norm(g, (-2, -1)) > 0, _norm(g, (-2, -1)), 1)
+        g = g / _divisor(_norm(g, (-2, -1)))
         wide = g.shape[-1] >= g.shape[-2]
 
         def step(_, o):
@@ -328,13 +327,15 @@ def _length(g):
 
 def _root_mean_square(g):
     """Not zero, so that one can divide by it."""
-    size = _norm(g, None).reshape(()) / max(g.size, 1) ** 0.5
+    return _divisor(_norm(g, None).reshape(()) / max(g.size, 1) ** 0.5)
+
+
+def _divisor(size):
     return jnp.where(size > 0, size, 1)
 
 
 def _norm(g, axes):
     """Euclidean norm, a float even where ``g^2`` is none."""
-    largest = jnp.max(jnp.abs(g), axes, keepdims=True, initial=0)
-    largest = jnp.where(largest > 0, largest, 1)
+    largest = _divisor(jnp.max(jnp.abs(g), axes, keepdims=True, initial=0))
     square = jnp.sum(jnp.square(g / largest), axes, keepdims=True)
     return largest * jnp.sqrt(square)

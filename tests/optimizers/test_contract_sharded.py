@@ -1,10 +1,8 @@
 """Every optimizer on eight devices: state and updates stay where they are."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests.devices import run_on_devices
 
 RUN = """
 import sys
@@ -41,15 +39,4 @@ for name in CASES:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_sharding_is_kept(kind):
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, kind],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    run_on_devices(RUN, kind)

@@ -1,10 +1,8 @@
 """``every`` on eight devices: state and updates stay where parameters are."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests.devices import run_on_devices
 
 RUN = """
 import sys
@@ -35,15 +33,4 @@ assert np.abs(moved).max() > 0
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_sharding_is_kept(kind):
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, kind],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_on_devices(RUN, kind)

@@ -1,10 +1,6 @@
 """Where things lie, and that it does not change what is computed."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -13,6 +9,7 @@ from jax.sharding import PartitionSpec
 
 from nl_jax.training import InputError, MeshConfig, to_json
 from nl_jax.training.mesh import check_batch, make_mesh, parameter_shardings
+from tests.devices import run_on_devices
 
 RUN = """
 import json, pathlib, sys
@@ -42,17 +39,8 @@ print(json.dumps([max(spread), whole, result.held_out_bits_per_byte]))
 
 
 def run(workdir, devices, steps, mesh):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, workdir, str(steps), json.dumps(mesh)],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=pathlib.Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    out = run_on_devices(RUN, workdir, steps, json.dumps(mesh), devices=devices)
+    return json.loads(out.splitlines()[-1])
 
 
 def losses(workdir):

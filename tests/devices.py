@@ -1,0 +1,24 @@
+"""Programs that need more devices than this process has."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+
+def run_on_devices(program, *arguments, devices=8):
+    """Runs Python source on CPU devices of its own; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=os.environ
+        | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
+        },
+        cwd=pathlib.Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
