@@ -3,7 +3,23 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-__all__ = ["check_choice", "check_count", "choose"]
+import jax
+import jax.numpy as jnp
+
+__all__ = [
+    "NO_PARAMS",
+    "check_choice",
+    "check_count",
+    "check_real",
+    "choose",
+    "leaf_name",
+]
+
+NO_PARAMS = (
+    "You are using a transformation that requires the current value of "
+    "parameters, but you are not passing `params` when calling `update`."
+)
+"""What optax says; it does not export it."""
 
 T = TypeVar("T")
 
@@ -51,3 +67,25 @@ def choose(name: str, value: str | T, table: Mapping[str, T]) -> T:
         return value
     check_choice(name, value, table)
     return table[value]
+
+
+def leaf_name(path: tuple) -> str:
+    """Returns how a message calls the leaf at a path of a tree."""
+    return jax.tree_util.keystr(path) or "the leaf"
+
+
+def check_real(tree: Any) -> None:
+    """Raises ``ValueError`` for leaves that are not of real numbers.
+
+    Example:
+        >>> check_real({"ids": jnp.arange(2)})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: ['ids'] has dtype int32, which no gradient moves; ...
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"{leaf_name(path)} has dtype {leaf.dtype}, which no gradient "
+                "moves; leave it out with optax.masked"
+            )

@@ -4,15 +4,53 @@ r"""Update frequency as a gradient transformation (arXiv 2512.24695, eq. 71).
    \text{ every } C \text{ steps, else } \theta_t
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.checks import check_count
+from nl_jax.checks import check_choice, check_count, check_real
 
-__all__ = ["EveryState", "every"]
+__all__ = ["EveryState", "every", "when_due"]
+
+
+def when_due(
+    due: jax.Array, updates: Any, gathered: Any, act: Callable, held: tuple
+) -> tuple[Any, tuple]:
+    """Gathers updates, and acts on their sum when it is time.
+
+    Args:
+        due: whether it is, a boolean scalar.
+        updates: this call's, a tree of arrays.
+        gathered: the sum of those since the last act, in its own dtypes.
+        act: ``(gathered, *held) -> held``; does not run when not due.
+        held: what ``act`` changes.
+
+    Returns:
+        ``(gathered, held)``; after an act nothing is gathered any more.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gathered, (total,) = when_due(
+        ...     True, 2.0, jnp.array(1.0), lambda g, t: (t + g,), (10.0,)
+        ... )
+        >>> float(gathered), float(total)
+        (0.0, 13.0)
+    """
+    # Gradients of another dtype must not change the state's.
+    gathered = jax.tree.map(
+        lambda a, g: a + jnp.asarray(g, a.dtype), gathered, updates
+    )
+
+    def run(gathered, held):
+        return jax.tree.map(jnp.zeros_like, gathered), act(gathered, *held)
+
+    def wait(gathered, held):
+        return gathered, held
+
+    return jax.lax.cond(due, run, wait, gathered, held)
 
 
 class EveryState(NamedTuple):
@@ -47,7 +85,8 @@ def every(
         reduce: hand on their ``"sum"`` (eq. 71) or ``"mean"``.
 
     Raises:
-        ValueError: if ``period`` or ``reduce`` is not as described.
+        ValueError: if ``period`` or ``reduce`` is not as described; and at
+            ``init`` for integers, naming the leaf.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -59,38 +98,33 @@ def every(
         (0.0, -3.0)
     """
     check_count("period", period)
-    if reduce not in ("sum", "mean"):
-        raise ValueError(f"reduce={reduce!r} must be 'sum' or 'mean'")
+    check_choice("reduce", reduce, ("sum", "mean"))
     inner = optax.with_extra_args_support(transformation)
     if period == 1:
         return inner
     divisor = period if reduce == "mean" else 1
 
     def init(params):
+        check_real(params)
         zeros = jax.tree.map(jnp.zeros_like, params)
         count = jnp.zeros((), jnp.int32)
         return EveryState(count, zeros, inner.init(params), _Static(period))
 
     def update(updates, state, params=None, **extra):
-        # Gradients of another dtype must not change the state's.
-        gathered = jax.tree.map(
-            lambda a, g: a + g.astype(a.dtype), state.gathered, updates
-        )
-
-        def apply(gathered, inner_state):
+        def apply(gathered, waiting, inner_state):
             gathered = jax.tree.map(lambda g: g / divisor, gathered)
             out, inner_state = inner.update(
                 gathered, inner_state, params, **extra
             )
-            out = jax.tree.map(lambda o, g: o.astype(g.dtype), out, updates)
-            return out, jax.tree.map(jnp.zeros_like, gathered), inner_state
-
-        def wait(gathered, inner_state):
-            return jax.tree.map(jnp.zeros_like, updates), gathered, inner_state
+            return optax.tree.cast_like(out, waiting), inner_state
 
         due = state.calls == period - 1
-        out, gathered, inner_state = jax.lax.cond(
-            due, apply, wait, gathered, state.inner
+        gathered, (out, inner_state) = when_due(
+            due,
+            updates,
+            state.gathered,
+            apply,
+            (optax.tree.zeros_like(updates), state.inner),
         )
         count = jnp.where(due, 0, state.calls + 1)
         return out, EveryState(count, gathered, inner_state, state.period)

@@ -10,6 +10,7 @@ from nl_jax.optimizers.adaptive import (
     scale_by_adam_memory,
 )
 from nl_jax.optimizers.continuum import continuum
+from nl_jax.optimizers.deep import deep_momentum, scale_by_deep_momentum
 from nl_jax.optimizers.delta import (
     DeltaGradientDescentState,
     delta_gradient_descent,
@@ -23,15 +24,24 @@ from nl_jax.optimizers.m3 import ScaleByM3State, m3, scale_by_m3
 from nl_jax.optimizers.matrices import orthogonalize
 from nl_jax.optimizers.memory import ScaleByMemoryState, scale_by_memory
 from nl_jax.optimizers.momentum import (
-    deep_momentum,
     delta_momentum,
     delta_objective,
     feature_momentum,
+    preconditioned_momentum,
+    scale_by_delta_momentum,
+    scale_by_feature_momentum,
+    scale_by_preconditioned_momentum,
+)
+from nl_jax.optimizers.outputs import (
     newton_schulz_memory,
     nonlinear_output,
-    preconditioned_momentum,
-    scale_by_deep_momentum,
-    scale_by_delta_momentum,
+    scale_by_newton_schulz_memory,
+    scale_by_nonlinear_output,
+)
+from nl_jax.optimizers.preconditioner import (
+    ScaleByLearnedPreconditionerState,
+    learned_preconditioner,
+    scale_by_learned_preconditioner,
 )
 
 __all__ = [
@@ -39,6 +49,7 @@ __all__ = [
     "GeneralizedGradientDescentState",
     "ScaleByAdaGradMemoryState",
     "ScaleByAdamMemoryState",
+    "ScaleByLearnedPreconditionerState",
     "ScaleByM3State",
     "ScaleByMemoryState",
     "adagrad_memory",
@@ -51,6 +62,7 @@ __all__ = [
     "every",
     "feature_momentum",
     "generalized_gradient_descent",
+    "learned_preconditioner",
     "m3",
     "newton_schulz_memory",
     "nonlinear_output",
@@ -60,7 +72,12 @@ __all__ = [
     "scale_by_adam_memory",
     "scale_by_deep_momentum",
     "scale_by_delta_momentum",
+    "scale_by_feature_momentum",
+    "scale_by_learned_preconditioner",
     "scale_by_m3",
     "scale_by_memory",
+    "scale_by_newton_schulz_memory",
+    "scale_by_nonlinear_output",
+    "scale_by_preconditioned_momentum",
     "with_layer_inputs",
 ]

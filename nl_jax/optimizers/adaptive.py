@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax.checks import check_choice, check_real
 from nl_jax.nested.describe import LevelRow
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import as_matrices, resolve_dimensions
+from nl_jax.optimizers.rate import Rate, with_rate
 from nl_jax.optimizers.roots import inverse_root
 from nl_jax.optimizers.sharding import keep_shardings
 
@@ -75,6 +77,7 @@ def scale_by_adam_memory(
     """
 
     def init(params):
+        check_real(params)
         return ScaleByAdamMemoryState(
             jnp.zeros((), jnp.int32),
             optax.tree.zeros_like(params),
@@ -105,7 +108,7 @@ def scale_by_adam_memory(
 
 
 def adam_memory(
-    learning_rate: Any, **options: Any
+    learning_rate: Rate, **options: Any
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_adam_memory` with a learning rate behind it.
 
@@ -116,10 +119,7 @@ def adam_memory(
         >>> tx.update(g, tx.init(g))[0].round(4).tolist()
         [-1.0, 1.0]
     """
-    return optax.chain(
-        scale_by_adam_memory(**options),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    return with_rate(scale_by_adam_memory(**options), learning_rate)
 
 
 class ScaleByAdaGradMemoryState(NamedTuple):
@@ -162,7 +162,8 @@ def scale_by_adagrad_memory(
         dimension_numbers: which leaves are matrices, see ``scale_by_m3``.
 
     Raises:
-        ValueError: for an unknown form.
+        ValueError: for an unknown form; and at ``init`` for integers, naming
+            the leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -171,8 +172,7 @@ def scale_by_adagrad_memory(
         >>> tx.update(g, tx.init(g))[0].round(3).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    if form not in ("diagonal", "matrix"):
-        raise ValueError(f"form={form!r} must be 'diagonal' or 'matrix'")
+    check_choice("form", form, ("diagonal", "matrix"))
 
     def dims_of(tree):
         if form == "diagonal" or not jax.tree.leaves(tree):
@@ -180,6 +180,7 @@ def scale_by_adagrad_memory(
         return resolve_dimensions(dimension_numbers, tree)
 
     def init(params):
+        check_real(params)
         leaves, treedef = jax.tree.flatten(params)
 
         def begin(leaf, dims):
@@ -233,7 +234,7 @@ def scale_by_adagrad_memory(
 
 
 def adagrad_memory(
-    learning_rate: Any,
+    learning_rate: Rate,
     form: Literal["diagonal", "matrix"] = "diagonal",
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -246,7 +247,4 @@ def adagrad_memory(
         >>> tx.update(g, tx.init(g))[0].round(4).tolist()
         [-1.0, 1.0]
     """
-    return optax.chain(
-        scale_by_adagrad_memory(form, **options),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    return with_rate(scale_by_adagrad_memory(form, **options), learning_rate)

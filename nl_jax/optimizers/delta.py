@@ -22,6 +22,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax.checks import NO_PARAMS, check_choice, check_real, leaf_name
+from nl_jax.optimizers.rate import Rate
+
 __all__ = [
     "DeltaGradientDescentState",
     "delta_gradient_descent",
@@ -89,7 +92,7 @@ def with_layer_inputs(apply: Callable, params: Any) -> Callable:
 
 
 def delta_gradient_descent(
-    learning_rate: Any, *, reduction: Literal["mean", "sum"] = "mean"
+    learning_rate: Rate, *, reduction: Literal["mean", "sum"] = "mean"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Returns DGD; ``update`` takes ``layer_inputs`` from the capture.
 
@@ -118,20 +121,16 @@ def delta_gradient_descent(
         >>> updates["kernel"].tolist()  # half of it, along the input
         [[-1.0]]
     """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction={reduction!r} must be 'mean' or 'sum'")
+    check_choice("reduction", reduction, ("mean", "sum"))
 
     def init(params):
-        del params
+        check_real(params)
         return DeltaGradientDescentState(jnp.zeros((), jnp.int32))
 
     def update(updates, state, params=None, *, layer_inputs=None, **extra):
         del extra
         if params is None:
-            raise ValueError(
-                "delta_gradient_descent requires the current value of "
-                "parameters: pass params to update"
-            )
+            raise ValueError(NO_PARAMS)
         if layer_inputs is None:
             raise ValueError(
                 "delta_gradient_descent needs update(..., layer_inputs=...); "
@@ -151,7 +150,7 @@ def delta_gradient_descent(
             if x is None:
                 out.append((-rate * g).astype(g.dtype))
                 continue
-            name = jax.tree_util.keystr(path) or "the leaf"
+            name = leaf_name(path)
             if w.ndim != 2 or x.ndim != 2 or x.shape[1] != w.shape[0]:
                 raise ValueError(
                     f"layer_inputs of {name} have shape {x.shape}; a kernel "

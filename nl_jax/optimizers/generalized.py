@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.checks import check_count
+from nl_jax.checks import NO_PARAMS, check_count, check_real
 
 __all__ = ["GeneralizedGradientDescentState", "generalized_gradient_descent"]
 
@@ -75,6 +75,7 @@ def generalized_gradient_descent(
     check_count("window", window)
 
     def init(params):
+        check_real(params)
         return GeneralizedGradientDescentState(
             jax.tree.map(lambda p: jnp.stack([p] * (window - 1)), params)
             if window > 1
@@ -84,10 +85,7 @@ def generalized_gradient_descent(
     def update(updates, state, params=None, *, context=None, **extra):
         del extra
         if params is None:
-            raise ValueError(
-                "generalized_gradient_descent requires the current value of "
-                "parameters: pass params to update"
-            )
+            raise ValueError(NO_PARAMS)
         if window == 1:
             history = jax.tree.map(lambda p: p[None], params)
         else:

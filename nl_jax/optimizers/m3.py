@@ -26,14 +26,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.checks import check_count
+from nl_jax.checks import check_choice, check_count, check_real
 from nl_jax.nested.describe import LevelRow
+from nl_jax.nested.frequency import when_due
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     as_matrices,
     orthogonalize,
     resolve_dimensions,
 )
+from nl_jax.optimizers.rate import Rate
 from nl_jax.optimizers.sharding import keep_shardings
 
 __all__ = ["ScaleByM3State", "m3", "scale_by_m3"]
@@ -116,13 +118,11 @@ def scale_by_m3(
         (2, 3)
     """
     check_count("period", period)
-    if accumulation not in ("ema", "sum"):
-        raise ValueError(
-            f"accumulation={accumulation!r} must be 'ema' or 'sum'"
-        )
+    check_choice("accumulation", accumulation, ("ema", "sum"))
     ema = accumulation == "ema"
 
     def init(params):
+        check_real(params)
         zeros = (optax.tree.zeros_like(params) for _ in range(5))
         facts = MemoryFacts(
             "linear", "dot product", "momentum, orthogonalised", period
@@ -161,25 +161,22 @@ def scale_by_m3(
         grads = optax.tree.cast_like(updates, state.fast)
         fast = add(state.fast, grads, b1)
         second = add(state.second, jax.tree.map(jnp.square, grads), b2)
-        gathered = jax.tree.map(jnp.add, state.gathered, grads)
 
-        def move(slow, gathered, said):
+        def move(gathered, slow, said):
             del said
             taken = gathered
             if ema:
                 taken = jax.tree.map(lambda g: g / period, gathered)
             slow = add(slow, taken, b3)
             said = orthogonal(corrected(slow, b3, count // period))
-            said = jax.tree.map(lambda o, m: o.astype(m.dtype), said, slow)
-            return slow, jax.tree.map(jnp.zeros_like, gathered), said
+            return slow, optax.tree.cast_like(said, slow)
 
-        slow, gathered, said = jax.lax.cond(
+        gathered, (slow, said) = when_due(
             count % period == 0,
+            grads,
+            state.gathered,
             move,
-            lambda *same: same,
-            state.slow,
-            gathered,
-            state.said,
+            (state.slow, state.said),
         )
         first = orthogonal(corrected(fast, b1, count))
         root = corrected(second, b2, count)
@@ -200,7 +197,7 @@ def scale_by_m3(
 
 
 def m3(
-    learning_rate: Any,
+    learning_rate: Rate,
     *,
     weight_decay: float | jax.Array = 0.0,
     mask: Any = None,

@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.checks import check_count, choose
+from nl_jax.checks import check_count, check_real, choose, leaf_name
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, Architecture, Objective
 from nl_jax.nested.describe import LevelRow
+from nl_jax.nested.frequency import when_due
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     MatrixFunction,
@@ -126,12 +127,7 @@ def scale_by_memory(
     facts = MemoryFacts(function.name, goal.name, rule, period)
 
     def begin(path, leaf, dims):
-        name = jax.tree_util.keystr(path) or "the parameters"
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(
-                f"{name} has dtype {leaf.dtype}; mask what is not of real "
-                "numbers with optax.masked"
-            )
+        name = leaf_name(path)
         if linear:
             return jnp.zeros_like(leaf)
         b, _, width = jax.eval_shape(
@@ -153,6 +149,7 @@ def scale_by_memory(
         return (*weights[:-1], jnp.zeros_like(weights[-1]))
 
     def init(params):
+        check_real(params)
         leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
         # Without leaves it may be a placeholder, which no numbers fit.
         dims = resolve_dimensions(dimension_numbers, params) if leaves else ()
@@ -222,32 +219,22 @@ def scale_by_memory(
             return out, state._replace(
                 count=count, memory=memory, inner=inner_state
             )
-        gathered = jax.tree.map(
-            lambda a, g: a + g.astype(a.dtype), state.gathered, updates
-        )
 
-        def due(gathered, memory, inner_state, said):
+        def act(gathered, memory, inner_state, said):
             memory, inner_state = write(gathered, memory, inner_state, extra)
             if linear:
                 said = read(memory, gathered)
-            return (
-                jax.tree.map(jnp.zeros_like, gathered),
-                memory,
-                inner_state,
-                said,
-            )
+            return memory, inner_state, said
 
-        gathered, memory, inner_state, said = jax.lax.cond(
+        gathered, (memory, inner_state, said) = when_due(
             count % period == 0,
-            due,
-            lambda *same: same,
-            gathered,
-            state.memory,
-            state.inner,
-            state.output,
+            updates,
+            state.gathered,
+            act,
+            (state.memory, state.inner, state.output),
         )
         out = said if linear else read(memory, updates)
-        out = jax.tree.map(lambda o, g: o.astype(g.dtype), out, updates)
+        out = optax.tree.cast_like(out, updates)
         return out, ScaleByMemoryState(
             count, memory, inner_state, gathered, said, state.facts
         )

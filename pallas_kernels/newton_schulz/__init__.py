@@ -6,12 +6,15 @@ from pallas_kernels.newton_schulz.api import (
     newton_schulz,
 )
 from pallas_kernels.newton_schulz.batched import newton_schulz_batched
+from pallas_kernels.newton_schulz.norm import divide_by_norm, safe_norm
 from pallas_kernels.newton_schulz.reference import newton_schulz_reference
 
 __all__ = [
     "COEFFICIENTS",
     "IMPLEMENTATIONS",
+    "divide_by_norm",
     "newton_schulz",
     "newton_schulz_batched",
     "newton_schulz_reference",
+    "safe_norm",
 ]

@@ -1,16 +1,33 @@
-"""All matrices at once: batched products on the smaller side."""
+"""All matrices at once: products on the smaller side, and as few as can be."""
 
 import jax
 import jax.numpy as jnp
+
+from pallas_kernels.newton_schulz.norm import divide_by_norm
 
 __all__ = ["newton_schulz_batched"]
 
 
 def newton_schulz_batched(x, schedule, eps):
     """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
+
+    def at_once(x):
+        return _iterate(x, schedule, eps)
+
+    def one_by_one(x):
+        flat = x.reshape(-1, *x.shape[-2:])
+        return jax.lax.map(at_once, flat).reshape(x.shape)
+
+    if x.ndim == 2:
+        return at_once(x)
+    # XLA's batched products use a CPU's cores worse than its single ones.
+    return jax.lax.platform_dependent(x, cpu=one_by_one, default=at_once)
+
+
+def _iterate(x, schedule, eps):
     # The polynomial of the transpose is the transpose: square the small side.
     tall = x.shape[-2] > x.shape[-1]
-    x = _divide_by_norm(x.mT if tall else x, eps)
+    x = divide_by_norm(x.mT if tall else x, (-2, -1), eps)
     exact = jnp.finfo(x.dtype).bits >= 32
     wide = x.shape[-1] >= 2 * x.shape[-2]
     x = _through_gram(x, schedule) if wide and exact else _steps(x, schedule)
@@ -46,15 +63,3 @@ def _polynomial(gram, row):
     a, b, c = row
     out = b * gram if c == 0 else b * gram + c * (gram @ gram)
     return out + a * jnp.eye(gram.shape[-1], dtype=gram.dtype)
-
-
-def _divide_by_norm(x, eps):
-    """``x / (|x| + eps)``, also where ``|x|^2`` is no float any more."""
-    largest = jax.lax.stop_gradient(
-        jnp.max(jnp.abs(x), (-2, -1), keepdims=True, initial=0)
-    )
-    unit = jnp.where(largest > 0, largest, 1)
-    x = x / unit
-    square = jnp.sum(jnp.square(x), (-2, -1), keepdims=True)
-    size = jnp.sqrt(jnp.where(largest > 0, square, 1))  # sqrt'(0) is no float.
-    return x / (size + eps / unit)

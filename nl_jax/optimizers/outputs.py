@@ -1,0 +1,151 @@
+r"""Momentum read through a non-linearity, and through an inner problem.
+
+Eq. 42-44 and 52 of arXiv 2512.24695. Orthogonalising the momentum is gradient
+descent on a potential of its singular values :math:`s`: the iteration
+:math:`s \leftarrow p(s)` is a step of size 1 down :math:`\int (s - p(s))\,ds`.
+"""
+
+from typing import Any
+
+import jax
+import optax
+
+from nl_jax.checks import check_count, choose
+from nl_jax.optimizers.matrices import MatrixFunction
+from nl_jax.optimizers.memory import scale_by_memory
+from nl_jax.optimizers.rate import Rate, with_rate
+from pallas_kernels.newton_schulz import (
+    COEFFICIENTS,
+    divide_by_norm,
+    newton_schulz,
+)
+
+__all__ = [
+    "newton_schulz_memory",
+    "nonlinear_output",
+    "scale_by_newton_schulz_memory",
+    "scale_by_nonlinear_output",
+]
+
+
+def scale_by_nonlinear_output(
+    output: MatrixFunction = newton_schulz,
+    retention: float | jax.Array = 0.95,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum read through a non-linearity, :math:`\sigma(m)`.
+
+    Eq. 52. With Newton-Schulz, the default, it is Muon without Nesterov's
+    step; a vector is then divided by its length.
+
+    Args:
+        output: :math:`\sigma`, of matrices ``[b, m, n]``.
+        retention: :math:`\alpha`.
+        **options: of :func:`scale_by_memory`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tx = scale_by_nonlinear_output(jnp.tanh)
+        >>> g = jnp.array([100.0, 0.0])
+        >>> tx.update(g, tx.init(g))[0].tolist()
+        [1.0, 0.0]
+    """
+    return scale_by_memory(output=output, retention=retention, **options)
+
+
+def nonlinear_output(
+    learning_rate: Rate, *args: Any, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_nonlinear_output` with a learning rate behind it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tx = nonlinear_output(1.0, jnp.tanh)
+        >>> g = jnp.array([100.0, 0.0])
+        >>> tx.update(g, tx.init(g))[0].tolist()
+        [-1.0, -0.0]
+    """
+    return with_rate(scale_by_nonlinear_output(*args, **options), learning_rate)
+
+
+def scale_by_newton_schulz_memory(
+    zeta: float = 0.25,
+    steps: int = 20,
+    *,
+    potential: str | tuple[float, float, float] = "cubic",
+    attachment: float = 0.0,
+    retention: float | jax.Array = 0.95,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum whose output is the memory of an inner problem (eq. 43-44).
+
+    .. math:: O \leftarrow O - \zeta\,\big(c\,(O - m) + \nabla\Phi(O)\big),
+       \quad O_0 = m
+
+    with the momentum :math:`m` at norm 1 and :math:`\Phi` either of
+
+    - ``"cubic"``, :math:`\tfrac12\|O^\top O - I\|^2` with :math:`\nabla\Phi =
+      2\,O(O^\top O - I)`: at :math:`\zeta = 1/4` a step is the cubic
+      Newton-Schulz step, and :math:`c = 1` is the paper's objective;
+    - ``"quintic"``, or coefficients :math:`(a, b, c)` of your own: the
+      potential with :math:`\nabla\Phi = O - (a + b\,OO^\top + c\,(OO^\top)^2)
+      O`. At :math:`\zeta = 1` five steps are Muon's.
+
+    Args:
+        zeta: inner step.
+        steps: inner steps.
+        potential: see above.
+        attachment: :math:`c`, how much the answer clings to the momentum.
+        retention: of the momentum.
+        **options: of :func:`scale_by_memory`.
+
+    Raises:
+        ValueError: for ``steps`` below 1 or an unknown potential.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tx = scale_by_newton_schulz_memory()
+        >>> g = jnp.array([[3.0, 0.0], [0.0, 0.3]])
+        >>> tx.update(g, tx.init(g))[0].round(3).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    check_count("steps", steps)
+    a, b, c = choose("potential", potential, COEFFICIENTS)
+    # The cubic potential is the paper's, four times what makes a step of 1.
+    scale = 4.0 if potential == "cubic" else 1.0
+
+    def output(m):
+        m = divide_by_norm(m, (-2, -1))
+        wide = m.shape[-1] >= m.shape[-2]
+
+        def times(gram, o):
+            return gram @ o if wide else o @ gram
+
+        def step(_, o):
+            gram = o @ o.mT if wide else o.mT @ o
+            cubed = times(gram, o)
+            moved = a * o + b * cubed
+            if c:
+                moved = moved + c * times(gram, cubed)
+            return o - zeta * (attachment * (o - m) + scale * (o - moved))
+
+        return jax.lax.fori_loop(0, steps, step, m)
+
+    return scale_by_nonlinear_output(output, retention, **options)
+
+
+def newton_schulz_memory(
+    learning_rate: Rate, *args: Any, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_newton_schulz_memory` with a learning rate behind it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tx = newton_schulz_memory(1.0)
+        >>> g = jnp.array([[3.0, 0.0], [0.0, 0.3]])
+        >>> tx.update(g, tx.init(g))[0].round(3).diagonal().tolist()
+        [-1.0, -1.0]
+    """
+    return with_rate(
+        scale_by_newton_schulz_memory(*args, **options), learning_rate
+    )

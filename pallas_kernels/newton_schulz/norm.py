@@ -1,0 +1,47 @@
+"""Norms that survive squares which are no floats any more."""
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["divide_by_norm", "safe_norm"]
+
+
+def safe_norm(x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """Euclidean norm over ``axes``, which are kept; differentiable at zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(safe_norm(jnp.array([3e30, 4e30]))[0]) / 1e30, 3)
+        5.0
+    """
+    largest, relative = _split(x, axes)
+    return largest * relative
+
+
+def divide_by_norm(
+    x: jax.Array, axes: tuple[int, ...] | None = None, eps: float = 0.0
+) -> jax.Array:
+    """``x / (|x| + eps)``, zero for zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> divide_by_norm(jnp.array([3e-30, 4e-30])).round(3).tolist()
+        [0.6000000238418579, 0.800000011920929]
+    """
+    largest, relative = _split(x, axes)
+    unit = jnp.where(largest > 0, largest, 1)
+    # In two steps: |x| itself may be too large for half precision.
+    return x / unit / (relative + eps / unit)
+
+
+def _split(x, axes):
+    """The largest absolute value, and the norm in units of it."""
+    largest = jax.lax.stop_gradient(
+        jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)
+    )
+    some = largest > 0
+    square = jnp.sum(
+        jnp.square(x / jnp.where(some, largest, 1)), axes, keepdims=True
+    )
+    # sqrt'(0) is no float.
+    return largest, jnp.sqrt(jnp.where(some, square, 1))
