@@ -23,6 +23,7 @@ from nl_jax.optimizers.generalized import (
 from nl_jax.optimizers.m3 import ScaleByM3State, m3, scale_by_m3
 from nl_jax.optimizers.matrices import orthogonalize
 from nl_jax.optimizers.memory import ScaleByMemoryState, scale_by_memory
+from nl_jax.optimizers.meta import begin_with, meta_learn
 from nl_jax.optimizers.momentum import (
     delta_momentum,
     delta_objective,
@@ -54,6 +55,7 @@ __all__ = [
     "ScaleByMemoryState",
     "adagrad_memory",
     "adam_memory",
+    "begin_with",
     "continuum",
     "deep_momentum",
     "delta_gradient_descent",
@@ -64,6 +66,7 @@ __all__ = [
     "generalized_gradient_descent",
     "learned_preconditioner",
     "m3",
+    "meta_learn",
     "newton_schulz_memory",
     "nonlinear_output",
     "orthogonalize",

@@ -9,7 +9,12 @@ import optax
 import pytest
 
 from nl_jax.training import load_tree, save_tree
-from tests.optimizers.cases import CASES, RATES
+from tests.optimizers.cases import (
+    CASES,
+    NOT_LIKE_PARAMETERS,
+    RATES,
+    VARIANTS,
+)
 
 PARAMS = {
     "w": jnp.ones((3, 2)),
@@ -17,12 +22,6 @@ PARAMS = {
     "s": jnp.zeros(()),
     "none": None,
 }
-VARIANTS = (
-    "deep-momentum-l2",
-    "slow-momentum",
-    "adagrad-memory-matrix",
-    "m3-sum",
-)
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name
     for name in CASES
@@ -77,8 +76,7 @@ TARGETS = {
 }
 
 
-# The sums of Alg. 1 as printed never forget, and circle around an optimum.
-@pytest.mark.parametrize("name", NAMES[:-1])
+@every_case
 @pytest.mark.parametrize("target", TARGETS)
 def test_converges(name, target):
     loss, start = TARGETS[target]
@@ -98,7 +96,11 @@ def test_converges(name, target):
         return params
 
     end = train(start)
-    assert np.abs(jax.grad(loss)(end)).max() < 0.05, end
+    if name == "m3-as-printed":
+        # Its sums never forget: it circles around an optimum.
+        assert loss(end) < loss(start)
+    else:
+        assert np.abs(jax.grad(loss)(end)).max() < 0.05, end
 
 
 @pytest.mark.smoke
@@ -124,7 +126,7 @@ def test_state_is_found_by_tree_map_params(name):
     state = tx.init(PARAMS)
     tagged = optax.tree.map_params(tx, lambda leaf: "parameter", state)
     leaves = jax.tree.leaves(tagged)
-    assert "parameter" in leaves or name.startswith("deep"), leaves
+    assert "parameter" in leaves or name in NOT_LIKE_PARAMETERS, leaves
 
 
 @every_case
@@ -178,13 +180,6 @@ def test_composes(name):
     parts = optax.partition({"ours": tx, "sgd": optax.sgd(1.0)}, labels)
     out, _ = parts.update(gradients(0), parts.init(PARAMS), PARAMS)
     np.testing.assert_array_equal(out["b"], -gradients(0)["b"])
-    guarded = optax.apply_if_finite(tx, 5)
-    state = guarded.init(PARAMS)
-    bad = jax.tree.map(lambda g: g.at[...].set(jnp.nan), gradients(0))
-    out, state = guarded.update(bad, state, PARAMS)
-    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(out))
-    inner = jax.tree.leaves(state.inner_state)
-    assert all(np.isfinite(leaf).all() for leaf in inner)
 
 
 @every_case
@@ -233,11 +228,53 @@ def test_extreme_gradients(name, scale):
         out, state = update(grads, state, PARAMS)
         for leaf in jax.tree.leaves(out):
             assert not np.isnan(leaf).any()
-    if scale == 0:
+    # The delta rule forgets along its inputs, whatever the gradient says.
+    if scale == 0 and name != "delta-gradient-descent":
         assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(out))
 
 
-def test_integers_are_refused_by_name():
+@every_case
+def test_one_bad_step_poisons_nothing_behind_a_guard(name):
+    """NaN and infinity behind ``apply_if_finite``, huge behind a clip."""
+    tx, _ = compiled(name)
+    guarded = optax.apply_if_finite(tx, 5)
+    update = jax.jit(guarded.update)
+    state = guarded.init(PARAMS)
+    _, state = update(gradients(0), state, PARAMS)
+    for value in (jnp.nan, jnp.inf):
+        bad = jax.tree.map(lambda g, v=value: g.at[...].set(v), gradients(1))
+        out, after = update(bad, state, PARAMS)
+        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(out))
+        assert_same(after.inner_state, state.inner_state, rtol=0)
+        state = after
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), tx)
+    update = jax.jit(clipped.update)
+    state = clipped.init(PARAMS)
+    for scale in (1e30, 1.0, 1.0, 1.0):
+        grads = jax.tree.map(lambda g, s=scale: g * s, gradients(0))
+        out, state = update(grads, state, PARAMS)
+    leaves = jax.tree.leaves((out, state))
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+    assert np.any(out["w"] != 0)
+
+
+@every_case
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_visible(name, value):
+    """Without a guard: in the update or in the state, of its leaf alone."""
+    tx, update = compiled(name)
+    grads = gradients(0)
+    grads["w"] = grads["w"].at[0, 0].set(value)
+    state = tx.init(PARAMS)
+    for _ in range(2):
+        out, state = update(grads, state, PARAMS)
+        assert np.isfinite(out["b"]).all() and np.isfinite(out["s"])
+    leaves = jax.tree.leaves((out, state))
+    assert not all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+@every_case
+def test_integers_are_refused_by_name(name):
     params = {"a": jnp.ones(2), "ids": jnp.ones(2, jnp.int32)}
     with pytest.raises(ValueError, match=r"\['ids'\] has dtype int32"):
-        CASES["preconditioned-momentum"](0.1).init(params)
+        CASES[name](0.1).init(params)

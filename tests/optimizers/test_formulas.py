@@ -9,7 +9,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from nl_jax import optimizers as nl
 from nl_jax.memory import Objective
-from pallas_kernels.newton_schulz import newton_schulz
+from pallas_kernels.newton_schulz import COEFFICIENTS, newton_schulz
 
 SHAPES = {"w": (4, 3), "b": (3,), "s": ()}
 
@@ -145,6 +145,104 @@ def test_orthogonalised_momentum_is_muon():
     assert_same(ours, muon, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["cubic", "quintic"])
+def test_newton_schulz_is_an_inner_problem(name):
+    """Gradient descent on a potential; each potential is differentiated."""
+    a, b, c = COEFFICIENTS[name]
+    zeta = 0.25 if name == "cubic" else 1.0
+    grads = gradients(shapes={"w": (4, 3), "v": (2, 5)})
+    for steps in (5, 7):
+        ours = run(
+            nl.scale_by_newton_schulz_memory(zeta, steps, potential=name), grads
+        )
+        same = run(
+            nl.scale_by_nonlinear_output(
+                lambda m, steps=steps: newton_schulz(
+                    m, steps=steps, coefficients=name, eps=0.0
+                )
+            ),
+            grads,
+        )
+        assert_same(ours, same, rtol=1e-9)
+
+    def potential(o, m, attachment):
+        gram = o.T @ o
+        cubic = 0.5 * jnp.sum((gram - jnp.eye(len(gram))) ** 2)
+        quintic = (
+            (1 - a) / 2 * jnp.trace(gram)
+            - b / 4 * jnp.trace(gram @ gram)
+            - c / 6 * jnp.trace(gram @ gram @ gram)
+        )
+        phi = cubic if name == "cubic" else quintic
+        return phi + attachment / 2 * jnp.sum((o - m) ** 2)
+
+    with jax.enable_x64(True):
+        m = o = jnp.asarray(grads[0]["w"] / np.linalg.norm(grads[0]["w"]))
+        for _ in range(3):
+            o = o - 0.1 * jax.grad(potential)(o, m, 0.5)
+    tx = nl.scale_by_newton_schulz_memory(
+        0.1, 3, potential=name, attachment=0.5
+    )
+    np.testing.assert_allclose(run(tx, grads[:1])[0]["w"], o, rtol=1e-9)
+
+
+def polar(g):
+    u, _, vt = np.linalg.svd(g, full_matrices=False)
+    return u @ vt
+
+
+def test_learned_preconditioner():
+    """P averages the root of g g^T on the shorter side, |g| elsewhere."""
+    grads = gradients(shapes={"w": (3, 5), "tall": (6, 2), "b": (3,)})
+    ours = run(nl.scale_by_learned_preconditioner(0.3, eps=1e-9), grads)
+    expected, p = [], {}
+    for t, g in enumerate(grads, 1):
+        out = {}
+        for name, x in g.items():
+            x = x.T if name == "tall" else x
+            wanted = np.sign(x) if name == "b" else polar(x)
+            if name == "b":
+                p[name] = 0.7 * p.get(name, 0) + 0.3 * np.abs(x)
+                u = x / (p[name] / (1 - 0.7**t))
+            else:
+                old = p.get(name, np.zeros((len(x), len(x))))
+                at = (old @ wanted - x) @ wanted.T
+                p[name] = old - 0.3 * (at + at.T) / 2
+                u = np.linalg.solve(p[name] / (1 - 0.7**t), x)
+            out[name] = u.T if name == "tall" else u
+        expected.append(out)
+    assert_same(ours, expected, rtol=1e-5)
+
+
+def test_learned_preconditioner_without_past_is_exact_muon_and_sign_descent():
+    grads = gradients(shapes={"w": (3, 5), "b": (3,)})
+    ours = run(nl.scale_by_learned_preconditioner(1.0, eps=1e-9), grads)
+    signs = run(optax.scale_by_sign(), grads)
+    for g, out, sign in zip(grads, ours, signs, strict=True):
+        np.testing.assert_allclose(out["w"], polar(g["w"]), rtol=1e-5)
+        np.testing.assert_allclose(out["b"], sign["b"])
+
+
+def test_learned_preconditioner_of_another_target_and_objective():
+    """Quasi-Newton: keys are steps, values gradients; P becomes the Hessian."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(3, 3))
+    hessian = root @ root.T + np.eye(3)
+    steps = [np.linalg.qr(rng.normal(size=(3, 4)).T)[0].T for _ in range(60)]
+    grads = [{"w": hessian @ s} for s in steps]
+    inverse = jnp.asarray(np.linalg.inv(hessian))
+    tx = nl.scale_by_learned_preconditioner(
+        0.5, target=lambda g: inverse @ g, initial=1.0, eps=1e-9
+    )
+    np.testing.assert_allclose(run(tx, grads)[-1]["w"], steps[-1], atol=1e-5)
+    absolute = Objective("l1", lambda y, v: jnp.abs(y - v).sum(-1))
+    tx = nl.scale_by_learned_preconditioner(
+        0.1, absolute, target=lambda g: g, initial=3.0
+    )
+    (out,) = run(tx, [{"b": np.array([2.0, -3.0])}])
+    np.testing.assert_allclose(out["b"], [2 / 2.8, -3 / 2.7], rtol=1e-6)
+
+
 def test_deep_momentum_of_one_layer():
     """m(u) = u + u W with W <- a W + rate u^T u; u at unit scale."""
     grads = gradients(shapes={"w": (4, 3)})
@@ -202,11 +300,21 @@ def orthogonal(x):
 
 
 @pytest.mark.parametrize("accumulation", ["ema", "sum"])
-def test_m3(accumulation):
+@pytest.mark.parametrize("second_moment", ["relative", "absolute"])
+def test_m3(accumulation, second_moment):
     """Algorithm 1, a matrix and a vector, period 2."""
     grads = gradients(5)
-    b1, b2, b3, a = 0.9, 0.99, 0.8, 0.3
-    tx = nl.scale_by_m3(b1, b2, b3, a, 2, accumulation=accumulation)
+    b1, b2, b3, a, damping = 0.9, 0.99, 0.8, 0.3, 0.2
+    tx = nl.scale_by_m3(
+        b1,
+        b2,
+        b3,
+        a,
+        2,
+        accumulation=accumulation,
+        second_moment=second_moment,
+        damping=damping,
+    )
     ours = run(tx, grads)
     ema = accumulation == "ema"
     for name in ("w", "b"):
@@ -224,8 +332,33 @@ def test_m3(accumulation):
                 said = ns(m2 / (1 - b3 ** (t // 2)) if ema else m2)
             first = ns(m1 / (1 - b1**t) if ema else m1)
             root = np.sqrt(v / (1 - b2**t) if ema else v)
+            if name == "w" and second_moment == "relative":
+                root = root / np.sqrt(np.mean(root**2))
+                root = damping + (1 - damping) * root
             expected = (first + a * said) / (root + 1e-8)
             np.testing.assert_allclose(out[name], expected, rtol=1e-6)
+
+
+def test_m3_relates_each_matrix_of_a_stack_to_itself():
+    """A layer whose gradients are small is divided by its own mean alone."""
+    g = gradients(1, {"stack": (2, 4, 3)})[0]
+    g["stack"][0] *= 1e-3
+    tx = nl.scale_by_m3(dimension_numbers={"stack": MuonDimensionNumbers(1, 2)})
+    (whole,) = run(tx, [g])
+    for layer in range(2):
+        (alone,) = run(nl.scale_by_m3(), [{"w": g["stack"][layer]}])
+        np.testing.assert_allclose(whole["stack"][layer], alone["w"], rtol=1e-6)
+
+
+def test_m3_without_slow_and_second_moment_is_muon():
+    grads = gradients(shapes={"w": (4, 3), "v": (2, 5)})
+    ours = run(nl.scale_by_m3(0.95, slow_weight=0.0, damping=1.0), grads)
+    muon = scale_by_muon(
+        nesterov=False,
+        beta=0.95,
+        weight_dimension_numbers=dict.fromkeys("wv", MuonDimensionNumbers()),
+    )
+    assert_same(ours, run(muon, grads), rtol=1e-6)
 
 
 def test_m3_is_two_memories():
@@ -243,7 +376,15 @@ def test_m3_is_two_memories():
         )
         for rate, period in ((0.9, 1), (0.8, 2))
     ]
-    tx = nl.scale_by_m3(0.9, 0.99, 0.8, 0.3, 2, accumulation="sum")
+    tx = nl.scale_by_m3(
+        0.9,
+        0.99,
+        0.8,
+        0.3,
+        2,
+        accumulation="sum",
+        second_moment="absolute",
+    )
     squares = np.cumsum([0.99 * g["w"] ** 2 for g in grads], 0)
     for fast, slow, v, out in zip(*parts, squares, run(tx, grads), strict=True):
         both = (fast["w"] + 0.3 * slow["w"]) / (np.sqrt(v) + 1e-8)
@@ -287,6 +428,10 @@ def test_equal_shapes_share_a_call():
         (lambda: nl.scale_by_memory(period=0), "period=0 must be"),
         (lambda: nl.scale_by_m3(period=0), "period=0 must be"),
         (lambda: nl.scale_by_m3(accumulation="max"), "accumulation='max'"),
+        (
+            lambda: nl.scale_by_m3(second_moment="third"),
+            "second_moment='third'",
+        ),
         (lambda: nl.scale_by_adagrad_memory("full"), "form='full' must be"),
         (
             lambda: nl.deep_momentum(0.1, max_width=2).init(

@@ -1,0 +1,271 @@
+r"""Optimizers whose memory is learned before they are used.
+
+A deep optimizer's memory begins somewhere and steps at some rate; both are
+slow parameters of a slower level (knowledge transfer by initialisation,
+section 3.3 of arXiv 2512.24695). :func:`meta_learn` learns them by gradient
+descent through unrolled training of tasks,
+
+.. math:: \min_{\theta}\; \mathbb E_{\text{task}}\;
+   \frac1T \sum_{t \le T} L_{\text{task}}(W_t(\theta)),
+
+with :math:`\theta` the optimizer's initial state. Rates and decays are part of
+the state, and learned with it, if ``optax.inject_hyperparams`` puts them there.
+
+Gradients flow through windows of ``truncation`` steps: within one exactly,
+second order; at its end parameters and state are held. The initial memory then
+has a gradient from the first window alone, a hyperparameter from each. Every
+step and every window is rematerialised, so that memory is that of the states of
+one window and of the windows' beginnings. Weak: long windows of a fast inner
+loop have exploding gradients, as any recurrence has; clip in
+``outer_optimizer``.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nl_jax.checks import check_count, leaf_name
+
+__all__ = ["begin_with", "meta_learn"]
+
+Loss = Callable[[Any, jax.Array], jax.Array]
+TaskDistribution = Callable[[jax.Array], tuple[Any, Loss]]
+
+
+def begin_with(
+    transformation: optax.GradientTransformation, state: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the transformation, with ``state`` for its initial state.
+
+    Args:
+        transformation: any.
+        state: a state of it: learned, or loaded.
+
+    Raises:
+        ValueError: at ``init``, for parameters that the state does not fit,
+            naming the leaf.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> tx, w = optax.trace(0.5), jnp.zeros(2)
+        >>> _, state = tx.update(jnp.ones(2), tx.init(w))
+        >>> warm = begin_with(tx, state)
+        >>> warm.update(jnp.ones(2), warm.init(w))[0].tolist()
+        [1.5, 1.5]
+    """
+    transformation = optax.with_extra_args_support(transformation)
+
+    def init(params):
+        if not jax.tree.leaves(params):
+            return transformation.init(params)  # A placeholder of optax's.
+        wanted = jax.eval_shape(transformation.init, params)
+        if jax.tree.structure(wanted) != jax.tree.structure(state):
+            raise ValueError(
+                "the state is of other parameters or of another "
+                f"transformation: it has {jax.tree.structure(state)}, these "
+                f"parameters need {jax.tree.structure(wanted)}"
+            )
+        pairs = zip(
+            jax.tree_util.tree_leaves_with_path(wanted),
+            jax.tree.leaves(state),
+            strict=True,
+        )
+        for (path, need), have in pairs:
+            if (need.shape, need.dtype) != (have.shape, have.dtype):
+                raise ValueError(
+                    f"{leaf_name(path)} of the state is {have.dtype}"
+                    f"{list(have.shape)}; these parameters need {need.dtype}"
+                    f"{list(need.shape)}"
+                )
+        # A copy each time, so that a caller may donate it.
+        return jax.tree.map(jnp.array, state)
+
+    return optax.GradientTransformationExtraArgs(init, transformation.update)
+
+
+def meta_learn(
+    transformation: optax.GradientTransformation,
+    task_distribution: TaskDistribution,
+    outer_optimizer: optax.GradientTransformation,
+    *,
+    meta_steps: int = 100,
+    tasks: int = 8,
+    steps: int = 32,
+    truncation: int | None = None,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    learn: Callable[[str], bool] | None = None,
+    seed: int = 0,
+    callback: Callable[[int, float], None] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Learns a transformation's initial state, for tasks of one kind.
+
+    Args:
+        transformation: what is learned. Wrap it in
+            ``optax.inject_hyperparams`` and its rates and decays are, too.
+        task_distribution: ``rng -> (params, loss)``, traceable; ``loss`` is
+            ``(params, rng) -> scalar`` and ``rng`` differs at every step.
+            Parameters have the same shapes in all tasks.
+        outer_optimizer: of the initial state.
+        meta_steps: steps of ``outer_optimizer``.
+        tasks: tasks drawn for each of them.
+        steps: inner steps per task.
+        truncation: steps that gradients flow through, a divisor of ``steps``;
+            ``None`` is all of them.
+        bounds: smallest and largest value by name, the last key of a leaf's
+            path: ``{"retention": (0.0, 1.0)}``.
+        learn: which leaves, by path; ``None`` for all of real numbers.
+        seed: of the tasks.
+        callback: is given each meta step's number, from 1, and mean loss.
+
+    Returns:
+        The transformation with what was learned baked into ``init``. It
+        serves parameters of the tasks' shapes. ``init``'s state is a tree of
+        arrays like any other: save it, load it, and :func:`begin_with` it.
+
+    Raises:
+        ValueError: for a count below 1, a truncation that does not divide
+            ``steps``, a bound of a leaf that is not there, or if nothing is
+            to be learned.
+        FloatingPointError: if a loss or its gradient is not finite, naming the
+            meta step.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> def task(rng):  # From anywhere to zero.
+        ...     w = jax.random.normal(rng, (3,))
+        ...     return w, lambda w, rng: 0.5 * jnp.sum(w**2)
+        >>> sgd = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+        >>> learned = meta_learn(sgd, task, optax.adam(0.05), steps=4)
+        >>> rate = learned.init(jnp.zeros(3)).hyperparams["learning_rate"]
+        >>> bool(abs(rate - 1) < 0.05)  # One step there.
+        True
+    """
+    for name, value in (
+        ("meta_steps", meta_steps),
+        ("tasks", tasks),
+        ("steps", steps),
+    ):
+        check_count(name, value)
+    truncation = steps if truncation is None else truncation
+    check_count("truncation", truncation)
+    if steps % truncation:
+        raise ValueError(f"truncation={truncation} must divide steps={steps}")
+    inner = optax.with_extra_args_support(transformation)
+    rng = jax.random.key(seed)
+    params, _ = task_distribution(rng)
+    theta = _Learned(inner.init(params), learn, bounds or {})
+
+    def task_loss(values, rng):
+        draw, noise = jax.random.split(rng)
+        params, loss = task_distribution(draw)
+
+        def step(carry, rng):
+            params, state = carry
+            value, grads = jax.value_and_grad(loss)(params, rng)
+            updates, state = inner.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        def window(carry, xs):
+            first, rngs = xs
+            params, state = jax.lax.stop_gradient(carry)
+            state = theta.attach(state, values, first)
+            return jax.lax.scan(jax.checkpoint(step), (params, state), rngs)
+
+        count = steps // truncation
+        rngs = jax.random.split(noise, (count, truncation))
+        _, losses = jax.lax.scan(
+            jax.checkpoint(window),
+            (params, theta.state_of(values)),
+            (jnp.arange(count) == 0, rngs),
+        )
+        return losses.mean()
+
+    @jax.jit
+    def meta_step(values, outer_state, rng):
+        def mean_loss(values):
+            rngs = jax.random.split(rng, tasks)
+            return jax.vmap(task_loss, (None, 0))(values, rngs).mean()
+
+        loss, grads = jax.value_and_grad(mean_loss)(values)
+        sound = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+        updates, outer_state = outer_optimizer.update(
+            grads, outer_state, values
+        )
+        values = theta.clip(optax.apply_updates(values, updates))
+        return values, outer_state, loss, sound
+
+    values, outer_state = theta.values, outer_optimizer.init(theta.values)
+    for number in range(1, meta_steps + 1):
+        values, outer_state, loss, sound = meta_step(
+            values, outer_state, jax.random.fold_in(rng, number)
+        )
+        if not sound:
+            raise FloatingPointError(
+                f"meta step {number}: loss {float(loss)}, and it or its "
+                "gradient is not finite; clip or slow outer_optimizer, give "
+                "bounds, or a smaller truncation"
+            )
+        if callback is not None:
+            callback(number, float(loss))
+    return begin_with(transformation, theta.state_of(values))
+
+
+class _Learned:
+    """Which leaves of a state are learned, and where they act."""
+
+    def __init__(self, state, learn, bounds):
+        found, self.treedef = jax.tree_util.tree_flatten_with_path(state)
+        self.leaves = [leaf for _, leaf in found]
+        names = [jax.tree_util.keystr(path) for path, _ in found]
+        self.at = [
+            i
+            for i, leaf in enumerate(self.leaves)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+            and (learn is None or learn(names[i]))
+        ]
+        if not self.at:
+            raise ValueError(
+                "the transformation has no state to learn; "
+                "optax.inject_hyperparams makes rates part of it. Its leaves: "
+                f"{', '.join(names) or 'none'}"
+            )
+        # inject_hyperparams keeps them under this name; no step changes them.
+        self.constant = [".hyperparams[" in names[i] for i in self.at]
+        last = [
+            jax.tree_util.keystr(found[i][0][-1:], simple=True) for i in self.at
+        ]
+        unknown = sorted(set(bounds) - set(last))
+        if unknown:
+            raise ValueError(
+                f"bounds={unknown[0]!r} is no leaf that is learned; those are "
+                f"{', '.join(dict.fromkeys(last))}"
+            )
+        self.bounds = [bounds.get(name) for name in last]
+        self.values = self.clip([jnp.asarray(self.leaves[i]) for i in self.at])
+
+    def state_of(self, values):
+        leaves = list(self.leaves)
+        for i, value in zip(self.at, values, strict=True):
+            leaves[i] = value
+        return self.treedef.unflatten(leaves)
+
+    def attach(self, state, values, first):
+        """Lets gradients reach ``values`` through a state that is held."""
+        leaves = jax.tree.leaves(state)
+        for i, value, constant in zip(
+            self.at, values, self.constant, strict=True
+        ):
+            # Zero, whose derivative is one.
+            zero = value - jax.lax.stop_gradient(value)
+            acts = 1 if constant else first.astype(value.dtype)
+            leaves[i] = leaves[i] + acts * zero
+        return self.treedef.unflatten(leaves)
+
+    def clip(self, values):
+        return [
+            value if limits is None else jnp.clip(value, *limits)
+            for value, limits in zip(values, self.bounds, strict=True)
+        ]
