@@ -13,16 +13,14 @@ Results go to ``--out``: JSON, a Markdown table of the whole grid, losses of
 delta momentum included, and a plot of trajectories.
 """
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from experiments import cli, report
 from nl_jax.optimizers import scale_by_delta_momentum, scale_by_memory
-from nl_jax.training import InputError, git_revision, versions, write_json
+from nl_jax.training import InputError
 
 START = (-3.5, 2.0)
 
@@ -108,16 +106,12 @@ def main(values: flags.FlagValues) -> None:
 
         needed = jax.jit(jax.vmap(steps_needed))(runs)
         found[name] = np.asarray(needed).reshape(len(grid), -1)
-    report(values, grid, rates, optimizers, found)
+    summarize(values, grid, rates, optimizers, found)
 
 
-def report(values, grid, rates, optimizers, found):
-    """Prints and writes the table, the record and the plot."""
-    lines = [
-        "| k | omega | momentum | delta momentum | rates |",
-        "|---:|---:|---:|---:|---|",
-    ]
-    rows, wins = [], 0
+def summarize(values, grid, rates, optimizers, found):
+    """Writes the table, the record and the plot."""
+    rows, body, wins = [], [], 0
     for index, (k, omega) in enumerate(grid):
         best = {name: int(steps[index].min()) for name, steps in found.items()}
         at = {
@@ -127,34 +121,21 @@ def report(values, grid, rates, optimizers, found):
         wins += best["delta momentum"] < best["momentum"]
         rows.append({"k": k, "omega": omega, "steps": best, "rates": at})
         cells = [
-            str(n) if n <= values.steps else "not reached"
-            for n in best.values()
+            n if n <= values.steps else "not reached" for n in best.values()
         ]
         tried = ", ".join(f"{rate:.2g}" for rate in at.values())
-        lines.append(f"| {k:g} | {omega:g} | {' | '.join(cells)} | {tried} |")
-    summary = f"delta momentum is first in {wins} of {len(grid)}"
-    print("\n".join([*lines, summary]))
-    out = pathlib.Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "landscape.md").write_text("\n".join([*lines, "", summary, ""]))
-    write_json(
-        out / "landscape.json",
-        {
-            "rows": rows,
-            "wins": wins,
-            "settings": {
-                name: values[name].value
-                for name in ("a", "retention", "rho", "threshold", "steps")
-            },
-            "versions": versions(),
-            "git_revision": git_revision(),
-        },
-    )
-    plot(values, rows[len(rows) // 2], optimizers, out / "landscape.png")
+        body.append([f"{k:g}", f"{omega:g}", *cells, tried])
+    lines = report.table(["k", "omega", *found, "rates"], body)
+    lines += ["", f"delta momentum is first in {wins} of {len(grid)}"]
+    names = ("a", "retention", "rho", "threshold", "steps")
+    settings = {name: values[name].value for name in names}
+    record = {"rows": rows, "wins": wins, "settings": settings}
+    figure = plot(values, rows[len(rows) // 2], optimizers)
+    report.write(values.out, "landscape", lines, record, figure)
 
 
-def plot(values, row, optimizers, path):
-    """Draws both trajectories at one pair of the grid."""
+def plot(values, row, optimizers):
+    """Returns a figure of both trajectories at one pair of the grid."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5))
@@ -180,8 +161,7 @@ def plot(values, row, optimizers, path):
     axes.set_xlim(-4.5, 2)
     axes.set_ylim(-5, 4)
     axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import optax
 
 from nl_jax.checks import NO_PARAMS, check_choice, check_real, leaf_name
 from nl_jax.optimizers.rate import Rate
+from nl_jax.optimizers.sharding import keep_shardings
 
 __all__ = [
     "DeltaGradientDescentState",
@@ -163,7 +164,7 @@ def delta_gradient_descent(
         count = optax.safe_increment(state.count)
         return treedef.unflatten(out), DeltaGradientDescentState(count)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
 def _proximal(target, x, rate):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.checks import NO_PARAMS, check_count, check_real
+from nl_jax.optimizers.sharding import keep_shardings
 
 __all__ = ["GeneralizedGradientDescentState", "generalized_gradient_descent"]
 
@@ -117,4 +118,4 @@ def generalized_gradient_descent(
             kept = jax.tree.map(lambda h: h[1:], history)
         return out, GeneralizedGradientDescentState(kept)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, keep_shardings(update))

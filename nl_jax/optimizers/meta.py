@@ -31,6 +31,7 @@ from nl_jax.checks import check_count, leaf_name
 
 __all__ = ["begin_with", "meta_learn"]
 
+_PATIENCE = 10
 Loss = Callable[[Any, jax.Array], jax.Array]
 TaskDistribution = Callable[[jax.Array], tuple[Any, Loss]]
 
@@ -129,8 +130,8 @@ def meta_learn(
         ValueError: for a count below 1, a truncation that does not divide
             ``steps``, a bound of a leaf that is not there, or if nothing is
             to be learned.
-        FloatingPointError: if a loss or its gradient is not finite, naming the
-            meta step.
+        FloatingPointError: if the loss or its gradient was not finite ten
+            times in a row; a single such meta step is left out.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -191,22 +192,27 @@ def meta_learn(
 
         loss, grads = jax.value_and_grad(mean_loss)(values)
         sound = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
-        updates, outer_state = outer_optimizer.update(
-            grads, outer_state, values
+        updates, moved = outer_optimizer.update(grads, outer_state, values)
+        after = theta.clip(optax.apply_updates(values, updates)), moved
+        values, outer_state = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old),
+            after,
+            (values, outer_state),
         )
-        values = theta.clip(optax.apply_updates(values, updates))
         return values, outer_state, loss, sound
 
     values, outer_state = theta.values, outer_optimizer.init(theta.values)
+    bad = 0
     for number in range(1, meta_steps + 1):
         values, outer_state, loss, sound = meta_step(
             values, outer_state, jax.random.fold_in(rng, number)
         )
-        if not sound:
+        bad = 0 if sound else bad + 1
+        if bad == _PATIENCE:
             raise FloatingPointError(
                 f"meta step {number}: loss {float(loss)}, and it or its "
-                "gradient is not finite; clip or slow outer_optimizer, give "
-                "bounds, or a smaller truncation"
+                f"gradient was not finite {bad} times in a row; clip or slow "
+                "outer_optimizer, give bounds, or a smaller truncation"
             )
         if callback is not None:
             callback(number, float(loss))

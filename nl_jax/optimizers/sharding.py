@@ -25,9 +25,19 @@ def keep_shardings(update: Callable) -> Callable:
         places = jax.tree.map(
             lambda leaf: jax.typeof(leaf).sharding, (updates, state)
         )
-        run = jax.sharding.auto_axes(
-            functools.partial(update, **extra), out_sharding=places
+        # Arrays enter by the front door; functions and numbers are constants.
+        arrays = {
+            name: value
+            for name, value in extra.items()
+            if all(isinstance(x, jax.Array) for x in jax.tree.leaves(value))
+        }
+        rest = {n: v for n, v in extra.items() if n not in arrays}
+
+        def run(updates, state, params, arrays):
+            return update(updates, state, params, **arrays, **rest)
+
+        return jax.sharding.auto_axes(run, out_sharding=places)(
+            updates, state, params, arrays
         )
-        return run(updates, state, params)
 
     return wrapped

@@ -34,17 +34,14 @@ def deep(learning_rate, inner_rate, retention):
     )
 
 
-def injected(rate=0.3):
+def injected(rate=0.3, retention=0.9):
     return optax.inject_hyperparams(deep)(
-        learning_rate=rate, inner_rate=0.01, retention=0.9
+        learning_rate=rate, inner_rate=0.01, retention=retention
     )
 
 
-BOUNDS = {"retention": (0.0, 1.0), "inner_rate": (0.0, 1.0)}
-
-
 def loss_after(tx, steps, seeds=range(100, 116)):
-    """Mean loss over the steps, on tasks that were not learned on."""
+    """Last loss, on tasks that were not learned on."""
 
     @jax.jit
     def one(seed):
@@ -56,7 +53,7 @@ def loss_after(tx, steps, seeds=range(100, 116)):
             updates, state = tx.update(g, state, w)
             return (optax.apply_updates(w, updates), state), value
 
-        return jax.lax.scan(step, (w, tx.init(w)), length=steps)[1].mean()
+        return jax.lax.scan(step, (w, tx.init(w)), length=steps)[1][-1]
 
     return np.mean([one(seed) for seed in seeds])
 
@@ -64,27 +61,35 @@ def loss_after(tx, steps, seeds=range(100, 116)):
 @pytest.fixture(scope="module")
 def learned():
     return nl.meta_learn(
-        injected(),
+        injected(0.2, 1.0),
         task,
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.03)),
         meta_steps=150,
         steps=16,
         truncation=8,
-        bounds=BOUNDS,
+        bounds={"retention": (0.99, 1.0)},
     )
 
 
-def test_what_is_learned_serves_other_tasks(learned):
-    """Better than any rate of the optimizer that has learned nothing."""
-    best = min(loss_after(injected(r), 16) for r in (0.1, 0.2, 0.3, 0.4, 0.5))
-    assert loss_after(learned, 16) < 0.8 * best
+def test_what_is_learned_is_the_curvature_and_serves_other_tasks(learned):
+    """All valleys share a Hessian; the memory comes to hold its inverse."""
+    rates = (0.1, 0.2, 0.3, 0.4, 0.5)
+    best = min(loss_after(injected(r, k), 16) for r in rates for k in (0.9, 1))
+    assert loss_after(learned, 16) < 1e-3 * best
+    state = learned.init(jnp.zeros((1, 3)))
+    step = np.eye(3) + np.asarray(state.inner_state[0].memory[0][0])
+    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    rate = float(state.hyperparams["learning_rate"])
+    # What is left of an error along each axis of the valley, after a step.
+    left = 1 - rate * np.diag(turn.T @ step @ turn) * CURVATURE
+    assert np.abs(left).max() < 0.6, left
 
 
 def test_it_is_a_plain_transformation(learned, tmp_path):
     w = jnp.zeros((1, 3))
     state = learned.init(w)
     assert np.abs(state.inner_state[0].memory[0]).max() > 0.01
-    assert 0 <= state.hyperparams["retention"] <= 1
+    assert 0.99 <= state.hyperparams["retention"] <= 1
     chained = optax.chain(optax.clip_by_global_norm(1.0), learned)
     update = jax.jit(chained.update, donate_argnums=1)
     out, _ = update(jnp.ones((1, 3)), chained.init(w), w)
@@ -237,5 +242,7 @@ def test_a_state_must_fit_its_parameters():
 
 
 def test_a_loss_that_is_not_finite_stops():
-    with pytest.raises(FloatingPointError, match="meta step 1"):
+    with pytest.raises(
+        FloatingPointError, match=r"meta step 10: .* 10 times in a row"
+    ):
         nl.meta_learn(injected(1e30), task, optax.sgd(0.1))
