@@ -1,36 +1,54 @@
 r"""Seconds per step of optimizers, as ratios to Muon's in the same run.
 
 The parameters are those of a transformer, ``--layers`` of four ``[d, d]``, one
-``[d, 4 d]`` and one ``[4 d, d]`` matrix; gradients are random, forward and
-backward passes are not timed. Newton-Schulz takes five steps everywhere.
+``[d, 4 d]`` and one ``[4 d, d]`` matrix, and an embedding of ``--vocab`` rows
+where that is not 0; gradients are random, forward and backward passes are not
+timed. Newton-Schulz takes five steps everywhere, of layers and not of the
+embedding.
 
-Command (minutes)::
+Commands (a minute; a quarter of an hour for 140 million parameters)::
 
     python -m experiments.benchmark_optimizers
+    python -m experiments.benchmark_optimizers --width=768 --vocab=65536 \
+        --rounds=2 --calls=8 --out=runs/benchmark_140m
 
 Prints, and writes to ``--out``, the median of each optimizer's step, and that
 of orthogonalising all matrices: optax's, leaf by leaf, and ours, equal shapes
-together. Measured on two CPU cores at width 256: M3 0.73 times Muon (0.59 leaf
-by leaf), orthogonalisation 1.49 times as fast as optax's.
+together. ``docs/optimizers.md`` has what was measured.
 """
 
-import pathlib
 import statistics
 import time
 
 import jax
 import optax
 from absl import flags
+from optax.contrib import MuonDimensionNumbers
 
-from experiments import cli
+from experiments import cli, report
 from nl_jax import optimizers as nl
-from nl_jax.training import git_revision, versions, write_json
+
+
+def _dims(params):
+    """Matrices of layers are orthogonalised, the embedding is not."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: (
+            None if "embedding" in path[0].key else MuonDimensionNumbers()
+        ),
+        params,
+    )
+
 
 OPTIMIZERS = {
-    "muon": lambda: optax.contrib.muon(1e-3, nesterov=False),
-    "m3": lambda: nl.m3(1e-3),
-    "m3, leaf by leaf": lambda: nl.m3(1e-3, together=False),
+    "muon": lambda: optax.contrib.muon(
+        1e-3, nesterov=False, muon_weight_dimension_numbers=_dims
+    ),
+    "m3": lambda: nl.m3(1e-3, dimension_numbers=_dims),
+    "m3 leaf by leaf": lambda: nl.m3(
+        1e-3, dimension_numbers=_dims, together=False
+    ),
     "adamw": lambda: optax.adamw(1e-3),
+    "momentum": lambda: nl.preconditioned_momentum(1e-3),
     "delta momentum": lambda: nl.delta_momentum(1e-3, 0.1, normalize=True),
     "deep momentum": lambda: nl.deep_momentum(1e-3, expansion=1),
 }
@@ -45,6 +63,9 @@ def define(values: flags.FlagValues) -> None:
         ("calls", 8, "Steps per round; a multiple of M3's period of 8."),
     ):
         flags.DEFINE_integer(name, default, text, 1, flag_values=values)
+    flags.DEFINE_integer(
+        "vocab", 0, "Rows of the embedding.", 0, flag_values=values
+    )
     flags.DEFINE_list(
         "optimizers", list(OPTIMIZERS), "Which to time.", flag_values=values
     )
@@ -53,14 +74,17 @@ def define(values: flags.FlagValues) -> None:
     )
 
 
-def make_params(width, layers):
+def make_params(width, layers, vocab=0):
     """Returns the matrices of a transformer, drawn at random."""
     shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
-    keys = iter(jax.random.split(jax.random.key(0), layers * len(shapes)))
-    return [
-        [jax.random.normal(next(keys), shape) for shape in shapes]
-        for _ in range(layers)
-    ]
+    keys = iter(jax.random.split(jax.random.key(0), layers * len(shapes) + 1))
+    params = {
+        f"layer_{i}": [jax.random.normal(next(keys), s) for s in shapes]
+        for i in range(layers)
+    }
+    if vocab:
+        params["embedding"] = jax.random.normal(next(keys), (vocab, width))
+    return params
 
 
 def make_step(name, params):
@@ -77,68 +101,69 @@ def make_step(name, params):
 
 
 def make_orthogonal(params):
-    """Returns optax's and our orthogonalisation of all leaves."""
+    """Returns optax's and our orthogonalisation of all layers."""
+    layers = {n: p for n, p in params.items() if n != "embedding"}
     muon = optax.contrib.scale_by_muon(
-        beta=0.0,
-        nesterov=False,
-        weight_dimension_numbers=jax.tree.map(
-            lambda _: optax.contrib.MuonDimensionNumbers(), params
-        ),
+        beta=0.0, nesterov=False, weight_dimension_numbers=_dims(layers)
     )
-    state = muon.init(params)
+    state = jax.jit(muon.init)(layers)
     theirs = jax.jit(lambda p: muon.update(p, state)[0])
     ours = jax.jit(
         lambda p: nl.orthogonalize([x[None] for x in jax.tree.leaves(p)])
     )
     return {
-        "orthogonalisation, optax": lambda: theirs(params),
-        "orthogonalisation, ours": lambda: ours(params),
+        "orthogonalisation, optax": lambda: theirs(layers),
+        "orthogonalisation, ours": lambda: ours(layers),
     }
+
+
+def measure(steps, rounds, calls):
+    """Returns the seconds per call of each function, one per round."""
+    seconds = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            for _ in range(calls):
+                out = step()
+            jax.block_until_ready(out)
+            seconds[name].append((time.perf_counter() - begun) / calls)
+    return seconds
 
 
 def main(values: flags.FlagValues) -> None:
     """Times everything in turn and writes the table."""
     cli.check_names("optimizers", values.optimizers, OPTIMIZERS)
-    params = make_params(values.width, values.layers)
-    steps = {name: make_step(name, params) for name in values.optimizers}
-    orthogonal = make_orthogonal(params)
-    steps |= orthogonal
+    params = make_params(values.width, values.layers, values.vocab)
+    steps = make_orthogonal(params)
+    orthogonal = tuple(steps)
+    steps |= {name: make_step(name, params) for name in values.optimizers}
     for step in steps.values():
         jax.block_until_ready(step())
-    seconds = {name: [] for name in steps}
-    for _ in range(values.rounds):
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            for _ in range(values.calls):
-                out = step()
-            jax.block_until_ready(out)
-            seconds[name].append((time.perf_counter() - begun) / values.calls)
+    seconds = measure(steps, values.rounds, values.calls)
     base = seconds.get("muon")
-    lines = ["| what | ms | of muon |", "|---|---:|---:|"]
-    for name, each in seconds.items():
-        ratio = "" if base is None else f"{_ratio(each, base):.2f}"
-        lines.append(
-            f"| {name} | {1e3 * statistics.median(each):.1f} | {ratio} |"
-        )
-    theirs, ours = (seconds[n] for n in orthogonal)
-    lines.append(
-        f"\noptax / ours, orthogonalisation: {_ratio(theirs, ours):.2f}"
-    )
-    print("\n".join(lines))
-    out = pathlib.Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "benchmark_optimizers.md").write_text("\n".join(lines) + "\n")
-    write_json(
-        out / "benchmark_optimizers.json",
-        {
-            "seconds": seconds,
-            "width": values.width,
-            "layers": values.layers,
-            "parameters": sum(a.size for a in jax.tree.leaves(params)),
-            "versions": versions(),
-            "git_revision": git_revision(),
-        },
-    )
+    rows = [
+        [
+            name,
+            f"{1e3 * statistics.median(each):.1f}",
+            "" if base is None else f"{_ratio(each, base):.2f}",
+        ]
+        for name, each in seconds.items()
+    ]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    theirs, ours = (seconds[name] for name in orthogonal)
+    lines = [
+        *report.table(["what", "ms", "of Muon"], rows),
+        "",
+        f"optax / ours, orthogonalisation: {_ratio(theirs, ours):.2f}; "
+        f"{count:,} parameters",
+    ]
+    names = ("width", "layers", "vocab", "rounds", "calls")
+    record = {
+        "seconds": seconds,
+        "parameters": count,
+        "settings": {name: values[name].value for name in names},
+    }
+    report.write(values.out, "benchmark_optimizers", lines, record)
 
 
 def _ratio(a, b):

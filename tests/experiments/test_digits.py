@@ -1,0 +1,65 @@
+"""Digits: the data, one run of each kind, and what is kept."""
+
+import json
+
+import numpy as np
+
+from experiments import digits
+from experiments.digits_model import load
+
+SMALL = (
+    "--optimizers=m3,adamw",
+    "--seeds=0",
+    "--rates=1",
+    "--steps=3",
+    "--batch=4",
+    "--layers=1",
+    "--width=8",
+)
+
+
+def test_splits_are_disjoint_and_whole():
+    data = load()
+    sizes = {name: len(labels) for name, (_, labels) in data.items()}
+    assert sizes == {"train": 1197, "validation": 240, "test": 360}
+    rows = np.concatenate(
+        [np.asarray(images).reshape(-1, 64) for images, _ in data.values()]
+    )
+    from sklearn.datasets import load_digits
+
+    whole = load_digits().images.reshape(-1, 64) / 16
+    assert sorted(map(tuple, rows)) == sorted(
+        map(tuple, whole.astype(np.float32))
+    )
+
+
+def test_rates_are_half_decades_around_the_middle():
+    rates = digits.rates_of("muon", 3)
+    np.testing.assert_allclose(rates, [0.00316, 0.01, 0.0316], rtol=1e-2)
+
+
+def test_runs_are_kept_and_reported(script, tmp_path):
+    flags = (*SMALL, f"--out={tmp_path}")
+    status, out, errors = script(digits, *flags)
+    assert status == 0, errors
+    assert "adamw, rate 0.003, seed 0" in out
+    assert "M3's mean test loss: " in out and "of adamw's" in out
+    status, out, _ = script(digits, *flags)
+    assert status == 0 and "seed 0:" not in out
+    record = json.loads((tmp_path / "digits.json").read_text())
+    assert record["best"] == {"m3": 0.01, "adamw": 0.003}
+    found = record["means"]["m3"]["0.01"]
+    ratio = found["test_loss"] / record["means"]["adamw"]["0.003"]["test_loss"]
+    assert f"{ratio:.2f} of adamw's" in out
+    assert (tmp_path / "digits.png").exists()
+
+
+def test_wrong_flags(script, tmp_path):
+    for flag, words in (
+        ("--optimizers=lion", "allowed are adamw, muon, m3"),
+        ("--width=6", "--width=6: must be a multiple of 4"),
+        ("--seeds=one", "--seeds=one: must be integers"),
+    ):
+        status, _, errors = script(digits, flag, f"--out={tmp_path}")
+        assert status == 2 and len(errors.splitlines()) == 1
+        assert words in errors
