@@ -10,7 +10,7 @@ from absl import logging as absl_logging
 
 from nl_jax.training import InputError
 
-__all__ = ["check_names", "integers", "run"]
+__all__ = ["check_names", "half_decades", "integers", "run"]
 
 # What ml_collections raises for fields that are not there or of a wrong type.
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
@@ -72,6 +72,19 @@ def integers(flag: str, words: Sequence[str], least: int) -> list[int]:
             f"--{flag}={','.join(words)}: must be integers >= {least}"
         )
     return [int(word) for word in words]
+
+
+def half_decades(middle: float, count: int) -> list[float]:
+    """Returns learning rates around one, each half a decade from the next.
+
+    Example:
+        >>> half_decades(0.01, 3)
+        [0.00316, 0.01, 0.0316]
+    """
+    return [
+        float(f"{middle * 10 ** ((i - count // 2) / 2):.3g}")
+        for i in range(count)
+    ]
 
 
 def _log_to_stdout() -> None:

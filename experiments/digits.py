@@ -119,15 +119,6 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("out", "runs/digits", "Folder.", flag_values=values)
 
 
-def rates_of(name, count):
-    """Returns ``count`` rates, half a decade apart, around the middle one."""
-    middle = OPTIMIZERS[name][0]
-    return [
-        float(f"{middle * 10 ** ((i - count // 2) / 2):.3g}")
-        for i in range(count)
-    ]
-
-
 def main(values: flags.FlagValues) -> None:
     """Runs what has no record yet and reports everything."""
     cli.check_names("optimizers", values.optimizers, OPTIMIZERS)
@@ -143,7 +134,7 @@ def main(values: flags.FlagValues) -> None:
     for name in values.optimizers:
         train = make_trainer(OPTIMIZERS[name][1], data, **shape)
         for rate, seed in itertools.product(
-            rates_of(name, values.rates), seeds
+            cli.half_decades(OPTIMIZERS[name][0], values.rates), seeds
         ):
             key = {"optimizer": name, "rate": rate, "seed": seed}
             if records.find(**key) is not None:

@@ -12,10 +12,9 @@ Command (about 4 minutes a run on two cores; stops once it has learned)::
 Expected: ``hope`` and ``deltanet`` above 95 % well before step 1,500; the
 comparison of parametrisations is in ``docs/recall.md``. Results go to
 ``--out``: one JSON line per run, a Markdown table and a plot. Finished runs are
-not repeated.
+not repeated unless a setting changes.
 """
 
-import json
 import pathlib
 import time
 
@@ -26,8 +25,9 @@ import optax
 from absl import flags
 
 from experiments import cli
+from experiments.records import Records
 from nl_jax.models import build
-from nl_jax.training import InputError, git_revision, versions
+from nl_jax.training import InputError
 
 RUNS = {
     "hope": ("hope", {}),
@@ -215,11 +215,6 @@ def train(run, seed, settings):
         "curve": curve,
         "every": _EVERY,
         "seconds": round(time.perf_counter() - begun, 1),
-        "settings": {name: settings[name].value for name in _SETTINGS},
-        "learning_rate": settings.learning_rate,
-        "target": settings.target,
-        "versions": versions(),
-        "git_revision": git_revision(),
     }
 
 
@@ -251,23 +246,19 @@ def report(records, out):
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs what has no record yet and reports everything in the folder."""
+    """Runs what has no record yet and reports all runs with its settings."""
     cli.check_names("runs", values.runs, RUNS)
     seeds = cli.integers("seeds", values.seeds, 0)
     out = pathlib.Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "mqar.jsonl"
-    records = []
-    if path.exists():
-        records = [json.loads(line) for line in path.read_text().splitlines()]
+    names = (*_SETTINGS, "learning_rate", "target")
+    settings = {name: values[name].value for name in names}
+    records = Records(out / "mqar.jsonl", settings)
     for seed in seeds:
         for run in values.runs:
-            if any((r["run"], r["seed"]) == (run, seed) for r in records):
-                continue
-            records.append(train(run, seed, values))
-            with path.open("a") as file:
-                file.write(json.dumps(records[-1]) + "\n")
-    print(report(records, out))
+            if records.find(run=run, seed=seed) is None:
+                records.add(train(run, seed, values))
+    print(report(records.rows, out))
 
 
 if __name__ == "__main__":

@@ -16,29 +16,33 @@ __all__ = ["deep_momentum", "scale_by_deep_momentum"]
 
 def scale_by_deep_momentum(
     architecture: str = "mlp",
-    objective: str | Objective = "dot_product",
+    objective: str | Objective = "l2",
     inner: optax.GradientTransformation | None = None,
     retention: float | jax.Array = 0.99,
+    *,
+    gain: float | jax.Array = 10.0,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum whose memory is an MLP (DMGD, eq. 50).
 
-    .. math:: m \leftarrow \alpha m - \text{inner}(\nabla_m L(m; u, u)),\quad
+    .. math:: m \leftarrow \alpha m - \text{inner}(\nabla_m L(m; u, c u)),\quad
        W \leftarrow W - \text{lr}\, s\, m(u)
 
     with :math:`u = g / s` the rows of a matrix gradient, scaled by its root
     mean square :math:`s`, so that the memory works at one scale and updates
-    scale with the gradient. A new memory is the identity: gradient descent.
-    The paper's value, 1 for every key, has no sign, and :math:`m(u)` then no
-    direction of descent; here it is the key itself, towards which the memory
-    amplifies what recurs.
+    scale with the gradient. A new memory is the identity: gradient descent. The
+    paper's value, 1 for every key, has no sign, and :math:`m(u)` then no
+    direction of descent; here it is the key itself times :math:`c`, so that
+    directions that recur are amplified up to :math:`c`, as momentum would.
 
     Args:
         architecture: ``"mlp"``, ``"residual"`` or an ``Architecture`` that
             maps a width to itself.
-        objective: of the memory.
-        inner: its optimizer; ``None`` is ``optax.sgd(0.01)``.
+        objective: of the memory. The dot product's writes do not end: with an
+            MLP it amplifies without limit.
+        inner: its optimizer; ``None`` is ``optax.sgd(0.1)``.
         retention: :math:`\alpha`.
+        gain: :math:`c`, above 1.
         **options: of :func:`scale_by_memory`.
 
     Raises:
@@ -56,9 +60,9 @@ def scale_by_deep_momentum(
     memory = scale_by_memory(
         architecture,
         objective,
-        optax.sgd(0.01) if inner is None else inner,
+        optax.sgd(0.1) if inner is None else inner,
         retention=retention,
-        **options,
+        **{"value": lambda u: gain * u} | options,
     )
 
     def update(updates, state, params=None, **extra):

@@ -35,6 +35,7 @@ from nl_jax.optimizers.matrices import (
     resolve_dimensions,
 )
 from nl_jax.optimizers.sharding import keep_shardings
+from pallas_kernels.newton_schulz import safe_norm
 
 __all__ = ["ScaleByMemoryState", "scale_by_memory"]
 
@@ -80,10 +81,11 @@ def scale_by_memory(
 
     A linear memory :math:`m` has the gradient's shape and is itself the
     update; its keys are rows of :math:`G` and its outputs :math:`m G^\top`.
-    Any other architecture maps rows of :math:`G` to rows of the update. Leaves
-    are seen as matrices by ``dimension_numbers``; without, the last two axes
-    are the matrix, earlier ones a batch, and a vector is a column: samples of
-    width one.
+    Any other architecture maps rows of :math:`G` to rows of the update, and its
+    loss, a sum over rows, is divided by :math:`\|\phi(G)^\top \phi(G)\|`.
+    Leaves are seen as matrices by ``dimension_numbers``; without, the last two
+    axes are the matrix, earlier ones a batch, and a vector is a column: samples
+    of width one.
 
     Args:
         architecture: ``"linear"``, ``"residual"``, ``"mlp"`` or one of yours.
@@ -124,7 +126,9 @@ def scale_by_memory(
     inner = optax.sgd(1.0) if inner is None else inner
     inner = optax.with_extra_args_support(inner)
     linear = function is ARCHITECTURES["linear"]
-    facts = MemoryFacts(function.name, goal.name, rule, period)
+    facts = MemoryFacts(
+        function.name, goal.name.replace("_", " "), rule, period
+    )
 
     def begin(path, leaf, dims):
         name = leaf_name(path)
@@ -173,9 +177,12 @@ def scale_by_memory(
         x = g if feature_map is None else feature_map(g)
         if not linear:
             v = x if value is None else _value(value, g)
-            return jax.grad(lambda w: goal.loss(function.apply(w, x), v).sum())(
-                memory
-            )
+            scale = 1 / _curvature(x)
+            return jax.grad(
+                lambda w: (
+                    scale * goal.loss(function.apply(w, x), v).sum(-1)
+                ).sum()
+            )(memory)
         m, _ = as_matrices(memory, dims)
         return back(_linear_surprise(goal, m, x, value, g))
 
@@ -240,6 +247,16 @@ def scale_by_memory(
         )
 
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
+
+
+def _curvature(x):
+    """``|x^T x|``, ``[b]``: bounds how far a step moves what is said of rows.
+
+    Divided by it the inner rate means the same for few rows and many.
+    """
+    gram = x.mT @ x if x.shape[-1] <= x.shape[-2] else x @ x.mT
+    size = safe_norm(gram, (-2, -1))[..., 0, 0]
+    return jnp.where(size > 0, size, 1)
 
 
 def _linear_surprise(objective, m, x, value, g):

@@ -20,7 +20,7 @@ from nl_jax.training.data import (
     make_iterator,
     prepare,
 )
-from nl_jax.training.errors import InputError
+from nl_jax.training.errors import DivergedError, InputError
 from nl_jax.training.loop import TrainResult, train
 from nl_jax.training.loss import LossSums, bits_per_byte, token_losses
 from nl_jax.training.mesh import RULES, make_mesh
@@ -64,6 +64,7 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "Dataset",
+    "DivergedError",
     "InputError",
     "JsonLines",
     "LoadedModel",

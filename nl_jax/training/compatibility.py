@@ -19,7 +19,14 @@ _FREE_FIELDS = (
     "mesh.",
     "sample.",
 )
-_FIXED_FIELDS = ("model.", "data.tokenizer", "data.bpe_vocab_size")
+_FIXED_FIELDS = (
+    "model.",
+    "data.tokenizer",
+    "data.bpe_vocab_size",
+    "optimizer.name",  # The state in the checkpoint is this rule's.
+)
+_BEFORE = {"optimizer.name": "adamw"}
+"""Fields younger than some checkpoints, and what a run did without them."""
 
 
 def check_tokenizer(tokenizer: Tokenizer, saved: Mapping, model: LanguageModel):
@@ -56,12 +63,13 @@ def check_same_config(
         workdir: for the message.
         saved: configuration in the checkpoint.
         config: configuration now.
-        accept: allow differences outside of the model and the tokenizer.
+        accept: allow differences outside of the model, the tokenizer and the
+            optimizer's name.
 
     Raises:
         InputError: naming the first field that differs.
     """
-    saved, config = _flat(saved), _flat(config)
+    saved, config = _BEFORE | _flat(saved), _flat(config)
     for name in sorted({*saved, *config}):
         old, new = saved.get(name), config.get(name)
         fixed = name.startswith(_FIXED_FIELDS)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ml_collections import config_dict
 
+from nl_jax.checks import check_choice
 from nl_jax.models import ModelConfig, configure
 from nl_jax.training.errors import InputError
 
@@ -29,6 +30,16 @@ __all__ = [
 ]
 
 
+OptimizerName = Literal[
+    "adamw",
+    "adam_memory",
+    "muon",
+    "m3",
+    "momentum",
+    "delta_momentum",
+    "deep_momentum",
+]
+
 _HOPE = configure("hope")
 
 
@@ -38,11 +49,11 @@ def _at_least(config, name, least):
         raise InputError(f"{name}={value!r} must be an integer >= {least}")
 
 
-def _choice(config, name, allowed):
-    value = getattr(config, name)
-    if value not in allowed:
-        listed = " or ".join(map(repr, allowed))
-        raise InputError(f"{name}={value!r} must be {listed}")
+def _choice(name, value, allowed):
+    try:
+        check_choice(name, value, allowed)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +77,7 @@ class DataConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "paths", tuple(self.paths))
-        _choice(self, "tokenizer", ("byte", "bpe"))
+        _choice("data.tokenizer", self.tokenizer, ("byte", "bpe"))
         _at_least(self, "bpe_vocab_size", 256)
         _at_least(self, "max_held_out_bytes", 1)
         if not 0 < self.held_out < 1:
@@ -75,8 +86,17 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up, cosine decay and clipping."""
+    """A rule with warm-up, cosine decay, decoupled weight decay and clipping.
 
+    The default ``learning_rate`` suits AdamW; the others need one of their own.
+    ``muon`` and ``m3`` make steps of AdamW's size and bear larger ones, about
+    0.02. The momenta follow the size of the gradient: about 0.1, for
+    ``deep_momentum`` 1, and a ``weight_decay`` that is as much smaller.
+    """
+
+    name: OptimizerName = dataclasses.field(default="adamw", kw_only=True)
+    """The rule; options of those in ``nl_jax.optimizers`` that have no field
+    here keep their defaults."""
     learning_rate: float = 4e-3
     """Peak learning rate."""
     warmup_steps: int = 40
@@ -84,11 +104,15 @@ class OptimizerConfig:
     final_rate: float = 0.1
     """Learning rate of the last step, as a share of the peak."""
     b1: float = 0.9
-    """Decay of the mean of gradients."""
+    """Decay of the mean of gradients: ``adamw``, ``adam_memory``, and ``muon``
+    for what is no matrix; retention of ``momentum`` and ``delta_momentum``.
+    The others do not read it."""
     b2: float = 0.95
-    """Decay of the mean of squared gradients."""
+    """Decay of the mean of squared gradients: ``adamw``, ``adam_memory``, and
+    ``muon`` for what is no matrix. The others do not read it."""
     eps: float = 1e-8
-    """Added to the root of the mean of squared gradients."""
+    """Added to the root of the mean of squared gradients, where ``b2`` is
+    read."""
     weight_decay: float = 0.1
     """Decay of matrices, in units of the learning rate; norms, biases, gates,
     convolutions and initial memories do not decay."""
@@ -96,6 +120,7 @@ class OptimizerConfig:
     """Largest global norm of a gradient."""
 
     def __post_init__(self):
+        _choice("optimizer.name", self.name, typing.get_args(OptimizerName))
         _at_least(self, "warmup_steps", 0)
         for name in ("learning_rate", "eps", "clip_norm"):
             if not getattr(self, name) > 0:

@@ -1,6 +1,6 @@
-"""The one error that tells a user what to do."""
+"""Errors that tell a user what to do."""
 
-__all__ = ["InputError"]
+__all__ = ["DivergedError", "InputError"]
 
 
 class InputError(ValueError):
@@ -8,3 +8,7 @@ class InputError(ValueError):
 
     Scripts print the message on one line and exit non-zero.
     """
+
+
+class DivergedError(InputError):
+    """A loss or gradient was not finite; a lower rate or norm may help."""

@@ -27,7 +27,7 @@ from nl_jax.training.data import (
     make_iterator,
     prepare,
 )
-from nl_jax.training.errors import InputError
+from nl_jax.training.errors import DivergedError, InputError
 from nl_jax.training.loss import LossSums, bits_per_byte
 from nl_jax.training.metrics import (
     JsonLines,
@@ -87,8 +87,10 @@ def train(
 
     Raises:
         InputError: for anything a user can put right: data, configuration,
-            devices, a damaged checkpoint, a full disk, a loss that is not
-            finite. The last good checkpoint is left as it was.
+            devices, a damaged checkpoint, a full disk. The last good checkpoint
+            is left as it was.
+        DivergedError: an ``InputError`` too, for a loss or a gradient that is
+            not finite.
     """
     mesh = mesh_lib.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -321,7 +323,7 @@ class _Run:
         kept = "no checkpoint was saved before"
         if good is not None:
             kept = f"the checkpoint of step {good} in {self.workdir} is good"
-        raise InputError(
+        raise DivergedError(
             f"stopped at step {step}: loss {loss}, gradient norm {norm}; "
             f"{kept}. Lower --config.optimizer.learning_rate or "
             "--config.optimizer.clip_norm, and begin in another --workdir or "

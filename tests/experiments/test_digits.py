@@ -33,11 +33,6 @@ def test_splits_are_disjoint_and_whole():
     )
 
 
-def test_rates_are_half_decades_around_the_middle():
-    rates = digits.rates_of("muon", 3)
-    np.testing.assert_allclose(rates, [0.00316, 0.01, 0.0316], rtol=1e-2)
-
-
 def test_runs_are_kept_and_reported(script, tmp_path):
     flags = (*SMALL, f"--out={tmp_path}")
     status, out, errors = script(digits, *flags)

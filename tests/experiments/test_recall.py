@@ -44,7 +44,7 @@ def test_pairs_must_fit(change, words):
         mqar.make_batch(np.random.default_rng(0), **SHAPE | change)
 
 
-def test_a_finished_run_is_not_repeated(script, tmp_path):
+def test_a_finished_run_is_not_repeated(script, tmp_path, monkeypatch):
     flags = (
         "--runs=deltanet",
         "--steps=25",
@@ -58,10 +58,18 @@ def test_a_finished_run_is_not_repeated(script, tmp_path):
     assert "deltanet seed 0 step 25" in out
     status, out, _ = script(mqar, *flags)
     assert status == 0 and "step 25" not in out
-    (record,) = map(json.loads, (tmp_path / "mqar.jsonl").open())
-    assert record["steps_to_target"] is None and len(record["curve"]) == 1
+    (line,) = map(json.loads, (tmp_path / "mqar.jsonl").open())
+    row = line["row"]
+    assert row["steps_to_target"] is None and len(row["curve"]) == 1
     assert "| deltanet | 0 |" in (tmp_path / "mqar.md").read_text()
     assert (tmp_path / "mqar.png").exists()
+    # A result of other settings is no result of these.
+    again = []
+    monkeypatch.setattr(mqar, "train", lambda *a: again.append(a) or row)
+    for changed in ("--learning_rate=0.01", "--steps=26"):
+        assert script(mqar, *flags, changed)[0] == 0
+    assert len(again) == 2
+    assert script(mqar, *flags)[0] == 0 and len(again) == 2
 
 
 @pytest.mark.parametrize("module", [mqar, gradient_growth])

@@ -41,6 +41,7 @@ def test_training_prints_levels_and_results(script, workdir):
         ("--config=nowhere.py", "nowhere.py"),
         ("--config.model.name=gpt9", "'gpt9' does not exist"),
         ("--config.data.paths=('nowhere.txt',)", "nowhere.txt does not exist"),
+        ("--config.optimizer.name=lion", "must be one of 'adamw', "),
         ("--config.mesh.data=3", "must multiply to the 1 devices"),
         ("--wokdir=a", "wokdir"),
         ("workdir", "unexpected argument 'workdir'"),

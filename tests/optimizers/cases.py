@@ -67,7 +67,9 @@ CASES = {
     "preconditioned-momentum": lambda lr: nl.preconditioned_momentum(lr),
     "delta-momentum": lambda lr: nl.delta_momentum(lr, 0.5, normalize=True),
     "deep-momentum": lambda lr: nl.deep_momentum(lr, expansion=2),
-    "deep-momentum-l2": lambda lr: nl.deep_momentum(lr, objective="l2"),
+    "deep-momentum-dot": lambda lr: nl.deep_momentum(
+        lr, "residual", "dot_product", gain=1.0
+    ),
     "feature-momentum": lambda lr: nl.feature_momentum(lr, jnp.arcsinh),
     "nonlinear-output": lambda lr: nl.nonlinear_output(lr),
     "newton-schulz-memory": lambda lr: nl.newton_schulz_memory(lr),
@@ -101,7 +103,7 @@ RATES = {
 """Learning rates at which they converge, where it is not 0.05."""
 
 VARIANTS = (
-    "deep-momentum-l2",
+    "deep-momentum-dot",
     "slow-momentum",
     "adagrad-memory-matrix",
     "m3-as-printed",
@@ -110,7 +112,7 @@ VARIANTS = (
 
 NOT_LIKE_PARAMETERS = (
     "deep-momentum",
-    "deep-momentum-l2",
+    "deep-momentum-dot",
     "delta-gradient-descent",
 )
 """Their states need have nothing of a parameter's shape."""

@@ -243,17 +243,30 @@ def test_learned_preconditioner_of_another_target_and_objective():
     np.testing.assert_allclose(out["b"], [2 / 2.8, -3 / 2.7], rtol=1e-6)
 
 
-def test_deep_momentum_of_one_layer():
-    """m(u) = u + u W with W <- a W + rate u^T u; u at unit scale."""
+@pytest.mark.parametrize("objective", ["dot_product", "l2"])
+def test_deep_momentum_of_one_layer(objective):
+    """m(u) = u + u W, W <- a W - rate u^T d / |u^T u|; u at unit scale."""
     grads = gradients(shapes={"w": (4, 3)})
-    tx = nl.scale_by_deep_momentum("residual", inner=optax.sgd(0.1))
+    tx = nl.scale_by_deep_momentum("residual", objective, gain=5.0)
     w, expected = np.zeros((3, 3)), []
     for g in grads:
         scale = np.sqrt(np.mean(g["w"] ** 2))
         u = g["w"] / scale
-        w = 0.99 * w + 0.1 * u.T @ u
+        d = -5 * u if objective == "dot_product" else u + u @ w - 5 * u
+        w = 0.99 * w - 0.1 * u.T @ d / np.linalg.norm(u.T @ u)
         expected.append({"w": scale * (u + u @ w)})
     assert_same(run(tx, grads), expected)
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "residual"])
+def test_deep_momentum_amplifies_what_recurs_within_its_gain(architecture):
+    """Whatever the size of the matrix."""
+    for shape in ((2, 3), (64, 48), (3, 256)):
+        g = gradients(1, {"w": shape})[0]
+        tx = nl.scale_by_deep_momentum(architecture, expansion=1)
+        last = run(tx, [g] * 100)[-1]["w"]
+        gain = np.sum(last * g["w"]) / np.sum(g["w"] ** 2)
+        assert 2 < gain < 10, (shape, gain)
 
 
 def test_adam_and_adagrad_are_optax():

@@ -29,6 +29,8 @@ def deep(learning_rate, inner_rate, retention):
     return nl.deep_momentum(
         learning_rate,
         "residual",
+        "dot_product",
+        gain=1.0,
         inner=optax.sgd(inner_rate),
         retention=retention,
     )

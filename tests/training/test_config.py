@@ -57,10 +57,19 @@ def test_json_gives_the_model_back():
         (TrainConfig, {"steps": 0}, "steps=0"),
         (TrainConfig, {"batch_size": 6, "accumulate": 4}, "accumulate=4"),
         (TrainConfig, {"seq_len": 50}, "titans.chunk_size=16"),
-        (DataConfig, {"tokenizer": "words"}, "'byte' or 'bpe'"),
+        (
+            DataConfig,
+            {"tokenizer": "words"},
+            "data.tokenizer='words'.*'byte', 'bpe'",
+        ),
         (DataConfig, {"held_out": 1.5}, "held_out=1.5"),
         (OptimizerConfig, {"learning_rate": -1.0}, "learning_rate=-1.0"),
         (OptimizerConfig, {"b2": 1.0}, "b2=1.0"),
+        (
+            OptimizerConfig,
+            {"name": "lion"},
+            r"optimizer\.name='lion' must be one of 'adamw', .*'m3'",
+        ),
     ],
 )
 def test_bad_values_name_the_field(kind, fields, words):

@@ -119,6 +119,9 @@ def test_another_config_is_refused_by_name(copy, tiny):
         train(tiny(optimizer=OptimizerConfig(0.5, 2)), copy)
     with pytest.raises(InputError, match=r"model.d_model=16"):
         train(tiny(model={"d_model": 32}, accept_new_config=True), copy)
+    other = OptimizerConfig(1e-2, 2, name="m3")
+    with pytest.raises(InputError, match=r"optimizer.name='adamw'.*'m3'"):
+        train(tiny(optimizer=other, accept_new_config=True), copy)
     data = DataConfig(**dataclasses.asdict(tiny().data) | {"tokenizer": "bpe"})
     with pytest.raises(InputError, match=r"data.tokenizer='byte'"):
         train(tiny(data=data, accept_new_config=True), copy)
@@ -129,6 +132,34 @@ def test_a_new_config_can_be_accepted(copy, tiny):
     config = tiny(steps=8, log_every=3, accept_new_config=True)
     assert train(config, copy).step == 8
     assert losses(copy)[-1][0] == 8
+
+
+def test_a_checkpoint_from_before_optimizers_had_names(copy, finished, tiny):
+    changed = 0
+    for path in (copy / "checkpoints").glob("*/meta/*"):
+        text = path.read_text()
+        path.write_text(text.replace('"name": "adamw", ', ""))
+        changed += text != path.read_text()
+    assert changed == 3
+    shutil.rmtree(copy / "checkpoints" / "6")
+    assert train(tiny(), copy).step == 6
+    assert losses(copy) == losses(finished[0])
+    with pytest.raises(InputError, match=r"optimizer.name='adamw'.*'muon'"):
+        train(tiny(optimizer=OptimizerConfig(1e-2, 2, name="muon")), copy)
+
+
+def test_m3_goes_on_with_the_same_numbers(tiny, tmp_path):
+    """From step 6: gathered for the slow momentum, which moves at step 8."""
+    config = tiny(optimizer=OptimizerConfig(1e-2, 2, name="m3"), steps=10)
+    whole = train(config, tmp_path)
+    before = losses(tmp_path)
+    for step in (8, 10):
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    again = train(config, tmp_path)
+    assert losses(tmp_path) == before
+    jax.tree.map(
+        np.testing.assert_array_equal, whole.variables, again.variables
+    )
 
 
 def test_changed_text_is_refused(copy, tiny, tmp_path):

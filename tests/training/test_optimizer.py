@@ -1,0 +1,239 @@
+"""The outer optimizer by name: what each learns, and what it is told."""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nl_jax.models import build
+from nl_jax.nested import describe
+from nl_jax.training import (
+    OptimizerConfig,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+)
+from nl_jax.training.config import OptimizerName
+from nl_jax.training.update_rules import matrix_dimensions
+from tests.training.test_step import LENGTHS, parts
+
+NAMES = typing.get_args(OptimizerName)
+RATES = {"momentum": 0.1, "delta_momentum": 0.1, "deep_momentum": 0.1}
+
+
+def config(name, **changes):
+    rate = RATES.get(name, 1e-2)
+    fields = {"learning_rate": rate, "warmup_steps": 1, "weight_decay": 0.0}
+    return OptimizerConfig(name=name, **fields | changes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_learns_a_batch(tiny, name):
+    model, state, optimizer, tokens = parts(
+        tiny(steps=30, optimizer=config(name))
+    )
+    step = jax.jit(make_train_step(model, optimizer, LENGTHS))
+    before, losses = state.variables, []
+    for _ in range(12):
+        state, metrics = step(state, tokens)
+        losses.append(float(metrics["sums"].nats / metrics["sums"].tokens))
+    assert losses[-1] < losses[0] - 0.1
+    for path, leaf in jax.tree_util.tree_leaves_with_path(before):
+        after = state.variables
+        for key in path:
+            after = after[key.key]
+        assert np.isfinite(after).all()
+        assert np.any(after != leaf), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_level_table_shows_it(name):
+    model = build("hope")
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
+    )
+    optimizer = make_optimizer(
+        config(name),
+        10,
+        model.logical_axes(),
+        model.parameter_periods(shapes),
+    )
+    rows = describe(optimizer, params=shapes).rows
+    expected = {
+        "adamw": ("ScaleByAdamState", "compress gradients"),
+        "adam_memory": ("Adam's memory", "l2"),
+        "muon": ("MuonState", "compress gradients"),
+        "m3": ("M3, slow", "dot product"),
+        "momentum": ("gradient memory", "dot product"),
+        "delta_momentum": ("gradient memory", "delta"),
+        "deep_momentum": ("gradient memory", "l2"),
+    }
+    found = [row for row in rows if (row.name, row.objective) == expected[name]]
+    assert found
+    # Hope's slower level has a row of its own, four times as slow.
+    periods = {row.period for row in found}
+    assert max(periods) == 4 * min(periods)
+    assert all(row.state_bytes for row in rows)
+    deep = {row.architecture for row in rows} == {"mlp"}
+    assert deep == (name == "deep_momentum")
+
+
+@pytest.mark.parametrize(
+    ("name", "matrices", "others"),
+    [
+        (
+            "transformer",
+            {"w_q", "w_k", "w_v", "w_out"},
+            {"conv_q", "conv_k", "conv_v"},
+        ),
+        (
+            "hope",
+            {"w_q", "w_out"},
+            {"memory_0", "generators_0", "conv_k", "gate_eta", "out_scale"},
+        ),
+        ("deltanet", {"w_q", "w_out"}, {"w_beta", "b_beta", "conv_k"}),
+    ],
+)
+def test_matrices_are_between_widths_of_the_model(name, matrices, others):
+    model = build(name, tie_embeddings=False)
+    numbers = matrix_dimensions(model.logical_axes())["params"]
+    for leaf in ("embedding", "head", "norm_scale"):
+        assert numbers[leaf] is None
+    mixer, cms = (numbers["blocks"][part] for part in ("mixer", "cms"))
+    assert cms["level_1_scale"] is None
+    # Axis 0 is the stack of blocks; what is multiplied is [T, in] @ [in, out].
+    for leaf in (
+        *(mixer[key] for key in matrices),
+        *(cms[f"level_1_{key}"] for key in ("gate", "up", "down")),
+    ):
+        assert leaf == optax.contrib.MuonDimensionNumbers(1, 2)
+    assert all(mixer[key] is None for key in others)
+
+
+def test_attention_with_heads_of_its_own_is_a_matrix_too():
+    axes = {"o": ("mixer", "layers", "embed"), "three": ("embed",) * 3}
+    numbers = matrix_dimensions(axes)
+    assert numbers["o"] == optax.contrib.MuonDimensionNumbers(0, 2)
+    assert numbers["three"] is None
+
+
+# An MLP memory draws its weights for the whole stack and scales it as one.
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "deep_momentum"])
+def test_stacked_blocks_learn_as_they_would_alone(name):
+    axes = {
+        "w": ("embed", "mlp"),
+        "scale": ("embed",),
+        "memory": ("heads", "memory_in", "memory_out"),
+        "rate": (),
+        "table": ("vocab", "embed"),
+    }
+    shapes = {
+        "w": (4, 6),
+        "scale": (4,),
+        "memory": (2, 3, 3),
+        "rate": (),
+        "table": (7, 4),
+    }
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+    params = {
+        k: jax.random.normal(next(keys), (2, *s)) for k, s in shapes.items()
+    }
+
+    def run(params, axes):
+        tx = make_optimizer(
+            config(name, clip_norm=1e9, weight_decay=0.1),
+            9,
+            axes,
+            jax.tree.map(lambda _: 1, params),
+        )
+
+        @jax.jit
+        def step(params, state, t):
+            grads = jax.tree.map(lambda p: jnp.sin(3 * p) + p * t, params)
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        state = tx.init(params)
+        for t in range(9):
+            params, state = step(params, state, t)
+        return params
+
+    stacked = run(params, {k: ("layers", *v) for k, v in axes.items()})
+    for block in range(2):
+        alone = run(jax.tree.map(lambda p, i=block: p[i], params), axes)
+        for key, value in alone.items():
+            np.testing.assert_allclose(
+                stacked[key][block], value, rtol=2e-4, atol=1e-5, err_msg=key
+            )
+
+
+@pytest.mark.parametrize("name", ["muon", "m3"])
+def test_matrices_step_as_far_as_adam_does(name):
+    """Whatever their shape; the embedding takes Adam's own first step."""
+    shapes = {"wide": (16, 256), "tall": (256, 16), "table": (32, 16)}
+    keys = iter(jax.random.split(jax.random.key(0), 3))
+    grads = {k: jax.random.normal(next(keys), s) for k, s in shapes.items()}
+    axes = {
+        "wide": ("embed", "mlp"),
+        "tall": ("mlp", "embed"),
+        "table": ("vocab", "embed"),
+    }
+    tx = make_optimizer(
+        config(name, learning_rate=1.0, final_rate=1.0),
+        9,
+        axes,
+        jax.tree.map(lambda _: 1, grads),
+    )
+    updates, _ = tx.update(grads, tx.init(grads), grads)
+    for key in ("wide", "tall"):
+        size = float(jnp.sqrt(jnp.mean(updates[key] ** 2)))
+        assert 0.12 < size < 0.3, (key, size)
+    np.testing.assert_allclose(
+        updates["table"], -jnp.sign(grads["table"]), atol=1e-3
+    )
+
+
+def test_adamw_is_that_of_optax():
+    chosen = OptimizerConfig(learning_rate=0.1)
+    axes = {"w": ("embed", "mlp"), "scale": ("embed",)}
+    params = {"w": jnp.ones((4, 6)), "scale": jnp.ones(4)}
+    ours = make_optimizer(chosen, 9, axes, {"w": 1, "scale": 1})
+    theirs = optax.chain(
+        optax.clip_by_global_norm(chosen.clip_norm),
+        optax.adamw(
+            make_schedule(chosen, 9),
+            chosen.b1,
+            chosen.b2,
+            chosen.eps,
+            weight_decay=chosen.weight_decay,
+            mask={"w": True, "scale": False},
+        ),
+    )
+    ends = []
+    for tx in (ours, theirs):
+        at, state = params, tx.init(params)
+        for t in range(3):
+            grads = jax.tree.map(lambda p, t=t: jnp.sin(9 * p + t), at)
+            updates, state = tx.update(grads, state, at)
+            at = optax.apply_updates(at, updates)
+        ends.append(at)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *ends
+    )
+    # Checkpoints know the groups by these names.
+    groups = ours.init(params)[1].inner_states
+    assert set(groups) == {"every 1", "every 1, decayed"}
+
+
+def test_options_reach_the_rule():
+    """``b1`` is momentum's retention; the second step shows it."""
+    changed = dataclasses.replace(config("momentum"), b1=0.5, clip_norm=1e9)
+    axes, params = {"w": ("embed",)}, {"w": jnp.ones(3)}
+    tx = make_optimizer(changed, 1000, axes, {"w": 1})
+    _, state = tx.update(params, tx.init(params), params)
+    updates, _ = tx.update(params, state, params)
+    np.testing.assert_allclose(updates["w"], -0.15, rtol=1e-3)
