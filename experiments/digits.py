@@ -89,7 +89,6 @@ _SETTINGS = (
     "weight_decay",
     "layers",
     "width",
-    "rates",
 )
 
 
@@ -130,9 +129,8 @@ def main(values: flags.FlagValues) -> None:
     out.mkdir(parents=True, exist_ok=True)
     records = Records(out / "digits.jsonl", settings)
     data = load()
-    shape = {k: v for k, v in settings.items() if k != "rates"}
     for name in values.optimizers:
-        train = make_trainer(OPTIMIZERS[name][1], data, **shape)
+        train = make_trainer(OPTIMIZERS[name][1], data, **settings)
         for rate, seed in itertools.product(
             cli.half_decades(OPTIMIZERS[name][0], values.rates), seeds
         ):
@@ -141,14 +139,18 @@ def main(values: flags.FlagValues) -> None:
                 continue
             begun = time.perf_counter()
             found = jax.device_get(train(rate, seed))
-            found = {k: round(float(v), 5) for k, v in found.items()}
+            # JSON has no NaN.
+            found = {
+                k: round(float(v), 5) if np.isfinite(v) else None
+                for k, v in found.items()
+            }
             seconds = round(time.perf_counter() - begun, 2)
             records.add(key | found | {"seconds": seconds})
             print(f"{name}, rate {rate:g}, seed {seed}: {found}", flush=True)
-    summarize(values, settings, records.rows, out)
+    summarize(settings, records.rows, out)
 
 
-def summarize(values, settings, rows, out):
+def summarize(settings, rows, out):
     """Writes the table at each optimizer's best rate, and at all of them."""
     best, curves = {}, {}
     for name in dict.fromkeys(row["optimizer"] for row in rows):
@@ -156,13 +158,11 @@ def summarize(values, settings, rows, out):
         for row in rows:
             if row["optimizer"] == name:
                 by_rate.setdefault(row["rate"], []).append(row)
-        means = {
-            rate: {k: _mean(group, k) for k in _METRICS}
-            | {"spread": float(np.std([r["test_loss"] for r in group]))}
-            for rate, group in sorted(by_rate.items())
-        }
+        means = {rate: _means(group) for rate, group in sorted(by_rate.items())}
         curves[name] = means
-        best[name] = min(means, key=lambda r: means[r]["validation_loss"])
+        finite = [rate for rate, found in means.items() if found]
+        if finite:
+            best[name] = min(finite, key=lambda r: means[r]["validation_loss"])
     order = sorted(best, key=lambda n: curves[n][best[n]]["test_loss"])
     lines = report.table(
         ["optimizer", "rate", "test loss", "+-", "test accuracy", "validation"],
@@ -182,10 +182,10 @@ def summarize(values, settings, rows, out):
     lines.append("")
     for name, means in curves.items():
         tried = ", ".join(
-            f"{rate:g}: {found['validation_loss']:.3f}"
-            for rate, found in means.items()
+            f"{r:g}: {m['validation_loss']:.3f}" if m else f"{r:g}: diverged"
+            for r, m in means.items()
         )
-        edge = best[name] in (min(means), max(means)) and len(means) > 1
+        edge = best.get(name) in (min(means), max(means)) and len(means) > 1
         note = "; the best rate is at the edge" if edge else ""
         lines.append(f"- {name}, validation loss by rate: {tried}{note}")
     test = {n: curves[n][best[n]]["test_loss"] for n in best}
@@ -204,20 +204,22 @@ def plot(curves):
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
     for name, means in curves.items():
-        axes.loglog(
-            list(means),
-            [m["test_loss"] for m in means.values()],
-            "o-",
-            label=name,
-        )
+        points = [(r, m["test_loss"]) for r, m in means.items() if m]
+        if points:
+            axes.loglog(*zip(*points, strict=True), "o-", label=name)
     axes.set_xlabel("learning rate")
     axes.set_ylabel("test loss, mean over seeds")
     axes.legend(fontsize=7)
     return figure
 
 
-def _mean(rows, key):
-    return float(np.mean([row[key] for row in rows]))
+def _means(rows):
+    """Means over seeds, ``None`` if one of them diverged."""
+    if not np.isfinite(np.array([r["test_loss"] for r in rows], float)).all():
+        return None
+    spread = float(np.std([row["test_loss"] for row in rows]))
+    means = {k: float(np.mean([row[k] for row in rows])) for k in _METRICS}
+    return means | {"spread": spread}
 
 
 if __name__ == "__main__":

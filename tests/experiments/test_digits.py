@@ -58,3 +58,20 @@ def test_wrong_flags(script, tmp_path):
         status, _, errors = script(digits, flag, f"--out={tmp_path}")
         assert status == 2 and len(errors.splitlines()) == 1
         assert words in errors
+
+
+def test_a_diverged_rate_is_never_the_best(capsys, tmp_path):
+    row = dict.fromkeys(digits._METRICS, 1.0)
+    rows = [
+        {
+            "optimizer": "m3",
+            "rate": rate,
+            "seed": 0,
+            **row | {"test_loss": loss},
+        }
+        for rate, loss in ((0.1, 2.0), (1.0, None), (2.0, float("nan")))
+    ]
+    digits.summarize({}, rows, tmp_path)
+    out = capsys.readouterr().out
+    assert "| m3 | 0.1 | 2.0000 |" in out and "1: diverged, 2: diverged" in out
+    json.loads((tmp_path / "digits.json").read_text(), parse_constant=int)

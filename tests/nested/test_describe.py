@@ -76,4 +76,4 @@ def test_deep_optimizers_describe_themselves():
     assert table["M3, fast"].period == 2 and table["M3, slow"].period == 8
     assert table["M3, slow"].state_bytes == 3 * 12 * 4
     row = rows(deep_momentum(0.1), params=params)["gradient memory"]
-    assert (row.architecture, row.objective) == ("mlp", "dot_product")
+    assert (row.architecture, row.objective) == ("mlp", "l2")
