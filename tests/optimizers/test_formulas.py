@@ -363,6 +363,17 @@ def test_m3_relates_each_matrix_of_a_stack_to_itself():
         np.testing.assert_allclose(whole["stack"][layer], alone["w"], rtol=1e-6)
 
 
+def test_m3_goes_on_after_squares_that_are_no_floats():
+    """One step of 1e30 leaves an infinite second moment, and directions."""
+    g = {"w": jnp.asarray(gradients(1)[0]["w"], jnp.float32)}
+    tx = nl.scale_by_m3(0.5)
+    _, state = tx.update(jax.tree.map(lambda x: 1e30 * x, g), tx.init(g))
+    assert np.isinf(state.second["w"]).all()
+    out, _ = tx.update(g, state)
+    size = np.linalg.svd(out["w"], compute_uv=False)
+    assert size.min() > 0.5 and size.max() < 2
+
+
 def test_m3_without_slow_and_second_moment_is_muon():
     grads = gradients(shapes={"w": (4, 3), "v": (2, 5)})
     ours = run(nl.scale_by_m3(0.95, slow_weight=0.0, damping=1.0), grads)
