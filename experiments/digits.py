@@ -63,22 +63,18 @@ OPTIMIZERS = {
         3e-5,
         _decayed(lambda: nl.scale_by_m3(second_moment="absolute")),
     ),
-    "momentum": (0.3, _decayed(nl.scale_by_preconditioned_momentum)),
+    "momentum": (0.02, _decayed(nl.scale_by_preconditioned_momentum)),
     "delta momentum": (
-        0.3,
+        0.02,
         _decayed(lambda: nl.scale_by_delta_momentum(0.1, normalize=True)),
     ),
     "deep momentum": (
-        0.3,
+        0.02,
         _decayed(lambda: nl.scale_by_deep_momentum(expansion=1)),
     ),
     "learned preconditioner": (
         1e-2,
         _decayed(nl.scale_by_learned_preconditioner),
-    ),
-    "adagrad matrix": (
-        1e-2,
-        _decayed(lambda: nl.scale_by_adagrad_memory("matrix", momentum=0.9)),
     ),
 }
 """The middle of the rates, and a function of schedule and weight decay."""

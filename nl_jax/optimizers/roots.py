@@ -4,6 +4,7 @@ A decomposition inside a scan is slow on accelerators, and batched triangular
 solves there have stalled on CPU. 30 steps serve a condition of ``1e8``.
 """
 
+import jax
 import jax.numpy as jnp
 
 __all__ = ["inverse_root"]
@@ -25,9 +26,14 @@ def inverse_root(h, eps):
     """
     h, size, identity = _scaled(h, eps)
     y, z = h, jnp.broadcast_to(identity, h.shape)
-    for _ in range(_STEPS):
+
+    def step(_, roots):
+        y, z = roots
         t = 0.5 * (3 * identity - z @ y)
-        y, z = y @ t, t @ z
+        return y @ t, t @ z
+
+    # Not unrolled: compile time would grow with leaves times steps.
+    _, z = jax.lax.fori_loop(0, _STEPS, step, (y, z))
     return z / jnp.sqrt(size)
 
 
