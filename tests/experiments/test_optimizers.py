@@ -35,6 +35,14 @@ def test_optimizers_are_timed(script, tmp_path):
     )
     assert status == 0, errors
     assert "| m3 |" in out and "optax / ours" in out
+    assert (tmp_path / "benchmark_optimizers.png").exists()
+
+
+def test_only_layers_are_orthogonalised():
+    params = benchmark_optimizers.make_params(4, 2, vocab=8)
+    dims = benchmark_optimizers._dims(params)
+    assert dims["embedding"] is None and None not in dims["layer_1"]
+    assert sum(p.size for p in params["layer_0"]) == 12 * 4**2
 
 
 @pytest.mark.parametrize(
