@@ -30,10 +30,10 @@ from nl_jax.nested.describe import count_parameters
 OPTIMIZERS = {
     "adamw": 6e-3,
     "muon": 0.02,
-    "m3": 0.02,
+    "m3": 0.01,
     "momentum": 0.1,
     "delta_momentum": 0.1,
-    "deep_momentum": 1.0,
+    "deep_momentum": 0.1,
     "adam_memory": 6e-3,
 }
 """The middle of the rates."""
