@@ -6,11 +6,11 @@ where that is not 0; gradients are random, forward and backward passes are not
 timed. Newton-Schulz takes five steps everywhere, of layers and not of the
 embedding.
 
-Commands (a minute; a quarter of an hour for 140 million parameters)::
+Commands (three minutes; ten for 135 million parameters, 14 GiB)::
 
     python -m experiments.benchmark_optimizers
     python -m experiments.benchmark_optimizers --width=768 --vocab=65536 \
-        --rounds=2 --calls=8 --out=runs/benchmark_140m
+        --rounds=1 --out=runs/benchmark_140m
 
 Prints, and writes to ``--out``, the median of each optimizer's step, and that
 of orthogonalising all matrices: optax's, leaf by leaf, and ours, equal shapes
