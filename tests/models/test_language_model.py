@@ -16,7 +16,7 @@ TINY = {
     "n_heads": 2,
     "titans": {"chunk_size": 4, "memory_chunk_size": 2},
     "attention": {"window": 6},
-    "delta_net": {"chunk_size": 4},
+    "matrix": {"chunk_size": 4},
 }
 LEVELS = {"objective": "next_token", "periods": (4, 8), "rate": 0.1}
 CASES = {name: (name, {}) for name in names()} | {
