@@ -17,7 +17,7 @@ chunk, and read after the write. In row vectors, :math:`W` being ``[d, d]``:
   + \tilde k^\top v` (2503.14456).
 
 The objective behind them (attentional bias, arXiv 2504.13173): dot product for
-hebbian, L2 for delta, comba and rwkv7, L2 solved exactly per token for longhorn,
+hebbian; L2 for delta, comba and rwkv7; L2 solved exactly for longhorn;
 :math:`-2 \langle k W, v \rangle + \|v W^\top\|^2` for oja.
 """
 

@@ -75,12 +75,18 @@ class ModelConfig:
                 f"n_layers={self.n_layers}"
             )
         fastest = self.cms.periods[0]
-        if inner and self.mixer == "titans" and fastest % self.titans.cycle:
+        if inner and fastest % self.cycle:
             raise ValueError(
                 f"cms.periods={self.cms.periods}: the fastest, {fastest}, must "
-                f"be a multiple of both titans chunk sizes "
-                f"({self.titans.chunk_size}, {self.titans.memory_chunk_size})"
+                f"be a multiple of {self.cycle} tokens, where the chunks of "
+                f"{self.mixer} meet"
             )
+
+    @property
+    def cycle(self) -> int:
+        """Tokens after which every chunk of the mixer begins anew."""
+        cycles = {"titans": self.titans.cycle, "deep": self.deep.chunk_size}
+        return cycles.get(self.mixer, 1)
 
 
 def _matrix(**matrix: Any) -> dict[str, Any]:
