@@ -69,7 +69,11 @@ def define(values: flags.FlagValues) -> None:
     ):
         flags.DEFINE_integer(name, default, text, 1, flag_values=values)
     flags.DEFINE_float(
-        "learning_rate", 3e-3, "Of Adam, at the start of a cosine.", 0.0, flag_values=values
+        "learning_rate",
+        3e-3,
+        "Of Adam, at the start of a cosine.",
+        0.0,
+        flag_values=values,
     )
     flags.DEFINE_string(
         "out", "runs/formal_languages", "Folder.", flag_values=values

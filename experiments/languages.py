@@ -37,7 +37,7 @@ def _repeat(period):
 
     def string(rng, size):
         del rng
-        at = np.arange(max(size // period, 1) * period)
+        at = np.arange(size // period * period)
         symbols = at % 2 if period == 4 else 0 * at
         return symbols, np.where((at + 1) % period == 0, 1, 0) + 2 * symbols
 
@@ -59,7 +59,7 @@ def _counts(letters):
 
 def _shuffle(rng, size):
     """Two kinds of brackets, each balanced by itself; which are open?"""
-    pairs = max(size // 2, 1)
+    pairs = size // 2
     depth, symbols, labels, opened = [0, 0], [], [], 0
     for left in range(2 * pairs, 0, -1):
         total = sum(depth)
@@ -84,8 +84,9 @@ _N = ((1, 50), (51, 100))
 
 LANGUAGES = {
     "parity": Language(2, 2, _SHORT, _parity),
-    "aa": Language(1, 2, _SHORT, _repeat(2)),
-    "abab": Language(2, 4, _SHORT, _repeat(4)),
+    # Sizes are rounded down to whole repetitions.
+    "aa": Language(1, 2, ((2, 51), (52, 101)), _repeat(2)),
+    "abab": Language(2, 4, ((4, 51), (52, 103)), _repeat(4)),
     "anbn": Language(2, 3, _N, _counts(2)),
     "anbncn": Language(3, 4, _N, _counts(3)),
     "shuffle-2": Language(4, 4, ((2, 50), (52, 100)), _shuffle),
@@ -110,7 +111,6 @@ def draw(language: Language, rng, count: int, part: int):
         language.string(rng, int(rng.integers(least, most + 1)))
         for _ in range(count)
     ]
-    # A repetition may round a size up, and a count has as many of each.
     longest = max(len(symbols) for symbols, _ in strings)
     out = np.zeros((2, count, longest), np.int32)
     out[1] = -1

@@ -37,8 +37,8 @@ def make(case, **overrides):
     return model, model.init(jax.random.key(1), tokens), tokens
 
 
-# Their mixers are other choices of layers that quick cases have, and equal their
-# papers in tests/memory.
+# Their mixers are other choices of layers that quick cases have, and equal
+# their papers in tests/memory.
 ALIKE = (
     "comba",
     "dla",
