@@ -98,7 +98,13 @@ def _matrix(**matrix: Any) -> dict[str, Any]:
 
 def _deep(**deep: Any) -> dict[str, Any]:
     """A model of memories that learn by gradient descent while reading."""
-    return {"mixer": "deep", "deep": deep, "cms": {"hidden": 4.0}}
+    # What initial MLPs cost at four heads, the MLP behind them gives.
+    mlp = deep.get("architecture", "mlp").startswith("mlp")
+    return {
+        "mixer": "deep",
+        "deep": deep,
+        "cms": {"hidden": 10 / 3 if mlp else 4.0},
+    }
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -124,7 +130,7 @@ MODELS: dict[str, dict[str, Any]] = {
         architecture="linear_norm", momentum=False, retention="mean"
     ),
     "ttt-mlp": _deep(architecture="mlp_norm", momentum=False, retention="mean"),
-    "lstm": {"mixer": "lstm", "cms": {"hidden": 8 / 3}},
+    "lstm": {"mixer": "lstm", "cms": {"hidden": 7 / 3}},
 }
 """What each name is, as overrides of :class:`ModelConfig`."""
 
