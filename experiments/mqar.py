@@ -26,13 +26,11 @@ from absl import flags
 
 from experiments import cli
 from experiments.records import Records
-from nl_jax.models import build
+from nl_jax.models import build, names
 from nl_jax.training import InputError
 
 RUNS = {
-    "hope": ("hope", {}),
-    "deltanet": ("deltanet", {}),
-    "transformer": ("transformer", {}),
+    **{name: (name, {}) for name in names()},
     "hope-no-momentum": ("hope", {"titans": {"momentum": False}}),
     "hope-gd": ("hope", {"titans": {"rule": "gd"}}),
     "hope-l2": ("hope", {"titans": {"objective": "l2"}}),
@@ -251,8 +249,8 @@ def main(values: flags.FlagValues) -> None:
     seeds = cli.integers("seeds", values.seeds, 0)
     out = pathlib.Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
-    names = (*_SETTINGS, "learning_rate", "target")
-    settings = {name: values[name].value for name in names}
+    fields = (*_SETTINGS, "learning_rate", "target")
+    settings = {name: values[name].value for name in fields}
     records = Records(out / "mqar.jsonl", settings)
     for seed in seeds:
         for run in values.runs:

@@ -6,26 +6,44 @@ from nl_jax.layers.attention import (
     CausalAttention,
 )
 from nl_jax.layers.cms import CMSConfig, ContinuumMemory
-from nl_jax.layers.delta_net import DeltaNet, DeltaNetConfig, DeltaNetState
+from nl_jax.layers.deep_memory import (
+    DeepMemory,
+    DeepMemoryConfig,
+    DeepMemoryState,
+)
+from nl_jax.layers.lstm import LSTM, LSTMConfig, LSTMState
+from nl_jax.layers.matrix_memory import (
+    MatrixMemory,
+    MatrixMemoryConfig,
+    MatrixMemoryState,
+)
 from nl_jax.layers.norms import l2_normalize, rms_norm
+from nl_jax.layers.rotary import rotate
 from nl_jax.layers.short_conv import next_tail, short_conv
 from nl_jax.layers.titans import SelfModifyingTitans, TitansState
 from nl_jax.layers.titans_config import TitansConfig
 
 __all__ = [
+    "LSTM",
     "AttentionConfig",
     "AttentionState",
     "CMSConfig",
     "CausalAttention",
     "ContinuumMemory",
-    "DeltaNet",
-    "DeltaNetConfig",
-    "DeltaNetState",
+    "DeepMemory",
+    "DeepMemoryConfig",
+    "DeepMemoryState",
+    "LSTMConfig",
+    "LSTMState",
+    "MatrixMemory",
+    "MatrixMemoryConfig",
+    "MatrixMemoryState",
     "SelfModifyingTitans",
     "TitansConfig",
     "TitansState",
     "l2_normalize",
     "next_tail",
     "rms_norm",
+    "rotate",
     "short_conv",
 ]

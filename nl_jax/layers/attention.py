@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
-from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.layers.mixing import Declare, mix
+from nl_jax.layers.rotary import rotate
 
 __all__ = ["AttentionConfig", "AttentionState", "CausalAttention"]
 
@@ -90,26 +91,16 @@ class CausalAttention(nn.Module):
         if d % (2 * heads):
             raise ValueError(f"2 * n_heads={2 * heads} must divide d_model={d}")
 
-        def declare(name, init, shape, axes):
-            init = nn.with_logical_partitioning(init, axes)
-            return self.param(name, init, shape, jnp.float32).astype(self.dtype)
-
+        declare = Declare(self, self.dtype)
         fresh = state is None
         state = self.initial_state(x.shape[0]) if fresh else state
         x = x.astype(self.dtype)
         batch, length = x.shape[:2]
-        dense = nn.initializers.lecun_normal()
-        conv = nn.initializers.normal(config.conv_width**-0.5)
-        mixed, tails = {}, {}
-        for name in ("q", "k", "v"):
-            raw = x @ declare(f"w_{name}", dense, (d, d), ("embed", "mixer"))
-            kernel = declare(
-                f"conv_{name}", conv, (config.conv_width, d), (None, "mixer")
-            )
-            tails[name] = next_tail(raw, state.tails[name])
-            y = jax.nn.silu(short_conv(raw, kernel, state.tails[name]))
-            mixed[name] = y.reshape(batch, length, heads, d // heads)
-        q, k, v = mixed["q"], mixed["k"], mixed["v"]
+        mixed, tails = mix(declare, x, state.tails, config.conv_width)
+        q, k, v = (
+            mixed[name].reshape(batch, length, heads, d // heads)
+            for name in "qkv"
+        )
 
         if fresh and length <= config.window:
             y = _attend(config, q, k, v, jnp.full((batch,), length))
@@ -117,7 +108,7 @@ class CausalAttention(nn.Module):
         else:
             cache, y = _scan_segments(config, state, q, k, v)
         cache = cache._replace(tails=tails)
-        out = declare("w_out", dense, (d, d), ("mixer", "embed"))
+        out = declare.dense("w_out", d, d, "embed", "mixer")
         return y.reshape(x.shape) @ out, cache
 
 
@@ -166,22 +157,11 @@ def _attend(config, q, k, v, filled):
     # Not jax.nn.dot_product_attention: it rounds float64 scores to float32.
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum(
-        "bqhd,bkhd->bhqk",
-        _rotate(config, q, query_at),
-        _rotate(config, k, key_at),
+        "bhqd,bhkd->bhqk",
+        rotate(q.swapaxes(1, 2), query_at, config.rope_base),
+        rotate(k.swapaxes(1, 2), key_at, config.rope_base),
         preferred_element_type=wide,
     )
     scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-
-
-def _rotate(config, x, at):
-    """Rotary position embedding, half-split form, ``x [B, T, H, d]``."""
-    half = x.shape[-1] // 2
-    frequency = config.rope_base ** (-jnp.arange(half) / half)
-    angle = at[:, None] * frequency
-    cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
-    a, b = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, -1)
-    rotated = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
-    return rotated.astype(x.dtype)

@@ -116,6 +116,12 @@ def _mlp_forward(layers, x):
     return x + out(jax.nn.gelu(hidden(x)))
 
 
+def _normalized(y):
+    """Layer norm without scale and bias."""
+    y = y - y.mean(-1, keepdims=True)
+    return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+
+
 linear = Architecture(
     name="linear",
     forward=lambda layers, x: layers[0](x),
@@ -142,4 +148,24 @@ mlp = Architecture(
     gains=(1.0, 1.0),
 )
 
-ARCHITECTURES = {a.name: a for a in (linear, residual, mlp)}
+linear_norm = Architecture(
+    # TTT-Linear, arXiv 2407.04620 section 2.7: f(x) = x + LN(x W).
+    name="linear_norm",
+    forward=lambda layers, x: x + _normalized(layers[0](x)),
+    widths=linear.widths,
+    gains=linear.gains,
+)
+
+mlp_norm = Architecture(
+    # TTT-MLP: f(x) = x + LN(gelu(x W1) W2).
+    name="mlp_norm",
+    forward=lambda layers, x: (
+        x + _normalized(layers[1](jax.nn.gelu(layers[0](x))))
+    ),
+    widths=mlp.widths,
+    gains=mlp.gains,
+)
+
+ARCHITECTURES = {
+    a.name: a for a in (linear, residual, mlp, linear_norm, mlp_norm)
+}

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax.checks import choose
+from nl_jax.checks import check_count, choose
 from nl_jax.memory import blocks
 from nl_jax.memory.architecture import ARCHITECTURES, Architecture, Weights
 from nl_jax.memory.objective import OBJECTIVES, Objective
@@ -67,6 +67,7 @@ def advance(
     read: Read = "before",
     valid: jax.Array | None = None,
     closes: jax.Array | bool = True,
+    anchored: bool = False,
 ) -> tuple[jax.Array | None, MemoryState]:
     """Writes a block of tokens into a memory and reads it causally.
 
@@ -79,6 +80,8 @@ def advance(
         read: the weights that are read, see ``delta_scan``.
         valid: ``[..., T]``, False where a slot holds no token.
         closes: whether the block ends a chunk.
+        anchored: retention pulls towards the weights of the chunk's start,
+            not towards zero.
 
     Returns:
         ``(o, state)``, outputs ``[..., T, d_out]`` or ``None``.
@@ -86,10 +89,10 @@ def advance(
     momentum = state.momentum or (None,) * len(writes)
     after: list[tuple[jax.Array, jax.Array | None]] = []
 
-    def layer(w, s, write):
+    def layer(w, s, write, anchor):
         def call(q):
             o, w_end, s_end = chunk_step(
-                w,
+                w - anchor if anchored else w,
                 s,
                 write.x,
                 write.g,
@@ -100,6 +103,9 @@ def advance(
                 read=read,
                 valid=valid,
             )
+            if anchored:
+                w_end = w_end + anchor
+                o = o if o is None else o + (q @ anchor.astype(q.dtype))
             after.append((w_end, s_end))
             return o
 
@@ -107,7 +113,9 @@ def advance(
 
     layers = [
         layer(*each)
-        for each in zip(state.weights, momentum, writes, strict=True)
+        for each in zip(
+            state.weights, momentum, writes, state.start, strict=True
+        )
     ]
     if q is None or read == "chunk":
         for call in layers:
@@ -134,6 +142,7 @@ def associative_memory(
     momentum: bool = False,
     chunk_size: int = 64,
     read: Read = "before",
+    mean: bool = False,
 ) -> Memory:
     r"""Builds a memory from its three independent choices.
 
@@ -164,6 +173,9 @@ def associative_memory(
             weights.
         read: ``"before"`` or ``"after"`` the write of the same token, or at
             the weights of the ``"chunk"``'s start.
+        mean: take the mean of a chunk's gradients so far in place of their
+            sum, so that token ``i`` of a chunk steps by ``1 / i`` (TTT, arXiv
+            2407.04620); gates' retention is then not used. Not with momentum.
 
     Raises:
         ValueError: for an unknown name or a ``chunk_size`` below 1.
@@ -181,8 +193,9 @@ def associative_memory(
     arch = choose("architecture", architecture, ARCHITECTURES)
     goal = choose("objective", objective, OBJECTIVES)
     step = choose("rule", rule, RULES)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    check_count("chunk_size", chunk_size)
+    if mean and (momentum or step.delta):
+        raise ValueError("mean=True goes with rule 'gd' and momentum=False")
 
     def init(rng_or_weights, d_in=None, d_out=None, *, lead=()):
         weights = rng_or_weights
@@ -206,9 +219,13 @@ def associative_memory(
 
         @jax.checkpoint
         def body(memory, block):
-            (k, v, q), gates, valid, closes = block
+            (k, v, q), gates, valid, closes, share = block
             k, v, q = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -2), (k, v, q))
             gates = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), gates)
+            if mean:
+                # D_i = ((i - 1) D_{i-1} + g_i) / i, from the chunk's start.
+                kept = jnp.log1p(-share) + 0 * gates.log_alpha
+                gates = Gates(gates.eta * share, kept)
             writes = step.writes(arch, goal, memory.start, k, v, gates)
             o, memory = advance(
                 arch,
@@ -219,11 +236,20 @@ def associative_memory(
                 read=read,
                 valid=valid,
                 closes=closes,
+                anchored=mean,
             )
             return memory, None if o is None else jnp.moveaxis(o, -2, 0)
 
         memory, o = jax.lax.scan(
-            body, state.memory, (arrays, gates, grid.valid, grid.closes)
+            body,
+            state.memory,
+            (
+                arrays,
+                gates,
+                grid.valid,
+                grid.closes,
+                grid.shares(position, chunk_size),
+            ),
         )
         if o is not None:
             o = jnp.moveaxis(grid.join(o), 0, -2)

@@ -40,6 +40,18 @@ class Blocks(NamedTuple):
             x = jax.lax.dynamic_update_slice_in_dim(empty, x, self.offset, 0)
         return x.reshape(self.number, self.length, *x.shape[1:])
 
+    def shares(self, position: int | jax.Array, chunk_size: int) -> jax.Array:
+        """``1 / i`` for the ``i``-th slot of its chunk, ``[number, length]``.
+
+        Args:
+            position: tokens read before.
+            chunk_size: distance between the boundaries of the grid.
+        """
+        first = position if self.length == 1 else 0
+        slots = first + jnp.arange(self.number * self.length)
+        shares = 1.0 / (slots % chunk_size + 1)
+        return shares.reshape(self.number, self.length)
+
     def join(self, x: jax.Array) -> jax.Array:
         """``[number, length, ...] -> [T, ...]``, the inverse of ``split``."""
         x = x.reshape(self.number * self.length, *x.shape[2:])

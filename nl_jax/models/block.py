@@ -4,9 +4,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nl_jax.layers import (
+    LSTM,
     CausalAttention,
     ContinuumMemory,
-    DeltaNet,
+    DeepMemory,
+    MatrixMemory,
     SelfModifyingTitans,
     rms_norm,
 )
@@ -17,7 +19,9 @@ __all__ = ["MIXERS", "Block"]
 MIXERS = {
     "titans": SelfModifyingTitans,
     "attention": CausalAttention,
-    "delta_net": DeltaNet,
+    "matrix": MatrixMemory,
+    "deep": DeepMemory,
+    "lstm": LSTM,
 }
 
 

@@ -4,13 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from nl_jax.checks import check_count
+from nl_jax.checks import check_choice, check_count
 from nl_jax.layers import (
     AttentionConfig,
     CMSConfig,
-    DeltaNetConfig,
+    DeepMemoryConfig,
+    LSTMConfig,
+    MatrixMemoryConfig,
     TitansConfig,
 )
+
+MIXERS = ("titans", "attention", "matrix", "deep", "lstm")
 
 __all__ = ["MODELS", "PRESETS", "ModelConfig", "configure", "names"]
 
@@ -26,7 +30,7 @@ class ModelConfig:
 
     name: str = "hope"
     """Name in the registry that this configuration came from."""
-    mixer: Literal["titans", "attention", "delta_net"] = "titans"
+    mixer: Literal["titans", "attention", "matrix", "deep", "lstm"] = "titans"
     """Sequence mixer of every block."""
     vocab_size: int = 256
     """Number of token ids."""
@@ -46,22 +50,18 @@ class ModelConfig:
     """Choices of the ``titans`` mixer."""
     attention: AttentionConfig = AttentionConfig()
     """Choices of the ``attention`` mixer."""
-    delta_net: DeltaNetConfig = DeltaNetConfig()
-    """Choices of the ``delta_net`` mixer."""
+    matrix: MatrixMemoryConfig = MatrixMemoryConfig()
+    """Choices of the ``matrix`` mixer."""
+    deep: DeepMemoryConfig = DeepMemoryConfig()
+    """Choices of the ``deep`` mixer."""
+    lstm: LSTMConfig = LSTMConfig()
+    """Choices of the ``lstm`` mixer."""
     cms: CMSConfig = CMSConfig()
     """The continuum memory that follows the mixer."""
 
     def __post_init__(self):
-        if self.mixer not in ("titans", "attention", "delta_net"):
-            raise ValueError(
-                f"mixer={self.mixer!r} must be 'titans', 'attention' or "
-                "'delta_net'"
-            )
-        if self.dtype not in ("float32", "bfloat16", "float64"):
-            raise ValueError(
-                f"dtype={self.dtype!r} must be 'float32', 'bfloat16' or "
-                "'float64'"
-            )
+        check_choice("mixer", self.mixer, MIXERS)
+        check_choice("dtype", self.dtype, ("float32", "bfloat16", "float64"))
         for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
             check_count(name, getattr(self, name))
         if self.d_model % self.n_heads:
@@ -75,19 +75,62 @@ class ModelConfig:
                 f"n_layers={self.n_layers}"
             )
         fastest = self.cms.periods[0]
-        if inner and self.mixer == "titans" and fastest % self.titans.cycle:
+        if inner and fastest % self.cycle:
             raise ValueError(
                 f"cms.periods={self.cms.periods}: the fastest, {fastest}, must "
-                f"be a multiple of both titans chunk sizes "
-                f"({self.titans.chunk_size}, {self.titans.memory_chunk_size})"
+                f"be a multiple of {self.cycle} tokens, where the chunks of "
+                f"{self.mixer} meet"
             )
+
+    @property
+    def cycle(self) -> int:
+        """Tokens after which every chunk of the mixer begins anew."""
+        cycles = {"titans": self.titans.cycle, "deep": self.deep.chunk_size}
+        return cycles.get(self.mixer, 1)
+
+
+def _matrix(**matrix: Any) -> dict[str, Any]:
+    """A model of matrix memories with a Transformer's number of parameters."""
+    # What the output gate costs, the three matrices of the MLP give.
+    hidden = 11 / 3 if matrix.get("output_gate") else 4.0
+    return {"mixer": "matrix", "matrix": matrix, "cms": {"hidden": hidden}}
+
+
+def _deep(**deep: Any) -> dict[str, Any]:
+    """A model of memories that learn by gradient descent while reading."""
+    # What initial MLPs cost at four heads, the MLP behind them gives.
+    mlp = deep.get("architecture", "mlp").startswith("mlp")
+    return {
+        "mixer": "deep",
+        "deep": deep,
+        "cms": {"hidden": 10 / 3 if mlp else 4.0},
+    }
 
 
 MODELS: dict[str, dict[str, Any]] = {
     "hope": {"mixer": "titans", "cms": {"periods": (1, 4)}},
     "hope-attention": {"mixer": "attention", "cms": {"periods": (1, 4)}},
     "transformer": {"mixer": "attention", "cms": {"hidden": 4.0}},
-    "deltanet": {"mixer": "delta_net", "cms": {"hidden": 4.0}},
+    "linear-attention": _matrix(rule="hebbian", features="elu"),
+    "retnet": _matrix(
+        rule="hebbian", decay="fixed", features="rotary", output_gate=True
+    ),
+    "gla": _matrix(
+        rule="hebbian", decay="channel", features="scaled", output_gate=True
+    ),
+    "deltanet": _matrix(rule="delta"),
+    "gated-deltanet": _matrix(rule="delta", decay="scalar"),
+    "longhorn": _matrix(rule="longhorn", features="scaled"),
+    "comba": _matrix(rule="comba", decay="scalar", output_gate=True),
+    "oja": _matrix(rule="oja", decay="scalar"),
+    "rwkv7": _matrix(rule="rwkv7", decay="channel", features="scaled"),
+    "titans": _deep(),
+    "dla": _deep(objective="dot_product"),
+    "ttt-linear": _deep(
+        architecture="linear_norm", momentum=False, retention="mean"
+    ),
+    "ttt-mlp": _deep(architecture="mlp_norm", momentum=False, retention="mean"),
+    "lstm": {"mixer": "lstm", "cms": {"hidden": 7 / 3}},
 }
 """What each name is, as overrides of :class:`ModelConfig`."""
 

@@ -7,6 +7,7 @@ configuration.
 import jax
 import jax.numpy as jnp
 
+from nl_jax.memory import MATRIX_RULES
 from nl_jax.nested import LevelRow
 from nl_jax.nested.describe import count_bytes, count_parameters
 
@@ -120,19 +121,59 @@ def _attention(config, params, state):
     ]
 
 
-def _delta_net(config, params, state):
+def _matrix(config, params, state):
     del params
+    matrix = config.matrix
+    rule = MATRIX_RULES[matrix.rule]
+    decay = "" if matrix.decay == "none" else f", {matrix.decay} decay"
     return [
         LevelRow(
-            name="delta_net.memory",
+            name="matrix.memory",
             memory_of="keys to values",
             architecture="linear",
-            objective="l2",
-            rule="GD" + (", decay" if config.delta_net.gated else ""),
+            objective=rule.objective,
+            rule=f"{rule.name}{decay}",
             period=1,
             unit="tokens",
             parameters=0,
+            state_bytes=count_bytes((state.memory, state.normalizer)),
+        )
+    ]
+
+
+def _deep(config, params, state):
+    deep = config.deep
+    rule = deep.rule.upper() + (", momentum" if deep.momentum else "")
+    kept = {"none": "", "decay": ", decay", "mean": ", mean of a chunk"}
+    initial = [v for k, v in params.items() if k.startswith("memory_")]
+    return [
+        LevelRow(
+            name="deep.memory",
+            memory_of="keys to values",
+            architecture=deep.architecture.replace("_", " "),
+            objective=deep.objective.replace("_", " "),
+            rule=rule + kept[deep.retention],
+            period=deep.chunk_size,
+            unit="tokens",
+            parameters=count_parameters(initial),
             state_bytes=count_bytes(state.memory),
+        )
+    ]
+
+
+def _lstm(config, params, state):
+    del config, params
+    return [
+        LevelRow(
+            name="lstm.cells",
+            memory_of="the tokens before",
+            architecture="vector",
+            objective="none",
+            rule="gated sum",
+            period=1,
+            unit="tokens",
+            parameters=0,
+            state_bytes=count_bytes(state),
         )
     ]
 
@@ -140,5 +181,7 @@ def _delta_net(config, params, state):
 _MIXER_ROWS = {
     "titans": _titans,
     "attention": _attention,
-    "delta_net": _delta_net,
+    "matrix": _matrix,
+    "deep": _deep,
+    "lstm": _lstm,
 }

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from nl_jax.training.compatibility import upgrade_config
 from nl_jax.training.errors import InputError
 from nl_jax.training.step import TrainState
 from nl_jax.training.storage import ORBAX_ERRORS, first_line, orbax_context
@@ -128,7 +129,7 @@ class Checkpoints:
                 f"{self.directory / str(step)} is not a checkpoint of nl_jax; "
                 "give the --workdir of a training run"
             )
-        return meta
+        return meta | {"config": upgrade_config(meta["config"])}
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
         """Reads arrays into shapes that carry shardings."""

@@ -3,11 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nl_jax.models import LanguageModel
+from nl_jax.models import LanguageModel, ModelConfig
+from nl_jax.training.config import to_json
 from nl_jax.training.errors import InputError
 from nl_jax.training.tokenizer import Tokenizer
 
-__all__ = ["check_same_config", "check_text", "check_tokenizer"]
+__all__ = [
+    "check_same_config",
+    "check_text",
+    "check_tokenizer",
+    "upgrade_config",
+]
 
 _FREE_FIELDS = (
     "log_every",
@@ -25,8 +31,34 @@ _FIXED_FIELDS = (
     "data.bpe_vocab_size",
     "optimizer.name",  # The state in the checkpoint is this rule's.
 )
-_BEFORE = {"optimizer.name": "adamw"}
-"""Fields younger than some checkpoints, and what a run did without them."""
+_MODEL = ModelConfig()
+_MATRIX = to_json(_MODEL.matrix)
+
+
+def upgrade_config(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a checkpoint's configuration in the fields of today.
+
+    Fields that are younger than the checkpoint get what a run did without
+    them; ``delta_net`` has become one of the matrix memories.
+
+    Example:
+        >>> old = {"model": {"mixer": "delta_net", "delta_net": {}}}
+        >>> new = upgrade_config(old | {"optimizer": {}})
+        >>> new["model"]["mixer"], new["optimizer"]["name"]
+        ('matrix', 'adamw')
+    """
+    model, optimizer = dict(saved["model"]), dict(saved["optimizer"])
+    optimizer.setdefault("name", "adamw")
+    delta_net = dict(model.pop("delta_net", {}))
+    if "matrix" not in model:
+        if model.get("mixer") == "delta_net":
+            model["mixer"] = "matrix"
+        gated = delta_net.pop("gated", False)
+        decay = {"decay": "scalar" if gated else "none"}
+        model["matrix"] = _MATRIX | decay | delta_net
+    for name in ("deep", "lstm"):
+        model.setdefault(name, to_json(getattr(_MODEL, name)))
+    return {**saved, "model": model, "optimizer": optimizer}
 
 
 def check_tokenizer(tokenizer: Tokenizer, saved: Mapping, model: LanguageModel):
@@ -69,7 +101,7 @@ def check_same_config(
     Raises:
         InputError: naming the first field that differs.
     """
-    saved, config = _BEFORE | _flat(saved), _flat(config)
+    saved, config = _flat(saved), _flat(config)
     for name in sorted({*saved, *config}):
         old, new = saved.get(name), config.get(name)
         fixed = name.startswith(_FIXED_FIELDS)

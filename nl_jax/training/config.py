@@ -227,16 +227,12 @@ class TrainConfig:
                 f"seq_len={self.seq_len} must be a multiple of the fastest of "
                 f"model.cms.periods={cms.periods}, {cms.periods[0]} tokens"
             )
-        if self.model.mixer == "titans" and (
-            self.seq_len % self.model.titans.cycle
-        ):
-            titans = self.model.titans
+        cycle = self.model.cycle
+        if self.seq_len % cycle:
             raise InputError(
-                f"seq_len={self.seq_len} must be a multiple of "
-                f"model.titans.chunk_size={titans.chunk_size} and of "
-                f"model.titans.memory_chunk_size={titans.memory_chunk_size}; "
-                f"the next that is: "
-                f"{-(-self.seq_len // titans.cycle) * titans.cycle}"
+                f"seq_len={self.seq_len} must be a multiple of {cycle}, where "
+                f"the chunks of model.{self.model.mixer} meet; the next that "
+                f"is: {-(-self.seq_len // cycle) * cycle}"
             )
 
 

@@ -75,7 +75,7 @@ def test_a_finished_run_is_not_repeated(script, tmp_path, monkeypatch):
 @pytest.mark.parametrize("module", [mqar, gradient_growth])
 def test_wrong_flags(script, tmp_path, module):
     status, _, errors = script(module, "--runs=hopeless", f"--out={tmp_path}")
-    assert status == 2 and "allowed are hope, " in errors
+    assert status == 2 and "allowed are comba, " in errors
 
 
 def test_gradient_norms_are_written(script, tmp_path):

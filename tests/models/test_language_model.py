@@ -16,7 +16,8 @@ TINY = {
     "n_heads": 2,
     "titans": {"chunk_size": 4, "memory_chunk_size": 2},
     "attention": {"window": 6},
-    "delta_net": {"chunk_size": 4},
+    "matrix": {"chunk_size": 4},
+    "deep": {"chunk_size": 4, "expansion": 2},
 }
 LEVELS = {"objective": "next_token", "periods": (4, 8), "rate": 0.1}
 CASES = {name: (name, {}) for name in names()} | {
@@ -36,16 +37,32 @@ def make(case, **overrides):
     return model, model.init(jax.random.key(1), tokens), tokens
 
 
+# Their mixers are other choices of layers that quick cases have, and equal
+# their papers in tests/memory.
+ALIKE = (
+    "comba",
+    "dla",
+    "gated-deltanet",
+    "gla",
+    "longhorn",
+    "oja",
+    "retnet",
+    "ttt-linear",
+)
 # Second derivatives of a memory's scan take a minute to compile.
-SLOW = pytest.param("hope-next-token", marks=pytest.mark.slow)
-QUICK = [name for name in CASES if name != "hope-next-token"]
-EXACT = [(name, "float64") for name in QUICK] + [
-    pytest.param("hope-next-token", "float64", marks=pytest.mark.slow)
-]
-ROUNDED = [(name, "float32") for name in names()]
+SLOW = (*ALIKE, "hope-next-token")
 
 
-@pytest.fixture(params=[*QUICK, SLOW])
+def marked(name, *more):
+    marks = pytest.mark.slow if name in SLOW else ()
+    return pytest.param(name, *more, marks=marks)
+
+
+EXACT = [marked(name, "float64") for name in CASES]
+ROUNDED = [marked(name, "float32") for name in names()]
+
+
+@pytest.fixture(params=map(marked, CASES))
 def case(request):
     return make(request.param)
 
@@ -188,7 +205,7 @@ def test_large_presets_have_the_size_they_are_named_for(name, preset, millions):
             lambda: build(
                 "hope", cms={"objective": "next_token", "periods": (8, 16)}
             ),
-            "must be a multiple of both titans chunk sizes",
+            "the fastest, 8, must be a multiple of 16 tokens",
         ),
         (
             lambda: build(

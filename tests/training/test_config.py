@@ -56,7 +56,11 @@ def test_json_gives_the_model_back():
     [
         (TrainConfig, {"steps": 0}, "steps=0"),
         (TrainConfig, {"batch_size": 6, "accumulate": 4}, "accumulate=4"),
-        (TrainConfig, {"seq_len": 50}, "titans.chunk_size=16"),
+        (
+            TrainConfig,
+            {"seq_len": 50},
+            "must be a multiple of 16, where the chunks of model.titans",
+        ),
         (
             DataConfig,
             {"tokenizer": "words"},

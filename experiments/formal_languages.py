@@ -1,0 +1,203 @@
+r"""Formal languages (Table 5): can a model keep track of a state?
+
+A model reads a string and says at every symbol what is true of the prefix; a
+string counts if every step is right. Trained on bin 0, tested on bin 0 and on
+the longer strings of bin 1. What it takes is a memory whose factor along a key
+can come near -1: ``eta_max`` or ``beta_max`` of 2, and chunks of one token for
+Hope. The ``-positive`` runs keep that factor above 0 and are to fail on parity.
+
+Command (a few minutes per language and seed)::
+
+    python -m experiments.formal_languages --languages=parity --runs=hope,lstm
+
+Results go to ``--out``: finished runs as lines of JSON, a table, a record and a
+plot. Finished runs are not repeated.
+"""
+
+import itertools
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+from experiments import cli, report
+from experiments.languages import LANGUAGES, draw
+from experiments.records import Records
+from nl_jax.models import build
+
+# Tracking takes long steps, and nothing that outlasts a token: no momentum.
+_TRACKS = {
+    "chunk_size": 1,
+    "memory_chunk_size": 1,
+    "momentum": False,
+    "eta_bias": 0.0,
+    "alpha_bias": 8.0,
+}
+RUNS = {
+    "hope": ("hope", {"titans": _TRACKS | {"eta_max": 2.0}}),
+    "hope-positive": ("hope", {"titans": _TRACKS | {"eta_max": 1.0}}),
+    "deltanet": ("deltanet", {"matrix": {"beta_max": 2.0}}),
+    "deltanet-positive": ("deltanet", {"matrix": {"beta_max": 1.0}}),
+    "lstm": ("lstm", {}),
+    "transformer": ("transformer", {}),
+}
+_SETTINGS = ("steps", "batch", "width", "layers", "learning_rate", "strings")
+
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    for name, default, known in (
+        ("languages", ["parity", "aa", "abab"], LANGUAGES),
+        ("runs", ["hope", "hope-positive", "lstm"], RUNS),
+    ):
+        flags.DEFINE_list(
+            name, default, f"Out of {', '.join(known)}.", flag_values=values
+        )
+    flags.DEFINE_list("seeds", ["0"], "One run each.", flag_values=values)
+    for name, default, text in (
+        ("steps", 3000, "Optimizer steps at most."),
+        ("batch", 32, "Strings per step."),
+        ("width", 32, "Width of the model."),
+        ("layers", 1, "Blocks."),
+        ("strings", 10_000, "Strings to train on."),
+        ("test_strings", 500, "Strings of each bin to test on."),
+        ("every", 250, "Steps between tests; two perfect ones end a run."),
+    ):
+        flags.DEFINE_integer(name, default, text, 1, flag_values=values)
+    flags.DEFINE_float(
+        "learning_rate",
+        3e-3,
+        "Of Adam, at the start of a cosine.",
+        0.0,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "out", "runs/formal_languages", "Folder.", flag_values=values
+    )
+
+
+def make_model(run, language, width, layers):
+    """Returns a run's model; its vocabulary serves symbols and labels."""
+    name, overrides = RUNS[run]
+    return build(
+        name,
+        vocab_size=max(language.symbols, language.classes),
+        d_model=width,
+        n_layers=layers,
+        n_heads=1,
+        tie_embeddings=False,
+        **overrides,
+    )
+
+
+def train(run, name, seed, values):
+    """Returns the record of one run."""
+    language = LANGUAGES[name]
+    model = make_model(run, language, values.width, values.layers)
+    rng = np.random.default_rng(seed)
+    symbols, labels = draw(language, rng, values.strings, 0)
+    tests = [draw(language, rng, values.test_strings, part) for part in (0, 1)]
+    variables = jax.jit(model.init)(jax.random.key(seed), symbols[:1])
+    tx = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adam(
+            optax.cosine_decay_schedule(values.learning_rate, values.steps),
+            b1=0.9,
+            b2=0.995,
+        ),
+    )
+
+    @jax.jit
+    def step(variables, state, symbols, labels):
+        def loss(variables):
+            logits, _ = model.apply(variables, symbols)
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits, jnp.maximum(labels, 0)
+            )
+            return (losses * (labels >= 0)).sum() / (labels >= 0).sum()
+
+        value, grads = jax.value_and_grad(loss)(variables)
+        updates, state = tx.update(grads, state, variables)
+        return optax.apply_updates(variables, updates), state, value
+
+    @jax.jit
+    def right(variables, symbols, labels):
+        logits, _ = model.apply(variables, symbols)
+        same = (logits.argmax(-1) == labels) | (labels < 0)
+        return 100 * same.all(-1).mean()
+
+    state, curve, done = tx.init(variables), [], 0
+    begun = time.perf_counter()
+    for number in range(1, values.steps + 1):
+        rows = rng.integers(0, len(symbols), values.batch)
+        variables, state, value = step(
+            variables, state, symbols[rows], labels[rows]
+        )
+        if number % values.every == 0 or number == values.steps:
+            bins = [float(right(variables, *test)) for test in tests]
+            curve.append([number, float(value), *bins])
+            print(
+                f"{name} {run} seed {seed} step {number} loss {value:.4f} "
+                f"bins {bins[0]:.1f} {bins[1]:.1f}",
+                flush=True,
+            )
+            done = done + 1 if min(bins) == 100 else 0
+            if done == 2:
+                break
+    return {
+        "bins": curve[-1][2:],
+        "steps": curve[-1][0],
+        "curve": curve,
+        "parameters": sum(a.size for a in jax.tree.leaves(variables)),
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def main(values: flags.FlagValues) -> None:
+    """Runs what has no record yet and reports everything."""
+    cli.check_names("languages", values.languages, LANGUAGES)
+    cli.check_names("runs", values.runs, RUNS)
+    seeds = cli.integers("seeds", values.seeds, 0)
+    settings = {name: values[name].value for name in _SETTINGS}
+    out = pathlib.Path(values.out)
+    records = Records(out / "formal_languages.jsonl", settings)
+    for name, run, seed in itertools.product(
+        values.languages, values.runs, seeds
+    ):
+        key = {"language": name, "run": run, "seed": seed}
+        if records.find(**key) is None:
+            records.add(key | train(run, name, seed, values))
+    summarize(records.rows, settings, out)
+
+
+def summarize(rows, settings, out):
+    """Writes the table, the record and the plot."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    body = []
+    for row in rows:
+        overrides = RUNS[row["run"]][1]
+        limits = next(iter(overrides.values()), {})
+        chosen = ", ".join(f"{k}={v:g}" for k, v in limits.items())
+        label = f"{row['language']} {row['run']} {row['seed']}"
+        bins = [f"{share:.1f}" for share in row["bins"]]
+        body.append([label, *bins, row["steps"], row["parameters"], chosen])
+        steps, _, _, longer = zip(*row["curve"], strict=True)
+        axes.plot(steps, longer, label=label)
+    axes.set_xlabel("step")
+    axes.set_ylabel("strings of bin 1 without an error, %")
+    axes.legend(fontsize=6)
+    head = ["run", "bin 0 %", "bin 1 %", "steps", "parameters", "choices"]
+    lines = report.table(head, body)
+    record = {"runs": rows, "settings": settings}
+    report.write(out, "formal_languages", lines, record, figure)
+
+
+if __name__ == "__main__":
+    cli.run(define, main)

@@ -1,0 +1,202 @@
+"""Sequence mixers whose memory is learned by gradient descent while reading.
+
+Titans' memory layer (arXiv 2501.00663), DLA, TTT-Linear and TTT-MLP (arXiv
+2407.04620) as choices of architecture, objective and rule: projections with
+short convolutions give keys, values, queries and gates, and the memory of
+:mod:`nl_jax.memory` does the rest. Surprises are taken at the weights of the
+chunk's start. Initial memories are slow parameters, learned through the inner
+updates.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.array_typing import Stream
+from nl_jax.checks import check_choice, check_count
+from nl_jax.layers.mixing import Declare, mix, split_heads
+from nl_jax.layers.norms import l2_normalize, rms_norm
+from nl_jax.memory import (
+    ARCHITECTURES,
+    OBJECTIVES,
+    RULES,
+    Gates,
+    Memory,
+    StreamState,
+    associative_memory,
+)
+
+__all__ = ["DeepMemory", "DeepMemoryConfig", "DeepMemoryState"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepMemoryConfig:
+    """Choices of :class:`DeepMemory`.
+
+    Raises:
+        ValueError: at construction, naming the field, its value and what is
+            allowed.
+    """
+
+    architecture: str = "mlp"
+    """Function of the memory, out of ``nl_jax.memory.ARCHITECTURES``."""
+    objective: str = "l2"
+    """Inner loss, out of ``nl_jax.memory.OBJECTIVES``."""
+    rule: str = "gd"
+    """Inner step, out of ``nl_jax.memory.RULES``."""
+    momentum: bool = True
+    """Momentum in the inner step, with a learned decay per token."""
+    retention: Literal["none", "decay", "mean"] = "decay"
+    """Nothing is forgotten; a learned share is kept per token; or a chunk's
+    gradients are averaged instead of summed (TTT)."""
+    normalized: bool = True
+    """Inner steps whose change of the output is bounded (NLMS)."""
+    chunk_size: int = 16
+    """Tokens per chunk: surprises are taken where it begins."""
+    read: Literal["before", "after", "chunk"] = "after"
+    """Weights that a query meets."""
+    expansion: int = 4
+    """Hidden width of an MLP memory, in units of the head's width."""
+    eta_max: float = 1.0
+    """Largest inner step."""
+    conv_width: int = 4
+    """Taps of the causal convolution on q, k and v."""
+
+    def __post_init__(self):
+        for name, table in (
+            ("architecture", ARCHITECTURES),
+            ("objective", OBJECTIVES),
+            ("rule", RULES),
+            ("retention", ("none", "decay", "mean")),
+            ("read", ("before", "after", "chunk")),
+        ):
+            check_choice(name, getattr(self, name), table)
+        for name in ("chunk_size", "expansion", "conv_width"):
+            check_count(name, getattr(self, name))
+        if not self.eta_max > 0:
+            raise ValueError(f"eta_max={self.eta_max} must be positive")
+        if self.retention == "mean" and (self.momentum or self.rule != "gd"):
+            raise ValueError(
+                "retention='mean' goes with rule='gd' and momentum=False"
+            )
+
+    @property
+    def memory(self) -> Memory:
+        """The memory of one head's sequence."""
+        return associative_memory(
+            self.architecture,
+            self.objective,
+            dataclasses.replace(RULES[self.rule], normalized=self.normalized),
+            momentum=self.momentum,
+            chunk_size=self.chunk_size,
+            read=self.read,
+            mean=self.retention == "mean",
+        )
+
+
+class DeepMemoryState(NamedTuple):
+    """Fast state, batch first."""
+
+    memory: StreamState
+    """Weights and momentum of every head, and the place in the chunk."""
+    tails: dict[str, jax.Array]
+    """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
+
+
+class DeepMemory(nn.Module):
+    """A sequence mixer: a memory per head that learns while it reads.
+
+    Attributes:
+        config: see :class:`DeepMemoryConfig`.
+        d_model: model width ``D``.
+        n_heads: heads of width ``d = D / n_heads``.
+        dtype: of products; parameters and fast state stay float32.
+    """
+
+    config: DeepMemoryConfig
+    d_model: int
+    n_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        """Declares the initial memory."""
+        config = self.config
+        architecture = ARCHITECTURES[config.architecture]
+        width = self.d_model // self.n_heads
+        shapes = architecture.widths(width, width, config.expansion)
+        self.initial = tuple(
+            self.param(
+                f"memory_{i}",
+                nn.with_logical_partitioning(
+                    nn.initializers.normal(gain / shape[0] ** 0.5),
+                    ("heads", "memory_in", "memory_out"),
+                ),
+                (self.n_heads, *shape),
+                jnp.float32,
+            )
+            for i, (shape, gain) in enumerate(
+                zip(shapes, architecture.gains, strict=True)
+            )
+        )
+
+    def initial_state(self, batch_size: int) -> DeepMemoryState:
+        """Returns the learned state from which ``batch_size`` rows start."""
+        tail = jnp.zeros((self.config.conv_width - 1, self.d_model), self.dtype)
+        state = DeepMemoryState(
+            self.config.memory.init(self.initial),
+            dict.fromkeys(("q", "k", "v"), tail),
+        )
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape)),
+            state,
+        )
+
+    @nn.compact
+    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
+
+        Args:
+            x: tokens.
+            state: fast state from the tokens before, or ``None`` to begin.
+            aligned: every row of ``state`` stands where a chunk begins.
+        """
+        config, d, heads = self.config, self.d_model, self.n_heads
+        if d % heads:
+            raise ValueError(f"n_heads={heads} must divide d_model={d}")
+        declare = Declare(self, self.dtype)
+        aligned = aligned or state is None
+        state = self.initial_state(x.shape[0]) if state is None else state
+        x = x.astype(self.dtype)
+        mixed, tails = mix(declare, x, state.tails, config.conv_width)
+        q, k, v = (split_heads(mixed[name], heads) for name in "qkv")
+        q, k = l2_normalize(q), l2_normalize(k)
+
+        def gate(name, bias):
+            return declare.gate(name, x, heads, bias)
+
+        eta = config.eta_max * jax.nn.sigmoid(gate("eta", 0.0))
+        log_alpha = jnp.zeros_like(eta)
+        if config.retention == "decay":
+            log_alpha = jax.nn.log_sigmoid(gate("alpha", 6.0))
+        log_mu = None
+        if config.momentum:
+            log_mu = jax.nn.log_sigmoid(gate("mu", -2.0))
+
+        def row(state, k, v, q, gates):
+            return config.memory.scan(state, k, v, q, gates, aligned=aligned)
+
+        y, memory = jax.vmap(row)(
+            state.memory, k, v, q, Gates(eta, log_alpha, log_mu)
+        )
+        scale = declare(
+            "out_scale",
+            nn.initializers.ones,
+            (heads, d // heads),
+            ("heads", None),
+        )
+        y = rms_norm(y.swapaxes(1, 2)) * scale
+        out = declare.dense("w_out", d, d, "embed", "mixer")
+        return y.reshape(x.shape) @ out, DeepMemoryState(memory, tails)

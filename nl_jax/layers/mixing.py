@@ -1,0 +1,70 @@
+"""What every mixer declares: projections with short convolutions, gates."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.layers.short_conv import next_tail, short_conv
+
+__all__ = ["Declare", "mix", "split_heads"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Declare:
+    """Declares a module's parameters in float32, used in its dtype."""
+
+    module: nn.Module
+    dtype: Any
+
+    def __call__(self, name, init, shape, axes):
+        """Returns a parameter with logical axis names."""
+        init = nn.with_logical_partitioning(init, axes)
+        leaf = self.module.param(name, init, shape, jnp.float32)
+        return leaf.astype(self.dtype)
+
+    def dense(self, name, d_in, d_out, to, come_from="embed"):
+        """Returns a projection ``[d_in, d_out]``."""
+        init = nn.initializers.lecun_normal()
+        return self(name, init, (d_in, d_out), (come_from, to))
+
+    def per_head(self, name, heads, value):
+        """Returns a number per head, ``[H]``."""
+        init = nn.initializers.constant(value)
+        return self(name, init, (heads,), ("heads",))
+
+    def gate(self, name, x, heads, bias):
+        """Returns raw gates ``[B, H, T]``, float32, of ``x [B, T, D]``."""
+        w = self.dense(f"w_{name}", x.shape[-1], heads, "heads")
+        b = self.per_head(f"b_{name}", heads, bias)
+        return (x @ w + b).astype(jnp.float32).swapaxes(1, 2)
+
+
+def mix(declare: Declare, x, tails, conv_width: int):
+    """Projects to q, k and v, each through a convolution and SiLU.
+
+    Args:
+        declare: of the module that owns the parameters.
+        x: ``[B, T, D]``.
+        tails: raw q, k, v before ``x``, ``[B, width - 1, D]`` each.
+        conv_width: taps.
+
+    Returns:
+        ``(mixed, tails)``, of q, k and v by name.
+    """
+    d = x.shape[-1]
+    init = nn.initializers.normal(conv_width**-0.5)
+    mixed, after = {}, {}
+    for name in ("q", "k", "v"):
+        raw = x @ declare.dense(f"w_{name}", d, d, "mixer")
+        kernel = declare(f"conv_{name}", init, (conv_width, d), (None, "mixer"))
+        after[name] = next_tail(raw, tails[name])
+        mixed[name] = jax.nn.silu(short_conv(raw, kernel, tails[name]))
+    return mixed, after
+
+
+def split_heads(x, heads: int):
+    """``[B, T, D] -> [B, H, T, d]``."""
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)

@@ -1,0 +1,116 @@
+r"""A matrix memory that forgets each channel of its keys at its own rate.
+
+.. math::
+    W_t = \operatorname{diag}(\alpha_t) W_{t-1}
+    - b_t^\top (a_t W_{t-1}) + k_t^\top v_t, \qquad o_t = q_t W_t
+
+in row vectors: gated linear attention (arXiv 2312.06635) without the middle
+term, RWKV-7 (arXiv 2503.14456) with it. Exact and parallel inside a chunk, like
+``delta_scan``, whose retention is one number per token. Decays are taken as
+exponentials of differences of cumulative logarithms, channel by channel, which
+never overflow; that costs ``C^2 d_in`` numbers per chunk, so chunks are short.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.array_typing import Keys, Values, Weight
+from nl_jax.checks import check_count
+from pallas_kernels.delta_memory import unit_lower_inverse
+
+__all__ = ["diagonal_scan"]
+
+
+def diagonal_scan(
+    w: Weight,
+    k: Keys,
+    v: Values,
+    q: Keys,
+    log_alpha: Keys,
+    a: Keys | None = None,
+    b: Keys | None = None,
+    *,
+    chunk_size: int = 16,
+) -> tuple[Values, Weight]:
+    """Runs the recurrence above over a sequence of any length.
+
+    Args:
+        w: initial weights ``[..., d_in, d_out]``; also the dtype of the state.
+        k: inputs written to, ``[..., T, d_in]``.
+        v: what is written, ``[..., T, d_out]``.
+        q: inputs read at, after the write, ``[..., T, d_in]``.
+        log_alpha: logarithms of the retention, at most 0, ``[..., T, d_in]``.
+        a: where the memory is asked what to erase, ``[..., T, d_in]``.
+        b: where it is erased; given with ``a``, or both ``None``.
+        chunk_size: tokens in parallel; results do not depend on it.
+
+    Returns:
+        ``(o, w)``, ``[..., T, d_out]`` and the final weights.
+
+    Raises:
+        ValueError: for a ``chunk_size`` below 1, or one of ``a`` and ``b``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x, half = jnp.ones((2, 1)), jnp.log(jnp.full((2, 1), 0.5))
+        >>> o, w = diagonal_scan(jnp.zeros((1, 1)), x, x, x, half)
+        >>> o[:, 0].tolist()
+        [1.0, 1.5]
+    """
+    check_count("chunk_size", chunk_size)
+    if (a is None) != (b is None):
+        raise ValueError("a and b are given together, or neither is")
+    length = k.shape[-2]
+    size = min(chunk_size, length)
+    count = -(-length // size)
+
+    def cut(x):
+        """``[..., T, d] -> [n, ..., C, d]``; zeros change nothing."""
+        if x is None:
+            return None
+        pad = [(0, 0)] * (x.ndim - 2) + [(0, count * size - length), (0, 0)]
+        x = jnp.pad(x, pad)
+        x = x.reshape(*x.shape[:-2], count, size, x.shape[-1])
+        return jnp.moveaxis(x, -3, 0)
+
+    @jax.checkpoint
+    def step(w, chunk):
+        return _chunk(w, *chunk)
+
+    w, o = jax.lax.scan(step, w, tuple(map(cut, (k, v, q, log_alpha, a, b))))
+    o = jnp.moveaxis(o, 0, -3)
+    o = o.reshape(*o.shape[:-3], count * size, o.shape[-1])
+    return o[..., :length, :], w
+
+
+def _chunk(w, k, v, q, log_alpha, a, b):
+    acc, dtype = w.dtype, k.dtype
+    size = k.shape[-2]
+    floor = jnp.log(jnp.finfo(acc).eps / 50)
+    log_alpha = jnp.maximum(log_alpha.astype(acc), floor)
+    now = jnp.cumsum(log_alpha, -2)
+    before = now - log_alpha
+
+    def overlap(rows, at, columns, strict):
+        """``sum_i rows[t, i] exp(at[t, i] - now[s, i]) columns[s, i]``."""
+        mask = jnp.tril(jnp.ones((size, size), bool), -1 if strict else 0)
+        gap = at[..., :, None, :] - now[..., None, :, :]
+        decay = jnp.exp(jnp.where(mask[..., None], gap, -jnp.inf))
+        return jnp.einsum(
+            "...ti,...tsi,...si->...ts", rows.astype(acc), decay, columns
+        )
+
+    def recall(rows, at):
+        return (rows.astype(acc) * jnp.exp(at)) @ w
+
+    k, v = k.astype(acc), v.astype(acc)
+    left = jnp.exp(now[..., -1:, :] - now)
+    o = recall(q, now) + overlap(q, now, k, False) @ v
+    new = jnp.exp(now[..., -1, :, None]) * w + (k * left).mT @ v
+    if a is not None:
+        b = b.astype(acc)
+        seen = recall(a, before) + overlap(a, before, k, True) @ v
+        held = unit_lower_inverse(overlap(a, before, b, True)) @ seen
+        o = o - overlap(q, now, b, False) @ held
+        new = new - (b * left).mT @ held
+    return new, o.astype(dtype)

@@ -1,0 +1,164 @@
+r"""Matrix memories of the literature as choices of two scans.
+
+Each rule is a pure function ``(state, q, k, v, gates, chunk_size) -> (o,
+state)`` on heads' sequences ``[..., T, d]``, exact at every token whatever the
+chunk, and read after the write. In row vectors, :math:`W` being ``[d, d]``:
+
+- ``hebbian``, :math:`\alpha W + k^\top v`: linear attention (2006.16236),
+  RetNet (2307.08621), GLA (2312.06635);
+- ``delta``, :math:`\alpha (W - \beta\, k^\top k W) + \beta k^\top v`:
+  DeltaNet (2406.06484), gated DeltaNet (2412.06464);
+- ``longhorn``, delta with :math:`\beta / (1 + \beta \|k\|^2)` (2407.14207);
+- ``oja``, :math:`\alpha (W - \beta\, W v^\top v) + \beta k^\top v`
+  (arXiv 2512.24695, eq. 67);
+- ``comba``, :math:`\alpha W - \tilde\beta\, k^\top k W + \beta k^\top v`,
+  read at :math:`q - d k` (2506.02475);
+- ``rwkv7``, :math:`\operatorname{diag}(\alpha) W - (a \hat k)^\top \hat k W
+  + \tilde k^\top v` (2503.14456).
+
+The objective behind them (attentional bias, arXiv 2504.13173): dot product for
+hebbian; L2 for delta, comba and rwkv7; L2 solved exactly for longhorn;
+:math:`-2 \langle k W, v \rangle + \|v W^\top\|^2` for oja.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.memory.diagonal import diagonal_scan
+from pallas_kernels.delta_memory import delta_scan
+
+__all__ = ["MATRIX_RULES", "MatrixRule"]
+
+Gates = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixRule:
+    """A matrix memory's recurrence.
+
+    Attributes:
+        name: what users type.
+        objective: for the level table.
+        scan: ``(state, q, k, v, gates, chunk_size) -> (o, state)``.
+        gates: what ``gates`` must hold beside ``log_alpha``, ``[..., T]`` or
+            as said in the rule.
+        memories: matrices per head.
+    """
+
+    name: str
+    objective: str
+    scan: Callable[..., tuple[jax.Array, jax.Array]]
+    gates: tuple[str, ...] = ()
+    memories: int = 1
+
+    def init(self, lead: tuple[int, ...], width: int) -> jax.Array:
+        """Returns empty memories ``[*lead, memories, d, d]``."""
+        return jnp.zeros((*lead, self.memories, width, width))
+
+
+def _one(scan):
+    """Adapts a rule with one matrix to the axis of memories."""
+
+    def run(state, *args):
+        o, w = scan(state[..., 0, :, :], *args)
+        return o, w[..., None, :, :]
+
+    return run
+
+
+def _hebbian(w, q, k, v, gates, chunk_size):
+    log_alpha = gates["log_alpha"]
+    if log_alpha.ndim == k.ndim:
+        return diagonal_scan(w, k, v, q, log_alpha)
+    o, w, _ = delta_scan(
+        w, None, k, v, q, log_alpha, None, chunk_size=chunk_size, read="after"
+    )
+    return o, w
+
+
+def _erasing(w, q, k, v, log_alpha, erase, write, chunk_size):
+    v = v * write[..., None].astype(v.dtype)
+    o, w, _ = delta_scan(
+        w, None, k, v, q, log_alpha, erase, chunk_size=chunk_size, read="after"
+    )
+    return o, w
+
+
+def _delta(w, q, k, v, gates, chunk_size):
+    log_alpha, beta = gates["log_alpha"], gates["beta"]
+    erase = beta * jnp.exp(log_alpha)
+    return _erasing(w, q, k, v, log_alpha, erase, beta, chunk_size)
+
+
+def _longhorn(w, q, k, v, gates, chunk_size):
+    size = jnp.square(k.astype(w.dtype)).sum(-1)
+    beta = gates["beta"] / (1 + gates["beta"] * size)
+    return _delta(w, q, k, v, gates | {"beta": beta}, chunk_size)
+
+
+def _comba(w, q, k, v, gates, chunk_size):
+    q = q - gates["feedback"].astype(q.dtype) * k
+    log_alpha, beta = gates["log_alpha"], gates["beta"]
+    erase = beta * gates["erase"]
+    return _erasing(w, q, k, v, log_alpha, erase, beta, chunk_size)
+
+
+def _oja(state, q, k, v, gates, chunk_size):
+    """Transposed it is the delta rule with keys and values exchanged.
+
+    What that memory writes, ``beta (k - v W^T)``, are the keys under which a
+    plain memory stores the values: the second scan reads from there.
+    """
+    log_alpha, beta = gates["log_alpha"], gates["beta"]
+    w = state[..., 0, :, :]
+    erase = beta * jnp.exp(log_alpha)
+    held, _, _ = delta_scan(
+        w.mT,
+        None,
+        v,
+        k * beta[..., None].astype(k.dtype),
+        v,
+        log_alpha,
+        erase,
+        chunk_size=chunk_size,
+        read="before",
+    )
+    keys = beta[..., None].astype(k.dtype) * k
+    keys = keys - erase[..., None].astype(k.dtype) * held
+    o, w, _ = delta_scan(
+        w,
+        None,
+        keys,
+        v,
+        q,
+        log_alpha,
+        None,
+        chunk_size=chunk_size,
+        read="after",
+    )
+    return o, w[..., None, :, :]
+
+
+def _rwkv7(w, q, k, v, gates, chunk_size):
+    del chunk_size
+    removal, rate = gates["removal"], gates["rate"]
+    return diagonal_scan(
+        w, k, v, q, gates["log_alpha"], removal, removal * rate
+    )
+
+
+MATRIX_RULES = {
+    rule.name: rule
+    for rule in (
+        MatrixRule("hebbian", "dot product", _one(_hebbian)),
+        MatrixRule("delta", "l2", _one(_delta), ("beta",)),
+        MatrixRule("longhorn", "l2, proximal", _one(_longhorn), ("beta",)),
+        MatrixRule("oja", "Oja's", _oja, ("beta",)),
+        MatrixRule("comba", "l2", _one(_comba), ("beta", "erase", "feedback")),
+        MatrixRule("rwkv7", "l2", _one(_rwkv7), ("removal", "rate")),
+    )
+}

@@ -1,0 +1,107 @@
+"""Formal languages: the generators, one small run, wrong flags."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import formal_languages
+from experiments.languages import LANGUAGES, draw
+
+
+def strings(name, part=0, count=200):
+    language = LANGUAGES[name]
+    symbols, labels = draw(language, np.random.default_rng(0), count, part)
+    assert symbols.max() < language.symbols
+    assert labels.max() < language.classes
+    for row, wanted in zip(symbols, labels, strict=True):
+        size = int((wanted >= 0).sum())
+        assert (wanted[size:] == -1).all()
+        yield [*row[:size]], [*wanted[:size]]
+
+
+def test_parity():
+    for bits, labels in strings("parity"):
+        ones = 0
+        for bit, label in zip(bits, labels, strict=True):
+            ones += bit
+            assert label == (ones % 2 == 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("aa", [0, 0]), ("abab", [0, 1] * 2)]
+)
+def test_repetitions(name, word):
+    """The label tells apart what may come next, and whether it may end."""
+    for symbols, labels in strings(name):
+        assert symbols == word * (len(symbols) // len(word))
+        for t, label in enumerate(labels, 1):
+            ends = t % len(word) == 0
+            assert label % 2 == ends and label // 2 == symbols[t - 1]
+
+
+@pytest.mark.parametrize(("name", "letters"), [("anbn", 2), ("anbncn", 3)])
+def test_counts(name, letters):
+    for symbols, labels in strings(name):
+        n = len(symbols) // letters
+        assert symbols == sorted([*range(letters)] * n)
+        for t, label in enumerate(labels, 1):
+            # 0: a or b; else the one symbol that is legal, or the end.
+            following = symbols[t] if t < len(symbols) else letters
+            assert label == (0 if t <= n - 1 or t == n else following)
+
+
+def test_shuffle():
+    """Each kind is balanced by itself; the label says which are open."""
+    both = 0
+    for symbols, labels in strings("shuffle-2"):
+        depth = [0, 0]
+        for symbol, label in zip(symbols, labels, strict=True):
+            depth[symbol // 2] += 1 - 2 * (symbol % 2)
+            assert min(depth) >= 0
+            assert label == (depth[0] > 0) + 2 * (depth[1] > 0)
+            both += label == 3
+        assert depth == [0, 0]
+    assert both > 100, "kinds are interleaved"
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_bins_do_not_overlap(name):
+    parts = [
+        {len(symbols) for symbols, _ in strings(name, part)} for part in (0, 1)
+    ]
+    assert max(parts[0]) < min(parts[1])
+
+
+def test_a_run_is_kept(script, tmp_path):
+    flags = (
+        "--languages=parity",
+        "--runs=deltanet",
+        "--steps=2",
+        "--batch=2",
+        "--width=8",
+        "--strings=20",
+        "--test_strings=4",
+        f"--out={tmp_path}",
+    )
+    status, out, errors = script(formal_languages, *flags)
+    assert status == 0, errors
+    assert "parity deltanet seed 0 step 2" in out and "beta_max=2" in out
+    status, out, _ = script(formal_languages, *flags)
+    assert status == 0 and "step 2" not in out
+    record = json.loads((tmp_path / "formal_languages.json").read_text())
+    assert len(record["runs"]) == 1 and len(record["runs"][0]["bins"]) == 2
+    assert (tmp_path / "formal_languages.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--languages=latin", "allowed are parity, aa"),
+        ("--runs=gpt", "allowed are hope, hope-positive"),
+        ("--steps=0", "steps"),
+    ],
+)
+def test_wrong_flags(script, tmp_path, flag, words):
+    status, _, errors = script(formal_languages, flag, f"--out={tmp_path}")
+    assert status == 2 and len(errors.splitlines()) == 1 and words in errors

@@ -1,0 +1,141 @@
+"""Memories that learn by gradient descent equal their papers' recurrences."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nl_jax.memory import ARCHITECTURES, RULES, Gates, associative_memory
+from tests.memory import papers
+
+T, D, CHUNK = 7, 3, 3
+PLAIN = dataclasses.replace(RULES["gd"], normalized=False)
+
+# Architecture, objective, whether a chunk's gradients are averaged.
+CASES = {
+    "titans": ("mlp", "l2", False),
+    "dla": ("mlp", "dot_product", False),
+    "yaad": ("mlp", "huber", False),
+    "moneta": ("linear", "lp", False),
+    "ttt-linear": ("linear_norm", "l2", True),
+    "ttt-mlp": ("mlp_norm", "l2", True),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+def draw(name):
+    """Weights, q, k, v, eta, alpha, mu."""
+    rng = np.random.default_rng(0)
+    shapes = ARCHITECTURES[CASES[name][0]].widths(D, D, 2)
+    weights = [rng.normal(size=s) / s[0] ** 0.5 for s in shapes]
+    gates = rng.uniform(0.2, 0.9, size=(3, T))
+    return (weights, *rng.normal(size=(3, T, D)), *gates)
+
+
+def paper(name, weights, q, k, v, eta, alpha, mu):
+    architecture, objective, mean = CASES[name]
+    options = {
+        "forward": papers.FORWARDS[architecture],
+        "loss": papers.LOSSES[objective],
+        "chunk": CHUNK,
+    }
+    if mean:
+        return papers.ttt(weights, q, k, v, eta, **options)
+    return papers.titans(weights, q, k, v, eta, alpha, mu, **options)
+
+
+@functools.cache
+def memory(name):
+    architecture, objective, mean = CASES[name]
+    return associative_memory(
+        architecture,
+        objective,
+        PLAIN,
+        momentum=not mean,
+        chunk_size=CHUNK,
+        read="after",
+        mean=mean,
+    )
+
+
+def ours(name, weights, q, k, v, eta, alpha, mu):
+    own, mean = memory(name), CASES[name][2]
+    state = own.init(tuple(weights))
+    gates = Gates(eta, jnp.log(alpha), None if mean else jnp.log(mu))
+    o, state = own.scan(state, k, v, q, gates, aligned=True)
+    return o, list(state.memory.weights)
+
+
+@every_case
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [("float64", 1e-10), ("float32", 1e-5)]
+)
+def test_equals_the_paper(name, dtype, bound):
+    args = draw(name)
+    expected, end = paper(name, *args)
+    with jax.enable_x64(dtype == "float64"):
+        args = jax.tree.map(lambda a: jnp.asarray(a, dtype), args)
+        o, weights = jax.jit(functools.partial(ours, name))(*args)
+        np.testing.assert_allclose(o, expected, atol=bound, rtol=bound)
+        for w, other in zip(weights, end, strict=True):
+            np.testing.assert_allclose(w, other, atol=bound, rtol=bound)
+
+
+@every_case
+def test_gradient_equals_the_papers_slope(name):
+    """Through every inner step, along one direction of everything."""
+    args, rng = draw(name), np.random.default_rng(1)
+    way = jax.tree.map(lambda a: rng.normal(size=a.shape), args)
+    weights = rng.normal(size=(T, D))
+
+    def value(run, *args):
+        o, end = run(name, *args)
+        return (weights * np.asarray(o)).sum() + sum((w**2).sum() for w in end)
+
+    h = 1e-6
+    ends = [
+        value(paper, *jax.tree.map(lambda a, d, x=x: a + x * h * d, args, way))
+        for x in (1, -1)
+    ]
+    slope = (ends[0] - ends[1]) / (2 * h)
+
+    def loss(*args):
+        o, end = ours(name, *args)
+        return (weights * o).sum() + sum((w**2).sum() for w in end)
+
+    with jax.enable_x64(True):
+        grads = jax.jit(jax.grad(loss, range(7)))(
+            *jax.tree.map(jnp.asarray, args)
+        )
+        found = sum(
+            (g * d).sum()
+            for g, d in zip(*map(jax.tree.leaves, (grads, way)), strict=True)
+        )
+        np.testing.assert_allclose(found, slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["titans", "ttt-mlp"])
+def test_any_split_gives_the_same(name):
+    with jax.enable_x64(True):
+        weights, q, k, v, eta, alpha, mu = jax.tree.map(jnp.asarray, draw(name))
+        own, mean = memory(name), CASES[name][2]
+        gates = Gates(eta, jnp.log(alpha), None if mean else jnp.log(mu))
+        whole, end = own.scan(own.init(tuple(weights)), k, v, q, gates)
+        state, outs = own.init(tuple(weights)), []
+        for at, to in ((0, 1), (1, 2), (2, 6), (6, T)):
+            part = jax.tree.map(lambda a: a[at:to], (k, v, q, gates))  # noqa: B023
+            o, state = own.scan(state, *part)
+            outs.append(o)
+        np.testing.assert_allclose(jnp.concatenate(outs), whole, atol=1e-12)
+        for a, b in zip(*map(jax.tree.leaves, (state, end)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="mean=True goes with rule 'gd'"):
+        associative_memory("linear", "l2", "dgd", mean=True)
+    with pytest.raises(ValueError, match="chunk_size=0 must be"):
+        associative_memory(chunk_size=0)
