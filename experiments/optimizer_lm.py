@@ -12,9 +12,9 @@ Command (half an hour on two cores; a run takes one to two minutes)::
     python -m experiments.optimizer_lm
 
 Expected: Muon, then M3, then AdamW, all below gzip; momenta far above it
-(``docs/optimizers.md``). ``--model=hope`` takes another model of the same size. The runs are kept in
-``--out`` as lines of JSON, and the same command goes on where it stopped; then
-come a Markdown table, a record and a plot.
+(``docs/optimizers.md``). ``--model=hope`` takes another model of the same size.
+The runs are kept in ``--out`` as lines of JSON, and the same command goes on
+where it stopped; then come a Markdown table, a record and a plot.
 """
 
 import itertools

@@ -91,7 +91,8 @@ class OptimizerConfig:
     The default ``learning_rate`` suits AdamW; the others need one of their own.
     ``muon`` and ``m3`` make steps of AdamW's size and bear larger ones, about
     0.01 or 0.02. The momenta follow the size of the gradient: about 0.1, for
-    ``deep_momentum`` a little more, and a ``weight_decay`` that is as much smaller.
+    ``deep_momentum`` a little more, and a ``weight_decay`` that is as much
+    smaller.
     """
 
     name: OptimizerName = dataclasses.field(default="adamw", kw_only=True)
