@@ -10,6 +10,10 @@ Command (a few minutes per language and seed)::
 
     python -m experiments.formal_languages --languages=parity --runs=hope,lstm
 
+Measured on parity, seed 0, bins 0 and 1: ``lstm`` 100 / 100 and ``deltanet``
+100 / 99.8 after 500 steps; ``hope`` 100 on bin 0 after 100 to 200 steps, and
+between 39 and 97 on bin 1 up to step 600, not yet what the paper reports.
+
 Results go to ``--out``: finished runs as lines of JSON, a table, a record and a
 plot. Finished runs are not repeated.
 """
@@ -35,7 +39,6 @@ _TRACKS = {
     "memory_chunk_size": 1,
     "momentum": False,
     "eta_bias": 0.0,
-    "alpha_bias": 8.0,
 }
 RUNS = {
     "hope": ("hope", {"titans": _TRACKS | {"eta_max": 2.0}}),
