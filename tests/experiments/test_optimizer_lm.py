@@ -28,7 +28,7 @@ def test_a_repeated_command_repeats_nothing(script, tmp_path):
     flags = (*SMALL, "--rates=1", f"--out={tmp_path}")
     status, out, errors = script(optimizer_lm, *flags, "--optimizers=m3")
     assert status == 0, errors
-    assert "m3, rate 0.02, seed 0" in out and "step 3/3" in out
+    assert "m3, rate 0.01, seed 0" in out and "step 3/3" in out
     (line,) = lines(tmp_path)
     assert line["settings"]["steps"] == 3 and line["git_revision"]
     assert len(line["row"]["curve"]) == 3
@@ -39,7 +39,7 @@ def test_a_repeated_command_repeats_nothing(script, tmp_path):
     before = lines(tmp_path)
     assert [line["row"]["optimizer"] for line in before] == ["m3", "momentum"]
     status, out, _ = script(optimizer_lm, *flags, both)
-    assert status == 0 and ", rate" not in out and "| m3 | 0.02 |" in out
+    assert status == 0 and ", rate" not in out and "| m3 | 0.01 |" in out
     assert lines(tmp_path) == before
     record = json.loads((tmp_path / "optimizer_lm.json").read_text())
     assert set(record["curves"]) == {"m3", "momentum"} and record["versions"]
