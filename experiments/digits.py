@@ -125,7 +125,6 @@ def main(values: flags.FlagValues) -> None:
         raise InputError(f"--width={values.width}: must be a multiple of 4")
     settings = {name: values[name].value for name in _SETTINGS}
     out = pathlib.Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
     records = Records(out / "digits.jsonl", settings)
     data = load()
     for name in values.optimizers:

@@ -248,7 +248,7 @@ def associative_memory(
                 gates,
                 grid.valid,
                 grid.closes,
-                grid.shares(position, chunk_size),
+                grid.shares(position, chunk_size) if mean else None,
             ),
         )
         if o is not None:
