@@ -14,15 +14,12 @@ Expected: falling for ``hope``, hundreds at 1,024 tokens for ``hope-linear``.
 Results go to ``--out``: JSON, a Markdown table and a plot.
 """
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import optax
 from absl import flags
 
-from experiments import cli, mqar
-from nl_jax.training import git_revision, versions, write_json
+from experiments import cli, mqar, report
 
 VOCAB = 256
 
@@ -75,38 +72,27 @@ def main(values: flags.FlagValues) -> None:
     """Measures all runs and writes the results."""
     cli.check_names("runs", values.runs, mqar.RUNS)
     lengths = cli.integers("lengths", values.lengths, 1)
-    lines = [
-        "| run | "
-        + " | ".join(f"{length} tokens" for length in lengths)
-        + " |",
-        "|---|" + "---:|" * len(lengths),
-    ]
     norms = {}
     for run in values.runs:
         model = mqar.make_model(run, VOCAB)
         norms[run] = gradient_norms(model, lengths, values.batch, values.seed)
-        cells = " | ".join(f"{norm:,.3g}" for norm in norms[run])
-        lines.append(f"| {run} | {cells} |")
-        print(lines[-1], flush=True)
-    out = pathlib.Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "gradient_growth.md").write_text("\n".join(lines) + "\n")
-    plot(lengths, norms, out / "gradient_growth.png")
-    write_json(
-        out / "gradient_growth.json",
-        {
-            "lengths": lengths,
-            "norms": norms,
-            "batch": values.batch,
-            "seed": values.seed,
-            "versions": versions(),
-            "git_revision": git_revision(),
-        },
+        print(run, *(f"{norm:,.3g}" for norm in norms[run]), flush=True)
+    lines = report.table(
+        ["run", *(f"{length} tokens" for length in lengths)],
+        [[run, *(f"{n:,.3g}" for n in each)] for run, each in norms.items()],
     )
+    record = {
+        "lengths": lengths,
+        "norms": norms,
+        "batch": values.batch,
+        "seed": values.seed,
+    }
+    figure = plot(lengths, norms)
+    report.write(values.out, "gradient_growth", lines, record, figure)
 
 
-def plot(lengths, norms, path):
-    """Draws every run's norm over the length, both logarithmic."""
+def plot(lengths, norms):
+    """Returns a figure of every run's norm over the length, logarithmic."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4))
@@ -116,8 +102,7 @@ def plot(lengths, norms, path):
     axes.set_xlabel("tokens")
     axes.set_ylabel("norm of the gradient")
     axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 if __name__ == "__main__":
