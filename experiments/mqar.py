@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import cli
+from experiments import cli, report
 from experiments.records import Records
 from nl_jax.models import build, names
 from nl_jax.training import InputError
@@ -216,31 +216,33 @@ def train(run, seed, settings):
     }
 
 
-def report(records, out):
-    """Writes the table and the plot of all records."""
+def summarize(records, settings, out):
+    """Writes the table, the record and the plot of all runs."""
     from matplotlib.figure import Figure
 
-    lines = [
-        "| run | seed | parameters | steps to target | last accuracy |",
-        "|---|---|---|---|---|",
-    ]
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     for r in records:
-        reached = r["steps_to_target"] or "not reached"
-        lines.append(
-            f"| {r['run']} | {r['seed']} | {r['parameters']:,} | {reached} | "
-            f"{100 * r['accuracy']:.1f} % |"
-        )
         steps = r["every"] * np.arange(1, len(r["curve"]) + 1)
         axes.plot(steps, r["curve"], label=f"{r['run']} ({r['seed']})")
     axes.set_xlabel("step")
     axes.set_ylabel("accuracy at queries")
     axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(out / "mqar.png", dpi=120)
-    (out / "mqar.md").write_text("\n".join(lines) + "\n")
-    return "\n".join(lines)
+    lines = report.table(
+        ["run", "seed", "parameters", "steps to target", "last accuracy"],
+        [
+            [
+                r["run"],
+                r["seed"],
+                f"{r['parameters']:,}",
+                r["steps_to_target"] or "not reached",
+                f"{100 * r['accuracy']:.1f} %",
+            ]
+            for r in records
+        ],
+    )
+    record = {"runs": records, "settings": settings}
+    report.write(out, "mqar", lines, record, figure)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -248,7 +250,6 @@ def main(values: flags.FlagValues) -> None:
     cli.check_names("runs", values.runs, RUNS)
     seeds = cli.integers("seeds", values.seeds, 0)
     out = pathlib.Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
     fields = (*_SETTINGS, "learning_rate", "target")
     settings = {name: values[name].value for name in fields}
     records = Records(out / "mqar.jsonl", settings)
@@ -256,7 +257,7 @@ def main(values: flags.FlagValues) -> None:
         for run in values.runs:
             if records.find(run=run, seed=seed) is None:
                 records.add(train(run, seed, values))
-    print(report(records.rows, out))
+    summarize(records.rows, settings, out)
 
 
 if __name__ == "__main__":
