@@ -17,8 +17,13 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_choice, check_count
-from nl_jax.layers.mixing import Declare, mix, split_heads
-from nl_jax.layers.norms import l2_normalize, rms_norm
+from nl_jax.layers.mixing import (
+    Declare,
+    mix,
+    normalize_heads,
+    split_heads,
+)
+from nl_jax.layers.norms import l2_normalize
 from nl_jax.memory import (
     ARCHITECTURES,
     OBJECTIVES,
@@ -191,12 +196,6 @@ class DeepMemory(nn.Module):
         y, memory = jax.vmap(row)(
             state.memory, k, v, q, Gates(eta, log_alpha, log_mu)
         )
-        scale = declare(
-            "out_scale",
-            nn.initializers.ones,
-            (heads, d // heads),
-            ("heads", None),
-        )
-        y = rms_norm(y.swapaxes(1, 2)) * scale
+        y = normalize_heads(declare, y)
         out = declare.dense("w_out", d, d, "embed", "mixer")
         return y.reshape(x.shape) @ out, DeepMemoryState(memory, tails)

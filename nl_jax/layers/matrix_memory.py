@@ -15,8 +15,13 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_choice, check_count
-from nl_jax.layers.mixing import Declare, mix, split_heads
-from nl_jax.layers.norms import l2_normalize, rms_norm
+from nl_jax.layers.mixing import (
+    Declare,
+    mix,
+    normalize_heads,
+    split_heads,
+)
+from nl_jax.layers.norms import l2_normalize
 from nl_jax.layers.rotary import rotate
 from nl_jax.memory import MATRIX_RULES
 
@@ -150,13 +155,7 @@ class MatrixMemory(nn.Module):
             size = jnp.einsum("bhtd,bhtd->bht", q.astype(total.dtype), total)
             o = (o / (size[..., None] + 1e-6)).astype(o.dtype)
             normalizer = total[:, :, -1]
-        scale = declare(
-            "out_scale",
-            nn.initializers.ones,
-            (heads, d // heads),
-            ("heads", None),
-        )
-        y = rms_norm(o.swapaxes(1, 2)) * scale
+        y = normalize_heads(declare, o)
         if bonus is not None:
             y = y + bonus.swapaxes(1, 2)
         y = y.reshape(x.shape)

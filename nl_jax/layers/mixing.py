@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nl_jax.layers.norms import rms_norm
 from nl_jax.layers.short_conv import next_tail, short_conv
 
-__all__ = ["Declare", "mix", "split_heads"]
+__all__ = ["Declare", "mix", "normalize_heads", "split_heads"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,3 +69,11 @@ def mix(declare: Declare, x, tails, conv_width: int):
 def split_heads(x, heads: int):
     """``[B, T, D] -> [B, H, T, d]``."""
     return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def normalize_heads(declare: Declare, y):
+    """``[B, H, T, d] -> [B, T, H, d]`` at unit scale, times ``out_scale``."""
+    shape = (y.shape[1], y.shape[-1])
+    ones = nn.initializers.ones
+    scale = declare("out_scale", ones, shape, ("heads", None))
+    return rms_norm(y.swapaxes(1, 2)) * scale
