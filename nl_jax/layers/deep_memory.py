@@ -1,7 +1,8 @@
 """Sequence mixers whose memory is learned by gradient descent while reading.
 
 Titans' memory layer (arXiv 2501.00663), DLA, TTT-Linear and TTT-MLP (arXiv
-2407.04620) as choices of architecture, objective and rule: projections with
+2407.04620), ATLAS (2505.23735), MIRAS' Moneta, Yaad and Memora (2504.13173) as
+choices of architecture, objective, rule and retention: projections with
 short convolutions give keys, values, queries and gates, and the memory of
 :mod:`nl_jax.memory` does the rest. Surprises are taken at the weights of the
 chunk's start. Initial memories are slow parameters, learned through the inner
@@ -27,11 +28,15 @@ from nl_jax.layers.norms import l2_normalize
 from nl_jax.memory import (
     ARCHITECTURES,
     OBJECTIVES,
+    RETENTIONS,
     RULES,
+    Architecture,
     Gates,
+    LearningRule,
     Memory,
     StreamState,
     associative_memory,
+    polynomial,
 )
 
 __all__ = ["DeepMemory", "DeepMemoryConfig", "DeepMemoryState"]
@@ -48,15 +53,19 @@ class DeepMemoryConfig:
 
     architecture: str = "mlp"
     """Function of the memory, out of ``nl_jax.memory.ARCHITECTURES``."""
+    degree: int = 1
+    """Powers of the input that it sees; 1 for the input alone."""
     objective: str = "l2"
     """Inner loss, out of ``nl_jax.memory.OBJECTIVES``."""
     rule: str = "gd"
     """Inner step, out of ``nl_jax.memory.RULES``."""
     momentum: bool = True
     """Momentum in the inner step, with a learned decay per token."""
-    retention: Literal["none", "decay", "mean"] = "decay"
-    """Nothing is forgotten; a learned share is kept per token; or a chunk's
-    gradients are averaged instead of summed (TTT)."""
+    window: int = 1
+    """Tokens whose losses a step descends on (Omega rule), each with a learned
+    share."""
+    retention: str = "decay"
+    """``"none"``, or out of ``nl_jax.memory.RETENTIONS``."""
     normalized: bool = True
     """Inner steps whose change of the output is bounded (NLMS)."""
     chunk_size: int = 16
@@ -67,6 +76,8 @@ class DeepMemoryConfig:
     """Hidden width of an MLP memory, in units of the head's width."""
     eta_max: float = 1.0
     """Largest inner step."""
+    eta_bias: float = 0.0
+    """Initial logit of the inner step."""
     conv_width: int = 4
     """Taps of the causal convolution on q, k and v."""
 
@@ -75,30 +86,42 @@ class DeepMemoryConfig:
             ("architecture", ARCHITECTURES),
             ("objective", OBJECTIVES),
             ("rule", RULES),
-            ("retention", ("none", "decay", "mean")),
+            ("retention", ("none", *RETENTIONS)),
             ("read", ("before", "after", "chunk")),
         ):
             check_choice(name, getattr(self, name), table)
-        for name in ("chunk_size", "expansion", "conv_width"):
+        counts = ("degree", "window", "chunk_size", "expansion", "conv_width")
+        for name in counts:
             check_count(name, getattr(self, name))
         if not self.eta_max > 0:
             raise ValueError(f"eta_max={self.eta_max} must be positive")
-        if self.retention == "mean" and (self.momentum or self.rule != "gd"):
-            raise ValueError(
-                "retention='mean' goes with rule='gd' and momentum=False"
-            )
+        _ = self.memory  # Says which choices do not go together.
+
+    @property
+    def memory_architecture(self) -> Architecture:
+        """The memory's function."""
+        base = ARCHITECTURES[self.architecture]
+        return base if self.degree == 1 else polynomial(base, self.degree)
+
+    @property
+    def learning_rule(self) -> LearningRule:
+        """The memory's step."""
+        return dataclasses.replace(
+            RULES[self.rule], normalized=self.normalized, window=self.window
+        )
 
     @property
     def memory(self) -> Memory:
         """The memory of one head's sequence."""
+        kept = "decay" if self.retention == "none" else self.retention
         return associative_memory(
-            self.architecture,
+            self.memory_architecture,
             self.objective,
-            dataclasses.replace(RULES[self.rule], normalized=self.normalized),
+            self.learning_rule,
+            retention=kept,
             momentum=self.momentum,
             chunk_size=self.chunk_size,
             read=self.read,
-            mean=self.retention == "mean",
         )
 
 
@@ -129,7 +152,7 @@ class DeepMemory(nn.Module):
     def setup(self):
         """Declares the initial memory."""
         config = self.config
-        architecture = ARCHITECTURES[config.architecture]
+        architecture = config.memory_architecture
         width = self.d_model // self.n_heads
         shapes = architecture.widths(width, width, config.expansion)
         self.initial = tuple(
@@ -182,19 +205,30 @@ class DeepMemory(nn.Module):
         def gate(name, bias):
             return declare.gate(name, x, heads, bias)
 
-        eta = config.eta_max * jax.nn.sigmoid(gate("eta", 0.0))
-        log_alpha = jnp.zeros_like(eta)
-        if config.retention == "decay":
+        eta = config.eta_max * jax.nn.sigmoid(gate("eta", config.eta_bias))
+        log_alpha, log_mu = jnp.zeros_like(eta), None
+        share = threshold = None
+        if config.retention in ("decay", "lq", "kl"):
             log_alpha = jax.nn.log_sigmoid(gate("alpha", 6.0))
-        log_mu = None
+        elif config.retention == "channel":
+            channels = declare.channel_gate("alpha", x, heads, 6.0)
+            log_alpha = jax.nn.log_sigmoid(channels)
         if config.momentum:
             log_mu = jax.nn.log_sigmoid(gate("mu", -2.0))
+        if config.window > 1:
+            share = jax.nn.sigmoid(gate("share", 2.0))
+        if OBJECTIVES[config.objective].threshold:
+            threshold = jax.nn.softplus(gate("threshold", 0.5))
 
         def row(state, k, v, q, gates):
             return config.memory.scan(state, k, v, q, gates, aligned=aligned)
 
         y, memory = jax.vmap(row)(
-            state.memory, k, v, q, Gates(eta, log_alpha, log_mu)
+            state.memory,
+            k,
+            v,
+            q,
+            Gates(eta, log_alpha, log_mu, share, threshold),
         )
         y = normalize_heads(declare, y)
         out = declare.dense("w_out", d, d, "embed", "mixer")

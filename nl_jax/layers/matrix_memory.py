@@ -29,7 +29,6 @@ __all__ = ["MatrixMemory", "MatrixMemoryConfig", "MatrixMemoryState"]
 
 _DECAYS = ("none", "fixed", "scalar", "channel")
 _FEATURES = ("l2", "elu", "rotary", "scaled")
-_RANK = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,22 +165,14 @@ class MatrixMemory(nn.Module):
 
     def _gates(self, declare, x):
         """What the rule needs, ``[B, H, T]`` or ``[B, H, T, d]``."""
-        config, d, heads = self.config, self.d_model, self.n_heads
+        config, heads = self.config, self.n_heads
         gates = {}
 
         def scalar(name, bias):
             return declare.gate(name, x, heads, bias)
 
         def channel(name, bias):
-            """Through a narrow middle, as GLA and RWKV-7 do."""
-            rank = min(_RANK, d)
-            down = declare.dense(f"w_{name}_down", d, rank, None)
-            up = declare.dense(f"w_{name}_up", rank, d, "mixer", None)
-            b = declare(
-                f"b_{name}", nn.initializers.constant(bias), (d,), ("mixer",)
-            )
-            y = (x @ down @ up + b).astype(jnp.float32)
-            return split_heads(y, heads)
+            return declare.channel_gate(name, x, heads, bias)
 
         if config.rule == "rwkv7":
             gates["log_alpha"] = -(jnp.e**-0.5) * jax.nn.sigmoid(

@@ -12,6 +12,8 @@ from nl_jax.layers.short_conv import next_tail, short_conv
 
 __all__ = ["Declare", "mix", "normalize_heads", "split_heads"]
 
+_RANK = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Declare:
@@ -41,6 +43,19 @@ class Declare:
         w = self.dense(f"w_{name}", x.shape[-1], heads, "heads")
         b = self.per_head(f"b_{name}", heads, bias)
         return (x @ w + b).astype(jnp.float32).swapaxes(1, 2)
+
+    def channel_gate(self, name, x, heads, bias):
+        """Returns raw gates ``[B, H, T, d]``, float32, of ``x [B, T, D]``.
+
+        Through a narrow middle, as GLA and RWKV-7 do.
+        """
+        d = x.shape[-1]
+        rank = min(_RANK, d)
+        down = self.dense(f"w_{name}_down", d, rank, None)
+        up = self.dense(f"w_{name}_up", rank, d, "mixer", None)
+        init = nn.initializers.constant(bias)
+        b = self(f"b_{name}", init, (d,), ("mixer",))
+        return split_heads((x @ down @ up + b).astype(jnp.float32), heads)
 
 
 def mix(declare: Declare, x, tails, conv_width: int):

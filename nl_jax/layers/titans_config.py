@@ -16,6 +16,9 @@ from nl_jax.memory.rule import LearningRule
 
 __all__ = ["TitansConfig"]
 
+# No memory makes the number per token that some objectives take.
+_OBJECTIVES = [name for name, o in OBJECTIVES.items() if not o.threshold]
+
 
 @dataclasses.dataclass(frozen=True)
 class TitansConfig:
@@ -89,8 +92,8 @@ class TitansConfig:
     def __post_init__(self):
         for name, table in (
             ("architecture", ARCHITECTURES),
-            ("objective", OBJECTIVES),
-            ("rule", RULES),
+            ("objective", _OBJECTIVES),
+            ("rule", ("dgd", "gd")),
             ("delta_layers", ("all", "input")),
             ("value_norm", ("target", "input")),
             ("read", ("before", "after", "chunk")),

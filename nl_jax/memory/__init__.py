@@ -1,18 +1,17 @@
-"""Associative memories: architecture x objective x learning rule."""
+"""Associative memories: architecture x objective x rule x retention."""
 
-from nl_jax.memory.architecture import (
+from nl_jax.memory.architecture import Architecture
+from nl_jax.memory.architectures import (
     ARCHITECTURES,
-    Architecture,
+    deep_mlp,
+    gated_mlp,
     linear,
     mlp,
+    polynomial,
     residual,
 )
-from nl_jax.memory.associative import (
-    Memory,
-    MemoryState,
-    StreamState,
-    associative_memory,
-)
+from nl_jax.memory.associative import Memory, associative_memory
+from nl_jax.memory.conformance import check_memory
 from nl_jax.memory.diagonal import diagonal_scan
 from nl_jax.memory.matrix_rules import MATRIX_RULES, MatrixRule
 from nl_jax.memory.objective import (
@@ -23,13 +22,31 @@ from nl_jax.memory.objective import (
     l2,
     lp,
 )
-from nl_jax.memory.rule import RULES, Gates, LearningRule, dgd, gd
+from nl_jax.memory.retention import (
+    RETENTIONS,
+    Retention,
+    elastic,
+    kl,
+    l2_decay,
+    lq,
+)
+from nl_jax.memory.rule import (
+    RULES,
+    Gates,
+    LearningRule,
+    dgd,
+    gd,
+    muon,
+    omega,
+)
+from nl_jax.memory.state import MemoryState, StreamState
 from pallas_kernels.delta_memory import delta_scan
 
 __all__ = [
     "ARCHITECTURES",
     "MATRIX_RULES",
     "OBJECTIVES",
+    "RETENTIONS",
     "RULES",
     "Architecture",
     "Gates",
@@ -38,17 +55,28 @@ __all__ = [
     "Memory",
     "MemoryState",
     "Objective",
+    "Retention",
     "StreamState",
     "associative_memory",
+    "check_memory",
+    "deep_mlp",
     "delta_scan",
     "dgd",
     "diagonal_scan",
     "dot_product",
+    "elastic",
+    "gated_mlp",
     "gd",
     "huber",
+    "kl",
     "l2",
+    "l2_decay",
     "linear",
     "lp",
+    "lq",
     "mlp",
+    "muon",
+    "omega",
+    "polynomial",
     "residual",
 ]

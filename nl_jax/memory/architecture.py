@@ -5,6 +5,7 @@ each stand for one matrix. Handing it plain products gives the memory's value;
 products that record their inputs and accept a perturbation give each layer's
 input and output gradient; the delta memory's read gives the value under
 weights that change at every token. A new architecture is one function.
+Those there are stand in :mod:`nl_jax.memory.architectures`.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Keys, Values, Weight
 
-__all__ = ["ARCHITECTURES", "Architecture", "linear", "mlp", "residual"]
+__all__ = ["Architecture", "Weights"]
 
 Layer = Callable[[jax.Array], jax.Array]
 Weights = tuple[Weight, ...]
@@ -32,12 +33,17 @@ class Architecture:
             of each layer's matrix, the input layer first.
         gains: standard deviation of each layer's initial weights, in units of
             ``1 / sqrt(d_in)`` of that layer.
+        affine: whether the one layer's output is added to what does not
+            depend on it: the memory is then affine in its weights.
+        width: ``weights -> d_in``.
     """
 
     name: str
     forward: Callable[[Sequence[Layer], jax.Array], jax.Array]
     widths: Callable[[int, int, int], tuple[tuple[int, int], ...]]
     gains: tuple[float, ...]
+    affine: bool = False
+    width: Callable[[Weights], int] = lambda weights: weights[0].shape[-2]
 
     def init(
         self,
@@ -109,63 +115,3 @@ def _product(w: jax.Array) -> Layer:
         return y.astype(h.dtype)
 
     return call
-
-
-def _mlp_forward(layers, x):
-    hidden, out = layers
-    return x + out(jax.nn.gelu(hidden(x)))
-
-
-def _normalized(y):
-    """Layer norm without scale and bias."""
-    y = y - y.mean(-1, keepdims=True)
-    return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
-
-
-linear = Architecture(
-    name="linear",
-    forward=lambda layers, x: layers[0](x),
-    widths=lambda d_in, d_out, _: ((d_in, d_out),),
-    gains=(1.0,),
-)
-
-residual = Architecture(
-    # What is left of a matrix that has forgotten all: the input, not zero.
-    name="residual",
-    forward=lambda layers, x: x + layers[0](x),
-    widths=linear.widths,
-    gains=linear.gains,
-)
-
-mlp = Architecture(
-    # Residual, arXiv 2512.24695 eq. 89; needs d_in == d_out.
-    name="mlp",
-    forward=_mlp_forward,
-    widths=lambda d_in, d_out, expansion: (
-        (d_in, expansion * d_in),
-        (expansion * d_in, d_out),
-    ),
-    gains=(1.0, 1.0),
-)
-
-linear_norm = Architecture(
-    # TTT-Linear, arXiv 2407.04620 section 2.7: f(x) = x + LN(x W).
-    name="linear_norm",
-    forward=lambda layers, x: x + _normalized(layers[0](x)),
-    widths=linear.widths,
-    gains=linear.gains,
-)
-
-mlp_norm = Architecture(
-    # TTT-MLP: f(x) = x + LN(gelu(x W1) W2).
-    name="mlp_norm",
-    forward=lambda layers, x: (
-        x + _normalized(layers[1](jax.nn.gelu(layers[0](x))))
-    ),
-    widths=mlp.widths,
-    gains=mlp.gains,
-)
-
-ARCHITECTURES = {
-    a.name: a for a in (linear, residual, mlp, linear_norm, mlp_norm)
-}

@@ -1,4 +1,4 @@
-"""Associative memory = architecture x objective x learning rule.
+"""Associative memory = architecture x objective x rule x retention.
 
 arXiv 2512.24695, Def. 1 and section 5. Surprises are taken at the weights of
 the chunk's start (eq. 90), so that a chunk is parallel; inside it every layer
@@ -13,33 +13,25 @@ import jax.numpy as jnp
 
 from nl_jax.checks import check_count, choose
 from nl_jax.memory import blocks
-from nl_jax.memory.architecture import ARCHITECTURES, Architecture, Weights
-from nl_jax.memory.objective import OBJECTIVES, Objective
+from nl_jax.memory.architecture import Architecture
+from nl_jax.memory.architectures import ARCHITECTURES
+from nl_jax.memory.objective import OBJECTIVES, Objective, check_curvature
+from nl_jax.memory.retention import RETENTIONS, Retention
 from nl_jax.memory.rule import RULES, Gates, LearningRule, Write
+from nl_jax.memory.state import (
+    MemoryState,
+    StreamState,
+    empty_window,
+    fresh,
+)
+from nl_jax.memory.token_wise import advance_by_token
 from pallas_kernels.delta_memory import chunk_step
 
-__all__ = ["Memory", "MemoryState", "advance", "associative_memory", "fresh"]
+__all__ = ["Memory", "advance", "associative_memory"]
 
 Read = Literal["before", "after", "chunk"]
-
-
-class MemoryState(NamedTuple):
-    """Fast state of one memory (or of several, on leading axes)."""
-
-    start: Weights
-    """Weights at the start of the current chunk."""
-    weights: Weights
-    """Weights now."""
-    momentum: Weights | None
-    """Momentum of each layer, or ``None``."""
-
-
-class StreamState(NamedTuple):
-    """A memory and its place in the stream."""
-
-    memory: MemoryState
-    position: jax.Array
-    """Tokens read in the current chunk, int32 scalar."""
+_PARALLEL = 64
+"""Tokens at a time where the recurrence is affine."""
 
 
 class Memory(NamedTuple):
@@ -49,12 +41,6 @@ class Memory(NamedTuple):
     read: Callable[..., jax.Array]
     write: Callable[..., StreamState]
     scan: Callable[..., tuple[jax.Array, StreamState]]
-
-
-def fresh(weights: Weights, momentum: bool) -> MemoryState:
-    """Returns the state of a memory that has learned nothing yet."""
-    zeros = tuple(jnp.zeros_like(w) for w in weights) if momentum else None
-    return MemoryState(weights, weights, zeros)
 
 
 def advance(
@@ -139,12 +125,12 @@ def associative_memory(
     objective: str | Objective = "l2",
     rule: str | LearningRule = "dgd",
     *,
+    retention: str | Retention = "decay",
     momentum: bool = False,
     chunk_size: int = 64,
     read: Read = "before",
-    mean: bool = False,
 ) -> Memory:
-    r"""Builds a memory from its three independent choices.
+    r"""Builds a memory from its independent choices.
 
     .. math::
 
@@ -163,22 +149,27 @@ def associative_memory(
       caller who knows that the state stands where a chunk begins, a new one
       for instance, says ``aligned`` and saves a chunk of work.
 
+    With ``chunk_size=1`` every surprise is taken at the present weights: the
+    recurrence itself. Where it is affine in the weights (one matrix, an
+    objective with a ``curvature``, no momentum, plain decay) it runs in
+    parallel all the same, 64 tokens at a time, and stays exact.
+
     Args:
-        architecture: ``"linear"``, ``"residual"``, ``"mlp"`` or an
-            ``Architecture``.
-        objective: ``"l2"``, ``"dot_product"`` or an ``Objective``.
-        rule: ``"dgd"``, ``"gd"`` or a ``LearningRule``.
+        architecture: out of ``ARCHITECTURES``, or an ``Architecture``.
+        objective: out of ``OBJECTIVES``, or an ``Objective``.
+        rule: out of ``RULES``, or a ``LearningRule``.
+        retention: out of ``RETENTIONS``, or a ``Retention``. With ``"mean"``
+            the step is the mean of a chunk's gradients so far in place of
+            their sum, so that token ``i`` of a chunk steps by ``1 / i`` (TTT,
+            arXiv 2407.04620), and the gates' retention is not used.
         momentum: whether gates carry ``log_mu``.
-        chunk_size: tokens per chunk; 1 takes every surprise at the present
-            weights.
+        chunk_size: tokens per chunk.
         read: ``"before"`` or ``"after"`` the write of the same token, or at
             the weights of the ``"chunk"``'s start.
-        mean: take the mean of a chunk's gradients so far in place of their
-            sum, so that token ``i`` of a chunk steps by ``1 / i`` (TTT, arXiv
-            2407.04620); gates' retention is then not used. Not with momentum.
 
     Raises:
-        ValueError: for an unknown name or a ``chunk_size`` below 1.
+        ValueError: for an unknown name, a ``chunk_size`` below 1, or choices
+            that do not go together.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -193,50 +184,97 @@ def associative_memory(
     arch = choose("architecture", architecture, ARCHITECTURES)
     goal = choose("objective", objective, OBJECTIVES)
     step = choose("rule", rule, RULES)
+    keep = choose("retention", retention, RETENTIONS)
     check_count("chunk_size", chunk_size)
-    if mean and (momentum or step.delta):
-        raise ValueError("mean=True goes with rule 'gd' and momentum=False")
+    alone = step.window == 1 and not step.orthogonal
+    if keep.mean and (momentum or step.delta or not alone):
+        raise ValueError(
+            "retention='mean' goes with rule 'gd' and momentum=False"
+        )
+    if step.delta and not keep.bare:
+        raise ValueError(
+            f"retention={keep.name!r} goes with rules without a delta term: "
+            "what is kept are not the weights"
+        )
+    by_token = not alone or not keep.linear
+    affine = (
+        chunk_size == 1
+        and arch.affine
+        and goal.curvature is not None
+        and not (momentum or by_token or keep.mean)
+    )
 
     def init(rng_or_weights, d_in=None, d_out=None, *, lead=()):
         weights = rng_or_weights
         if not isinstance(weights, tuple):
             weights = arch.init(weights, d_in, d_out, lead=lead)
-        return StreamState(fresh(weights, momentum), jnp.zeros((), jnp.int32))
+        held = None
+        if step.window > 1:
+            before = step.window - 1
+            width = arch.width(weights)
+            held = empty_window(weights, width, before, goal.threshold)
+        state = fresh(weights, momentum, held)
+        return StreamState(state, jnp.zeros((), jnp.int32))
 
     def read_now(state, q):
-        return arch.apply(state.memory.weights, q)
+        weights = tuple(map(keep.weights, state.memory.weights))
+        return arch.apply(weights, q)
+
+    def read_and_write(memory, k, v, q, gates, share, **options):
+        if by_token:
+            return advance_by_token(
+                arch, goal, step, keep, memory, k, v, q, gates, **options
+            )
+        if keep.mean:
+            # D_i = ((i - 1) D_{i-1} + g_i) / i, from the chunk's start.
+            kept = jnp.log1p(-share) + 0 * gates.log_alpha
+            gates = gates._replace(eta=gates.eta * share, log_alpha=kept)
+        find = step.affine_writes if affine else step.writes
+        writes = find(arch, goal, memory.start, k, v, gates)
+        return advance(
+            arch, memory, writes, gates, q, anchored=keep.mean, **options
+        )
 
     def run(state, k, v, q, gates, *, aligned=False):
+        if affine:
+            check_curvature(goal)
         length = k.shape[-2]
-        position = 0 if aligned else state.position
-        grid = blocks.cut(length, chunk_size, position)
+        position = 0 if aligned or affine else state.position
+        size = _PARALLEL if affine else chunk_size
+        grid = blocks.cut(length, size, position)
 
         def split(value, axis):
             return grid.split(jnp.moveaxis(value, axis, 0))
 
         arrays = jax.tree.map(lambda a: split(a, -2), (k, v, q))
-        gates = jax.tree.map(lambda a: split(a, -1), gates)
+        channels = -2 if keep.channels else -1
+        gates = {
+            name: split(gate, channels if name == "log_alpha" else -1)
+            for name, gate in gates._asdict().items()
+            if gate is not None
+        }
 
         @jax.checkpoint
         def body(memory, block):
             (k, v, q), gates, valid, closes, share = block
             k, v, q = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -2), (k, v, q))
-            gates = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), gates)
-            if mean:
-                # D_i = ((i - 1) D_{i-1} + g_i) / i, from the chunk's start.
-                kept = jnp.log1p(-share) + 0 * gates.log_alpha
-                gates = Gates(gates.eta * share, kept)
-            writes = step.writes(arch, goal, memory.start, k, v, gates)
-            o, memory = advance(
-                arch,
+            gates = {
+                name: jnp.moveaxis(
+                    gate, 0, channels if name == "log_alpha" else -1
+                )
+                for name, gate in gates.items()
+            }
+            o, memory = read_and_write(
                 memory,
-                writes,
-                gates,
+                k,
+                v,
                 q,
-                read=read,
+                Gates(**gates),
+                share,
+                # The start of a chunk of one token is its token's.
+                read="before" if affine and read == "chunk" else read,
                 valid=valid,
-                closes=closes,
-                anchored=mean,
+                closes=closes | affine,
             )
             return memory, None if o is None else jnp.moveaxis(o, -2, 0)
 
@@ -248,7 +286,7 @@ def associative_memory(
                 gates,
                 grid.valid,
                 grid.closes,
-                grid.shares(position, chunk_size) if mean else None,
+                grid.shares(position, size) if keep.mean else None,
             ),
         )
         if o is not None:

@@ -6,12 +6,21 @@ function: ``Objective("l1", lambda y, v: jnp.abs(y - v).sum(-1))``.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["OBJECTIVES", "Objective", "dot_product", "huber", "l2", "lp"]
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "check_curvature",
+    "dot_product",
+    "huber",
+    "l2",
+    "lp",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,25 +29,68 @@ class Objective:
 
     Attributes:
         name: what users type.
-        loss: ``(y, v) -> loss``, ``[..., d], [..., d] -> [...]``.
+        loss: ``(y, v) -> loss``, ``[..., d], [..., d] -> [...]``; with
+            ``threshold`` a third argument ``[...]``.
         curvature: ``c`` if the gradient of the loss is ``c y - v``, else
             ``None``: what is affine has cheaper forms.
+        threshold: whether the loss takes a number per token, which the
+            gates then hold.
     """
 
     name: str
-    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    loss: Callable[..., jax.Array]
     curvature: float | jax.Array | None = None
+    threshold: bool = False
 
-    def gradient(self, y: jax.Array, v: jax.Array) -> jax.Array:
-        """Returns the surprise, the gradient of the loss at ``y``."""
-        return jax.grad(lambda y: self.loss(y, v).sum())(y)
+    def gradient(
+        self, y: jax.Array, v: jax.Array, threshold: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the surprise, the gradient of the loss at ``y``.
+
+        Raises:
+            ValueError: if ``threshold`` is missing, or of no use.
+        """
+        if self.threshold != (threshold is not None):
+            needed = "needs" if self.threshold else "takes no"
+            raise ValueError(
+                f"objective {self.name!r} {needed} gates.threshold"
+            )
+        extra = () if threshold is None else (threshold.astype(y.dtype),)
+        return jax.grad(lambda y: self.loss(y, v, *extra).sum())(y)
 
 
-def huber(delta: float = 1.0) -> Objective:
+@functools.cache
+def check_curvature(objective: Objective) -> None:
+    """Raises ``ValueError`` unless the gradient is ``curvature * y - v``.
+
+    Example:
+        >>> wrong = Objective(
+        ...     "square", lambda y, v: ((y - v) ** 2).sum(-1), 1.0
+        ... )
+        >>> check_curvature(wrong)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: objective 'square' has curvature=1.0, but its gradient ...
+    """
+    with jax.ensure_compile_time_eval():
+        y = jnp.linspace(-2.0, 1.0, 12).reshape(3, 4)
+        v = jnp.linspace(3.0, -1.0, 12).reshape(3, 4)
+        gradient = objective.gradient(y, v)
+        expected = jnp.asarray(objective.curvature) * y - v
+        if not jnp.allclose(gradient, expected, atol=1e-5):
+            raise ValueError(
+                f"objective {objective.name!r} has "
+                f"curvature={objective.curvature}, but its gradient is not "
+                "curvature * y - v"
+            )
+
+
+def huber(delta: float | None = 1.0) -> Objective:
     r"""Returns L2 up to an error of length ``delta``, linear beyond.
 
     Errors that no value explains then move a memory by a bounded step (MIRAS'
     Yaad, arXiv 2504.13173): the gradient is the error, shortened to ``delta``.
+    With ``delta=None`` each token brings its own, in ``gates.threshold``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,12 +99,14 @@ def huber(delta: float = 1.0) -> Objective:
         [0.6000000238418579, 0.800000011920929]
     """
 
-    def loss(y, v):
+    def loss(y, v, delta=delta):
         square = jnp.square(y - v).sum(-1)
         far = square > delta**2
-        size = jnp.sqrt(jnp.where(far, square, delta**2))
+        size = jnp.sqrt(jnp.where(far, square, 1))
         return jnp.where(far, delta * (size - 0.5 * delta), 0.5 * square)
 
+    if delta is None:
+        return Objective("gated_huber", loss, threshold=True)
     return Objective("huber", loss)
 
 
@@ -75,5 +129,5 @@ def lp(p: float = 3.0) -> Objective:
 l2 = Objective("l2", lambda y, v: 0.5 * jnp.square(y - v).sum(-1), 1.0)
 dot_product = Objective("dot_product", lambda y, v: -(y * v).sum(-1), 0.0)
 
-OBJECTIVES = {o.name: o for o in (l2, dot_product, huber(), lp())}
+OBJECTIVES = {o.name: o for o in (l2, dot_product, huber(), huber(None), lp())}
 """By name; those with a number have its default."""

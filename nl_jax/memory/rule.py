@@ -12,6 +12,9 @@ Read literally, DGD on an MLP whose targets it generates itself overflows
 float32 within a few chunks, because each write is scaled by the size of the
 layer's input. ``normalized`` makes every write an NLMS step, whose change of
 the layer's output is at most ``eta * delta`` whatever the input.
+
+A rule may also descend on a window of tokens, or orthogonalise its steps, see
+:mod:`nl_jax.memory.token_wise`.
 """
 
 import dataclasses
@@ -21,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Keys, PerToken, Values
+from nl_jax.checks import check_count
 from nl_jax.memory.architecture import Architecture, Weights
 from nl_jax.memory.objective import Objective
 
@@ -28,14 +32,19 @@ __all__ = ["RULES", "Gates", "LearningRule", "Write", "dgd", "gd"]
 
 
 class Gates(NamedTuple):
-    """Per-token scalars of the inner optimisation, each ``[..., T]``."""
+    """Per-token numbers of the inner optimisation, each ``[..., T]``."""
 
     eta: PerToken
     """Step size."""
     log_alpha: PerToken
-    """Logarithm of the retention; 0 keeps everything."""
+    """Logarithm of the retention; 0 keeps everything. ``[..., T, d_in]`` with
+    a retention by channel."""
     log_mu: PerToken | None = None
     """Logarithm of the momentum's decay; ``None`` for no momentum."""
+    share: PerToken | None = None
+    """Weight of a token in the losses of a window; ``None`` is 1."""
+    threshold: PerToken | None = None
+    """Number per token of an objective that takes one."""
 
 
 class Write(NamedTuple):
@@ -58,12 +67,28 @@ class LearningRule:
         normalized: NLMS steps; the step is shared evenly over the layers,
             inner surprises are scaled down to the norm of the output's, and
             momentum averages (its writes carry ``1 - mu``).
+        window: tokens whose losses a step descends on, weighted by
+            ``gates.share``; 1 for the present one (Omega rule, ATLAS).
+        orthogonal: orthogonalise each step by Newton-Schulz (Muon).
+
+    Raises:
+        ValueError: for a ``window`` below 1, or a delta term with more.
     """
 
     name: str
     delta: bool = True
     delta_layers: Literal["all", "input"] = "all"
     normalized: bool = True
+    window: int = 1
+    orthogonal: bool = False
+
+    def __post_init__(self):
+        check_count("window", self.window)
+        if self.delta and self.window > 1:
+            raise ValueError(
+                f"window={self.window} goes with delta=False: what a delta "
+                "term erases is one token's"
+            )
 
     def writes(
         self,
@@ -85,7 +110,7 @@ class LearningRule:
             gates: ``eta`` and, with momentum, ``log_mu``.
         """
         y, inputs, pullback = architecture.linearize(weights, k)
-        surprise = objective.gradient(y, v.astype(y.dtype))
+        surprise = objective.gradient(y, v.astype(y.dtype), gates.threshold)
         deltas = pullback(surprise)
         bound = _norm(surprise)
         eta = gates.eta
@@ -109,6 +134,32 @@ class LearningRule:
             writes.append(Write(x, g, eta if has_delta else None))
         return tuple(writes)
 
+    def affine_writes(
+        self,
+        architecture: Architecture,
+        objective: Objective,
+        weights: Weights,
+        k: Keys,
+        v: Values,
+        gates: Gates,
+    ) -> tuple[Write, ...]:
+        """As :meth:`writes`, with surprises at every token's own weights.
+
+        Where the memory is affine in its one matrix and the gradient is
+        ``curvature * y - v``, what depends on the weights is one more delta
+        term: ``step * curvature * |x|`` along the unit input.
+        """
+        nothing = tuple(jnp.zeros_like(w) for w in weights)
+        (write,) = self.writes(architecture, objective, nothing, k, v, gates)
+        _, (x,), _ = architecture.linearize(nothing, k)
+        erase = gates.eta * jnp.asarray(objective.curvature)
+        if self.normalized:
+            size = _norm(x)
+            erase = erase * size / jnp.maximum(size, 1.0)
+        if write.beta is not None:
+            erase = erase + write.beta
+        return (write._replace(beta=erase),)
+
 
 def _norm(x: jax.Array) -> jax.Array:
     square = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
@@ -117,5 +168,23 @@ def _norm(x: jax.Array) -> jax.Array:
 
 dgd = LearningRule("dgd")
 gd = LearningRule("gd", delta=False)
+muon = LearningRule("muon", delta=False, orthogonal=True)
 
-RULES = {r.name: r for r in (dgd, gd)}
+
+def omega(window: int = 4, *, orthogonal: bool = False) -> LearningRule:
+    """Returns gradient descent on the losses of the last ``window`` tokens.
+
+    The Omega rule of ATLAS (arXiv 2505.23735, eq. 9); with ``orthogonal`` and
+    momentum it is ATLAS itself.
+
+    Example:
+        >>> omega(8).window
+        8
+    """
+    return dataclasses.replace(
+        muon if orthogonal else gd, name="omega", window=window
+    )
+
+
+RULES = {r.name: r for r in (dgd, gd, muon)}
+"""By name, each on the present token alone."""

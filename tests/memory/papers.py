@@ -100,6 +100,10 @@ def layer_norm(x):
     return x / np.sqrt((x * x).mean() + 1e-6)
 
 
+def silu(a):
+    return a / (1 + np.exp(-a))
+
+
 def gelu(a):
     return 0.5 * a * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3)))
 
@@ -109,7 +113,28 @@ FORWARDS = {
     "mlp": lambda w, x: x + gelu(x @ w[0]) @ w[1],
     "linear_norm": lambda w, x: x + layer_norm(x @ w[0]),
     "mlp_norm": lambda w, x: x + layer_norm(gelu(x @ w[0]) @ w[1]),
+    "mlp_3": lambda w, x: x + gelu(gelu(x @ w[0]) @ w[1]) @ w[2],
+    "gated_mlp": lambda w, x: x + (silu(x @ w[0]) * (x @ w[1])) @ w[2],
+    "polynomial_linear": lambda w, x: powers(x) @ w[0],
+    "polynomial_mlp": lambda w, x: x + gelu(powers(x) @ w[0]) @ w[1],
+    "monomials": lambda w, x: monomials(x) @ w[0],
 }
+
+
+def powers(x):
+    """Each channel's powers; at width d the second is sqrt(d / 2) x^2."""
+    return np.concatenate([x, np.sqrt(len(x) / 2) * x**2])
+
+
+def monomials(x):
+    """ATLAS, section 3: all x^beta of degree 1 and 2, over sqrt(beta!)."""
+    d = len(x)
+    second = [
+        x[i] * x[j] / (np.sqrt(2) if i == j else 1)
+        for i in range(d)
+        for j in range(i, d)
+    ]
+    return np.array([*x, *second])
 
 
 def _norm(x):
@@ -126,6 +151,18 @@ LOSSES = {
     ),
     "lp": lambda y, v: (((y - v) ** 3) * np.sign((y - v).real)).sum() / 3,
 }
+
+
+def huber_of(threshold):
+    """MIRAS, eq. 25: quadratic up to the threshold of the token."""
+
+    def loss(y, v):
+        size = _norm(y - v)
+        if size.real <= threshold:
+            return 0.5 * size**2
+        return threshold * (size - 0.5 * threshold)
+
+    return loss
 
 
 def gradient(forward, loss, weights, k, v):
@@ -173,3 +210,130 @@ def ttt(weights, q, k, v, eta, *, forward, loss, chunk):
         weights = [w - a / i for w, a in zip(start, total, strict=True)]
         outs.append(forward(weights, q[t]))
     return outs, weights
+
+
+def moneta(a, grad, eta, alpha):
+    """MIRAS, eq. 24: A = alpha A - eta grad; the weights follow from it."""
+    return alpha * a - eta * grad
+
+
+def moneta_weights(a, q=4):
+    return a / ((np.abs(a) ** q).sum() ** (1 / q)) ** (q - 2)
+
+
+def memora(w, grad, eta, alpha):
+    """MIRAS, eq. 27: c Softmax(alpha log W - eta grad), by output."""
+    return simplex(alpha * np.log(w) - eta * grad)
+
+
+def simplex(a):
+    e = np.exp(a)
+    return np.sqrt(len(a)) * e / e.sum(0)
+
+
+def weight_decay(w, grad, eta, alpha, strength=0.01):
+    """W = argmin <grad, W> + |W - alpha W'|^2 / (2 eta) + strength |W|^2/2."""
+    return (alpha * w - eta * grad) / (1 + eta * strength)
+
+
+def elastic(w, grad, eta, alpha, sparsity=0.001, strength=0.01):
+    """The same with sparsity |W|_1: soft threshold (MIRAS, section 5.2)."""
+    w = alpha * w - eta * grad
+    w = np.where(np.abs(w) > eta * sparsity, w - np.sign(w) * eta * sparsity, 0)
+    return w / (1 + eta * strength)
+
+
+def by_channel(w, grad, eta, alpha):
+    """A share per channel of the key, their mean in the log further in."""
+    if len(alpha) != len(w):
+        alpha = np.full(len(w), np.exp(np.log(alpha).mean()))
+    return alpha[:, None] * w - eta * grad
+
+
+def miras(
+    kept,
+    q,
+    k,
+    v,
+    eta,
+    alpha,
+    threshold,
+    *,
+    forward,
+    loss,
+    chunk,
+    update,
+    weights_of=lambda kept: kept,
+):
+    """Any retention: what is kept moves by ``update``, read after it."""
+    outs = []
+    for t in range(len(q)):
+        if t % chunk == 0:
+            start = [weights_of(a) for a in kept]
+        score = huber_of(threshold[t]) if loss == "huber" else LOSSES[loss]
+        grads = gradient(forward, score, start, k[t], v[t])
+        kept = [
+            update(a, g, eta[t], alpha[t])
+            for a, g in zip(kept, grads, strict=True)
+        ]
+        outs.append(forward([weights_of(a) for a in kept], q[t]))
+    return outs, kept
+
+
+def omega(
+    weights,
+    q,
+    k,
+    v,
+    eta,
+    alpha,
+    mu,
+    gamma,
+    *,
+    forward,
+    loss,
+    chunk,
+    window,
+    muon,
+):
+    """ATLAS: eq. 9-11 (OmegaNet, with momentum) and eq. 32-33 (ATLAS).
+
+    S = theta S + sum over the window of gamma grad; M = alpha M - eta S, or
+    M = alpha M - eta NewtonSchulz(S).
+    """
+    momentum, outs = [np.zeros_like(w) for w in weights], []
+    for t in range(len(q)):
+        if t % chunk == 0:
+            start = weights
+        total = [np.zeros_like(w) for w in weights]
+        for i in range(max(0, t - window + 1), t + 1):
+            grads = gradient(forward, loss, start, k[i], v[i])
+            total = [
+                a + gamma[i] * g for a, g in zip(total, grads, strict=True)
+            ]
+        if muon:
+            momentum = [
+                mu[t] * s + g for s, g in zip(momentum, total, strict=True)
+            ]
+            steps = [eta[t] * newton_schulz(s) for s in momentum]
+        else:
+            momentum = [
+                mu[t] * s + eta[t] * g
+                for s, g in zip(momentum, total, strict=True)
+            ]
+            steps = momentum
+        weights = [
+            alpha[t] * w - s for w, s in zip(weights, steps, strict=True)
+        ]
+        outs.append(forward(weights, q[t]))
+    return outs, weights
+
+
+def newton_schulz(x):
+    """Five steps of Muon's quintic."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = x / (np.sqrt((x * x).sum()) + 1e-8)
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x

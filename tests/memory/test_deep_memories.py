@@ -11,7 +11,7 @@ import pytest
 from nl_jax.memory import ARCHITECTURES, RULES, Gates, associative_memory
 from tests.memory import papers
 
-T, D, CHUNK = 7, 3, 3
+T, D, CHUNK = 7, 6, 3
 PLAIN = dataclasses.replace(RULES["gd"], normalized=False)
 
 # Architecture, objective, whether a chunk's gradients are averaged.
@@ -31,8 +31,11 @@ def draw(name):
     rng = np.random.default_rng(0)
     shapes = ARCHITECTURES[CASES[name][0]].widths(D, D, 2)
     weights = [rng.normal(size=s) / s[0] ** 0.5 for s in shapes]
-    gates = rng.uniform(0.2, 0.9, size=(3, T))
-    return (weights, *rng.normal(size=(3, T, D)), *gates)
+    eta, alpha, mu = rng.uniform(0.2, 0.9, size=(3, T))
+    q, k, v = rng.normal(size=(3, T, D))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    # Longer steps overshoot, and float32 loses digits with them.
+    return weights, q, k, v, eta / 4, alpha, mu
 
 
 def paper(name, weights, q, k, v, eta, alpha, mu):
@@ -57,7 +60,7 @@ def memory(name):
         momentum=not mean,
         chunk_size=CHUNK,
         read="after",
-        mean=mean,
+        retention="mean" if mean else "decay",
     )
 
 
@@ -71,7 +74,7 @@ def ours(name, weights, q, k, v, eta, alpha, mu):
 
 @every_case
 @pytest.mark.parametrize(
-    ("dtype", "bound"), [("float64", 1e-10), ("float32", 1e-5)]
+    ("dtype", "bound"), [("float64", 1e-10), ("float32", 1e-6)]
 )
 def test_equals_the_paper(name, dtype, bound):
     args = draw(name)
@@ -135,7 +138,7 @@ def test_any_split_gives_the_same(name):
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="mean=True goes with rule 'gd'"):
-        associative_memory("linear", "l2", "dgd", mean=True)
+    with pytest.raises(ValueError, match="retention='mean' goes with rule"):
+        associative_memory("linear", "l2", "dgd", retention="mean")
     with pytest.raises(ValueError, match="chunk_size=0 must be"):
         associative_memory(chunk_size=0)
