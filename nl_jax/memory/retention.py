@@ -135,8 +135,9 @@ def kl(scale: float = 1.0) -> Retention:
         raise ValueError(f"scale={scale} must be positive")
 
     def weights(kept):
-        size = scale * kept.shape[-2] ** 0.5
-        return size * jax.nn.softmax(kept, axis=-2)
+        root = kept.shape[-2] ** 0.5
+        # Logits in units of weights: a write moves the one as the other.
+        return scale * root * jax.nn.softmax(root * kept, axis=-2)
 
     return Retention("kl", weights)
 

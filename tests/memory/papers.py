@@ -222,13 +222,17 @@ def moneta_weights(a, q=4):
 
 
 def memora(w, grad, eta, alpha):
-    """MIRAS, eq. 27: c Softmax(alpha log W - eta grad), by output."""
-    return simplex(alpha * np.log(w) - eta * grad)
+    """MIRAS, eq. 27: c Softmax(alpha log W - eta' grad), by output.
+
+    Here eta' is sqrt(d_in) eta.
+    """
+    return simplex(alpha * np.log(w) / np.sqrt(len(w)) - eta * grad)
 
 
 def simplex(a):
-    e = np.exp(a)
-    return np.sqrt(len(a)) * e / e.sum(0)
+    root = np.sqrt(len(a))
+    e = np.e ** (root * a)
+    return root * e / e.sum(0)
 
 
 def weight_decay(w, grad, eta, alpha, strength=0.01):
@@ -248,6 +252,12 @@ def by_channel(w, grad, eta, alpha):
     if len(alpha) != len(w):
         alpha = np.full(len(w), np.exp(np.log(alpha).mean()))
     return alpha[:, None] * w - eta * grad
+
+
+def slope(f, h=1e-5):
+    """f'(0) to about nine digits."""
+    near, far = f(h) - f(-h), f(2 * h) - f(-2 * h)
+    return (8 * near - far) / (12 * h)
 
 
 def miras(
