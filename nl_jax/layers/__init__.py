@@ -12,6 +12,7 @@ from nl_jax.layers.deep_memory import (
     DeepMemoryState,
 )
 from nl_jax.layers.lstm import LSTM, LSTMConfig, LSTMState
+from nl_jax.layers.mamba import Mamba, MambaConfig, MambaState, selective_scan
 from nl_jax.layers.matrix_memory import (
     MatrixMemory,
     MatrixMemoryConfig,
@@ -19,12 +20,25 @@ from nl_jax.layers.matrix_memory import (
 )
 from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.layers.rotary import rotate
+from nl_jax.layers.samba import Samba, SambaConfig, SambaState
 from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.layers.srwm import (
+    SRWM,
+    SRWMConfig,
+    SRWMState,
+    self_referential_scan,
+)
 from nl_jax.layers.titans import SelfModifyingTitans, TitansState
 from nl_jax.layers.titans_config import TitansConfig
+from nl_jax.layers.titans_variants import (
+    TitansAttention,
+    TitansAttentionConfig,
+    TitansAttentionState,
+)
 
 __all__ = [
     "LSTM",
+    "SRWM",
     "AttentionConfig",
     "AttentionState",
     "CMSConfig",
@@ -35,15 +49,28 @@ __all__ = [
     "DeepMemoryState",
     "LSTMConfig",
     "LSTMState",
+    "Mamba",
+    "MambaConfig",
+    "MambaState",
     "MatrixMemory",
     "MatrixMemoryConfig",
     "MatrixMemoryState",
+    "SRWMConfig",
+    "SRWMState",
+    "Samba",
+    "SambaConfig",
+    "SambaState",
     "SelfModifyingTitans",
+    "TitansAttention",
+    "TitansAttentionConfig",
+    "TitansAttentionState",
     "TitansConfig",
     "TitansState",
     "l2_normalize",
     "next_tail",
     "rms_norm",
     "rotate",
+    "selective_scan",
+    "self_referential_scan",
     "short_conv",
 ]

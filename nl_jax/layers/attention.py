@@ -4,7 +4,8 @@ Softmax attention is a non-parametric memory: it keeps its context instead of
 learning it (frequency infinity, arXiv 2512.24695 section 5). The window makes
 its state constant: the last ``window`` keys and values. They are kept
 unrotated and positions are counted from the window's start, so a stream of any
-length loses no precision.
+length loses no precision. Persistent tokens (Titans, arXiv 2501.00663, section
+3.3) are learned keys and values without a position.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
 from nl_jax.layers.mixing import Declare, mix
+from nl_jax.layers.pieces import scan_pieces
 from nl_jax.layers.rotary import rotate
 
 __all__ = ["AttentionConfig", "AttentionState", "CausalAttention"]
@@ -32,10 +34,13 @@ class AttentionConfig:
     """Base of the rotary frequencies."""
     conv_width: int = 4
     """Taps of the causal convolution on q, k and v."""
+    persistent: int = 0
+    """Learned tokens that every query sees, whatever the input (Titans)."""
 
     def __post_init__(self):
         for name in ("window", "conv_width"):
             check_count(name, getattr(self, name))
+        check_count("persistent", self.persistent, least=0)
         if self.rope_base <= 1:
             raise ValueError(f"rope_base={self.rope_base} must be above 1")
 
@@ -81,10 +86,21 @@ class CausalAttention(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+    def __call__(
+        self,
+        x: Stream,
+        state=None,
+        *,
+        aligned: bool = False,
+        empty: bool = False,
+    ):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
-        ``aligned`` is part of every mixer's signature; attention has no chunks.
+        Args:
+            x: tokens.
+            state: fast state from the tokens before, or ``None`` to begin.
+            aligned: part of every mixer's signature; attention has no chunks.
+            empty: every row of ``state`` has ``seen = 0``.
         """
         del aligned
         config, d, heads = self.config, self.d_model, self.n_heads
@@ -92,8 +108,8 @@ class CausalAttention(nn.Module):
             raise ValueError(f"2 * n_heads={2 * heads} must divide d_model={d}")
 
         declare = Declare(self, self.dtype)
-        fresh = state is None
-        state = self.initial_state(x.shape[0]) if fresh else state
+        empty = empty or state is None
+        state = self.initial_state(x.shape[0]) if state is None else state
         x = x.astype(self.dtype)
         batch, length = x.shape[:2]
         mixed, tails = mix(declare, x, state.tails, config.conv_width)
@@ -102,38 +118,40 @@ class CausalAttention(nn.Module):
             for name in "qkv"
         )
 
-        if fresh and length <= config.window:
-            y = _attend(config, q, k, v, jnp.full((batch,), length))
+        persistent = None
+        if config.persistent:
+            shape = (heads, config.persistent, d // heads)
+            axes = ("heads", None, None)
+            persistent = tuple(
+                declare(
+                    f"persistent_{name}", nn.initializers.normal(1), shape, axes
+                )
+                for name in ("keys", "values")
+            )
+
+        if empty and length <= config.window:
+            filled = jnp.full((batch,), length)
+            y = _attend(config, q, k, v, filled, persistent)
             cache = _remember(config, state, k, v)
         else:
-            cache, y = _scan_segments(config, state, q, k, v)
+            cache, y = _scan_segments(config, state, q, k, v, persistent)
         cache = cache._replace(tails=tails)
         out = declare.dense("w_out", d, d, "embed", "mixer")
         return y.reshape(x.shape) @ out, cache
 
 
-def _scan_segments(config, state, q, k, v):
+def _scan_segments(config, state, q, k, v, persistent):
     """Attends in segments of at most a window, so cost is linear in length."""
-    length, size = q.shape[1], min(config.window, q.shape[1])
-    whole = length // size * size
 
     def segment(cache, qkv):
         q, k, v = qkv
         keys = jnp.concatenate([cache.keys, k], 1)
         values = jnp.concatenate([cache.values, v], 1)
-        y = _attend(config, q, keys, values, cache.seen + q.shape[1])
+        filled = cache.seen + q.shape[1]
+        y = _attend(config, q, keys, values, filled, persistent)
         return _remember(config, cache, k, v), y
 
-    def cut(a):
-        a = a[:, :whole].reshape(a.shape[0], -1, size, *a.shape[2:])
-        return a.swapaxes(0, 1)
-
-    state, y = jax.lax.scan(segment, state, jax.tree.map(cut, (q, k, v)))
-    y = y.swapaxes(0, 1).reshape(q.shape[0], whole, *q.shape[2:])
-    if whole < length:
-        state, rest = segment(state, (q[:, whole:], k[:, whole:], v[:, whole:]))
-        y = jnp.concatenate([y, rest], 1)
-    return state, y
+    return scan_pieces(segment, state, (q, k, v), config.window)
 
 
 def _remember(config, state, k, v):
@@ -145,7 +163,7 @@ def _remember(config, state, k, v):
     )
 
 
-def _attend(config, q, k, v, filled):
+def _attend(config, q, k, v, filled, persistent):
     """The queries are the last ones of the keys, of which ``filled`` exist."""
     total = k.shape[1]
     key_at = jnp.arange(total)
@@ -154,14 +172,29 @@ def _attend(config, q, k, v, filled):
     mask = (distance >= 0) & (distance < config.window)
     exists = key_at[None, :] >= total - filled[:, None]
     mask = mask[None, None] & exists[:, None, None, :]
+    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+    scores = _scores(
+        rotate(q, query_at, config.rope_base),
+        rotate(k, key_at, config.rope_base),
+    )
+    scores = jnp.where(mask, scores, -jnp.inf)
+    if persistent is not None:
+        keys, values = (
+            jnp.broadcast_to(a, (q.shape[0], *a.shape)) for a in persistent
+        )
+        # Neither side is rotated: they are as near to every token.
+        scores = jnp.concatenate([_scores(q, keys), scores], -1)
+        v = jnp.concatenate([values, v], -2)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bhkd->bqhd", weights, v)
+
+
+def _scores(q, k):
     # Not jax.nn.dot_product_attention: it rounds float64 scores to float32.
-    wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum(
         "bhqd,bhkd->bhqk",
-        rotate(q.swapaxes(1, 2), query_at, config.rope_base),
-        rotate(k.swapaxes(1, 2), key_at, config.rope_base),
-        preferred_element_type=wide,
+        q,
+        k,
+        preferred_element_type=jnp.promote_types(q.dtype, jnp.float32),
     )
-    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    return scores * q.shape[-1] ** -0.5

@@ -2,7 +2,9 @@ r"""The continuum memory system: a chain of MLPs, each at its own frequency.
 
 arXiv 2512.24695, section 7.1: level :math:`\ell` is an MLP whose weights move
 every :math:`C^{(\ell)}` tokens by the sum of its gradients over them (71);
-levels form a chain (70, 73), the fastest first. With one level this is the
+levels form a chain (70, 73), the fastest first, stand side by side (74), or
+are nested: a chain in which a slower level's step also moves the point to which
+the next faster one then returns (72). With one level all of them are the
 feed-forward block of a Transformer.
 
 This file is a level's forward pass and parameters. Who moves the weights is
@@ -16,11 +18,23 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from nl_jax.array_typing import Stream
+from nl_jax.checks import check_choice
 from nl_jax.layers.norms import rms_norm
+from nl_jax.optimizers import scale_by_delta_momentum, scale_by_m3
 
-__all__ = ["CMSConfig", "ContinuumMemory", "FastLevel"]
+__all__ = ["INNER_OPTIMIZERS", "CMSConfig", "ContinuumMemory", "FastLevel"]
+
+INNER_OPTIMIZERS: dict[str, optax.GradientTransformation] = {
+    "sgd": optax.identity(),
+    "momentum": optax.trace(0.9),
+    "adam": optax.scale_by_adam(),
+    "delta_momentum": scale_by_delta_momentum(0.9),
+    "m3": scale_by_m3(),
+}
+"""Directions in which a level steps, before its rate; ascent."""
 
 FastLevel = dict[str, jax.Array]
 """Fast weights of one level: ``gate``, ``up``, ``down``."""
@@ -38,6 +52,9 @@ class CMSConfig:
     periods: tuple[int, ...] = (1,)
     """Updates of each level are this far apart, fastest first, each dividing
     the next: optimizer steps with ``objective="outer"``, tokens else."""
+    form: Literal["sequential", "independent", "nested"] = "sequential"
+    """Levels in a chain; side by side, with learned weights; or a chain whose
+    slower levels learn the start of the next faster one (``next_token``)."""
     hidden: float = 2.0
     """Hidden width of each level's SwiGLU, in units of ``d_model``."""
     objective: Literal["outer", "next_token"] = "outer"
@@ -46,6 +63,9 @@ class CMSConfig:
     rate: float = 0.01
     """Initial inner learning rate of each level (``next_token``); each is
     learned as a factor of this one, so 0 is the static network, exactly."""
+    inner: str | tuple[str, ...] = "sgd"
+    """How levels step (``next_token``), out of ``INNER_OPTIMIZERS``; one for
+    all or one for each."""
     first_order: bool = False
     """Whether the training gradient ignores how the inner gradients depend
     on the weights (``next_token``)."""
@@ -54,11 +74,16 @@ class CMSConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "periods", tuple(self.periods))
-        if self.objective not in ("outer", "next_token"):
-            raise ValueError(
-                f"cms.objective={self.objective!r} must be 'outer' or "
-                "'next_token'"
-            )
+        if not isinstance(self.inner, str):
+            object.__setattr__(self, "inner", tuple(self.inner))
+        forms = ("sequential", "independent", "nested")
+        check_choice("cms.form", self.form, forms)
+        objectives = ("outer", "next_token")
+        check_choice("cms.objective", self.objective, objectives)
+        for name in (
+            (self.inner,) if isinstance(self.inner, str) else self.inner
+        ):
+            check_choice("cms.inner", name, INNER_OPTIMIZERS)
         if not self.periods or any(
             not isinstance(p, int) or p < 1 for p in self.periods
         ):
@@ -76,6 +101,16 @@ class CMSConfig:
                 f"cms.periods={self.periods}: with objective='next_token' the "
                 "fastest must be at least 2 tokens, one of them a target"
             )
+        if len(self.optimizers) != len(self.periods):
+            raise ValueError(
+                f"cms.inner={self.inner} must be one name or one for each of "
+                f"the {len(self.periods)} levels"
+            )
+        if self.form == "nested" and self.objective != "next_token":
+            raise ValueError(
+                "cms.form='nested' goes with objective='next_token': levels "
+                "return to their start within a context"
+            )
         if self.hidden <= 0:
             raise ValueError(f"cms.hidden={self.hidden} must be positive")
         if self.rate < 0:
@@ -83,9 +118,20 @@ class CMSConfig:
         if self.layers < 0:
             raise ValueError(f"cms.layers={self.layers} must not be negative")
 
+    @property
+    def optimizers(self) -> tuple[optax.GradientTransformation, ...]:
+        """How each level steps."""
+        names = self.inner
+        if isinstance(names, str):
+            names = (names,) * len(self.periods)
+        return tuple(INNER_OPTIMIZERS[name] for name in names)
+
 
 class ContinuumMemory(nn.Module):
-    """A chain of residual SwiGLU levels, ``h <- h + MLP_l(norm_l(h))``.
+    """Residual SwiGLU levels.
+
+    In a chain, ``h <- h + MLP_l(norm_l(h))``, or side by side, ``x + sum_l
+    share_l MLP_l(norm_l(x))``.
 
     Attributes:
         config: see :class:`CMSConfig`.
@@ -121,6 +167,7 @@ class ContinuumMemory(nn.Module):
             return self.param(name, init, shape, jnp.float32)
 
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        total = None
         for index in range(len(self.config.periods)):
             level = f"level_{index + 1}"
             scale = declare(f"{level}_scale", ones, (self.d_model,), ("embed",))
@@ -131,8 +178,13 @@ class ContinuumMemory(nn.Module):
             if self.config.objective == "next_token":
                 declare(f"{level}_log_rate", zeros, (), ())
             weights = weights if fast is None else fast[index]
-            x = x + _swiglu(weights, rms_norm(x, scale))
-        return x
+            if self.config.form == "independent":
+                share = declare(f"{level}_share", ones, (), ())
+                y = share.astype(x.dtype) * _swiglu(weights, rms_norm(x, scale))
+                total = y if total is None else total + y
+            else:
+                x = x + _swiglu(weights, rms_norm(x, scale))
+        return x if total is None else x + total
 
     @staticmethod
     def initial_fast(params, config: CMSConfig) -> tuple[FastLevel, ...]:

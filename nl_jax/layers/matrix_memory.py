@@ -196,7 +196,7 @@ class MatrixMemory(nn.Module):
             # The sixteenth root keeps what GLA forgets per token small.
             log_alpha = jax.nn.log_sigmoid(channel("alpha", 0.0)) / 16
         elif config.decay == "scalar":
-            log_alpha = jax.nn.log_sigmoid(scalar("alpha", 4.0))
+            log_alpha = jax.nn.log_sigmoid(scalar("alpha", 6.0))
         elif config.decay == "fixed":
             rates = jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(heads))))
             log_alpha = jnp.broadcast_to(rates[:, None], shape)

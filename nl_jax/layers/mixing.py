@@ -39,13 +39,13 @@ class Declare:
         return self(name, init, (heads,), ("heads",))
 
     def gate(self, name, x, heads, bias):
-        """Returns raw gates ``[B, H, T]``, float32, of ``x [B, T, D]``."""
+        """Returns raw gates ``[B, H, T]``, at least float32, of ``x``."""
         w = self.dense(f"w_{name}", x.shape[-1], heads, "heads")
         b = self.per_head(f"b_{name}", heads, bias)
-        return (x @ w + b).astype(jnp.float32).swapaxes(1, 2)
+        return _wide(x @ w + b).swapaxes(1, 2)
 
     def channel_gate(self, name, x, heads, bias):
-        """Returns raw gates ``[B, H, T, d]``, float32, of ``x [B, T, D]``.
+        """Returns raw gates ``[B, H, T, d]``, at least float32, of ``x``.
 
         Through a narrow middle, as GLA and RWKV-7 do.
         """
@@ -55,7 +55,11 @@ class Declare:
         up = self.dense(f"w_{name}_up", rank, d, "mixer", None)
         init = nn.initializers.constant(bias)
         b = self(f"b_{name}", init, (d,), ("mixer",))
-        return split_heads((x @ down @ up + b).astype(jnp.float32), heads)
+        return split_heads(_wide(x @ down @ up + b), heads)
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def mix(declare: Declare, x, tails, conv_width: int):

@@ -5,11 +5,15 @@ import jax.numpy as jnp
 
 from nl_jax.layers import (
     LSTM,
+    SRWM,
     CausalAttention,
     ContinuumMemory,
     DeepMemory,
+    Mamba,
     MatrixMemory,
+    Samba,
     SelfModifyingTitans,
+    TitansAttention,
     rms_norm,
 )
 from nl_jax.models.config import ModelConfig
@@ -21,6 +25,10 @@ MIXERS = {
     "attention": CausalAttention,
     "matrix": MatrixMemory,
     "deep": DeepMemory,
+    "titans_attention": TitansAttention,
+    "mamba": Mamba,
+    "samba": Samba,
+    "srwm": SRWM,
     "lstm": LSTM,
 }
 
@@ -54,7 +62,9 @@ class Block(nn.Module):
 
     def __call__(self, x, state=None, fast=None, *, aligned=False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
+        # Samba's layers add to the stream one by one.
+        stream = {"stream": x} if self.config.mixer == "samba" else {}
         y, state = self.mixer(
-            rms_norm(x, self.norm_scale), state, aligned=aligned
+            rms_norm(x, self.norm_scale), state, aligned=aligned, **stream
         )
         return self.cms(x + y, fast), state

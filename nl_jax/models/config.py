@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from nl_jax.checks import check_choice, check_count
 from nl_jax.layers import (
@@ -10,11 +10,25 @@ from nl_jax.layers import (
     CMSConfig,
     DeepMemoryConfig,
     LSTMConfig,
+    MambaConfig,
     MatrixMemoryConfig,
+    SambaConfig,
+    SRWMConfig,
+    TitansAttentionConfig,
     TitansConfig,
 )
 
-MIXERS = ("titans", "attention", "matrix", "deep", "lstm")
+Mixer = Literal[
+    "titans",
+    "attention",
+    "matrix",
+    "deep",
+    "titans_attention",
+    "mamba",
+    "samba",
+    "srwm",
+    "lstm",
+]
 
 __all__ = ["MODELS", "PRESETS", "ModelConfig", "configure", "names"]
 
@@ -30,7 +44,7 @@ class ModelConfig:
 
     name: str = "hope"
     """Name in the registry that this configuration came from."""
-    mixer: Literal["titans", "attention", "matrix", "deep", "lstm"] = "titans"
+    mixer: Mixer = "titans"
     """Sequence mixer of every block."""
     vocab_size: int = 256
     """Number of token ids."""
@@ -54,13 +68,21 @@ class ModelConfig:
     """Choices of the ``matrix`` mixer."""
     deep: DeepMemoryConfig = DeepMemoryConfig()
     """Choices of the ``deep`` mixer."""
+    titans_attention: TitansAttentionConfig = TitansAttentionConfig()
+    """Choices of the ``titans_attention`` mixer."""
+    mamba: MambaConfig = MambaConfig()
+    """Choices of the ``mamba`` mixer."""
+    samba: SambaConfig = SambaConfig()
+    """Choices of the ``samba`` mixer."""
+    srwm: SRWMConfig = SRWMConfig()
+    """Choices of the ``srwm`` mixer."""
     lstm: LSTMConfig = LSTMConfig()
     """Choices of the ``lstm`` mixer."""
     cms: CMSConfig = CMSConfig()
     """The continuum memory that follows the mixer."""
 
     def __post_init__(self):
-        check_choice("mixer", self.mixer, MIXERS)
+        check_choice("mixer", self.mixer, get_args(Mixer))
         check_choice("dtype", self.dtype, ("float32", "bfloat16", "float64"))
         for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
             check_count(name, getattr(self, name))
@@ -85,7 +107,11 @@ class ModelConfig:
     @property
     def cycle(self) -> int:
         """Tokens after which every chunk of the mixer begins anew."""
-        cycles = {"titans": self.titans.cycle, "deep": self.deep.chunk_size}
+        cycles = {
+            "titans": self.titans.cycle,
+            "deep": self.deep.chunk_size,
+            "titans_attention": self.titans_attention.memory.chunk_size,
+        }
         return cycles.get(self.mixer, 1)
 
 
@@ -104,6 +130,15 @@ def _deep(**deep: Any) -> dict[str, Any]:
         "mixer": "deep",
         "deep": deep,
         "cms": {"hidden": 10 / 3 if mlp else 4.0},
+    }
+
+
+def _titans_attention(hidden: float, **choices: Any) -> dict[str, Any]:
+    """Titans' memory and attention, whose projections the MLP gives."""
+    return {
+        "mixer": "titans_attention",
+        "titans_attention": choices,
+        "cms": {"hidden": hidden},
     }
 
 
@@ -130,6 +165,25 @@ MODELS: dict[str, dict[str, Any]] = {
         architecture="linear_norm", momentum=False, retention="mean"
     ),
     "ttt-mlp": _deep(architecture="mlp_norm", momentum=False, retention="mean"),
+    "miras-moneta": _deep(
+        architecture="mlp_norm", objective="lp", retention="lq", momentum=False
+    ),
+    "miras-yaad": _deep(
+        architecture="mlp_norm", objective="gated_huber", momentum=False
+    ),
+    "miras-memora": _deep(
+        architecture="mlp_norm", retention="kl", momentum=False
+    ),
+    "atlas": _deep(degree=2, rule="muon", window=4, eta_bias=-4.0)
+    | {"cms": {"hidden": 3.0}},
+    "titans-mac": _titans_attention(
+        5 / 3, combine="context", memory={"chunk_size": 32}
+    ),
+    "titans-mag": _titans_attention(2.0, combine="gate"),
+    "titans-mal": _titans_attention(2.0, combine="layer"),
+    "mamba": {"mixer": "mamba", "cms": {"hidden": 3.0}},
+    "samba": {"mixer": "samba", "cms": {"hidden": 1.4}},
+    "srwm": {"mixer": "srwm", "cms": {"hidden": 53 / 12}},
     "lstm": {"mixer": "lstm", "cms": {"hidden": 7 / 3}},
 }
 """What each name is, as overrides of :class:`ModelConfig`."""

@@ -4,6 +4,8 @@ Numbers come from the shapes that the model itself declares; words from its
 configuration.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -20,7 +22,9 @@ def level_rows(model) -> list[LevelRow]:
     params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
     state = jax.eval_shape(lambda p: model.init_state({"params": p}, 1), params)
     mixer = params["blocks"]["mixer"]
-    rows = _MIXER_ROWS[model.config.mixer](model.config, mixer, state.mixers)
+    kind = model.config.mixer
+    choices = getattr(model.config, kind)
+    rows = _MIXER_ROWS[kind](choices, mixer, state.mixers)
     counted = sum(row.parameters for row in rows)
     config = model.config.cms
     for index, period in enumerate(config.periods):
@@ -65,8 +69,7 @@ def level_rows(model) -> list[LevelRow]:
     return rows
 
 
-def _titans(config, params, state):
-    titans = config.titans
+def _titans(titans, params, state):
     rule = titans.rule.upper() + (", momentum" if titans.momentum else "")
 
     def select(prefix):
@@ -104,26 +107,28 @@ def _titans(config, params, state):
     ]
 
 
-def _attention(config, params, state):
-    del params
+def _attention(attention, params, state):
+    learned = [v for k, v in params.items() if k.startswith("persistent_")]
+    tokens = f"the last {attention.window} tokens"
+    if learned:
+        tokens += f", {attention.persistent} learned ones"
     return [
         LevelRow(
             name="attention",
-            memory_of=f"the last {config.attention.window} tokens",
+            memory_of=tokens,
             architecture="non-parametric",
             objective="L2, Nadaraya-Watson",
             rule="closed form",
             period=0,
             unit="tokens",
-            parameters=0,
+            parameters=count_parameters(learned),
             state_bytes=count_bytes((state.keys, state.values)),
         )
     ]
 
 
-def _matrix(config, params, state):
+def _matrix(matrix, params, state):
     del params
-    matrix = config.matrix
     rule = MATRIX_RULES[matrix.rule]
     decay = "" if matrix.decay == "none" else f", {matrix.decay} decay"
     return [
@@ -141,18 +146,33 @@ def _matrix(config, params, state):
     ]
 
 
-def _deep(config, params, state):
-    deep = config.deep
-    rule = deep.rule.upper() + (", momentum" if deep.momentum else "")
-    kept = {"none": "", "decay": ", decay", "mean": ", mean of a chunk"}
+_KEPT = {
+    "none": "",
+    "decay": ", decay",
+    "channel": ", decay by channel",
+    "mean": ", mean of a chunk",
+    "l2": ", weight decay",
+    "elastic": ", elastic net",
+    "lq": ", l_q norm",
+    "kl": ", KL on a simplex",
+}
+
+
+def _deep(deep, params, state):
+    names = {"gd": "GD", "dgd": "DGD", "muon": "Muon"}
+    rule = names[deep.rule] + (", momentum" if deep.momentum else "")
+    seen = "" if deep.degree == 1 else f", powers to {deep.degree}"
+    pairs = "keys to values"
+    if deep.window > 1:
+        pairs += f", the last {deep.window}"
     initial = [v for k, v in params.items() if k.startswith("memory_")]
     return [
         LevelRow(
             name="deep.memory",
-            memory_of="keys to values",
-            architecture=deep.architecture.replace("_", " "),
+            memory_of=pairs,
+            architecture=deep.architecture.replace("_", " ") + seen,
             objective=deep.objective.replace("_", " "),
-            rule=rule + kept[deep.retention],
+            rule=rule + _KEPT[deep.retention],
             period=deep.chunk_size,
             unit="tokens",
             parameters=count_parameters(initial),
@@ -161,8 +181,73 @@ def _deep(config, params, state):
     ]
 
 
-def _lstm(config, params, state):
-    del config, params
+def _titans_attention(config, params, state):
+    memory = _deep(config.memory, params["memory"], state.memory)
+    attention = _attention(
+        config.attention_layer, params["attention"], state.attention
+    )
+    if config.combine == "context":
+        size, learned = config.memory.chunk_size, config.attention.persistent
+        tokens = f"its {size} tokens and answers to them, {learned} learned"
+        attention = [dataclasses.replace(attention[0], memory_of=tokens)]
+    return memory + attention
+
+
+def _mamba(mamba, params, state):
+    del params
+    return [
+        LevelRow(
+            name="mamba.state",
+            memory_of="ports B to inputs, per channel",
+            architecture=f"linear, {mamba.state_size} to 1",
+            objective="dot product",
+            rule="GD, channel decay",
+            period=1,
+            unit="tokens",
+            parameters=0,
+            state_bytes=count_bytes(state.hidden),
+        )
+    ]
+
+
+def _samba(samba, params, state):
+    mlp = LevelRow(
+        name="samba.mlp",
+        memory_of="tokens of its period",
+        architecture="SwiGLU MLP",
+        objective="next token",
+        rule="outer optimizer",
+        period=1,
+        unit="steps",
+        parameters=count_parameters(params["mlp"]),
+        state_bytes=0,
+    )
+    return [
+        *_mamba(samba.mamba, params["mamba"], state.mamba),
+        mlp,
+        *_attention(samba.attention, params["attention"], state.attention),
+    ]
+
+
+def _srwm(srwm, params, state):
+    del srwm
+    return [
+        LevelRow(
+            name="srwm.memory",
+            memory_of="own keys to own values",
+            architecture="linear, generates itself",
+            objective="l2",
+            rule="GD",
+            period=1,
+            unit="tokens",
+            parameters=count_parameters(params["memory"]),
+            state_bytes=count_bytes(state.memory),
+        )
+    ]
+
+
+def _lstm(lstm, params, state):
+    del lstm, params
     return [
         LevelRow(
             name="lstm.cells",
@@ -183,5 +268,9 @@ _MIXER_ROWS = {
     "attention": _attention,
     "matrix": _matrix,
     "deep": _deep,
+    "titans_attention": _titans_attention,
+    "mamba": _mamba,
+    "samba": _samba,
+    "srwm": _srwm,
     "lstm": _lstm,
 }

@@ -41,6 +41,11 @@ class CMSState(NamedTuple):
     """Weights of each level, ``[B, n_fast, d_in, d_out]``."""
     gathered: Any
     """Gradients of each level since its last step, like ``fast``."""
+    inner: Any
+    """State of each level's optimizer."""
+    start: Any
+    """Nested levels: where all but the slowest return to, like ``fast``, and
+    their gradients since."""
     tokens: jax.Array
     """The unfinished chunk's tokens, int32 ``[B, C]``."""
     carry: Any
@@ -57,9 +62,12 @@ def initial_state(config, params, mixers, batch_size) -> CMSState:
         lambda a: jnp.broadcast_to(a, (batch_size, *a.shape)),
         ContinuumMemory.initial_fast(stack, config.cms),
     )
+    nested = config.cms.form == "nested"
     return CMSState(
         fast,
         jax.tree.map(jnp.zeros_like, fast),
+        tuple(map(_each(_init), config.cms.optimizers, fast)),
+        (fast[:-1], jax.tree.map(jnp.zeros_like, fast[:-1])) if nested else (),
         jnp.zeros((batch_size, config.cms.periods[0]), jnp.int32),
         mixers,
         jnp.zeros((batch_size,), jnp.int32),
@@ -135,33 +143,99 @@ def _close(model, params, gradient, cms):
     config = model.config.cms
     _, rates = model.fast_parameters(params)
     position = cms.position + config.periods[0]
-    fast, gathered = [], []
-    for level, period in enumerate(config.periods):
-        due = position % period == 0
-
-        def step(weights, total, rate, due=due):
-            due = due.reshape(-1, *(1,) * (weights.ndim - 1))
-            rate = rate[None, :, None, None]
-            return jnp.where(due, weights - rate * total, weights)
-
-        def keep(total, due=due):
-            due = due.reshape(-1, *(1,) * (total.ndim - 1))
-            return jnp.where(due, 0.0, total)
-
+    fast, gathered, inner = [], [], []
+    dues = [position % period == 0 for period in config.periods]
+    for level, due in enumerate(dues):
         total = jax.tree.map(jnp.add, cms.gathered[level], gradient[level])
-        rate = rates[level]
-        fast.append(
-            {
-                name: step(weights, total[name], rate)
-                for name, weights in cms.fast[level].items()
-            }
+
+        def step(weights, total, state, level=level, due=due):
+            direction, moved = _direction(
+                config.optimizers[level], total, state, weights
+            )
+            new = _descend(weights, direction, rates[level])
+            return _select(
+                due,
+                (new, jax.tree.map(jnp.zeros_like, total), moved),
+                (weights, total, state),
+            )
+
+        def wait(weights, total, state):
+            return weights, total, state
+
+        now = (cms.fast[level], total, cms.inner[level])
+        if level:  # Only levels that are due pay.
+            now = jax.lax.cond(jnp.any(due), step, wait, *now)
+        else:
+            now = step(*now)
+        for out, part in zip((fast, gathered, inner), now, strict=True):
+            out.append(part)
+    start = cms.start
+    if config.form == "nested":
+        fast, inner, start = _return_to_start(
+            config, rates, dues, gradient, fast, inner, start
         )
-        gathered.append(jax.tree.map(keep, total))
     return cms._replace(
         fast=tuple(fast),
         gathered=tuple(gathered),
+        inner=tuple(inner),
+        start=start,
         position=position % config.periods[-1],
     )
+
+
+def _return_to_start(config, rates, dues, gradient, fast, inner, start):
+    """Where a slower level stepped, the next faster one begins anew (72).
+
+    It begins from where the slower level's rate and all the gradients of its
+    period have moved its start (first-order MAML).
+    """
+    points, sums = start
+    points, sums, fast, inner = map(list, (points, sums, fast, inner))
+    for level, point in enumerate(points):
+        due = dues[level + 1]
+        total = jax.tree.map(jnp.add, sums[level], gradient[level])
+        moved = _descend(point, total, rates[level + 1])
+        none = jax.tree.map(jnp.zeros_like, total)
+        new = _each(_init)(config.optimizers[level], moved)
+        points[level], sums[level], fast[level], inner[level] = _select(
+            due,
+            (moved, none, moved, new),
+            (point, total, fast[level], inner[level]),
+        )
+    return fast, inner, (tuple(points), tuple(sums))
+
+
+def _each(function):
+    """Maps ``function(optimizer, *trees)`` over rows and layers."""
+
+    def run(optimizer, *trees):
+        one = lambda *args: function(optimizer, *args)  # noqa: E731
+        return jax.vmap(jax.vmap(one))(*trees)
+
+    return run
+
+
+def _init(optimizer, weights):
+    return optimizer.init(weights)
+
+
+@_each
+def _direction(optimizer, gradient, state, weights):
+    return optimizer.update(gradient, state, weights)
+
+
+def _descend(weights, direction, rate):
+    rate = rate[None, :, None, None]
+    return jax.tree.map(lambda w, g: w - rate * g, weights, direction)
+
+
+def _select(due, new, old):
+    """Rows of ``new`` where ``due``, else of ``old``."""
+
+    def pick(a, b):
+        return jnp.where(due.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, new, old)
 
 
 def _read_chunks(model, params, tokens, mixers, cms):
@@ -203,13 +277,6 @@ def _read_tokens(model, params, tokens, mixers, cms):
     config = model.config.cms
     chunk = config.periods[0]
 
-    def select(due, new, old):
-        return jax.tree.map(
-            lambda a, b: jnp.where(due.reshape(-1, *(1,) * (a.ndim - 1)), a, b),
-            new,
-            old,
-        )
-
     def step(carry, token):
         mixers, cms = carry
         logits, mixers = model.forward(params, token[:, None], mixers, cms.fast)
@@ -228,7 +295,7 @@ def _read_tokens(model, params, tokens, mixers, cms):
             closed = _close(model, params, gradient, begun)
             closed = closed._replace(carry=mixers)
             waiting = cms._replace(position=cms.position + 1)
-            return select(due, closed, waiting)
+            return _select(due, closed, waiting)
 
         def wait(mixers, cms):
             del mixers

@@ -31,8 +31,7 @@ _FIXED_FIELDS = (
     "data.bpe_vocab_size",
     "optimizer.name",  # The state in the checkpoint is this rule's.
 )
-_MODEL = ModelConfig()
-_MATRIX = to_json(_MODEL.matrix)
+_MODEL = to_json(ModelConfig())
 
 
 def upgrade_config(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,9 +54,8 @@ def upgrade_config(saved: Mapping[str, Any]) -> dict[str, Any]:
             model["mixer"] = "matrix"
         gated = delta_net.pop("gated", False)
         decay = {"decay": "scalar" if gated else "none"}
-        model["matrix"] = _MATRIX | decay | delta_net
-    for name in ("deep", "lstm"):
-        model.setdefault(name, to_json(getattr(_MODEL, name)))
+        model["matrix"] = decay | delta_net
+    model = _overlay(_MODEL, model)
     return {**saved, "model": model, "optimizer": optimizer}
 
 
@@ -137,6 +135,17 @@ def check_text(workdir, saved: str, sha256: str, *, accept: bool):
             "between Python versions); restore it, use another --workdir, or "
             "go on with --config.accept_new_config=True"
         )
+
+
+def _overlay(defaults: Mapping, saved: Mapping) -> dict[str, Any]:
+    """Fills what ``saved`` has no field for, at any depth."""
+    out = {**defaults, **saved}
+    for name, value in saved.items():
+        if isinstance(value, Mapping) and isinstance(
+            defaults.get(name), Mapping
+        ):
+            out[name] = _overlay(defaults[name], value)
+    return out
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,9 +18,22 @@ TINY = {
     "attention": {"window": 6},
     "matrix": {"chunk_size": 4},
     "deep": {"chunk_size": 4, "expansion": 2},
+    "titans_attention": {
+        "memory": {"chunk_size": 4, "expansion": 2},
+        "attention": {"window": 6, "persistent": 2},
+    },
+    "mamba": {"chunk_size": 4, "state_size": 3},
+    "samba": {
+        "mamba": {"chunk_size": 4, "state_size": 3},
+        "attention": {"window": 6},
+    },
+    "srwm": {"chunk_size": 4},
 }
 LEVELS = {"objective": "next_token", "periods": (4, 8), "rate": 0.1}
 CASES = {name: (name, {}) for name in names()} | {
+    # Behind a layer norm of four channels float32 keeps no five digits.
+    "miras-moneta": ("miras-moneta", {"n_heads": 1}),
+    "miras-memora": ("miras-memora", {"n_heads": 1}),
     "hope-next-token": ("hope", {"cms": LEVELS}),
     "hope-attention-last-block": (
         "hope-attention",
@@ -45,8 +58,11 @@ ALIKE = (
     "gated-deltanet",
     "gla",
     "longhorn",
+    "mamba",
     "oja",
     "retnet",
+    "titans-mag",
+    "titans-mal",
     "ttt-linear",
 )
 # Second derivatives of a memory's scan take a minute to compile.

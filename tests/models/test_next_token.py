@@ -33,47 +33,70 @@ def make(dtype="float32", mixer="titans", **cms):
     return model, model.init(jax.random.key(1), tokens), tokens
 
 
-def test_equals_the_plain_loop_over_chunks(x64):
+@pytest.mark.parametrize(
+    ("form", "inner"),
+    [
+        ("sequential", "sgd"),
+        ("independent", ("momentum", "sgd")),
+        ("nested", ("momentum", "sgd")),
+    ],
+)
+def test_equals_the_plain_loop_over_chunks(x64, form, inner):
     """Section 7.1 written out: read, differentiate, step what is due."""
-    model, variables, tokens = make("float64", "attention")
+    model, variables, tokens = make(
+        "float64", "attention", form=form, inner=inner
+    )
     variables = jax.tree.map(lambda a: a.astype(float), variables)
     params = variables["params"]
     logits, end = model.apply(variables, tokens)
 
     slow, rates = model.fast_parameters(params)
-    start = jax.tree.map(lambda a: jnp.broadcast_to(a, (2, *a.shape)), slow)
-    fast, expected = start, []
-    mixers = model.init_state(variables, 2).mixers
-    waiting = jax.tree.map(jnp.zeros_like, fast[1])
-    for number in range(4):
-        piece = tokens[:, number * CHUNK : (number + 1) * CHUNK]
+    begin = jax.tree.map(lambda a: jnp.broadcast_to(a, (2, *a.shape)), slow)
+    zeros = jax.tree.map(jnp.zeros_like, begin)
+    rates = [r[None, :, None, None] for r in rates]
 
-        def loss(fast, piece=piece, mixers=mixers):
+    def descend(weights, rate, total):
+        return jax.tree.map(lambda w, g: w - rate * g, weights, total)
+
+    fast, expected = begin, []
+    point, since, trace = begin[0], zeros[0], zeros[0]
+    mixers = model.init_state(variables, 2).mixers
+    waiting = zeros[1]
+
+    @jax.jit
+    def gradient(fast, piece, mixers):
+        def loss(fast):
             logits, after = model.forward(params, piece, mixers, fast)
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits[:, :-1], piece[:, 1:]
             )
             return losses.sum(), (logits, after)
 
-        grads, (out, mixers) = jax.grad(loss, has_aux=True)(fast)
+        return jax.grad(loss, has_aux=True)(fast)
+
+    for number in range(4):
+        piece = tokens[:, number * CHUNK : (number + 1) * CHUNK]
+        grads, (out, mixers) = gradient(fast, piece, mixers)
         expected.append(out)
-        rate = [r[None, :, None, None] for r in rates]
-        first = jax.tree.map(
-            lambda w, g, r=rate[0]: w - r * g, fast[0], grads[0]
-        )
+        trace = jax.tree.map(lambda m, g: 0.9 * m + g, trace, grads[0])
+        if form == "sequential":
+            trace = grads[0]
+        first = descend(fast[0], rates[0], trace)
         waiting = jax.tree.map(jnp.add, waiting, grads[1])
+        since = jax.tree.map(jnp.add, since, grads[0])
         second = fast[1]
         if number % 2:  # The slower level: every 8 tokens, the sum of both.
-            second = jax.tree.map(
-                lambda w, g, r=rate[1]: w - r * g, second, waiting
-            )
-            waiting = jax.tree.map(jnp.zeros_like, waiting)
+            second = descend(second, rates[1], waiting)
+            waiting = zeros[1]
+            if form == "nested":  # The faster one begins anew.
+                point = first = descend(point, rates[1], since)
+                since = trace = zeros[0]
         fast = (first, second)
     expected.append(model.forward(params, tokens[:, 16:], mixers, fast)[0])
     np.testing.assert_allclose(logits, jnp.concatenate(expected, 1), atol=1e-10)
     for a, b in zip(*map(jax.tree.leaves, (end.cms.fast, fast)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-10)
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), fast, start)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), fast, begin)
     assert min(jax.tree.leaves(moved)) > 0
 
 
@@ -127,6 +150,20 @@ def test_outer_gradient_equals_finite_differences(x64, mixer):
         numeric = (along(1) - along(-1)) / (2 * step)
         exact = np.vdot(grad, direction)
         np.testing.assert_allclose(exact, numeric, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"form": "star"}, "cms.form='star' must be one of"),
+        ({"inner": ("sgd",)}, "must be one name or one for each of the 2"),
+        ({"inner": "sdg"}, "cms.inner='sdg' must be one of"),
+        ({"form": "nested", "objective": "outer"}, "goes with objective"),
+    ],
+)
+def test_wrong_choices_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        make(**wrong)
 
 
 def test_first_order_drops_the_second_derivatives_only():

@@ -144,7 +144,7 @@ def test_an_older_checkpoint_goes_on(copy, finished, tiny):
         meta = json.loads(text)
         model = meta["config"]["model"]
         del meta["config"]["optimizer"]["name"]
-        del model["deep"], model["lstm"]
+        del model["deep"], model["lstm"], model["cms"]["form"]
         matrix = model.pop("matrix")
         kept = ("beta_max", "chunk_size", "conv_width")
         model["delta_net"] = {n: matrix[n] for n in kept} | {"gated": False}
