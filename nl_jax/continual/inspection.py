@@ -1,0 +1,139 @@
+"""What a state holds: how far each level has gone, how large memories are."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.continual.checks import begin, check_state
+from nl_jax.models import LanguageModel
+from nl_jax.models.language_model import ModelState
+
+__all__ = ["LevelReport", "StateReport", "inspect"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelReport:
+    """One level that learns in context, all arrays of one entry per row."""
+
+    name: str
+    """As in ``describe(model)``."""
+    period: int
+    """Tokens between its steps."""
+    position: np.ndarray
+    """Tokens since its last step."""
+    norm: np.ndarray
+    """Frobenius norm of its fast weights."""
+    distance: np.ndarray
+    """The same of their difference to the slow weights that they began as."""
+    gathered: np.ndarray
+    """The same of the gradients gathered since its last step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StateReport:
+    """What :func:`inspect` finds; ``str`` gives a table for each row."""
+
+    levels: tuple[LevelReport, ...]
+    """Levels that learn in context, the fastest first; there may be none."""
+    mixers: dict[str, np.ndarray]
+    """Frobenius norm of each leaf of the mixers' state, ``[B, n_layers]``."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether no number is infinite or NaN."""
+        norms = list(self.mixers.values())
+        for level in self.levels:
+            norms += [level.norm, level.distance, level.gathered]
+        return all(np.isfinite(norm).all() for norm in norms)
+
+    def __str__(self) -> str:
+        lines = []
+        rows = len(next(iter(self.mixers.values())))
+        for row in range(rows):
+            lines.append(f"row {row}")
+            for level in self.levels:
+                lines.append(
+                    f"  {level.name}: token {level.position[row]} of "
+                    f"{level.period}, norm {level.norm[row]:.4g}, moved "
+                    f"{level.distance[row]:.4g}, gathered "
+                    f"{level.gathered[row]:.4g}"
+                )
+            for name, norms in self.mixers.items():
+                each = " ".join(f"{norm:.4g}" for norm in norms[row])
+                lines.append(f"  mixers{name}: norm {each}")
+        return "\n".join(lines)
+
+
+def inspect(
+    model: LanguageModel, variables: Any, state: ModelState
+) -> StateReport:
+    """Measures a state, row by row.
+
+    Args:
+        model: from :func:`nl_jax.models.build`.
+        variables: its parameters, which the levels' distances are taken from.
+        state: the model's state.
+
+    Raises:
+        ValueError: for a state of another model.
+
+    Example:
+        >>> from nl_jax.models import build
+        >>> model = build("lstm", d_model=8, n_heads=1, n_layers=1)
+        >>> tokens = jnp.ones((1, 3), int)
+        >>> variables = model.init(jax.random.key(0), tokens)
+        >>> report = inspect(model, variables, model.init_state(variables, 1))
+        >>> report.finite, report.levels
+        (True, ())
+    """
+    rows = check_state(model, state)
+    mixers = {
+        jax.tree_util.keystr(path): np.asarray(norm)
+        for path, norm in jax.tree_util.tree_leaves_with_path(
+            _layer_norms(state.mixers)
+        )
+    }
+    if state.cms is None:
+        return StateReport((), mixers)
+    start = begin(model, variables, rows).cms
+    position = np.asarray(state.cms.position)
+    levels = []
+    for index, period in enumerate(model.config.cms.periods):
+        fast = state.cms.fast[index]
+        moved = jax.tree.map(jnp.subtract, fast, start.fast[index])
+        levels.append(
+            LevelReport(
+                name=f"cms.level_{index + 1}",
+                period=period,
+                position=position % period,
+                norm=np.asarray(_row_norm(fast)),
+                distance=np.asarray(_row_norm(moved)),
+                gathered=np.asarray(_row_norm(state.cms.gathered[index])),
+            )
+        )
+    return StateReport(tuple(levels), mixers)
+
+
+def _norm(leaf, kept):
+    """Over all axes but the first ``kept``, in float32."""
+    flat = leaf.reshape(*leaf.shape[:kept], -1).astype(jnp.float32)
+    return jnp.linalg.norm(flat, axis=-1)
+
+
+@jax.jit
+def _layer_norms(mixers):
+    return jax.tree.map(
+        lambda leaf: (
+            _norm(leaf, 2) if jnp.issubdtype(leaf.dtype, jnp.floating) else None
+        ),
+        mixers,
+    )
+
+
+@jax.jit
+def _row_norm(tree):
+    norms = [_norm(leaf, 1) for leaf in jax.tree.leaves(tree)]
+    return jnp.linalg.norm(jnp.stack(norms), axis=0)

@@ -1,0 +1,302 @@
+"""What learning tasks one after another costs: metrics of one matrix.
+
+Every function takes ``R``, ``[T, T]``, where ``R[i, j]`` is the accuracy on
+task ``j`` after learning task ``i``, and ``b``, ``[T]``, the accuracy of a
+model that has learned nothing. Accuracies are in [0, 1] and tasks weigh the
+same. Only entries that a metric reads have to be there; others may be NaN.
+
+Libraries disagree about three of them. ``convention`` says whose is meant:
+
+=================== ===================== ===================== ==============
+metric              ``"gem"``             ``"continuum"``       ``"avalanche"``
+=================== ===================== ===================== ==============
+forgetting          from the best         from the best         from the first
+backward transfer   at the end            at every time         at the end
+forward transfer    next task, above b    all later tasks       next task,
+                                                                above b
+=================== ===================== ===================== ==============
+
+``"gem"`` is Lopez-Paz & Ranzato (2017), with the forgetting of Chaudhry et al.
+(2018); ``"continuum"`` is Díaz-Rodríguez et al. (2018), whose formulas the
+library continuum sets out to compute (its release 1.2.7 sums over other
+indices: backward transfer leaves out the task just before, forward transfer is
+taken below the diagonal); ``"avalanche"`` is the library Avalanche, as 0.6.0
+does it. Metrics that are not in the table are the same in all three.
+
+The example of all docstrings:
+
+>>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
+>>> b = [0.1, 0.1, 0.1]
+>>> round(average_accuracy(R), 4), round(accuracy_a(R), 4)
+(0.6667, 0.7333)
+
+References:
+    Lopez-Paz & Ranzato, *Gradient Episodic Memory*, arXiv 1706.08840.
+    Chaudhry et al., *Riemannian Walk*, arXiv 1801.10112.
+    Díaz-Rodríguez et al., *Don't forget, there is more than forgetting*,
+    arXiv 1810.13166.
+    Rebuffi et al., *iCaRL*, arXiv 1611.07725.
+"""
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from nl_jax.checks import check_choice
+
+__all__ = [
+    "Convention",
+    "accuracy_a",
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "backward_transfer",
+    "forgetting",
+    "forward_transfer",
+    "remembering",
+]
+
+Convention = Literal["gem", "continuum", "avalanche"]
+"""Whose definition is meant where they differ."""
+
+
+def average_accuracy(
+    R: Any, b: Any = None, convention: Convention = "gem"
+) -> float:
+    """Mean accuracy over all tasks at the end, ACC of GEM.
+
+    Args:
+        R: accuracies, ``[T, T]``.
+        b: not read.
+        convention: all are the same.
+
+    Raises:
+        ValueError: if the last row of ``R`` is not all accuracies.
+
+    Example:
+        >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
+        >>> round(average_accuracy(R), 4)
+        0.6667
+    """
+    del b
+    R = _matrix(R, convention)
+    last = np.zeros(R.shape, bool)
+    last[-1] = True
+    return float(_needed("R", R, last).mean())
+
+
+def average_incremental_accuracy(
+    R: Any, b: Any = None, convention: Convention = "gem"
+) -> float:
+    """Mean over time of the mean accuracy on the tasks seen so far (iCaRL).
+
+    Args:
+        R: accuracies, ``[T, T]``; read up to the diagonal.
+        b: not read.
+        convention: all are the same.
+
+    Raises:
+        ValueError: if what is read of ``R`` is not all accuracies.
+
+    Example:
+        >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
+        >>> round(average_incremental_accuracy(R), 4)
+        0.7556
+    """
+    del b
+    R = _matrix(R, convention)
+    seen = np.tri(len(R), dtype=bool)
+    _needed("R", R, seen)
+    sums = np.where(seen, R, 0.0).sum(1)
+    return float((sums / seen.sum(1)).mean())
+
+
+def accuracy_a(R: Any, b: Any = None, convention: Convention = "gem") -> float:
+    r"""Mean of all accuracies on tasks seen, A of Díaz-Rodríguez et al.
+
+    .. math:: \frac{2}{T(T+1)} \sum_{i \ge j} R_{ij}
+
+    Later times weigh more than in :func:`average_incremental_accuracy`.
+
+    Args:
+        R: accuracies, ``[T, T]``; read up to the diagonal.
+        b: not read.
+        convention: all are the same.
+
+    Raises:
+        ValueError: if what is read of ``R`` is not all accuracies.
+
+    Example:
+        >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
+        >>> round(accuracy_a(R), 4)
+        0.7333
+    """
+    del b
+    R = _matrix(R, convention)
+    return float(_needed("R", R, np.tri(len(R), dtype=bool)).mean())
+
+
+def forgetting(R: Any, b: Any = None, convention: Convention = "gem") -> float:
+    r"""What was known of the earlier tasks and is not any more.
+
+    .. math:: \frac{1}{T-1} \sum_{j<T} \Big(
+       \max_{j \le l < T} R_{lj} - R_{Tj} \Big)
+
+    (Chaudhry et al., eq. 3). Avalanche compares with the accuracy just after
+    the task was learned, :math:`R_{jj}`, in place of the best since then.
+
+    Args:
+        R: accuracies, ``[T, T]``; read up to the diagonal.
+        b: not read.
+        convention: ``"gem"`` and ``"continuum"`` are Chaudhry's.
+
+    Raises:
+        ValueError: for fewer than two tasks, or if what is read of ``R`` is
+            not all accuracies.
+
+    Example:
+        >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
+        >>> round(forgetting(R), 4)
+        0.25
+        >>> round(forgetting(R, convention="avalanche"), 4)
+        0.2
+    """
+    if convention == "avalanche":
+        return -backward_transfer(R, b, convention)
+    R = _matrix(R, convention, least=2)
+    seen = np.tri(len(R), dtype=bool)
+    seen[-1, -1] = False
+    _needed("R", R, seen)
+    best = np.where(seen, R, -np.inf)[:-1, :-1].max(0)
+    return float((best - R[-1, :-1]).mean())
+
+
+def backward_transfer(
+    R: Any, b: Any = None, convention: Convention = "gem"
+) -> float:
+    r"""What later tasks did to earlier ones; below 0 is forgetting.
+
+    .. math:: \frac{1}{T-1} \sum_{j<T} (R_{Tj} - R_{jj}) \qquad
+       \frac{2}{T(T-1)} \sum_{j<i} (R_{ij} - R_{jj})
+
+    On the left GEM's, and Avalanche's; on the right that of Díaz-Rodríguez et
+    al., ``"continuum"``, at every time instead of at the end.
+
+    Args:
+        R: accuracies, ``[T, T]``.
+        b: not read.
+        convention: see above.
+
+    Raises:
+        ValueError: for fewer than two tasks, or if what is read of ``R`` is
+            not all accuracies.
+
+    Example:
+        >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
+        >>> round(backward_transfer(R), 4)
+        -0.2
+        >>> round(backward_transfer(R, convention="continuum"), 4)
+        -0.1
+    """
+    del b
+    R = _matrix(R, convention, least=2)
+    below = np.tri(len(R), k=-1, dtype=bool)
+    if convention != "continuum":
+        below[:-1] = False
+    learned = np.eye(len(R), dtype=bool)
+    learned[-1, -1] = False
+    _needed("R", R, below | learned)
+    return float((R - np.diagonal(R))[below].mean())
+
+
+def forward_transfer(
+    R: Any, b: Any = None, convention: Convention = "gem"
+) -> float:
+    r"""What earlier tasks did for those not learned yet.
+
+    .. math:: \frac{1}{T-1} \sum_{j>1} (R_{j-1,j} - b_j) \qquad
+       \frac{2}{T(T-1)} \sum_{i<j} R_{ij}
+
+    On the left GEM's, and Avalanche's: the task to come, above a model that
+    has learned nothing. On the right that of Díaz-Rodríguez et al.,
+    ``"continuum"``: all tasks to come, with nothing taken off.
+
+    Args:
+        R: accuracies, ``[T, T]``; read above the diagonal.
+        b: accuracies of a model that has learned nothing, ``[T]``; not read
+            with ``"continuum"``.
+        convention: see above.
+
+    Raises:
+        ValueError: for fewer than two tasks, if ``b`` is read and missing, or
+            if what is read is not all accuracies.
+
+    Example:
+        >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
+        >>> round(forward_transfer(R, [0.1, 0.1, 0.1]), 4)
+        0.1
+        >>> round(forward_transfer(R, convention="continuum"), 4)
+        0.2
+    """
+    R = _matrix(R, convention, least=2)
+    if convention == "continuum":
+        above = ~np.tri(len(R), dtype=bool)
+        return float(_needed("R", R, above).mean())
+    if b is None:
+        raise ValueError(
+            f"b=None: forward transfer with convention={convention!r} needs "
+            "the accuracies of a model that has learned nothing, [T]"
+        )
+    b = np.asarray(b, float)
+    if b.shape != (len(R),):
+        raise ValueError(
+            f"b has shape {b.shape}; needs ({len(R)},), one for each task of R"
+        )
+    _needed("b", b, np.arange(len(b)) > 0)
+    ahead = _needed("R", R, np.eye(len(R), k=1, dtype=bool))
+    return float((ahead - b[1:]).mean())
+
+
+def remembering(R: Any, b: Any = None, convention: Convention = "gem") -> float:
+    r"""REM of Díaz-Rodríguez et al., 1 when nothing is forgotten.
+
+    .. math:: 1 - |\min(\mathrm{BWT}, 0)|
+
+    Args:
+        R: accuracies, ``[T, T]``.
+        b: not read.
+        convention: whose :func:`backward_transfer`.
+
+    Raises:
+        ValueError: as :func:`backward_transfer`.
+
+    Example:
+        >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
+        >>> round(remembering(R), 4)
+        0.8
+        >>> round(remembering(R, convention="continuum"), 4)
+        0.9
+    """
+    return 1.0 - abs(min(backward_transfer(R, b, convention), 0.0))
+
+
+def _matrix(R, convention, least=1):
+    check_choice("convention", convention, get_args(Convention))
+    R = np.asarray(R, float)
+    if R.ndim != 2 or R.shape[0] != R.shape[1] or len(R) < least:
+        raise ValueError(
+            f"R has shape {R.shape}; needs [T, T] with T >= {least}, row i "
+            "after learning task i, column j the accuracy on task j"
+        )
+    return R
+
+
+def _needed(name, values, where):
+    """The entries that are read, all of them accuracies."""
+    bad = np.argwhere(where & ~((values >= 0) & (values <= 1))).tolist()
+    if bad:
+        value = values[tuple(bad[0])]
+        raise ValueError(
+            f"{name}{bad[0]} is {value}, and this metric reads it; needs "
+            "accuracies in [0, 1]"
+        )
+    return values[where]

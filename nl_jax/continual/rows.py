@@ -1,0 +1,91 @@
+"""Streams in one batch: begin some anew, copy one for many users."""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.continual.checks import begin, check_rows, check_state
+from nl_jax.models import LanguageModel
+
+__all__ = ["fork", "replace_rows", "reset_rows"]
+
+T = TypeVar("T")
+
+
+def reset_rows(
+    model: LanguageModel,
+    variables: Any,
+    state: T,
+    rows: int | Iterable[int],
+) -> T:
+    """Lets rows begin anew; all others keep every bit of theirs.
+
+    Rows may then stand at different places of a level's period. Where that is
+    so, the model reads token by token, which is exact and slower; after a
+    whole number of periods it is not.
+
+    Args:
+        model: from :func:`nl_jax.models.build`.
+        variables: its parameters, with the learned initial state.
+        state: the model's state.
+        rows: which rows.
+
+    Returns:
+        The new state; ``state`` stays valid.
+
+    Raises:
+        ValueError: for a state of another model or rows that it does not have.
+
+    Example:
+        >>> from nl_jax.models import build
+        >>> model = build("lstm", d_model=8, n_heads=1, n_layers=1)
+        >>> tokens = jnp.ones((2, 3), int)
+        >>> variables = model.init(jax.random.key(0), tokens)
+        >>> _, state = model.apply(variables, tokens)
+        >>> state = reset_rows(model, variables, state, 1)
+        >>> logits, _ = model.apply(variables, tokens, state)
+        >>> fresh, _ = model.apply(variables, tokens)
+        >>> (jnp.abs(logits - fresh).max((1, 2)) < 1e-6).tolist()
+        [False, True]
+    """
+    count = check_state(model, state)
+    rows = check_rows(rows, count)
+    return replace_rows(state, begin(model, variables, count), rows)
+
+
+def fork(state: T, rows: int | Iterable[int]) -> T:
+    """Returns a state whose rows are copies of rows of another.
+
+    ``fork(state, [0] * 5)`` gives five users what row 0 has learned; each goes
+    on alone. ``fork(state, [2])`` takes one of them out of the batch.
+
+    Args:
+        state: any state that is batch first.
+        rows: for each row of the result, which one it is a copy of.
+
+    Returns:
+        The new state; ``state`` stays valid.
+
+    Raises:
+        ValueError: for rows that the state does not have.
+
+    Example:
+        >>> fork({"a": jnp.arange(3)}, [2, 2, 0])["a"].tolist()
+        [2, 2, 0]
+    """
+    rows = check_rows(rows, len(jax.tree.leaves(state)[0]))
+    return jax.tree.map(lambda leaf: leaf[rows], state)
+
+
+def replace_rows(state: T, other: T, rows: np.ndarray) -> T:
+    """Returns ``state`` with some rows of ``other``, of the same shapes."""
+    taken = np.zeros(len(jax.tree.leaves(state)[0]), bool)
+    taken[rows] = True
+
+    def select(leaf, new):
+        return jnp.where(taken.reshape(-1, *(1,) * (leaf.ndim - 1)), new, leaf)
+
+    return jax.tree.map(select, state, other)

@@ -1,0 +1,188 @@
+"""A model that reads a stream without end and learns from it.
+
+There is no training time and no test time: the levels that learn in context
+and the mixers' memories move while tokens come in, and what they are is a state
+of constant size. The caller's state is never used up, so a stream can be begun
+from it any number of times, and streams share nothing.
+
+Two shapes are compiled for a number of rows: ``chunk`` tokens, and one token,
+for what is left at a stream's end and for going on inside a level's period.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.checks import check_count
+from nl_jax.continual.checks import begin, check_state
+from nl_jax.models import LanguageModel
+from nl_jax.training import InputError, token_losses
+
+__all__ = ["StreamChunk", "stream"]
+
+_CHUNK = 256
+
+
+class StreamChunk(NamedTuple):
+    """What a model made of the next tokens of a stream."""
+
+    nats: np.ndarray
+    """Cross-entropy of each target, float32 ``[B, n]``."""
+    targets: np.ndarray
+    """The tokens, int32 ``[B, n]``; without a stream's first, which nothing
+    predicted, unless ``logits`` were given."""
+    state: Any
+    """The model's state after all of them."""
+    logits: jax.Array
+    """Scores of the token to come, ``[B, V]``."""
+
+
+def stream(
+    model: LanguageModel,
+    variables: Any,
+    source: Iterable[Any],
+    state: Any = None,
+    *,
+    chunk: int | None = None,
+    logits: jax.Array | None = None,
+) -> Iterator[StreamChunk]:
+    """Reads any number of tokens at constant memory, learning as it goes.
+
+    Args:
+        model: from :func:`nl_jax.models.build`.
+        variables: its parameters, which stay as they are.
+        source: token ids, one by one or in arrays ``[n]`` of any length, for
+            one row; arrays ``[B, n]`` for several. How they are cut does not
+            matter. An array is taken as one piece.
+        state: where to begin, from ``model.init_state``, an earlier chunk or
+            :func:`load_state`; it stays valid. ``None`` begins a new context.
+        chunk: tokens per call; by default the least multiple of the fastest
+            level's period from 256 on. Reading is fast where it is a multiple.
+        logits: of the chunk that ``state`` is from, for the loss of the first
+            token; without them it has none.
+
+    Yields:
+        A :class:`StreamChunk` for each ``chunk`` tokens, and one for the rest.
+
+    Raises:
+        ValueError: if ``state`` is of another model, or ``chunk`` below 1.
+        InputError: as soon as the source gives something else than ids.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nl_jax.models import build
+        >>> model = build("lstm", d_model=8, n_heads=1, n_layers=1)
+        >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 1), int))
+        >>> for read in stream(model, variables, b"abcdefgh", chunk=3):
+        ...     print(read.targets.tolist(), read.nats.shape)
+        [[98, 99]] (1, 2)
+        [[100, 101, 102]] (1, 3)
+        [[103, 104]] (1, 2)
+    """
+    config = model.config
+    period = config.cms.periods[0] if model.learns_in_context else 1
+    if chunk is None:
+        chunk = -(-_CHUNK // period) * period
+    check_count("chunk", chunk)
+    rows = None if state is None else check_state(model, state)
+    if logits is not None and state is None:
+        raise ValueError("logits are given without the state they are from")
+    if logits is not None and logits.shape != (rows, config.vocab_size):
+        raise ValueError(
+            f"logits has shape {logits.shape}; needs "
+            f"{(rows, config.vocab_size)}, as in the chunk that state is from"
+        )
+    lead = 0
+    if state is not None and period > 1 and chunk % period == 0:
+        places = np.unique(np.asarray(state.cms.position) % period)
+        # Rows at different places share no boundary to go to.
+        lead = int(-places[0] % period) if len(places) == 1 else 0
+    pieces = _pieces(source, config.vocab_size, rows)
+    cut = _cut(pieces, lead, chunk)
+    return _read_all(model, variables, cut, state, logits, chunk)
+
+
+def _read_all(model, variables, cut, state, logits, chunk):
+    """Reads arrays of ``chunk`` tokens at once and others token by token."""
+    for tokens in cut:
+        if state is None:
+            state = begin(model, variables, len(tokens))
+        first = logits is None
+        if first:
+            shape = (len(tokens), model.config.vocab_size)
+            logits = jnp.zeros(shape, jnp.float32)
+        steps = [tokens]
+        if tokens.shape[1] != chunk:
+            steps = np.split(tokens, tokens.shape[1], axis=1)
+        nats = []
+        for step in steps:
+            losses, logits, state = _read(
+                model, variables, state, logits, jnp.asarray(step)
+            )
+            nats.append(losses)
+        found = np.concatenate(jax.device_get(nats), 1)
+        yield StreamChunk(found[:, first:], tokens[:, first:], state, logits)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(model, variables, state, before, tokens):
+    logits, state = model.apply(variables, tokens, state)
+    logits = logits.astype(jnp.float32)
+    predictions = jnp.concatenate([before[:, None], logits[:, :-1]], 1)
+    return token_losses(predictions, tokens), logits[:, -1], state
+
+
+def _cut(pieces, lead, chunk):
+    """Cuts pieces of any length into ``lead``, then ``chunk`` tokens each."""
+    held = []
+    count, size = 0, lead or chunk
+    for piece in pieces:
+        held.append(piece)
+        count += piece.shape[1]
+        if count < size:
+            continue
+        joined, at = np.concatenate(held, 1), 0
+        while count - at >= size:
+            # A copy: whoever keeps a chunk must not keep the whole piece.
+            yield joined[:, at : at + size].copy()
+            at, size = at + size, chunk
+        held, count = [joined[:, at:].copy()], count - at
+    if count:
+        yield np.concatenate(held, 1)
+
+
+def _pieces(source, vocab_size, rows):
+    """Brings ids, arrays of ids and arrays of rows of ids to ``[B, n]``."""
+    if isinstance(source, str):
+        raise InputError("the source is text; give token ids or bytes")
+    if hasattr(source, "ndim"):
+        source = [source]
+    for number, given in enumerate(source):
+        piece = np.asarray(given)
+        if piece.size == 0 and piece.ndim in (1, 2):
+            continue
+        if piece.ndim > 2 or not np.issubdtype(piece.dtype, np.integer):
+            raise InputError(
+                f"piece {number} of the source is {piece.dtype}"
+                f"{list(piece.shape)}; needs integers, [], [n] or [B, n]"
+            )
+        if piece.ndim < 2:
+            piece = piece.reshape(1, -1)
+        rows = rows or len(piece)
+        if len(piece) != rows:
+            raise InputError(
+                f"piece {number} of the source has {len(piece)} rows; the "
+                f"state and the pieces before it have {rows}"
+            )
+        least, most = piece.min(), piece.max()
+        if least < 0 or most >= vocab_size:
+            raise InputError(
+                f"piece {number} of the source holds the id "
+                f"{least if least < 0 else most}; the model has 0 to "
+                f"{vocab_size - 1}"
+            )
+        yield piece.astype(np.int32)
