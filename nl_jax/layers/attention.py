@@ -30,8 +30,8 @@ class AttentionConfig:
 
     window: int = 512
     """Tokens that a query sees, its own included; also the cache's size."""
-    rope_base: float = 10_000.0
-    """Base of the rotary frequencies."""
+    rope_base: float | None = 10_000.0
+    """Base of the rotary frequencies; ``None`` for no positions at all."""
     conv_width: int = 4
     """Taps of the causal convolution on q, k and v."""
     persistent: int = 0
@@ -41,7 +41,7 @@ class AttentionConfig:
         for name in ("window", "conv_width"):
             check_count(name, getattr(self, name))
         check_count("persistent", self.persistent, least=0)
-        if self.rope_base <= 1:
+        if self.rope_base is not None and self.rope_base <= 1:
             raise ValueError(f"rope_base={self.rope_base} must be above 1")
 
 
@@ -173,10 +173,13 @@ def _attend(config, q, k, v, filled, persistent):
     exists = key_at[None, :] >= total - filled[:, None]
     mask = mask[None, None] & exists[:, None, None, :]
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-    scores = _scores(
-        rotate(q, query_at, config.rope_base),
-        rotate(k, key_at, config.rope_base),
-    )
+    turned = q, k
+    if config.rope_base is not None:
+        turned = (
+            rotate(q, query_at, config.rope_base),
+            rotate(k, key_at, config.rope_base),
+        )
+    scores = _scores(*turned)
     scores = jnp.where(mask, scores, -jnp.inf)
     if persistent is not None:
         keys, values = (

@@ -74,8 +74,9 @@ class DeepMemoryConfig:
     """Weights that a query meets."""
     expansion: int = 4
     """Hidden width of an MLP memory, in units of the head's width."""
-    eta_max: float = 1.0
-    """Largest inner step."""
+    eta_max: float | None = None
+    """Largest inner step; ``None`` for 1, or what is stable, see
+    ``largest_step``."""
     eta_bias: float = 0.0
     """Initial logit of the inner step."""
     conv_width: int = 4
@@ -93,9 +94,26 @@ class DeepMemoryConfig:
         counts = ("degree", "window", "chunk_size", "expansion", "conv_width")
         for name in counts:
             check_count(name, getattr(self, name))
-        if not self.eta_max > 0:
+        if self.eta_max is not None and not self.eta_max > 0:
             raise ValueError(f"eta_max={self.eta_max} must be positive")
         _ = self.memory  # Says which choices do not go together.
+
+    @property
+    def largest_step(self) -> float:
+        """``eta_max``, or by default a step that no keys make unstable.
+
+        Surprises of a chunk are taken at its start, so steps towards one key
+        add up; on L2 a sum of 1 reaches the value, and beyond 2 each chunk
+        overshoots more than the one before. A layer norm bounds surprises by
+        itself, and other objectives and rules have no such loop.
+        """
+        if self.eta_max is not None:
+            return self.eta_max
+        loops = self.rule == "gd" and self.objective == "l2"
+        free = self.retention == "mean" or self.architecture.endswith("norm")
+        if not loops or free:
+            return 1.0
+        return 1 / (self.chunk_size + self.window - 1)
 
     @property
     def memory_architecture(self) -> Architecture:
@@ -205,7 +223,7 @@ class DeepMemory(nn.Module):
         def gate(name, bias):
             return declare.gate(name, x, heads, bias)
 
-        eta = config.eta_max * jax.nn.sigmoid(gate("eta", config.eta_bias))
+        eta = config.largest_step * jax.nn.sigmoid(gate("eta", config.eta_bias))
         log_alpha, log_mu = jnp.zeros_like(eta), None
         share = threshold = None
         if config.retention in ("decay", "lq", "kl"):

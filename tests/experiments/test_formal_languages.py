@@ -94,11 +94,49 @@ def test_a_run_is_kept(script, tmp_path):
     assert (tmp_path / "formal_languages.png").exists()
 
 
+def test_control_differs_in_the_step_alone():
+    ours, control = (
+        formal_languages.RUNS[name][1]["titans"]
+        for name in ("hope-held", "hope-held-positive")
+    )
+    assert {k for k in ours if ours[k] != control[k]} == {"eta_max"}
+    longest = max(LANGUAGES[name].sizes[1][1] for name in ("parity", "aa"))
+    chunks = {control["chunk_size"], control["memory_chunk_size"]}
+    assert min(chunks) > longest, "else more than alpha - eta moves a memory"
+    assert ours["eta_max"] == 2 and control["eta_max"] == 1
+
+
+def test_every_number_has_its_choices(tmp_path, capsys):
+    row = {"language": "parity", "run": "hope", "seed": 0, "bins": [50, 25]}
+    row |= {"steps": 1, "parameters": 9, "curve": [[1, 0.5, 50, 25]]}
+    formal_languages.summarize([row], {}, tmp_path)
+    line = capsys.readouterr().out.splitlines()[2]
+    assert "50.0 | 25.0" in line
+    assert "chunk_size=1," in line and "eta_max=2," in line
+
+
+@pytest.mark.slow
+def test_parity_needs_the_long_step(script, tmp_path):
+    status, _, errors = script(
+        formal_languages,
+        "--languages=parity",
+        "--runs=hope,hope-held-positive",
+        "--steps=300",
+        "--every=50",
+        "--test_strings=100",
+        f"--out={tmp_path}",
+    )
+    assert status == 0, errors
+    record = json.loads((tmp_path / "formal_languages.json").read_text())
+    ours, control = (row["bins"] for row in record["runs"])
+    assert ours == [100, 100] and control[1] < 50
+
+
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
         ("--languages=latin", "allowed are parity, aa"),
-        ("--runs=gpt", "allowed are hope, hope-positive"),
+        ("--runs=gpt", "allowed are hope, hope-held"),
         ("--steps=0", "steps"),
     ],
 )

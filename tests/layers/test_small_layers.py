@@ -51,6 +51,16 @@ def test_short_conv_equals_numpy_and_streams(width):
     np.testing.assert_allclose(np.concatenate(pieces), whole, atol=1e-5)
 
 
+def test_without_positions_the_order_of_what_is_seen_is_nothing():
+    config = AttentionConfig(rope_base=None, conv_width=1)
+    layer = CausalAttention(config, D, HEADS)
+    x = jax.random.normal(jax.random.key(0), (1, 6, D))
+    variables = layer.init(jax.random.key(1), x)
+    swapped = x[:, jnp.array([3, 1, 0, 2, 4, 5])]
+    y, other = (layer.apply(variables, a)[0] for a in (x, swapped))
+    np.testing.assert_allclose(y[:, 4:], other[:, 4:], atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def attention():
     layer = CausalAttention(AttentionConfig(window=WINDOW), D, HEADS)
