@@ -109,7 +109,8 @@ def test_control_differs_in_the_step_alone():
 def test_every_number_has_its_choices(tmp_path, capsys):
     row = {"language": "parity", "run": "hope", "seed": 0, "bins": [50, 25]}
     row |= {"steps": 1, "parameters": 9, "curve": [[1, 0.5, 50, 25]]}
-    formal_languages.summarize([row], {}, tmp_path)
+    rows = [row, row | {"run": "transformer"}]
+    formal_languages.summarize(rows, {}, tmp_path)
     line = capsys.readouterr().out.splitlines()[2]
     assert "50.0 | 25.0" in line
     assert "chunk_size=1," in line and "eta_max=2," in line
