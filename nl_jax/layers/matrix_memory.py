@@ -130,6 +130,8 @@ class MatrixMemory(nn.Module):
             q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
         else:
             q = q * (d // heads) ** -0.5
+        if config.rule == "oja":
+            v = l2_normalize(v)  # It erases along values: by |v|^2 at a time.
         bonus = None
         gates = self._gates(declare, x)
         if config.rule == "rwkv7":

@@ -38,7 +38,7 @@ from nl_jax.layers.titans_block import (
 )
 from nl_jax.layers.titans_config import TitansConfig
 from nl_jax.memory import blocks
-from nl_jax.memory.associative import MemoryState, fresh
+from nl_jax.memory.state import MemoryState, fresh
 
 __all__ = ["SelfModifyingTitans", "TitansState"]
 
@@ -230,28 +230,61 @@ def _row(parts, config, x, state, *, aligned):
         after = (state.position + tokens) % config.cycle
         return grid.join(y), state._replace(position=after)
 
+    whole = _whole(grid, config.chunk_size)
+
     @_remat(config)
     def generate(carry, block):
-        return generate_block(parts, config, *carry, *block)
+        memories, tails = carry
+        *arrays, closes = block
+        memories, tails, made = generate_block(
+            parts,
+            config,
+            _unfold(memories, whole),
+            tails,
+            *arrays,
+            closes=whole or closes,
+        )
+        return (_fold(memories, whole), tails), made
 
     (generators, tails), made = jax.lax.scan(
-        generate, (state.generators, state.tails), inputs
+        generate, (_fold(state.generators, whole), state.tails), inputs
     )
+    generators = _unfold(generators, whole)
     made = jax.tree.map(grid.join, made)
 
     grid = blocks.cut(tokens, config.memory_chunk_size, position)
+    once = _whole(grid, config.memory_chunk_size)
 
     @_remat(config)
     def answer(memory, block):
-        return answer_block(config, memory, *block)
+        *arrays, closes = block
+        memory, y = answer_block(
+            config, _unfold(memory, once), *arrays, closes=once or closes
+        )
+        return _fold(memory, once), y
 
     memory, y = jax.lax.scan(
         answer,
-        state.memory,
+        _fold(state.memory, once),
         (jax.tree.map(grid.split, made), grid.valid, grid.closes),
     )
+    memory = _unfold(memory, once)
     position = (state.position + tokens) % config.cycle
     return grid.join(y), TitansState(generators, memory, tails, position)
+
+
+def _whole(grid, chunk_size):
+    """Whether every block is a chunk, known while tracing."""
+    return grid.valid is None and grid.length == chunk_size
+
+
+def _fold(memory, whole):
+    """Drops the chunk's start where it is what the weights are."""
+    return memory._replace(start=()) if whole else memory
+
+
+def _unfold(memory, whole):
+    return memory._replace(start=memory.weights) if whole else memory
 
 
 def _shared(parts, config, inputs, state):
@@ -277,4 +310,7 @@ def _shared(parts, config, inputs, state):
 
 
 def _remat(config):
-    return jax.checkpoint if config.remat else lambda function: function
+    if not config.remat:
+        return lambda function: function
+    # A scan keeps what is recomputed apart; barriers would cost fusions.
+    return functools.partial(jax.checkpoint, prevent_cse=False)

@@ -60,7 +60,7 @@ def generate_block(parts, config, state, tails, x, raws, valid, closes):
         closes: whether the block ends a chunk.
 
     Returns:
-        ``((state, tails), Generated)``.
+        ``(state, tails, Generated)``.
     """
     architecture, rule = config.memory_architecture, config.learning_rule
     made, after = _generate(parts, config, state.start, tails, x, raws, valid)
@@ -81,7 +81,7 @@ def generate_block(parts, config, state, tails, x, raws, valid, closes):
         architecture, state, writes, shared, None, valid=valid, closes=closes
     )
     made = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), made)
-    return (state, after), made
+    return state, after, made
 
 
 def answer_block(config, state, made, valid, closes):

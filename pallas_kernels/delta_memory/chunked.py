@@ -83,6 +83,10 @@ def chunk_step(
     s_low = None if s is None else s.astype(dtype)
 
     def dot(spec, *operands):
+        # Einsum makes a shared operand's missing axes columns of the other,
+        # and transposes them back; as a batch they stay where they are.
+        lead = jnp.broadcast_shapes(*(a.shape[:-2] for a in operands))
+        operands = [jnp.broadcast_to(a, lead + a.shape[-2:]) for a in operands]
         return jnp.einsum(spec, *operands, preferred_element_type=acc)
 
     def gather(weights, keep, keep_s, mix, similarity):
@@ -107,7 +111,8 @@ def chunk_step(
             _shift(mixed),
             gram,
         )
-        recalled = jnp.matmul(solve, seen)  # N: what the memory held at x_t
+        # N: what the memory held at x_t.
+        recalled = dot("...ts,...sj->...tj", solve, seen)
         erased = (beta[..., None] * recalled).astype(dtype)
 
     o = None

@@ -1,0 +1,163 @@
+r"""Speed of language models: tokens per second, cost by length, decoding.
+
+All models have the transformer's number of parameters (their MLPs are widened
+or narrowed for it), and the transformer's attention sees the whole length.
+
+- ``throughput``: forward and backward of the next-token loss, tokens per second
+  and their ratio to the transformer's in the same rounds.
+- ``scaling``: the same at several lengths; what a token costs at the longest in
+  units of the shortest, and the length from which ``--overtaker`` is faster
+  than the transformer, which is measured at growing lengths until it is slower.
+- ``decoding``: seconds per token and bytes of state after 1 token and after
+  ``--stream`` tokens.
+
+Hope is timed with each kind of memory and ``--chunks``: 16 is the default of
+``TitansConfig``, 64 that of the presets from ``125m`` on.
+
+Command (hours on two cores, most of them at long lengths; a part alone with
+``--parts``; a repeated command goes on where it was stopped)::
+
+    python -m experiments.benchmark_models --out=runs/benchmark_models
+
+Measured while other jobs loaded both cores, three rounds, as ratios to the
+transformer's tokens per second: ``hope/16`` 1.0, ``hope-linear/16`` 1.3,
+``hope-shared/16`` 2.1, ``hope-mlp/16`` and ``hope-mlp/64`` 0.35, ``deltanet``
+2.1.
+"""
+
+import functools
+import pathlib
+
+from absl import flags
+
+from experiments import cli, report, timed_parts
+from experiments import timed_models as timed
+from experiments.records import Records
+from nl_jax.training import InputError
+
+PARTS = ("throughput", "scaling", "decoding")
+
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags."""
+    for name, default, text in (
+        ("width", 256, "Width of the models."),
+        ("layers", 2, "Blocks."),
+        ("heads", 4, "Heads."),
+        ("vocab", 256, "Token ids."),
+        ("batch", 1, "Rows of a training step."),
+        ("length", 2048, "Tokens of a row for the throughput."),
+        ("rounds", 5, "Rounds of each measurement."),
+        ("stream", 100_000, "Tokens before the last decoding step."),
+        ("piece", 1000, "Tokens at a time that are streamed."),
+        ("calls", 50, "Tokens decoded per round."),
+    ):
+        flags.DEFINE_integer(name, default, text, 1, flag_values=values)
+    for name, list_default, text in (
+        ("parts", list(PARTS), "What to measure."),
+        ("models", [], "Which models; all if empty."),
+        ("chunks", ["16", "64"], "Tokens per chunk of Hope."),
+        (
+            "lengths",
+            ["1024", "2048", "4096", "8192", "16384"],
+            "Lengths for the cost per token.",
+        ),
+        (
+            "crossing_lengths",
+            ["256", "512", "1024", "2048", "4096", "8192", "16384"],
+            "Where transformer and overtaker are compared, until it leads.",
+        ),
+    ):
+        flags.DEFINE_list(name, list_default, text, flag_values=values)
+    flags.DEFINE_string(
+        "overtaker", "hope/16", "Compared with transformer.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "out", "runs/benchmark_models", "Folder.", flag_values=values
+    )
+
+
+def main(values: flags.FlagValues) -> None:
+    """Runs the chosen parts, each with its own table, record and plot."""
+    cli.check_names("parts", values.parts, PARTS)
+    chunks = tuple(cli.integers("chunks", values.chunks, 1))
+    known = timed.variants(chunks)
+    cli.check_names("models", values.models, known)
+    cli.check_names("overtaker", [values.overtaker], known)
+    lengths = sorted(cli.integers("lengths", values.lengths, 1))
+    crossing = sorted(
+        cli.integers("crossing_lengths", values.crossing_lengths, 1)
+    )
+    if values.stream % values.piece:
+        raise InputError(
+            f"--piece={values.piece} must divide --stream={values.stream}"
+        )
+    wanted = {name: known[name] for name in values.models or known}
+    sizes = timed.Sizes(values.width, values.layers, values.heads, values.vocab)
+    build = functools.partial(timed.equal_models, sizes=sizes)
+    if "throughput" in values.parts:
+        names = dict.fromkeys(["transformer", *wanted])
+        models = build(
+            {name: known[name] for name in names}, window=values.length
+        )
+        records = _records(
+            values, "throughput", ("batch", "length"), list(models)
+        )
+        found = timed_parts.throughput(values, records, models)
+        _write(values, "throughput", *found)
+    if "scaling" in values.parts:
+        pair = ["transformer", values.overtaker]
+        models = build(
+            wanted | {name: known[name] for name in pair},
+            window=max(lengths + crossing),
+        )
+        records = _records(
+            values, "scaling", ("batch", "rounds"), [lengths, crossing]
+        )
+        found = timed_parts.scaling(
+            values, records, models, list(wanted), lengths, crossing
+        )
+        _write(values, "scaling", *found)
+    if "decoding" in values.parts:
+        settings = ("stream", "piece", "calls", "length", "rounds")
+        records = _records(values, "decoding", settings, [])
+        models = build(wanted, window=values.length)
+        found = timed_parts.decoding(values, records, models)
+        _write(values, "decoding", *found)
+
+
+def _records(values, part, flags_used, more):
+    """Finished runs with these sizes; in the throughput each is a round."""
+    names = ("width", "layers", "heads", "vocab", *flags_used)
+    settings = {name: values[name].value for name in names}
+    path = pathlib.Path(values.out) / "runs.jsonl"
+    return Records(path, settings | {"part": part, "more": more})
+
+
+def _write(values, part, lines, record, drawn):
+    """Writes the files of a part; ``drawn`` is numbers or curves by model."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, max(0.25 * len(drawn) + 1, 3)))
+    axes = figure.subplots()
+    if part == "scaling":
+        for name, (x, y) in drawn.items():
+            axes.loglog(x, y, marker="o", label=name)
+        axes.set(xlabel="tokens", ylabel="microseconds per token")
+        axes.legend(fontsize="x-small", ncols=2)
+    else:
+        order = sorted(drawn, key=drawn.get)
+        axes.barh(order, [drawn[name] for name in order])
+        axes.set_xlabel(
+            "tokens per second"
+            if part == "throughput"
+            else "milliseconds per decoded token"
+        )
+    names = ("width", "layers", "heads", "vocab", "batch", "rounds")
+    settings = {name: values[name].value for name in names}
+    record = {"settings": settings, "found": record}
+    report.write(values.out, part, lines, record, figure)
+
+
+if __name__ == "__main__":
+    cli.run(define, main)
