@@ -1,0 +1,218 @@
+r"""What a continual learner of classes is measured against.
+
+Every learner is given one task after another by ``learn`` and says of every
+class how likely it is by ``scores``. None is told a task's name at the test.
+
+- :class:`Softmax`, a linear head by Adam: naive fine-tuning as it is; elastic
+  weight consolidation (Kirkpatrick et al. 2017) with ``penalty``, on the exact
+  diagonal of the Fisher matrix; replay with ``buffer`` examples kept; joint
+  training if it is given everything at once.
+- :class:`ClassMeans` and :class:`Mahalanobis`, statistics that no order of the
+  tasks changes. Strong where features are good.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+__all__ = ["ClassMeans", "Mahalanobis", "Softmax"]
+
+
+class _Anchor(NamedTuple):
+    """The sum over finished tasks of EWC's quadratic penalties."""
+
+    fisher: jax.Array
+    weighted: jax.Array  # Fisher times the weights at the end of the task.
+
+
+class Softmax:
+    r"""A linear head, cross-entropy over all classes, Adam.
+
+    With a penalty :math:`\lambda` the loss has :math:`\tfrac\lambda2 \sum_t
+    F_t (W - W_t)^2`, :math:`F_t` the mean over task ``t`` of :math:`x^2 p (1 -
+    p)` at its end. With a buffer half of each batch are kept examples.
+
+    Args:
+        width: of the features.
+        classes: outputs.
+        seed: of the batches and of what is kept.
+        epochs: over each task.
+        batch: examples per step.
+        rate: of Adam, which begins anew with every task.
+        penalty: EWC's :math:`\lambda`.
+        buffer: examples that are kept, equally many of each class.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        seed: int,
+        *,
+        epochs: int,
+        batch: int,
+        rate: float,
+        penalty: float = 0.0,
+        buffer: int = 0,
+    ):
+        self._w = jnp.zeros((width, classes))
+        self._anchor = _Anchor(*(jnp.zeros_like(self._w) for _ in range(2)))
+        self._rng = np.random.default_rng(seed)
+        self._epochs, self._batch = epochs, batch
+        self._penalty, self._buffer = penalty, buffer
+        self._kept: tuple[np.ndarray, np.ndarray] | None = None
+        self._tx = optax.adam(rate)
+        self._step = _softmax_step(self._tx)
+
+    def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
+        """Trains on a task, ``[N, width]`` and ``[N]``."""
+        state = self._tx.init(self._w)
+        for rows in self._batches(len(x)):
+            xs, ys = x[rows], labels[rows]
+            if self._kept is not None:
+                xs, ys = self._with_kept(xs, ys)
+            self._w, state = self._step(
+                self._w, state, xs, ys, self._anchor, self._penalty
+            )
+        if self._penalty:
+            fisher = _fisher(self._w, x)
+            self._anchor = _Anchor(
+                self._anchor.fisher + fisher,
+                self._anchor.weighted + fisher * self._w,
+            )
+        if self._buffer:
+            self._keep(x, labels)
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """Logits, ``[N, classes]``."""
+        return np.asarray(x @ self._w)
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Labels of the kept examples."""
+        return np.empty(0, int) if self._kept is None else self._kept[1]
+
+    def _batches(self, count):
+        """Rows of all batches; the last of an epoch is filled from its start.
+
+        Batches are of one size, so that a step compiles once.
+        """
+        for _ in range(self._epochs):
+            order = self._rng.permutation(count)
+            size = -(-count // self._batch) * self._batch
+            yield from np.resize(order, size).reshape(-1, self._batch)
+
+    def _with_kept(self, x, labels):
+        old = self._rng.integers(len(self._kept[1]), size=self._batch // 2)
+        new = self._batch - len(old)
+        return (
+            np.concatenate([x[:new], self._kept[0][old]]),
+            np.concatenate([labels[:new], self._kept[1][old]]),
+        )
+
+    def _keep(self, x, labels):
+        if self._kept is not None:
+            x = np.concatenate([self._kept[0], x])
+            labels = np.concatenate([self._kept[1], labels])
+        classes = np.unique(labels)
+        share = max(1, self._buffer // len(classes))
+        rows = [
+            self._rng.permutation(np.flatnonzero(labels == k))[:share]
+            for k in classes
+        ]
+        rows = np.concatenate(rows)[: self._buffer]
+        self._kept = x[rows], labels[rows]
+
+
+class ClassMeans:
+    """Nearest class mean: the class whose mean is nearest, Euclidean.
+
+    Args:
+        width: of the features.
+        classes: outputs.
+    """
+
+    def __init__(self, width: int, classes: int):
+        self._sums = np.zeros((classes, width))
+        self._counts = np.zeros(classes)
+
+    def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
+        """Adds a task to the means."""
+        members = np.eye(len(self._counts), dtype=x.dtype)[labels]
+        self._sums += members.T @ x
+        self._counts += members.sum(0)
+
+    @property
+    def means(self) -> np.ndarray:
+        """Of each class, ``[classes, width]``; zero for those not seen."""
+        return self._sums / np.maximum(self._counts, 1)[:, None]
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """Half the squared distance, below that of zero, ``[N, classes]``."""
+        means = self.means.astype(x.dtype)
+        return x @ means.T - 0.5 * np.square(means).sum(1)
+
+
+class Mahalanobis(ClassMeans):
+    r"""Nearest class mean under one covariance: linear discriminant analysis.
+
+    Distances are under :math:`(1 - s) \Sigma + s \tfrac{\mathrm{tr}\Sigma}{d}
+    I`, :math:`\Sigma` the covariance within classes. Classes count the same,
+    however many examples they have.
+
+    Args:
+        width: of the features.
+        classes: outputs.
+        shrinkage: :math:`s`, in (0, 1].
+    """
+
+    def __init__(self, width: int, classes: int, shrinkage: float):
+        super().__init__(width, classes)
+        self._products = np.zeros((width, width), np.float32)
+        self._shrinkage = shrinkage
+
+    def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
+        """Adds a task to the means and the covariance."""
+        super().learn(x, labels)
+        self._products += x.T @ x
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """Half the squared distance, below that of zero, ``[N, classes]``."""
+        from scipy.linalg import solve
+
+        means, total = self.means, self._counts.sum()
+        weighted = means * self._counts[:, None]
+        within = (self._products - weighted.T @ means) / total
+        spread = np.trace(within) / len(within)
+        within *= 1 - self._shrinkage
+        within.flat[:: len(within) + 1] += self._shrinkage * spread
+        maps = solve(
+            within.astype(x.dtype), means.T.astype(x.dtype), assume_a="pos"
+        )
+        return x @ maps - 0.5 * (means.T * maps).sum(0)
+
+
+def _softmax_step(tx):
+    @jax.jit
+    def step(w, state, x, labels, anchor, penalty):
+        def loss(w):
+            error = optax.softmax_cross_entropy_with_integer_labels(
+                x @ w, labels
+            ).mean()
+            # Each task's squares written out, but for a constant.
+            held = 0.5 * anchor.fisher * w**2 - anchor.weighted * w
+            return error + penalty * held.sum()
+
+        updates, state = tx.update(jax.grad(loss)(w), state, w)
+        return optax.apply_updates(w, updates), state
+
+    return step
+
+
+@jax.jit
+def _fisher(w, x):
+    p = jax.nn.softmax(x @ w)
+    return jnp.square(x).T @ (p * (1 - p)) / len(x)
