@@ -1,18 +1,22 @@
 r"""Multi-query associative recall: does a model learn to look things up?
 
 A sequence shows pairs of a key and a value, then some of the keys again among
-random tokens; the model answers each with its value. ``--length``, ``--pairs``
-and ``--vocab`` set the difficulty. Every model has the same blocks, short
-convolution and head, and sees the same batches.
+random tokens; the model answers each with its value. ``--slices`` (tokens and
+pairs of a sequence) and ``--vocab`` set the difficulty. A model is trained on
+all slices in turn, a step each, and tested on each. Every model has the same
+blocks, short convolution and head, and sees the same batches; a step whose
+gradient is not finite is skipped and counted.
 
-Command (about 4 minutes a run on two cores; stops once it has learned)::
+Commands (about 4 minutes a run on two cores; a run stops once it has learned)::
 
     python -m experiments.mqar --runs=hope,deltanet --seeds=0,1,2
+    python -m experiments.mqar --slices=64:4,128:8,256:16,512:64 --vocab=192 \
+        --tokens=2048 --steps=400 --learning_rate=0.01
 
-Expected: ``hope`` and ``deltanet`` above 95 % well before step 1,500; the
-comparison of parametrisations is in ``docs/recall.md``. Results go to
-``--out``: one JSON line per run, a Markdown table and a plot. Finished runs are
-not repeated unless a setting changes.
+Expected: ``hope`` and ``deltanet`` above 95 % well before step 1,500 of the
+first; ``docs/recall.md`` compares parametrisations, and all models on the
+slices of the second. Results go to ``--out``: one JSON line per run, a Markdown
+table and a plot. Finished runs are not repeated unless a setting changes.
 """
 
 import pathlib
@@ -25,53 +29,16 @@ import optax
 from absl import flags
 
 from experiments import cli, report
+from experiments.recall_task import RUNS, make_batch, make_model, parse_slices
 from experiments.records import Records
-from nl_jax.models import build, names
-from nl_jax.training import InputError
 
-RUNS = {
-    **{name: (name, {}) for name in names()},
-    "hope-no-momentum": ("hope", {"titans": {"momentum": False}}),
-    "hope-gd": ("hope", {"titans": {"rule": "gd"}}),
-    "hope-l2": ("hope", {"titans": {"objective": "l2"}}),
-    "hope-memory-gain-1": ("hope", {"titans": {"memory_gain": 1.0}}),
-    "hope-linear": ("hope", {"titans": {"architecture": "linear"}}),
-    "hope-shared": (
-        "hope",
-        {
-            "titans": {
-                "architecture": "linear",
-                "value_norm": "input",
-                "momentum": False,
-            }
-        },
-    ),
-    "hope-fixed-k-v": (
-        "hope",
-        {"titans": {"adaptive_k": False, "adaptive_v": False}},
-    ),
-    "hope-mlp": ("hope", {"titans": {"architecture": "mlp", "expansion": 2}}),
-    "hope-paper": (
-        "hope",
-        {
-            "titans": {
-                "architecture": "mlp",
-                "expansion": 2,
-                "objective": "l2",
-            }
-        },
-    ),
-}
-"""Name to registry name and overrides. ``hope-shared`` runs all memories as one
-recurrence; ``hope-paper`` has the paper's memory and objective."""
-
-_EVERY = 25  # Steps per reported accuracy.
+_EVERY = 25  # Steps of each slice per reported accuracy.
+_TEST_SEED = (0, 1)  # No integer below 2^32 draws the same.
 _SETTINGS = {
     "steps": (1500, "Optimizer steps at most."),
-    "length": (64, "Tokens per sequence."),
-    "pairs": (8, "Pairs per sequence."),
     "vocab": (512, "Half of it keys, half of it values."),
-    "batch": (64, "Sequences per step."),
+    "tokens": (4096, "Per step, as many sequences as they hold."),
+    "tests": (128, "Sequences of each slice to test on, in whole batches."),
 }
 
 
@@ -84,6 +51,9 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_list("seeds", ["0"], "One run each.", flag_values=values)
+    flags.DEFINE_list(
+        "slices", ["64:8"], "LENGTH:PAIRS of sequences.", flag_values=values
+    )
     for name, (default, text) in _SETTINGS.items():
         flags.DEFINE_integer(name, default, text, 1, flag_values=values)
     flags.DEFINE_float(
@@ -96,7 +66,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "target",
         0.95,
-        "Accuracy at which a run counts as done.",
+        "Accuracy on all slices at which a run counts as done.",
         0.0,
         1.0,
         flag_values=values,
@@ -106,60 +76,12 @@ def define(values: flags.FlagValues) -> None:
     )
 
 
-def make_model(run, vocab):
-    """Returns the two blocks of width 64 of a run."""
-    name, overrides = RUNS[run]
-    overrides = {"cms": {"periods": (1,), "hidden": 2.0}} | overrides
-    return build(
-        name, vocab_size=vocab, d_model=64, n_layers=2, n_heads=2, **overrides
-    )
-
-
-def make_batch(rng, *, length, pairs, vocab, batch, power=0.01):
-    """Draws sequences and their targets, -1 where nothing is asked.
-
-    Keys and values are drawn without replacement, the pairs come first, and
-    each key is asked once, at a gap with probability ``~ gap^(power - 1)``.
-
-    Raises:
-        InputError: if the pairs do not fit the length or the vocabulary.
-    """
-    slots = (length - 2 * pairs) // 2
-    if slots < pairs:
-        raise InputError(
-            f"pairs={pairs} do not fit length={length}: at most {length // 4}"
-        )
-    half = vocab // 2
-    if pairs > half - 1:
-        raise InputError(f"pairs={pairs} need a vocab above {2 * pairs + 2}")
-    order = rng.random((batch, half)).argsort(-1)
-    keys = 1 + rng.random((batch, half - 1)).argsort(-1)[:, :pairs]
-    values = half + order[:, :pairs]
-    odds = np.arange(1.0, slots + 1) ** (power - 1)
-    # Gumbel keys: the largest are a draw without replacement.
-    score = np.log(odds) + rng.gumbel(size=(batch, slots))
-    at = 2 * pairs + 2 * (-score).argsort(-1)[:, :pairs]
-    tokens = rng.integers(0, vocab, (batch, length))
-    tokens[:, 0 : 2 * pairs : 2] = keys
-    tokens[:, 1 : 2 * pairs : 2] = values
-    targets = np.full((batch, length), -1)
-    np.put_along_axis(tokens, at, keys, 1)
-    np.put_along_axis(targets, at, values, 1)
-    return tokens.astype(np.int32), targets.astype(np.int32)
-
-
-def train(run, seed, settings):
-    """Trains one run and returns its record."""
+def train(run, seed, slices, settings):
+    """Trains one run on all slices in turn and returns its record."""
     model = make_model(run, settings.vocab)
     rng = np.random.default_rng(seed)
-    shape = {
-        "length": settings.length,
-        "pairs": settings.pairs,
-        "vocab": settings.vocab,
-        "batch": settings.batch,
-    }
     variables = jax.jit(model.init)(
-        jax.random.key(seed), jnp.zeros((1, settings.length), jnp.int32)
+        jax.random.key(seed), jnp.zeros((1, slices[0].length), jnp.int32)
     )
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
@@ -168,75 +90,130 @@ def train(run, seed, settings):
         settings.steps,
         0.05 * settings.learning_rate,
     )
-    tx = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.95, weight_decay=0.1),
+    tx = optax.apply_if_finite(
+        optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.adamw(schedule, b2=0.95, weight_decay=0.1),
+        ),
+        max_consecutive_errors=settings.steps,
     )
 
     @jax.jit
-    def step(variables, opt_state, tokens, targets):
+    def gradients(variables, tokens, targets):
         def loss(variables):
             logits, _ = model.apply(variables, tokens)
-            asked = targets >= 0
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits, jnp.maximum(targets, 0)
             )
-            right = (logits.argmax(-1) == targets) & asked
-            count = asked.sum()
-            return (losses * asked).sum() / count, right.sum() / count
+            asked = targets >= 0
+            right = _share(logits, targets)
+            return (losses * asked).sum() / asked.sum(), right
 
-        grads, accuracy = jax.grad(loss, has_aux=True)(variables)
+        return jax.grad(loss, has_aux=True)(variables)
+
+    @jax.jit  # Apart, so that it is compiled once and not for each slice.
+    def update(grads, opt_state, variables):
         updates, opt_state = tx.update(grads, opt_state, variables)
-        return optax.apply_updates(variables, updates), opt_state, accuracy
+        return optax.apply_updates(variables, updates), opt_state
 
-    opt_state, curve, window = tx.init(variables), [], []
+    opt_state, curve, number = tx.init(variables), [], 0
+    every = _EVERY * len(slices)
+    window = {each: [] for each in slices}
     begun = time.perf_counter()
-    for number in range(1, settings.steps + 1):
-        batch = make_batch(rng, **shape)
-        variables, opt_state, accuracy = step(variables, opt_state, *batch)
-        window.append(accuracy)
-        if number % _EVERY == 0:
-            curve.append(round(float(np.mean(window)), 4))
-            window = []
-            print(
-                f"{run} seed {seed} step {number} {curve[-1]:.3f}", flush=True
-            )
-            if curve[-1] > max(settings.target, 0.98):
+    while number < settings.steps:
+        each = slices[number % len(slices)]
+        batch = _draw(rng, each, settings)
+        grads, accuracy = gradients(variables, *batch)
+        variables, opt_state = update(grads, opt_state, variables)
+        window[each].append(accuracy)
+        number += 1
+        if number % every == 0:
+            curve.append([_mean(shares) for shares in window.values()])
+            window = {each: [] for each in slices}
+            _progress(run, seed, f"step {number}", curve[-1])
+            if min(curve[-1]) > max(settings.target, 0.98):
                 break
-    reached = [i for i, a in enumerate(curve, 1) if a >= settings.target]
+    reached = [i for i, a in enumerate(curve, 1) if min(a) >= settings.target]
+    accuracy = test(gradients, variables, slices, settings)
+    _progress(run, seed, "tested", accuracy)
     return {
         "run": run,
         "seed": seed,
         "parameters": sum(a.size for a in jax.tree.leaves(variables)),
-        "steps_to_target": reached[0] * _EVERY if reached else None,
-        "accuracy": curve[-1] if curve else None,
+        "steps": number,
+        "steps_to_target": reached[0] * every if reached else None,
+        "accuracy": accuracy,
+        "skipped": int(opt_state.total_notfinite),
         "curve": curve,
-        "every": _EVERY,
+        "every": every,
         "seconds": round(time.perf_counter() - begun, 1),
     }
 
 
-def summarize(records, settings, out):
+def test(gradients, variables, slices, settings):
+    """Returns the accuracy on each slice, on sequences all runs share."""
+    accuracy = []
+    for each in slices:
+        rng = np.random.default_rng(_TEST_SEED)
+        batches = -(-settings.tests // (settings.tokens // each.length))
+        drawn = (_draw(rng, each, settings) for _ in range(batches))
+        # Cheaper than to compile once more for want of the gradients.
+        accuracy.append(
+            _mean([gradients(variables, *batch)[1] for batch in drawn])
+        )
+    return accuracy
+
+
+def _draw(rng, each, settings):
+    return make_batch(
+        rng,
+        length=each.length,
+        pairs=each.pairs,
+        vocab=settings.vocab,
+        batch=settings.tokens // each.length,
+    )
+
+
+def _share(logits, targets):
+    asked = targets >= 0
+    return ((logits.argmax(-1) == targets) & asked).sum() / asked.sum()
+
+
+def _mean(shares):
+    return round(float(np.mean(shares)), 4)
+
+
+def _progress(run, seed, when, accuracy):
+    shares = " ".join(f"{share:.3f}" for share in accuracy)
+    print(f"{run} seed {seed} {when} {shares}", flush=True)
+
+
+def summarize(records, slices, settings, out):
     """Writes the table, the record and the plot of all runs."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4))
-    axes = figure.subplots()
-    for r in records:
-        steps = r["every"] * np.arange(1, len(r["curve"]) + 1)
-        axes.plot(steps, r["curve"], label=f"{r['run']} ({r['seed']})")
-    axes.set_xlabel("step")
-    axes.set_ylabel("accuracy at queries")
-    axes.legend(fontsize=7)
+    figure = Figure(figsize=(4 * len(slices) + 3, 4))
+    panels = figure.subplots(1, len(slices), squeeze=False, sharey=True)[0]
+    for i, (axes, each) in enumerate(zip(panels, slices, strict=True)):
+        for r in records:
+            steps = r["every"] * np.arange(1, len(r["curve"]) + 1)
+            shares = [accuracy[i] for accuracy in r["curve"]]
+            axes.plot(steps, shares, label=f"{r['run']} ({r['seed']})")
+        axes.set_title(f"{each.length} tokens, {each.pairs} pairs")
+        axes.set_xlabel("step")
+    panels[0].set_ylabel("accuracy at queries")
+    panels[-1].legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    head = ["run", "seed", "parameters", "steps", "steps to target"]
     lines = report.table(
-        ["run", "seed", "parameters", "steps to target", "last accuracy"],
+        [*head, *(f"{each} %" for each in slices)],
         [
             [
                 r["run"],
                 r["seed"],
                 f"{r['parameters']:,}",
+                r["steps"],
                 r["steps_to_target"] or "not reached",
-                f"{100 * r['accuracy']:.1f} %",
+                *(f"{100 * share:.1f}" for share in r["accuracy"]),
             ]
             for r in records
         ],
@@ -249,15 +226,18 @@ def main(values: flags.FlagValues) -> None:
     """Runs what has no record yet and reports all runs with its settings."""
     cli.check_names("runs", values.runs, RUNS)
     seeds = cli.integers("seeds", values.seeds, 0)
+    slices = parse_slices(
+        values.slices, vocab=values.vocab, tokens=values.tokens
+    )
     out = pathlib.Path(values.out)
-    fields = (*_SETTINGS, "learning_rate", "target")
+    fields = (*_SETTINGS, "slices", "learning_rate", "target")
     settings = {name: values[name].value for name in fields}
     records = Records(out / "mqar.jsonl", settings)
     for seed in seeds:
         for run in values.runs:
             if records.find(run=run, seed=seed) is None:
-                records.add(train(run, seed, values))
-    summarize(records.rows, settings, out)
+                records.add(train(run, seed, slices, values))
+    summarize(records.rows, slices, settings, out)
 
 
 if __name__ == "__main__":

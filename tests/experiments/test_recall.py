@@ -1,18 +1,21 @@
 """Associative recall: what the generator draws and what the scripts write."""
 
 import json
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import gradient_growth, mqar
+from experiments import gradient_growth, mqar, recall_task
 from nl_jax.training import InputError
 
 SHAPE = {"length": 64, "pairs": 8, "vocab": 512, "batch": 32}
 
 
 def test_every_key_is_asked_once_and_answered_by_its_value():
-    tokens, targets = mqar.make_batch(np.random.default_rng(0), **SHAPE)
+    tokens, targets = recall_task.make_batch(np.random.default_rng(0), **SHAPE)
     assert tokens.shape == targets.shape == (32, 64)
     for row, wanted in zip(tokens, targets, strict=True):
         keys, values = row[:16:2], row[1:16:2]
@@ -26,7 +29,9 @@ def test_every_key_is_asked_once_and_answered_by_its_value():
 
 def test_short_gaps_are_common_and_long_ones_exist():
     rng = np.random.default_rng(1)
-    _, targets = mqar.make_batch(rng, **SHAPE | {"batch": 2000, "pairs": 1})
+    _, targets = recall_task.make_batch(
+        rng, **SHAPE | {"batch": 2000, "pairs": 1}
+    )
     gaps = (np.nonzero(targets >= 0)[1] - 2) / 2
     slots = np.arange(1, 32) ** -0.99
     expected = slots / slots.sum()
@@ -37,20 +42,120 @@ def test_short_gaps_are_common_and_long_ones_exist():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"pairs": 17}, "at most 16"), ({"vocab": 16}, "need a vocab above 18")],
+    [
+        ({"pairs": 17}, "at most 16"),
+        ({"vocab": 16}, "need a vocab of at least 18"),
+    ],
 )
 def test_pairs_must_fit(change, words):
     with pytest.raises(InputError, match=words):
-        mqar.make_batch(np.random.default_rng(0), **SHAPE | change)
+        recall_task.make_batch(np.random.default_rng(0), **SHAPE | change)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "must be LENGTH:PAIRS"),
+        ("64", "must be LENGTH:PAIRS"),
+        ("64:4:2", "must be LENGTH:PAIRS"),
+        ("64:0", "must be LENGTH:PAIRS"),
+        ("64:4,x:8", "must be LENGTH:PAIRS"),
+        ("64:4,64:4", "each slice once"),
+        ("64:4,64:17", "at most 16"),
+        ("64:4,512:8", "tokens=256 hold no sequence of 512"),
+        ("256:64", "need a vocab of at least 130"),
+    ],
+)
+def test_wrong_slices(script, tmp_path, monkeypatch, words, message):
+    monkeypatch.setattr(mqar, "train", None)
+    status, out, errors = script(
+        mqar,
+        f"--slices={words}",
+        "--tokens=256",
+        "--vocab=128",
+        f"--out={tmp_path}",
+    )
+    assert status == 2 and message in errors and not out
+
+
+class LookUp:
+    """Answers with what followed a token's first place.
+
+    Sequences above a length give it what is no number.
+    """
+
+    def __init__(self, longest):
+        self.longest = longest
+
+    def init(self, key, tokens):
+        return {"params": {"bias": jnp.zeros(64)}}
+
+    def apply(self, variables, tokens):
+        first = (tokens[:, :, None] == tokens[:, None]).argmax(-1)
+        answers = jnp.take_along_axis(jnp.roll(tokens, -1, 1), first, 1)
+        logits = jax.nn.one_hot(answers, 64) + variables["params"]["bias"]
+        return logits * (1 if tokens.shape[1] <= self.longest else jnp.nan), {}
+
+
+@pytest.fixture
+def look_up(monkeypatch):
+    """Trains a model that needs no training; returns record and batches."""
+    drawn = []
+
+    def make_batch(rng, **shape):
+        batch = recall_task.make_batch(rng, **shape)
+        drawn.append((shape["length"], shape["batch"], int(batch[0].sum())))
+        return batch
+
+    def run(*, seed=0, longest=32):
+        model = LookUp(longest)
+        monkeypatch.setattr(mqar, "make_batch", make_batch)
+        monkeypatch.setattr(mqar, "make_model", lambda *a: model)
+        drawn.clear()
+        settings = types.SimpleNamespace(
+            steps=100,
+            vocab=64,
+            tokens=64,
+            tests=6,
+            learning_rate=1e-9,
+            target=0.9,
+        )
+        slices = recall_task.parse_slices(["16:2", "32:4"], vocab=64, tokens=64)
+        return mqar.train("look-up", seed, slices, settings), [*drawn]
+
+    return run
+
+
+def test_slices_take_turns_until_all_are_learned(look_up):
+    row, drawn = look_up()
+    assert row["accuracy"] == [1, 1] and row["curve"] == [[1, 1]]
+    assert row["steps"] == row["steps_to_target"] == row["every"] == 50
+    assert row["skipped"] == 0
+    assert [each[:2] for each in drawn[:50]] == [(16, 4), (32, 2)] * 25
+
+
+def test_one_slice_that_fails_neither_ends_a_run_nor_ruins_others(look_up):
+    row, _ = look_up(longest=16)
+    assert row["accuracy"] == [1, 0] and row["curve"] == [[1, 0]] * 2
+    assert row["steps"] == 100 and row["steps_to_target"] is None
+    assert row["skipped"] == 50
+
+
+def test_all_runs_are_tested_on_equal_sequences_of_their_own(look_up):
+    (_, first), (_, second) = look_up(), look_up(seed=1)
+    assert [each[:2] for each in first[50:]] == 2 * [(16, 4)] + 3 * [(32, 2)]
+    assert first[50:] == second[50:]
+    assert first[:50] != second[:50]
+    assert not {*first[50:]} & {*first[:50], *second[:50]}
 
 
 def test_a_finished_run_is_not_repeated(script, tmp_path, monkeypatch):
     flags = (
         "--runs=deltanet",
         "--steps=25",
-        "--batch=2",
-        "--length=16",
-        "--pairs=2",
+        "--slices=16:2",
+        "--tokens=32",
+        "--tests=2",
         f"--out={tmp_path}",
     )
     status, out, errors = script(mqar, *flags)
@@ -61,21 +166,22 @@ def test_a_finished_run_is_not_repeated(script, tmp_path, monkeypatch):
     (line,) = map(json.loads, (tmp_path / "mqar.jsonl").open())
     row = line["row"]
     assert row["steps_to_target"] is None and len(row["curve"]) == 1
-    assert "| deltanet | 0 |" in (tmp_path / "mqar.md").read_text()
+    table = (tmp_path / "mqar.md").read_text()
+    assert "| 16:2 % |" in table and "| deltanet | 0 |" in table
     assert (tmp_path / "mqar.png").exists()
     # A result of other settings is no result of these.
     again = []
     monkeypatch.setattr(mqar, "train", lambda *a: again.append(a) or row)
-    for changed in ("--learning_rate=0.01", "--steps=26"):
+    for changed in ("--learning_rate=0.01", "--steps=26", "--slices=32:2"):
         assert script(mqar, *flags, changed)[0] == 0
-    assert len(again) == 2
-    assert script(mqar, *flags)[0] == 0 and len(again) == 2
+    assert len(again) == 3
+    assert script(mqar, *flags)[0] == 0 and len(again) == 3
 
 
 @pytest.mark.parametrize("module", [mqar, gradient_growth])
 def test_wrong_flags(script, tmp_path, module):
     status, _, errors = script(module, "--runs=hopeless", f"--out={tmp_path}")
-    assert status == 2 and "allowed are comba, " in errors
+    assert status == 2 and f"allowed are {', '.join(mqar.RUNS)}" in errors
 
 
 def test_gradient_norms_are_written(script, tmp_path):

@@ -1,0 +1,143 @@
+"""Multi-query associative recall: the models, the sequences, slices of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nl_jax.models import build, names
+from nl_jax.training import InputError
+
+__all__ = ["RUNS", "Slice", "make_batch", "make_model", "parse_slices"]
+
+RUNS = {
+    **{name: (name, {}) for name in names()},
+    "hope-no-momentum": ("hope", {"titans": {"momentum": False}}),
+    "hope-gd": ("hope", {"titans": {"rule": "gd"}}),
+    "hope-l2": ("hope", {"titans": {"objective": "l2"}}),
+    "hope-memory-gain-1": ("hope", {"titans": {"memory_gain": 1.0}}),
+    "hope-linear": ("hope", {"titans": {"architecture": "linear"}}),
+    "hope-shared": (
+        "hope",
+        {
+            "titans": {
+                "architecture": "linear",
+                "value_norm": "input",
+                "momentum": False,
+            }
+        },
+    ),
+    "hope-fixed-k-v": (
+        "hope",
+        {"titans": {"adaptive_k": False, "adaptive_v": False}},
+    ),
+    "hope-mlp": ("hope", {"titans": {"architecture": "mlp", "expansion": 2}}),
+    "hope-paper": (
+        "hope",
+        {
+            "titans": {
+                "architecture": "mlp",
+                "expansion": 2,
+                "objective": "l2",
+            }
+        },
+    ),
+}
+"""Name to registry name and overrides. ``hope-shared`` runs all memories as one
+recurrence; ``hope-paper`` has the paper's memory and objective."""
+
+
+class Slice(NamedTuple):
+    """How hard the sequences are: tokens and pairs of each."""
+
+    length: int
+    pairs: int
+
+    def __str__(self):
+        return f"{self.length}:{self.pairs}"
+
+
+def parse_slices(
+    words: Sequence[str], *, vocab: int, tokens: int
+) -> list[Slice]:
+    """Returns the slices of a list flag.
+
+    Args:
+        words: a length and a number of pairs each, as in ``64:4``.
+        vocab: what the pairs are drawn from.
+        tokens: those of a step, which hold at least one sequence.
+
+    Raises:
+        InputError: for other words, for a slice that is there twice, and for
+            one that does not fit.
+
+    Example:
+        >>> parse_slices(["64:4"], vocab=512, tokens=64)
+        [Slice(length=64, pairs=4)]
+    """
+    flag = f"--slices={','.join(words)}"
+    parts = [word.split(":") for word in words]
+    if not parts or not all(
+        len(part) == 2 and all(p.isdecimal() and int(p) for p in part)
+        for part in parts
+    ):
+        raise InputError(f"{flag}: must be LENGTH:PAIRS, as in 64:4,128:8")
+    slices = [Slice(int(length), int(pairs)) for length, pairs in parts]
+    if len(set(slices)) < len(slices):
+        raise InputError(f"{flag}: each slice once")
+    for each in slices:
+        _check_fit(each, vocab)
+        if each.length > tokens:
+            raise InputError(
+                f"{flag}: tokens={tokens} hold no sequence of {each.length}"
+            )
+    return slices
+
+
+def make_model(run, vocab):
+    """Returns the two blocks of width 64 of a run."""
+    name, overrides = RUNS[run]
+    overrides = {"cms": {"periods": (1,), "hidden": 2.0}} | overrides
+    return build(
+        name, vocab_size=vocab, d_model=64, n_layers=2, n_heads=2, **overrides
+    )
+
+
+def make_batch(rng, *, length, pairs, vocab, batch, power=0.01):
+    """Draws sequences and their targets, -1 where nothing is asked.
+
+    Keys and values are drawn without replacement, the pairs come first, and
+    each key is asked once, at a gap with probability ``~ gap^(power - 1)``.
+
+    Raises:
+        InputError: if the pairs do not fit the length or the vocabulary.
+    """
+    _check_fit(Slice(length, pairs), vocab)
+    slots = (length - 2 * pairs) // 2
+    half = vocab // 2
+    order = rng.random((batch, half)).argsort(-1)
+    keys = 1 + rng.random((batch, half - 1)).argsort(-1)[:, :pairs]
+    values = half + order[:, :pairs]
+    odds = np.arange(1.0, slots + 1) ** (power - 1)
+    # Gumbel keys: the largest are a draw without replacement.
+    score = np.log(odds) + rng.gumbel(size=(batch, slots))
+    at = 2 * pairs + 2 * (-score).argsort(-1)[:, :pairs]
+    tokens = rng.integers(0, vocab, (batch, length))
+    tokens[:, 0 : 2 * pairs : 2] = keys
+    tokens[:, 1 : 2 * pairs : 2] = values
+    targets = np.full((batch, length), -1)
+    np.put_along_axis(tokens, at, keys, 1)
+    np.put_along_axis(targets, at, values, 1)
+    return tokens.astype(np.int32), targets.astype(np.int32)
+
+
+def _check_fit(slice_, vocab):
+    length, pairs = slice_
+    if (length - 2 * pairs) // 2 < pairs:
+        raise InputError(
+            f"pairs={pairs} do not fit length={length}: at most {length // 4}"
+        )
+    if pairs > vocab // 2 - 1:
+        raise InputError(
+            f"pairs={pairs} need a vocab of at least {2 * pairs + 2}"
+        )
