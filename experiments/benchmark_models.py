@@ -19,11 +19,12 @@ Command (hours on two cores, most of them at long lengths; a part alone with
 
     python -m experiments.benchmark_models --out=runs/benchmark_models
 
-Measured on two cores that other jobs loaded, so ratios alone say something; to
-the transformer's tokens per second at T 2,048, medians of three rounds:
-``hope/16`` 1.0, ``hope-linear/16`` 1.3, ``hope-shared/16`` 2.1, ``hope-mlp/16``
-and ``hope-mlp/64`` 0.35, ``deltanet`` 2.1. A token at T 16,384 in units of one
-at 1,024, two rounds: ``hope/16`` 0.88, ``hope-linear/16`` 0.80, ``deltanet``
+Measured on two cores, one of them busy: of the transformer's 1,682 tokens per
+second at T 2,048, medians of five rounds, ``deltanet`` makes 1.94,
+``hope-shared/16`` 1.61, ``hope-linear/16`` 1.13, ``hope/16`` 1.08,
+``hope-mlp/64`` 0.31, ``hope-mlp/16`` 0.26.
+With both cores busy, ratios alone: a token at T 16,384 in units of one at
+1,024, two rounds, ``hope/16`` 0.88, ``hope-linear/16`` 0.80, ``deltanet``
 0.81, ``gla`` 1.00; the other models were not measured. ``hope/16`` overtakes
 the transformer at 1,622 tokens (0.69 of its speed at 1,024, 1.20 at 2,048).
 Decoding after 100,000 tokens in units of the first: ``hope/16`` 1.04,
