@@ -39,7 +39,9 @@ slow_alike = pytest.mark.parametrize(
 def make(combine):
     config = TitansAttentionConfig(
         combine,
-        DeepMemoryConfig(chunk_size=CHUNK, expansion=2, normalized=False),
+        DeepMemoryConfig(
+            chunk_size=CHUNK, expansion=2, normalized=False, eta_max=1.0
+        ),
         AttentionConfig(window=WINDOW, persistent=2),
     )
     layer = TitansAttention(config, D, HEADS)
