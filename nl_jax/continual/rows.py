@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.continual.checks import begin, check_rows, check_state
 from nl_jax.models import LanguageModel
+from nl_jax.models.next_token import select_rows
 
 __all__ = ["fork", "replace_rows", "reset_rows"]
 
@@ -84,8 +84,4 @@ def replace_rows(state: T, other: T, rows: np.ndarray) -> T:
     """Returns ``state`` with some rows of ``other``, of the same shapes."""
     taken = np.zeros(len(jax.tree.leaves(state)[0]), bool)
     taken[rows] = True
-
-    def select(leaf, new):
-        return jnp.where(taken.reshape(-1, *(1,) * (leaf.ndim - 1)), new, leaf)
-
-    return jax.tree.map(select, state, other)
+    return select_rows(taken, other, state)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
-from nl_jax.layers.mixing import Declare, mix
+from nl_jax.layers.mixing import Declare, empty_tails, mix
 from nl_jax.layers.pieces import scan_pieces
 from nl_jax.layers.rotary import rotate
 
@@ -77,11 +77,10 @@ class CausalAttention(nn.Module):
         """Returns the empty cache of ``batch_size`` rows."""
         config, d = self.config, self.d_model
         cache = (batch_size, config.window, self.n_heads, d // self.n_heads)
-        tail = jnp.zeros((batch_size, config.conv_width - 1, d), self.dtype)
         return AttentionState(
             jnp.zeros(cache, self.dtype),
             jnp.zeros(cache, self.dtype),
-            dict.fromkeys(("q", "k", "v"), tail),
+            empty_tails(batch_size, config.conv_width, d, self.dtype),
             jnp.zeros((batch_size,), jnp.int32),
         )
 

@@ -20,6 +20,7 @@ from nl_jax.array_typing import Stream
 from nl_jax.checks import check_choice, check_count
 from nl_jax.layers.mixing import (
     Declare,
+    empty_tails,
     mix,
     normalize_heads,
     split_heads,
@@ -190,15 +191,15 @@ class DeepMemory(nn.Module):
 
     def initial_state(self, batch_size: int) -> DeepMemoryState:
         """Returns the learned state from which ``batch_size`` rows start."""
-        tail = jnp.zeros((self.config.conv_width - 1, self.d_model), self.dtype)
-        state = DeepMemoryState(
-            self.config.memory.init(self.initial),
-            dict.fromkeys(("q", "k", "v"), tail),
-        )
-        return jax.tree.map(
+        config = self.config
+        memory = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape)),
-            state,
+            config.memory.init(self.initial),
         )
+        tails = empty_tails(
+            batch_size, config.conv_width, self.d_model, self.dtype
+        )
+        return DeepMemoryState(memory, tails)
 
     @nn.compact
     def __call__(self, x: Stream, state=None, *, aligned: bool = False):

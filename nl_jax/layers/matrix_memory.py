@@ -17,6 +17,7 @@ from nl_jax.array_typing import Stream
 from nl_jax.checks import check_choice, check_count
 from nl_jax.layers.mixing import (
     Declare,
+    empty_tails,
     mix,
     normalize_heads,
     split_heads,
@@ -99,13 +100,12 @@ class MatrixMemory(nn.Module):
         """Returns the empty memories of ``batch_size`` rows."""
         config, width = self.config, self.d_model // self.n_heads
         lead = (batch_size, self.n_heads)
-        tail = jnp.zeros(
-            (batch_size, config.conv_width - 1, self.d_model), self.dtype
-        )
         return MatrixMemoryState(
             MATRIX_RULES[config.rule].init(lead, width),
             jnp.zeros((*lead, width)) if config.features == "elu" else None,
-            dict.fromkeys(("q", "k", "v"), tail),
+            empty_tails(
+                batch_size, config.conv_width, self.d_model, self.dtype
+            ),
         )
 
     @nn.compact

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from nl_jax.layers.norms import rms_norm
 from nl_jax.layers.short_conv import next_tail, short_conv
 
-__all__ = ["Declare", "mix", "normalize_heads", "split_heads"]
+__all__ = ["Declare", "empty_tails", "mix", "normalize_heads", "split_heads"]
 
 _RANK = 16
 
@@ -60,6 +60,12 @@ class Declare:
 
 def _wide(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def empty_tails(batch_size: int, conv_width: int, d: int, dtype: Any):
+    """Returns what :func:`mix` has read of a new stream: nothing."""
+    tail = jnp.zeros((batch_size, conv_width - 1, d), dtype)
+    return dict.fromkeys(("q", "k", "v"), tail)
 
 
 def mix(declare: Declare, x, tails, conv_width: int):

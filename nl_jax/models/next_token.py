@@ -31,7 +31,7 @@ import optax
 
 from nl_jax.layers import ContinuumMemory
 
-__all__ = ["CMSState", "initial_state", "read"]
+__all__ = ["CMSState", "initial_state", "read", "select_rows"]
 
 
 class CMSState(NamedTuple):
@@ -153,7 +153,7 @@ def _close(model, params, gradient, cms):
                 config.optimizers[level], total, state, weights
             )
             new = _descend(weights, direction, rates[level])
-            return _select(
+            return select_rows(
                 due,
                 (new, jax.tree.map(jnp.zeros_like, total), moved),
                 (weights, total, state),
@@ -197,7 +197,7 @@ def _return_to_start(config, rates, dues, gradient, fast, inner, start):
         moved = _descend(point, total, rates[level + 1])
         none = jax.tree.map(jnp.zeros_like, total)
         new = _each(_init)(config.optimizers[level], moved)
-        points[level], sums[level], fast[level], inner[level] = _select(
+        points[level], sums[level], fast[level], inner[level] = select_rows(
             due,
             (moved, none, moved, new),
             (point, total, fast[level], inner[level]),
@@ -229,8 +229,8 @@ def _descend(weights, direction, rate):
     return jax.tree.map(lambda w, g: w - rate * g, weights, direction)
 
 
-def _select(due, new, old):
-    """Rows of ``new`` where ``due``, else of ``old``."""
+def select_rows(due, new, old):
+    """Rows of ``new`` where ``due``, ``[B]``, else of ``old``."""
 
     def pick(a, b):
         return jnp.where(due.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
@@ -295,7 +295,7 @@ def _read_tokens(model, params, tokens, mixers, cms):
             closed = _close(model, params, gradient, begun)
             closed = closed._replace(carry=mixers)
             waiting = cms._replace(position=cms.position + 1)
-            return _select(due, closed, waiting)
+            return select_rows(due, closed, waiting)
 
         def wait(mixers, cms):
             del mixers

@@ -1,9 +1,10 @@
 """What tests of mixers against NumPy share."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["drawn", "same", "to_numpy"]
+__all__ = ["drawn", "same", "same_in_pieces", "to_numpy"]
 
 
 def drawn(layer, shape, noise=0.3):
@@ -28,3 +29,16 @@ def same(found, expected, bound):
     """Equal up to ``bound`` of the largest number of each array."""
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=bound * np.abs(b).max(), rtol=0)
+
+
+def same_in_pieces(layer, params, x, sizes):
+    """Outputs and every part of the state, in float64."""
+    with jax.enable_x64(True):
+        own = layer.clone(dtype=jnp.dtype("float64"))
+        params = {"params": params}
+        whole, end = own.apply(params, x)
+        state, outs = None, []
+        for piece in np.split(x, np.cumsum(sizes)[:-1], 1):
+            y, state = own.apply(params, piece, state)
+            outs.append(y)
+        same((jnp.concatenate(outs, 1), *state), (whole, *end), 1e-12)

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from nl_jax.layers import SRWM, SRWMConfig, self_referential_scan
-from tests.layers.papers_tools import drawn, same, to_numpy
+from tests.layers.papers_tools import (
+    drawn,
+    same,
+    same_in_pieces,
+    to_numpy,
+)
 from tests.memory import papers_models
 
 T, D, CHUNK = 11, 4, 4
@@ -82,18 +87,7 @@ def test_layer_equals_the_paper(layer, dtype, bound):
 
 @pytest.mark.parametrize("sizes", [[1] * T, [3, 8], [6, 1, 4]])
 def test_layer_streams_from_anywhere(layer, sizes):
-    layer, params, x = layer
-    with jax.enable_x64(True):
-        own, params = (
-            layer.clone(dtype=jnp.dtype("float64")),
-            {"params": params},
-        )
-        whole, end = own.apply(params, x)
-        state, outs = None, []
-        for piece in np.split(x, np.cumsum(sizes)[:-1], 1):
-            y, state = own.apply(params, piece, state)
-            outs.append(y)
-        same((jnp.concatenate(outs, 1), *state), (whole, *end), 1e-12)
+    same_in_pieces(*layer, sizes)
 
 
 def test_one_key_again_and_again_keeps_the_matrix_bounded():
