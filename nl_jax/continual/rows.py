@@ -40,6 +40,7 @@ def reset_rows(
         ValueError: for a state of another model or rows that it does not have.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from nl_jax.models import build
         >>> model = build("lstm", d_model=8, n_heads=1, n_layers=1)
         >>> tokens = jnp.ones((2, 3), int)
@@ -73,6 +74,7 @@ def fork(state: T, rows: int | Iterable[int]) -> T:
         ValueError: for rows that the state does not have.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> fork({"a": jnp.arange(3)}, [2, 2, 0])["a"].tolist()
         [2, 2, 0]
     """
