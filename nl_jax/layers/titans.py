@@ -39,6 +39,7 @@ from nl_jax.layers.titans_block import (
 from nl_jax.layers.titans_config import TitansConfig
 from nl_jax.memory import blocks
 from nl_jax.memory.state import MemoryState, fresh
+from nl_jax.remat import remat_scan
 
 __all__ = ["SelfModifyingTitans", "TitansState"]
 
@@ -232,7 +233,6 @@ def _row(parts, config, x, state, *, aligned):
 
     whole = _whole(grid, config.chunk_size)
 
-    @_remat(config)
     def generate(carry, block):
         memories, tails = carry
         *arrays, closes = block
@@ -246,8 +246,11 @@ def _row(parts, config, x, state, *, aligned):
         )
         return (_fold(memories, whole), tails), made
 
-    (generators, tails), made = jax.lax.scan(
-        generate, (_fold(state.generators, whole), state.tails), inputs
+    (generators, tails), made = remat_scan(
+        generate,
+        (_fold(state.generators, whole), state.tails),
+        inputs,
+        every=config.remat,
     )
     generators = _unfold(generators, whole)
     made = jax.tree.map(grid.join, made)
@@ -255,7 +258,6 @@ def _row(parts, config, x, state, *, aligned):
     grid = blocks.cut(tokens, config.memory_chunk_size, position)
     once = _whole(grid, config.memory_chunk_size)
 
-    @_remat(config)
     def answer(memory, block):
         *arrays, closes = block
         memory, y = answer_block(
@@ -263,10 +265,11 @@ def _row(parts, config, x, state, *, aligned):
         )
         return _fold(memory, once), y
 
-    memory, y = jax.lax.scan(
+    memory, y = remat_scan(
         answer,
         _fold(state.memory, once),
         (jax.tree.map(grid.split, made), grid.valid, grid.closes),
+        every=config.remat,
     )
     memory = _unfold(memory, once)
     position = (state.position + tokens) % config.cycle
@@ -290,7 +293,6 @@ def _unfold(memory, whole):
 def _shared(parts, config, inputs, state):
     """All blocks where memories share one recurrence: a single scan."""
 
-    @_remat(config)
     def step(carry, block):
         return shared_block(parts, config, carry, *block)
 
@@ -300,17 +302,12 @@ def _shared(parts, config, inputs, state):
         *state.generators.weights,
         state.tails,
     )
-    (starts, answers, product, tails), y = jax.lax.scan(step, carry, inputs)
+    (starts, answers, product, tails), y = remat_scan(
+        step, carry, inputs, every=config.remat
+    )
     return y, TitansState(
         MemoryState((starts,), (product,), None),
         MemoryState((answers,), (), None),
         tails,
         state.position,
     )
-
-
-def _remat(config):
-    if not config.remat:
-        return lambda function: function
-    # A scan keeps what is recomputed apart; barriers would cost fusions.
-    return functools.partial(jax.checkpoint, prevent_cse=False)

@@ -82,9 +82,10 @@ class TitansConfig:
     ``1 / sqrt(fan-in)``."""
     memory_gain: float = 0.25
     """The same for the answering memory, where it is noise to what is told."""
-    remat: bool = True
-    """Recompute each chunk in the backward pass: memory for a chunk's states
-    instead of its activations, at the cost of one more forward pass."""
+    remat: int = 1
+    """Chunks per state that is kept for the backward pass, which computes the
+    others again: 1 costs a forward pass and keeps every chunk's weights, more
+    cost two and keep fewer, 0 keeps all activations and costs none."""
     literal: bool = False
     """The equations as printed: no normalised values, writes or gate inputs.
     Overflows with MLP memories; for comparison only."""
@@ -106,6 +107,7 @@ class TitansConfig:
             "conv_width",
         ):
             check_count(name, getattr(self, name))
+        check_count("remat", self.remat, 0)
         if not 0 < self.eta_max <= 2:
             raise ValueError(f"eta_max={self.eta_max} must be in (0, 2]")
 

@@ -19,8 +19,9 @@ tokens and the carry at its start, and the chunk is replayed once, when it
 closes, for its gradient. Any split of a stream gives the same numbers.
 
 Cost: a chunk is read once forward and once backward while reading, against one
-forward for the static network; training differentiates both. Each row of the
-batch has its own copy of every fast weight.
+forward for the static network; training differentiates both, and keeps fast
+weights of a number of chunks that grows with the root of the length. Each row
+of the batch has its own copy of every fast weight.
 """
 
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.layers import ContinuumMemory
+from nl_jax.remat import remat_scan
 
 __all__ = ["CMSState", "initial_state", "read", "select_rows"]
 
@@ -242,7 +244,6 @@ def _read_chunks(model, params, tokens, mixers, cms):
     """Whole chunks from the start of a chunk on, in every row."""
     batch, chunk = tokens.shape[0], model.config.cms.periods[0]
 
-    @jax.checkpoint
     def step(carry, chunk_tokens):
         mixers, cms = carry
         gradient, (logits, mixers) = _loss_gradient(
@@ -253,7 +254,7 @@ def _read_chunks(model, params, tokens, mixers, cms):
     chunks = tokens.reshape(batch, -1, chunk).swapaxes(0, 1)
     # The carry at the start of the unfinished chunk is set after the scan.
     light = cms._replace(carry=None)
-    (mixers, light), logits = jax.lax.scan(step, (mixers, light), chunks)
+    (mixers, light), logits = remat_scan(step, (mixers, light), chunks)
     logits = logits.swapaxes(0, 1).reshape(batch, tokens.shape[1], -1)
     return logits, mixers, light._replace(carry=mixers)
 
@@ -307,7 +308,7 @@ def _read_tokens(model, params, tokens, mixers, cms):
     if tokens.shape[1] == 1:
         (mixers, cms), logits = step((mixers, cms), tokens[:, 0])
         return logits[:, None], mixers, cms
-    (mixers, cms), logits = jax.lax.scan(
-        jax.checkpoint(step), (mixers, cms), tokens.swapaxes(0, 1)
+    (mixers, cms), logits = remat_scan(
+        step, (mixers, cms), tokens.swapaxes(0, 1)
     )
     return logits.swapaxes(0, 1), mixers, cms
