@@ -39,7 +39,8 @@ _MEMORIES = {
     "hope": {},
     "hope-linear": _LINEAR,
     "hope-shared": _SHARED,
-    "hope-mlp": {"architecture": "mlp"},
+    # Weights of every chunk would take 19 GB at 16,384 tokens.
+    "hope-mlp": {"architecture": "mlp", "remat": 8},
 }
 
 
