@@ -13,7 +13,7 @@ import time
 from absl import flags
 
 from experiments import cli
-from nl_jax import training
+from nl_jax import continual, training
 
 
 def define(values: flags.FlagValues) -> None:
@@ -44,14 +44,12 @@ def main(values: flags.FlagValues) -> None:
     tokenizer = loaded.tokenizer
     table = training.PositionTable()
     count, began = 0, time.monotonic()
-    pieces = training.tokens_of(
-        training.read_blocks(values.file), tokenizer, values.chunk
-    )
-    for read in training.stream(
-        loaded.model, loaded.variables, pieces, chunk=values.chunk
+    tokens = map(tokenizer.encode, training.read_blocks(values.file))
+    for read in continual.stream(
+        loaded.model, loaded.variables, tokens, chunk=values.chunk
     ):
-        table.add(read.nats, tokenizer.byte_lengths[read.targets])
-        count += len(read.targets)
+        table.add(read.nats[0], tokenizer.byte_lengths[read.targets[0]])
+        count += read.targets.size
     if not count:
         raise training.InputError(
             f"{values.file} has fewer than 2 tokens; give a longer text"

@@ -17,7 +17,7 @@ import time
 from absl import flags
 
 from experiments import cli
-from nl_jax import training
+from nl_jax import continual, training
 
 
 def define(values: flags.FlagValues) -> None:
@@ -52,23 +52,22 @@ def main(values: flags.FlagValues) -> None:
         data=training.DataConfig(**loaded.meta["config"]["data"])
     ).data
     text = training.load_corpus(data).held_out
-    pieces = training.tokens_of(
-        itertools.repeat(text), loaded.tokenizer, values.chunk
-    )
+    tokens = itertools.repeat(loaded.tokenizer.encode(text))
     total = -(-values.tokens // values.chunk)
     every = max(total // 20, 1)
-    rows, nats, began = [], 0.0, time.monotonic()
-    reads = training.stream(
-        loaded.model, loaded.variables, pieces, chunk=values.chunk
+    rows, nats, targets, began = [], 0.0, 0, time.monotonic()
+    reads = continual.stream(
+        loaded.model, loaded.variables, tokens, chunk=values.chunk
     )
     for count, read in enumerate(itertools.islice(reads, total), 1):
         nats += float(read.nats.sum())
+        targets += read.targets.size
         if count % every == 0 or count == total:
             norms = training.state_norms(read.state)
             rows.append(
                 {
                     "tokens": count * values.chunk,
-                    "loss": nats / (count * values.chunk),
+                    "loss": nats / max(targets, 1),
                     "resident_bytes": training.resident_memory_bytes(),
                     "largest_norm": max(norms.values()),
                     "norms": norms,

@@ -46,8 +46,6 @@ from nl_jax.training.streaming import (
     PositionTable,
     read_blocks,
     state_norms,
-    stream,
-    tokens_of,
 )
 from nl_jax.training.tokenizer import (
     BPETokenizer,
@@ -106,10 +104,8 @@ __all__ = [
     "sample_token",
     "save_tree",
     "state_norms",
-    "stream",
     "to_json",
     "token_losses",
-    "tokens_of",
     "train",
     "versions",
     "write_json",

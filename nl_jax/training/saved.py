@@ -1,6 +1,7 @@
 """Reads trained models; saves and reads fast states."""
 
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -64,13 +65,26 @@ def load_model(workdir, step: int | None = None) -> LoadedModel:
 
 
 def save_tree(path, tree: Any, meta: Mapping[str, Any]):
-    """Saves one tree of arrays, such as a fast state, into a new folder."""
+    """Saves one tree of arrays, such as a fast state, as a folder.
+
+    What was saved there before goes when the new one is whole: until then it
+    is in its place, or for a moment beside it, with ``.old`` behind its name.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
     path = pathlib.Path(path).absolute()
+    new, old = (path.with_name(path.name + end) for end in (".new", ".old"))
     try:
         with orbax_context():
             ocp.save_checkpointables(
-                path, {"tree": tree, "meta": dict(meta)}, overwrite=True
+                new, {"tree": tree, "meta": dict(meta)}, overwrite=True
             )
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
     except ORBAX_ERRORS as error:
         raise InputError(
             f"could not save {path}: {first_line(error)}"

@@ -1,36 +1,16 @@
-"""A text of any length through a model, chunk by chunk, at constant memory."""
+"""What a stream is read from, and what is measured along it."""
 
 import pathlib
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.training.errors import InputError
-from nl_jax.training.loss import token_losses
-from nl_jax.training.tokenizer import Tokenizer
 
-__all__ = [
-    "PositionTable",
-    "StreamChunk",
-    "read_blocks",
-    "state_norms",
-    "stream",
-    "tokens_of",
-]
-
-
-class StreamChunk(NamedTuple):
-    """What a model made of one piece of a stream."""
-
-    nats: np.ndarray
-    """Cross-entropy of each token."""
-    targets: np.ndarray
-    """The tokens."""
-    state: Any
-    """Fast state after them (on the device, until the next chunk)."""
+__all__ = ["PositionTable", "read_blocks", "state_norms"]
 
 
 def read_blocks(path, size: int = 1 << 16) -> Iterator[bytes]:
@@ -63,63 +43,6 @@ def read_blocks(path, size: int = 1 << 16) -> Iterator[bytes]:
         yield _utf8(path, rest)
     if not found:
         raise InputError(f"{path} is empty; give a text file")
-
-
-def tokens_of(
-    blocks: Iterable[bytes], tokenizer: Tokenizer, chunk: int
-) -> Iterator[np.ndarray]:
-    """Yields arrays of ``chunk`` tokens, and a shorter last one."""
-    held = np.zeros(0, np.int32)
-    for block in blocks:
-        held = np.concatenate([held, tokenizer.encode(block)])
-        while len(held) >= chunk:
-            yield held[:chunk]
-            held = held[chunk:]
-    if len(held):
-        yield held
-
-
-def stream(
-    model: Any,
-    variables: Any,
-    chunks: Iterable[np.ndarray],
-    *,
-    chunk: int,
-    state: Any = None,
-) -> Iterator[StreamChunk]:
-    """Reads a stream; the fast state goes from each chunk to the next.
-
-    The stream's first token has nothing before it and is not predicted.
-
-    Args:
-        model: from :func:`nl_jax.models.build`.
-        variables: its parameters.
-        chunks: arrays of ``chunk`` tokens; the last may be shorter.
-        chunk: tokens per call, one compiled shape.
-        state: fast state to begin from, of one row; it is used up.
-    """
-
-    def read(variables, state, tokens, targets):
-        logits, state = model.apply(variables, tokens[None], state)
-        return token_losses(logits, targets[None])[0], state
-
-    read = jax.jit(read, donate_argnums=1)
-    if state is None:
-        state = jax.jit(model.init_state, static_argnums=1)(variables, 1)
-    held = np.zeros(0, np.int32)
-    for piece in chunks:
-        held = np.concatenate([held, piece])
-        while len(held) > chunk:
-            nats, state = read(
-                variables, state, held[:chunk], held[1 : chunk + 1]
-            )
-            yield StreamChunk(np.asarray(nats), held[1 : chunk + 1], state)
-            held = held[chunk:]
-    if len(held) > 1:
-        # Padding comes after the last token, which nothing reads any more.
-        padded = np.pad(held, (0, chunk + 1 - len(held)))
-        nats, state = read(variables, state, padded[:chunk], padded[1:])
-        yield StreamChunk(np.asarray(nats)[: len(held) - 1], held[1:], state)
 
 
 class PositionTable:

@@ -1,4 +1,4 @@
-"""Streams and samples: in pieces as at once, at constant memory."""
+"""Files read in pieces, losses by position, samples at constant memory."""
 
 import itertools
 
@@ -10,7 +10,6 @@ import pytest
 from nl_jax.models import LanguageModel
 from nl_jax.training import (
     BPETokenizer,
-    ByteTokenizer,
     InputError,
     PositionTable,
     Sampler,
@@ -18,10 +17,8 @@ from nl_jax.training import (
     read_blocks,
     sample_token,
     save_tree,
+    saved,
     state_norms,
-    stream,
-    token_losses,
-    tokens_of,
 )
 
 
@@ -30,21 +27,6 @@ def trained(tiny):
     model = LanguageModel(tiny("hope").model)
     tokens = jnp.zeros((1, 1), jnp.int32)
     return model, model.init(jax.random.key(0), tokens)
-
-
-def test_a_stream_is_the_whole_text(trained):
-    model, variables = trained
-    tokens = np.asarray(
-        jax.random.randint(jax.random.key(1), (45,), 0, 256), np.int32
-    )
-    logits, _ = model.apply(variables, tokens[None, :-1])
-    expected = token_losses(logits, tokens[None, 1:])[0]
-    pieces = [tokens[:16], tokens[16:32], tokens[32:]]
-    reads = list(stream(model, variables, pieces, chunk=16))
-    found = np.concatenate([read.nats for read in reads])
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    targets = np.concatenate([read.targets for read in reads])
-    np.testing.assert_array_equal(targets, tokens[1:])
 
 
 def test_norms_name_each_leaf(trained):
@@ -72,9 +54,6 @@ def test_blocks_spell_the_file(tmp_path, size):
     path.write_text(text * 5)
     blocks = list(read_blocks(path, size))
     assert b"".join(blocks) == path.read_bytes()
-    pieces = list(tokens_of(blocks, ByteTokenizer(), 10))
-    assert {len(p) for p in pieces[:-1]} == {10}
-    assert ByteTokenizer().decode(np.concatenate(pieces)) == path.read_bytes()
 
 
 def test_bpe_blocks_spell_the_file(tmp_path):
@@ -82,7 +61,7 @@ def test_bpe_blocks_spell_the_file(tmp_path):
     path.write_text("some words and more words\n" * 50)
     tokenizer = BPETokenizer.train(path.read_bytes(), 280)
     tokens = np.concatenate(
-        list(tokens_of(read_blocks(path, 64), tokenizer, 9))
+        [tokenizer.encode(block) for block in read_blocks(path, 64)]
     )
     assert tokenizer.byte_lengths[tokens].sum() == path.stat().st_size
 
@@ -140,6 +119,22 @@ def test_a_saved_stream_goes_on_as_if_it_had_not_stopped(trained, tmp_path):
         file.write_bytes(file.read_bytes()[:10])
     with pytest.raises(InputError, match="is damaged"):
         load_tree(tmp_path / "state", shapes, {"model": 1})
+
+
+def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+    path, tree = tmp_path / "state", {"a": jnp.arange(3.0)}
+    for factor in (1, 2):
+        save_tree(path, {"a": factor * tree["a"]}, {})
+
+    def stop(folder, *args, **options):
+        folder.mkdir()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(saved.ocp, "save_checkpointables", stop)
+    with pytest.raises(InputError, match=r"could not save .*no space left"):
+        save_tree(path, tree, {})
+    found = load_tree(path, tree, {})
+    np.testing.assert_array_equal(found["a"], 2 * tree["a"])
 
 
 def test_a_state_has_the_same_size_for_ever(trained):
