@@ -10,6 +10,7 @@ import pytest
 
 from nl_jax.memory import ARCHITECTURES, RULES, Gates, associative_memory
 from tests.memory import papers
+from tests.memory.comparisons import check_slope, check_splits
 
 T, D, CHUNK = 7, 6, 3
 PLAIN = dataclasses.replace(RULES["gd"], normalized=False)
@@ -89,38 +90,11 @@ def test_equals_the_paper(name, dtype, bound):
 
 @every_case
 def test_gradient_equals_the_papers_slope(name):
-    """Through every inner step, along one direction of everything."""
-    args, rng = draw(name), np.random.default_rng(1)
-    way = jax.tree.map(lambda a: rng.normal(size=a.shape), args)
-    weights = rng.normal(size=(T, D))
-
-    def value(o, end):
-        return (weights * o).sum() + sum((w**2).sum() for w in end)
-
-    def at(step):
-        moved = jax.tree.map(lambda a, d: a + step * d, args, way)
-        o, end = paper(name, *moved)
-        return value(np.array(o), end)
-
-    def gradient(dtype):
-        own = jax.grad(lambda *a: value(*ours(name, *a)), range(len(args)))
-        return jax.jit(own)(
-            *jax.tree.map(lambda a: jnp.asarray(a, dtype), args)
-        )
-
-    with jax.enable_x64(True):
-        grads = gradient("float64")
-        found = sum(
-            (g * d).sum()
-            for g, d in zip(*map(jax.tree.leaves, (grads, way)), strict=True)
-        )
-        np.testing.assert_allclose(found, papers.slope(at), rtol=1e-8)
-    for a, b in zip(
-        *map(jax.tree.leaves, (gradient("float32"), grads)), strict=True
-    ):
-        scale = max(1.0, np.abs(b).max())
-        # Layer norms cost a digit.
-        np.testing.assert_allclose(a, b, atol=1e-5 * scale, rtol=0)
+    check_slope(
+        functools.partial(paper, name),
+        functools.partial(ours, name),
+        draw(name),
+    )
 
 
 @pytest.mark.parametrize("name", ["titans", "ttt-mlp"])
@@ -129,15 +103,7 @@ def test_any_split_gives_the_same(name):
         weights, q, k, v, eta, alpha, mu = jax.tree.map(jnp.asarray, draw(name))
         own, mean = memory(name), CASES[name][2]
         gates = Gates(eta, jnp.log(alpha), None if mean else jnp.log(mu))
-        whole, end = own.scan(own.init(tuple(weights)), k, v, q, gates)
-        state, outs = own.init(tuple(weights)), []
-        for at, to in ((0, 1), (1, 2), (2, 6), (6, T)):
-            part = jax.tree.map(lambda a: a[at:to], (k, v, q, gates))  # noqa: B023
-            o, state = own.scan(state, *part)
-            outs.append(o)
-        np.testing.assert_allclose(jnp.concatenate(outs), whole, atol=1e-12)
-        for a, b in zip(*map(jax.tree.leaves, (state, end)), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-12)
+        check_splits(own, weights, k, v, q, gates)
 
 
 def test_bad_arguments_are_named():
