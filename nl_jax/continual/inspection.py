@@ -21,7 +21,7 @@ class LevelReport:
     name: str
     """As in ``describe(model)``."""
     period: int
-    """Tokens between its steps."""
+    """Tokens between its steps; at most, where it adapts."""
     position: np.ndarray
     """Tokens since its last step."""
     norm: np.ndarray
@@ -99,7 +99,6 @@ def inspect(
     if state.cms is None:
         return StateReport((), mixers)
     start = begin(model, variables, rows).cms
-    position = np.asarray(state.cms.position)
     levels = []
     for index, period in enumerate(model.config.cms.periods):
         fast = state.cms.fast[index]
@@ -108,13 +107,20 @@ def inspect(
             LevelReport(
                 name=f"cms.level_{index + 1}",
                 period=period,
-                position=position % period,
+                position=_position(model.config.cms, state.cms, index),
                 norm=np.asarray(_row_norm(fast)),
                 distance=np.asarray(_row_norm(moved)),
                 gathered=np.asarray(_row_norm(state.cms.gathered[index])),
             )
         )
     return StateReport(tuple(levels), mixers)
+
+
+def _position(config, cms, index):
+    position, chunk = np.asarray(cms.position), config.periods[0]
+    if config.adaptive == "none" or not index:
+        return position % config.periods[index]
+    return np.asarray(cms.signal.since[:, index - 1]) * chunk + position % chunk
 
 
 def _norm(leaf, kept):

@@ -43,9 +43,10 @@ def reset_level(
     """Lets one level forget what it has learned; the others keep theirs.
 
     A level goes back to its slow weights and drops the gradients that it has
-    gathered and its momentum; its next step comes when it would have come.
-    With ``"mixers"`` the memories of all sequence mixers begin anew, and the
-    unfinished chunk, which they were reading, is dropped.
+    gathered and its momentum; its next step comes when it would have come, or
+    when its signal says so. With ``"mixers"`` the memories of all sequence
+    mixers begin anew; an unfinished chunk that is to be replayed
+    (``next_token``) is dropped with what read it.
 
     Args:
         model: from :func:`nl_jax.models.build`.
@@ -68,7 +69,7 @@ def reset_level(
     cms: Any = state.cms
     if level == MIXERS:
         fresh = state._replace(mixers=start.mixers)
-        if cms is not None:
+        if model.config.cms.objective == "next_token" and cms is not None:
             chunk = model.config.cms.periods[0]
             fresh = fresh._replace(
                 cms=cms._replace(
@@ -132,14 +133,14 @@ def consolidate(
         learned = jax.tree.map(lambda leaf: leaf[row], fast)
     blocks = variables["params"]["blocks"]
     cms = dict(blocks["cms"])
+    config = model.config
+    prefix = config.cms.prefixes[level - 1]
+    own = config.cms.blocks(config.n_layers)[level - 1]
     for name, new in learned.items():
-        old = cms[f"level_{level}_{name}"]
-        static = len(old) - len(new)  # Blocks that learn in context are last.
+        old = jnp.asarray(cms[f"{prefix}{name}"])
         if share < 1:
-            new = old[static:] + share * (new - old[static:])
-        cms[f"level_{level}_{name}"] = jnp.concatenate(
-            [old[:static], new.astype(old.dtype)]
-        )
+            new = old[own] + share * (new - old[own])
+        cms[f"{prefix}{name}"] = old.at[own].set(new.astype(old.dtype))
     params = variables["params"] | {"blocks": blocks | {"cms": cms}}
     return variables | {"params": params}
 
@@ -148,7 +149,12 @@ def _begin_level(cms, start, index):
     def one(old, new):
         return _with(old, index, new[index]) if index < len(old) else old
 
+    signal = cms.signal
+    if signal and index:  # The norms are of what was gathered.
+        norms = signal.norms.at[:, index - 1].set(0)
+        signal = signal._replace(norms=norms)
     return cms._replace(
+        signal=signal,
         fast=one(cms.fast, start.fast),
         gathered=one(cms.gathered, start.gathered),
         inner=one(cms.inner, start.inner),

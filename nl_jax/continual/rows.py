@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from nl_jax.continual.checks import begin, check_rows, check_state
+from nl_jax.layers.level_steps import select_rows
 from nl_jax.models import LanguageModel
-from nl_jax.models.next_token import select_rows
 
 __all__ = ["fork", "replace_rows", "reset_rows"]
 

@@ -5,7 +5,8 @@ from nl_jax.layers.attention import (
     AttentionState,
     CausalAttention,
 )
-from nl_jax.layers.cms import CMSConfig, ContinuumMemory
+from nl_jax.layers.cms import ContinuumMemory
+from nl_jax.layers.cms_config import CMSConfig
 from nl_jax.layers.deep_memory import (
     DeepMemory,
     DeepMemoryConfig,
@@ -18,7 +19,12 @@ from nl_jax.layers.matrix_memory import (
     MatrixMemoryConfig,
     MatrixMemoryState,
 )
-from nl_jax.layers.norms import l2_normalize, rms_norm
+from nl_jax.layers.norms import (
+    NormConfig,
+    l2_normalize,
+    layer_norm,
+    rms_norm,
+)
 from nl_jax.layers.rotary import rotate
 from nl_jax.layers.samba import Samba, SambaConfig, SambaState
 from nl_jax.layers.short_conv import next_tail, short_conv
@@ -55,6 +61,7 @@ __all__ = [
     "MatrixMemory",
     "MatrixMemoryConfig",
     "MatrixMemoryState",
+    "NormConfig",
     "SRWMConfig",
     "SRWMState",
     "Samba",
@@ -67,6 +74,7 @@ __all__ = [
     "TitansConfig",
     "TitansState",
     "l2_normalize",
+    "layer_norm",
     "next_tail",
     "rms_norm",
     "rotate",

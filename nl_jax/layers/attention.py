@@ -33,14 +33,20 @@ class AttentionConfig:
     rope_base: float | None = 10_000.0
     """Base of the rotary frequencies; ``None`` for no positions at all."""
     conv_width: int = 4
-    """Taps of the causal convolution on q, k and v."""
+    """Taps of the causal convolution on q, k and v, which SiLU follows; 0 for
+    neither."""
     persistent: int = 0
     """Learned tokens that every query sees, whatever the input (Titans)."""
+    kv_heads: int = 0
+    """Heads of keys and values, each shared by as many heads of queries
+    (grouped-query attention); 0 for one for each."""
+    bias: bool = False
+    """Whether the four projections add one."""
 
     def __post_init__(self):
-        for name in ("window", "conv_width"):
-            check_count(name, getattr(self, name))
-        check_count("persistent", self.persistent, least=0)
+        check_count("window", self.window)
+        for name in ("conv_width", "persistent", "kv_heads"):
+            check_count(name, getattr(self, name), least=0)
         if self.rope_base is not None and self.rope_base <= 1:
             raise ValueError(f"rope_base={self.rope_base} must be above 1")
 
@@ -49,11 +55,11 @@ class AttentionState(NamedTuple):
     """Fast state, batch first."""
 
     keys: jax.Array
-    """``[B, window, H, d]``, the latest last, not rotated."""
+    """``[B, window, kv_heads, d]``, the latest last, not rotated."""
     values: jax.Array
-    """``[B, window, H, d]``."""
+    """``[B, window, kv_heads, d]``."""
     tails: dict[str, jax.Array]
-    """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
+    """Raw q, k, v of the last tokens, ``[B, width - 1, channels]`` each."""
     seen: jax.Array
     """Filled slots of the cache, int32 ``[B]``."""
 
@@ -76,13 +82,20 @@ class CausalAttention(nn.Module):
     def initial_state(self, batch_size: int) -> AttentionState:
         """Returns the empty cache of ``batch_size`` rows."""
         config, d = self.config, self.d_model
-        cache = (batch_size, config.window, self.n_heads, d // self.n_heads)
+        heads, width = self._kv_heads, d // self.n_heads
+        cache = (batch_size, config.window, heads, width)
         return AttentionState(
             jnp.zeros(cache, self.dtype),
             jnp.zeros(cache, self.dtype),
-            empty_tails(batch_size, config.conv_width, d, self.dtype),
+            empty_tails(
+                batch_size, config.conv_width, d, self.dtype, heads * width
+            ),
             jnp.zeros((batch_size,), jnp.int32),
         )
+
+    @property
+    def _kv_heads(self) -> int:
+        return self.config.kv_heads or self.n_heads
 
     @nn.compact
     def __call__(
@@ -105,21 +118,30 @@ class CausalAttention(nn.Module):
         config, d, heads = self.config, self.d_model, self.n_heads
         if d % (2 * heads):
             raise ValueError(f"2 * n_heads={2 * heads} must divide d_model={d}")
+        shared, width = self._kv_heads, d // heads
+        if heads % shared:
+            raise ValueError(f"kv_heads={shared} must divide n_heads={heads}")
 
         declare = Declare(self, self.dtype)
         empty = empty or state is None
         state = self.initial_state(x.shape[0]) if state is None else state
         x = x.astype(self.dtype)
         batch, length = x.shape[:2]
-        mixed, tails = mix(declare, x, state.tails, config.conv_width)
+        mixed, tails = mix(
+            declare,
+            x,
+            state.tails,
+            config.conv_width,
+            shared * width,
+            config.bias,
+        )
         q, k, v = (
-            mixed[name].reshape(batch, length, heads, d // heads)
-            for name in "qkv"
+            mixed[name].reshape(batch, length, -1, width) for name in "qkv"
         )
 
         persistent = None
         if config.persistent:
-            shape = (heads, config.persistent, d // heads)
+            shape = (shared, config.persistent, width)
             axes = ("heads", None, None)
             persistent = tuple(
                 declare(
@@ -135,8 +157,10 @@ class CausalAttention(nn.Module):
         else:
             cache, y = _scan_segments(config, state, q, k, v, persistent)
         cache = cache._replace(tails=tails)
-        out = declare.dense("w_out", d, d, "embed", "mixer")
-        return y.reshape(x.shape) @ out, cache
+        y = y.reshape(x.shape) @ declare.dense("w_out", d, d, "embed", "mixer")
+        if config.bias:
+            y = y + declare("b_out", nn.initializers.zeros, (d,), ("embed",))
+        return y, cache
 
 
 def _scan_segments(config, state, q, k, v, persistent):
@@ -188,15 +212,23 @@ def _attend(config, q, k, v, filled, persistent):
         scores = jnp.concatenate([_scores(q, keys), scores], -1)
         v = jnp.concatenate([values, v], -2)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bhkd->bqhd", weights, v)
+    batch, heads, d = v.shape[0], v.shape[1], v.shape[-1]
+    weights = weights.reshape(batch, heads, -1, v.shape[-2])
+    y = jnp.einsum("bhqk,bhkd->bqhd", weights, v)
+    y = y.reshape(batch, -1, q.shape[2], heads, d)
+    return y.transpose(0, 2, 3, 1, 4)
 
 
 def _scores(q, k):
+    """Scores ``[B, H, T, S]``; a group of heads shares each key's head."""
+    # The group stands in the axis of queries, so that keys are not repeated.
+    group = q.reshape(*k.shape[:2], -1, q.shape[-1])
     # Not jax.nn.dot_product_attention: it rounds float64 scores to float32.
     scores = jnp.einsum(
         "bhqd,bhkd->bhqk",
-        q,
+        group,
         k,
         preferred_element_type=jnp.promote_types(q.dtype, jnp.float32),
     )
+    scores = scores.reshape(*q.shape[:3], k.shape[-2])
     return scores * q.shape[-1] ** -0.5

@@ -82,6 +82,9 @@ class DeepMemoryConfig:
     """Initial logit of the inner step."""
     conv_width: int = 4
     """Taps of the causal convolution on q, k and v."""
+    remat: int = 1
+    """Chunks per state that is kept for the backward pass, which computes the
+    others again: more than 1 keeps fewer weights, for another forward pass."""
 
     def __post_init__(self):
         for name, table in (
@@ -141,6 +144,7 @@ class DeepMemoryConfig:
             momentum=self.momentum,
             chunk_size=self.chunk_size,
             read=self.read,
+            remat=self.remat,
         )
 
 

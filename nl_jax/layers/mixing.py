@@ -62,33 +62,62 @@ def _wide(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def empty_tails(batch_size: int, conv_width: int, d: int, dtype: Any):
+def empty_tails(
+    batch_size: int,
+    conv_width: int,
+    d: int,
+    dtype: Any,
+    kv_width: int | None = None,
+):
     """Returns what :func:`mix` has read of a new stream: nothing."""
-    tail = jnp.zeros((batch_size, conv_width - 1, d), dtype)
-    return dict.fromkeys(("q", "k", "v"), tail)
+    taps = max(conv_width - 1, 0)
+    return {
+        name: jnp.zeros((batch_size, taps, width), dtype)
+        for name, width in _widths(d, kv_width).items()
+    }
 
 
-def mix(declare: Declare, x, tails, conv_width: int):
+def mix(
+    declare: Declare,
+    x,
+    tails,
+    conv_width: int,
+    kv_width: int | None = None,
+    bias: bool = False,
+):
     """Projects to q, k and v, each through a convolution and SiLU.
 
     Args:
         declare: of the module that owns the parameters.
         x: ``[B, T, D]``.
         tails: raw q, k, v before ``x``, ``[B, width - 1, D]`` each.
-        conv_width: taps.
+        conv_width: taps; 0 for the bare projections.
+        kv_width: channels of k and v; ``D`` if ``None``.
+        bias: whether each projection adds one.
 
     Returns:
         ``(mixed, tails)``, of q, k and v by name.
     """
     d = x.shape[-1]
-    init = nn.initializers.normal(conv_width**-0.5)
+    init = nn.initializers.normal(max(conv_width, 1) ** -0.5)
     mixed, after = {}, {}
-    for name in ("q", "k", "v"):
-        raw = x @ declare.dense(f"w_{name}", d, d, "mixer")
-        kernel = declare(f"conv_{name}", init, (conv_width, d), (None, "mixer"))
+    for name, width in _widths(d, kv_width).items():
+        raw = x @ declare.dense(f"w_{name}", d, width, "mixer")
+        if bias:
+            zeros = nn.initializers.zeros
+            raw = raw + declare(f"b_{name}", zeros, (width,), ("mixer",))
         after[name] = next_tail(raw, tails[name])
-        mixed[name] = jax.nn.silu(short_conv(raw, kernel, tails[name]))
+        mixed[name] = raw
+        if conv_width:
+            shape, axes = (conv_width, width), (None, "mixer")
+            kernel = declare(f"conv_{name}", init, shape, axes)
+            mixed[name] = jax.nn.silu(short_conv(raw, kernel, tails[name]))
     return mixed, after
+
+
+def _widths(d, kv_width):
+    kv_width = kv_width or d
+    return {"q": d, "k": kv_width, "v": kv_width}
 
 
 def split_heads(x, heads: int):

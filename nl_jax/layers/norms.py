@@ -1,11 +1,42 @@
 """Normalisations, computed in float32 and returned in the input's dtype."""
 
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Channel, Channels
+from nl_jax.checks import check_choice
 
-__all__ = ["l2_normalize", "rms_norm"]
+__all__ = [
+    "NormConfig",
+    "declare_norm",
+    "l2_normalize",
+    "layer_norm",
+    "normalize",
+    "rms_norm",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class NormConfig:
+    """The norm in front of each layer of the residual stream.
+
+    Raises:
+        ValueError: at construction, naming the field, its value and what is
+            allowed.
+    """
+
+    kind: Literal["rms", "layer"] = "rms"
+    """Root mean square, or mean and variance with a bias."""
+    eps: float = 1e-6
+    """Added to the mean square or the variance, inside the root."""
+
+    def __post_init__(self):
+        check_choice("norm.kind", self.kind, ("rms", "layer"))
+        if not self.eps > 0:
+            raise ValueError(f"norm.eps={self.eps} must be positive")
 
 
 def rms_norm(
@@ -27,6 +58,64 @@ def rms_norm(
     y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
     y = y.astype(x.dtype)
     return y if scale is None else y * scale.astype(x.dtype)
+
+
+def layer_norm(
+    x: Channels, scale: Channel, bias: Channel, eps: float = 1e-5
+) -> Channels:
+    """Takes off the mean of the last axis, divides by its deviation.
+
+    Args:
+        x: ``[..., d]``.
+        scale: factor per channel, broadcast against ``x``.
+        bias: added per channel.
+        eps: added to the variance, inside the root.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([1.0, 3.0])
+        >>> layer_norm(x, jnp.ones(2), jnp.ones(2)).round(3).tolist()
+        [0.0, 2.0]
+    """
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+    return y.astype(x.dtype) * scale.astype(x.dtype) + bias.astype(x.dtype)
+
+
+def declare_norm(declare, norm: NormConfig, prefix: str, d: int) -> dict:
+    """Declares a norm's parameters and returns them by name.
+
+    Args:
+        declare: ``(name, init, shape, axes) -> parameter``.
+        norm: see :class:`NormConfig`.
+        prefix: of the names ``{prefix}_scale`` and, if there is one,
+            ``{prefix}_bias``.
+        d: channels.
+    """
+    inits = {"scale": jax.nn.initializers.ones}
+    if norm.kind == "layer":
+        inits["bias"] = jax.nn.initializers.zeros
+    return {
+        f"{prefix}_{name}": declare(f"{prefix}_{name}", init, (d,), ("embed",))
+        for name, init in inits.items()
+    }
+
+
+def normalize(norm: NormConfig, params, prefix: str, x: Channels) -> Channels:
+    """Normalises by the parameters that :func:`declare_norm` named.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"norm_scale": jnp.full(2, 2.0)}
+        >>> y = normalize(NormConfig(), params, "norm", jnp.full(2, 3.0))
+        >>> y.round(3).tolist()
+        [2.0, 2.0]
+    """
+    scale = params[f"{prefix}_scale"]
+    if norm.kind == "layer":
+        return layer_norm(x, scale, params[f"{prefix}_bias"], norm.eps)
+    return rms_norm(x, scale, norm.eps)
 
 
 def l2_normalize(x: Channels, eps: float = 1e-6) -> Channels:

@@ -17,7 +17,8 @@ from nl_jax.layers.attention import (
     AttentionState,
     CausalAttention,
 )
-from nl_jax.layers.cms import CMSConfig, ContinuumMemory
+from nl_jax.layers.cms import ContinuumMemory
+from nl_jax.layers.cms_config import CMSConfig
 from nl_jax.layers.mamba import Mamba, MambaConfig, MambaState
 from nl_jax.layers.mixing import Declare
 from nl_jax.layers.norms import rms_norm

@@ -25,6 +25,7 @@ from nl_jax.memory.state import (
     fresh,
 )
 from nl_jax.memory.token_wise import advance_by_token
+from nl_jax.remat import remat_scan
 from pallas_kernels.delta_memory import chunk_step
 
 __all__ = ["Memory", "advance", "associative_memory"]
@@ -129,6 +130,7 @@ def associative_memory(
     momentum: bool = False,
     chunk_size: int = 64,
     read: Read = "before",
+    remat: int = 1,
 ) -> Memory:
     r"""Builds a memory from its independent choices.
 
@@ -166,10 +168,12 @@ def associative_memory(
         chunk_size: tokens per chunk.
         read: ``"before"`` or ``"after"`` the write of the same token, or at
             the weights of the ``"chunk"``'s start.
+        remat: chunks per state that is kept for the backward pass, see
+            :func:`nl_jax.remat.remat_scan`.
 
     Raises:
-        ValueError: for an unknown name, a ``chunk_size`` below 1, or choices
-            that do not go together.
+        ValueError: for an unknown name, a ``chunk_size`` below 1, a negative
+            ``remat``, or choices that do not go together.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -186,6 +190,7 @@ def associative_memory(
     step = choose("rule", rule, RULES)
     keep = choose("retention", retention, RETENTIONS)
     check_count("chunk_size", chunk_size)
+    check_count("remat", remat, 0)
     alone = step.window == 1 and not step.orthogonal
     if keep.mean and (momentum or step.delta or not alone):
         raise ValueError(
@@ -254,7 +259,6 @@ def associative_memory(
             if gate is not None
         }
 
-        @jax.checkpoint
         def body(memory, block):
             (k, v, q), gates, valid, closes, share = block
             k, v, q = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -2), (k, v, q))
@@ -278,7 +282,7 @@ def associative_memory(
             )
             return memory, None if o is None else jnp.moveaxis(o, -2, 0)
 
-        memory, o = jax.lax.scan(
+        memory, o = remat_scan(
             body,
             state.memory,
             (
@@ -288,6 +292,7 @@ def associative_memory(
                 grid.closes,
                 grid.shares(position, size) if keep.mean else None,
             ),
+            every=remat,
         )
         if o is not None:
             o = jnp.moveaxis(grid.join(o), 0, -2)

@@ -14,8 +14,8 @@ from nl_jax.layers import (
     Samba,
     SelfModifyingTitans,
     TitansAttention,
-    rms_norm,
 )
+from nl_jax.layers.norms import declare_norm, normalize
 from nl_jax.models.config import ModelConfig
 
 __all__ = ["MIXERS", "Block"]
@@ -42,11 +42,8 @@ class Block(nn.Module):
         """Declares the norm, the mixer and the continuum memory."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        self.norm_scale = self.param(
-            "norm_scale",
-            nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
-            (config.d_model,),
-            jnp.float32,
+        self.norm = declare_norm(
+            self._declare, config.norm, "norm", config.d_model
         )
         self.mixer = MIXERS[config.mixer](
             getattr(config, config.mixer),
@@ -54,17 +51,30 @@ class Block(nn.Module):
             config.n_heads,
             dtype,
         )
-        self.cms = ContinuumMemory(config.cms, config.d_model, dtype)
+        self.cms = ContinuumMemory(
+            config.cms, config.d_model, dtype, config.norm
+        )
+
+    def _declare(self, name, init, shape, axes):
+        init = nn.with_logical_partitioning(init, axes)
+        return self.param(name, init, shape, jnp.float32)
 
     def initial_state(self, batch_size):
         """Returns the mixer's state before the first token."""
         return self.mixer.initial_state(batch_size)
 
     def __call__(self, x, state=None, fast=None, *, aligned=False):
-        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
+
+        Where ``fast`` is a state of levels, outputs are those and the levels'
+        state; see ``ContinuumMemory``.
+        """
         # Samba's layers add to the stream one by one.
         stream = {"stream": x} if self.config.mixer == "samba" else {}
         y, state = self.mixer(
-            rms_norm(x, self.norm_scale), state, aligned=aligned, **stream
+            normalize(self.config.norm, self.norm, "norm", x),
+            state,
+            aligned=aligned,
+            **stream,
         )
-        return self.cms(x + y, fast), state
+        return self.cms(x + y, fast, aligned=aligned), state

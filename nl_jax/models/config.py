@@ -12,6 +12,7 @@ from nl_jax.layers import (
     LSTMConfig,
     MambaConfig,
     MatrixMemoryConfig,
+    NormConfig,
     SambaConfig,
     SRWMConfig,
     TitansAttentionConfig,
@@ -56,6 +57,11 @@ class ModelConfig:
     """Heads of the mixer; divides ``d_model``."""
     tie_embeddings: bool = True
     """Whether the output head is the embedding, transposed."""
+    learned_positions: bool = False
+    """Whether a learned vector is added for each of the ``window`` places of
+    ``attention``; tokens beyond them all get the last."""
+    norm: NormConfig = NormConfig()
+    """The norm in front of each mixer, MLP and head."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of products; parameters and fast state stay float32."""
     remat: bool = False
@@ -90,14 +96,32 @@ class ModelConfig:
             raise ValueError(
                 f"n_heads={self.n_heads} must divide d_model={self.d_model}"
             )
-        inner = self.cms.objective == "next_token"
+        if self.learned_positions and self.mixer != "attention":
+            raise ValueError(
+                f"learned_positions goes with mixer='attention', whose window "
+                f"bounds them, not with {self.mixer!r}"
+            )
+        shared = self.attention.kv_heads or self.n_heads
+        if self.mixer == "attention" and self.n_heads % shared:
+            raise ValueError(
+                f"attention.kv_heads={shared} must divide "
+                f"n_heads={self.n_heads}"
+            )
+        inner = self.cms.objective != "outer"
         if inner and self.cms.layers > self.n_layers:
             raise ValueError(
                 f"cms.layers={self.cms.layers} must be at most "
                 f"n_layers={self.n_layers}"
             )
+        levels, own = len(self.cms.periods), self.cms.layers or self.n_layers
+        if self.cms.placement == "depth" and levels > own:
+            raise ValueError(
+                f"cms.periods={self.cms.periods}: with placement='depth' each "
+                f"level needs a block that learns in context; there are {own}"
+            )
         fastest = self.cms.periods[0]
-        if inner and fastest % self.cycle:
+        replayed = self.cms.objective == "next_token"
+        if replayed and fastest % self.cycle:
             raise ValueError(
                 f"cms.periods={self.cms.periods}: the fastest, {fastest}, must "
                 f"be a multiple of {self.cycle} tokens, where the chunks of "

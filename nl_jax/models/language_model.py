@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Ids, Logits
-from nl_jax.layers import ContinuumMemory, rms_norm
+from nl_jax.layers import ContinuumMemory
+from nl_jax.layers.level_steps import CMSState
+from nl_jax.layers.norms import declare_norm, normalize
 from nl_jax.models import next_token
 from nl_jax.models.block import Block
 from nl_jax.models.config import ModelConfig, configure
@@ -30,7 +32,7 @@ class ModelState(NamedTuple):
 
     mixers: Any
     """State of every block's mixer, ``[B, n_layers, ...]``."""
-    cms: next_token.CMSState | None
+    cms: CMSState | None
     """Fast weights of the levels that learn in context, if any."""
 
 
@@ -114,13 +116,19 @@ class LanguageModel:
             raise ValueError(f"tokens has dtype {tokens.dtype}; needs integers")
         tokens = tokens.astype(jnp.int32)
         params = variables["params"]
+        fresh = state is None
         if not self.learns_in_context:
             mixers = None if state is None else state.mixers
             logits, mixers = self.forward(params, tokens, mixers)
             return logits, ModelState(mixers, None)
-        fresh = state is None
         if state is None:
             state = self.init_state(variables, len(tokens))
+        if self.config.cms.objective == "local":
+            mixers = None if fresh else state.mixers
+            logits, mixers, cms = self._pass(
+                params, tokens, mixers, state.cms, fresh
+            )
+            return logits, ModelState(mixers, cms)
         logits, mixers, cms = next_token.read(
             self, params, tokens, state.mixers, state.cms, fresh=fresh
         )
@@ -134,35 +142,33 @@ class LanguageModel:
             tokens: ids ``[B, T]``.
             mixers: state of the mixers, or ``None``.
             fast: weights of the levels that learn in context,
-                ``[B, n_fast, ...]``, in place of the slow ones of the last
-                ``n_fast`` blocks.
+                ``[B, blocks, ...]``, in place of the slow ones of the blocks
+                that each level learns in.
             aligned: rows stand where the mixers' chunks begin.
         """
-        block = Block(self.config)
+        logits, mixers, _ = self._pass(params, tokens, mixers, fast, aligned)
+        return logits, mixers
 
-        def step(x, layer):
-            block_params, state, fast = layer
-            return block.apply(
-                {"params": block_params}, x, state, fast, aligned=aligned
-            )
-
-        step = jax.checkpoint(step) if self.config.remat else step
+    def _pass(self, params, tokens, mixers, fast, aligned):
+        """:meth:`forward`; levels that learn locally are states in and out."""
         embedding = params["embedding"]
         dtype = jnp.dtype(self.config.dtype)
         x = embedding[tokens].astype(dtype) * self.config.d_model**0.5
+        if self.config.learned_positions:
+            x = x + self._positions(params, tokens, mixers).astype(dtype)
         layers = params["blocks"], _layers_first(mixers)
-        slow = self.config.n_layers - (self._fast_layers if fast else 0)
-        ends = []
-        if slow:
-            first = jax.tree.map(lambda a: a[:slow], layers)
-            x, end = jax.lax.scan(step, x, (*first, None))
+        ends, learned = [], []
+        for blocks, cms, own in self._segments(fast):
+            part = jax.tree.map(lambda a: a[blocks], layers)  # noqa: B023
+            step = self._step(cms, own, aligned)
+            x, (end, after) = jax.lax.scan(step, x, (*part, _by_layer(own)))
             ends.append(end)
-        if fast:
-            last = jax.tree.map(lambda a: a[slow:], layers)
-            x, end = jax.lax.scan(step, x, (*last, _layers_first(fast)))
-            ends.append(end)
+            if after is not None:
+                learned.append(_batch_first(after))
         mixers = jax.tree.map(lambda *a: jnp.concatenate(a), *ends)
-        x = rms_norm(x, params["norm_scale"])
+        if learned:
+            fast = _join(fast, learned, tokens.shape[1], self.config.cms)
+        x = normalize(self.config.norm, params, "norm", x)
         head = params.get("head", embedding)
         logits = jnp.einsum(
             "btd,vd->btv",
@@ -170,17 +176,32 @@ class LanguageModel:
             head.astype(x.dtype),
             preferred_element_type=jnp.promote_types(dtype, jnp.float32),
         )
-        return logits, _batch_first(mixers)
+        return logits, _batch_first(mixers), fast
+
+    def _step(self, cms, own, aligned):
+        """One block of a scan over blocks."""
+        block = Block(dataclasses.replace(self.config, cms=cms))
+        local = isinstance(own, CMSState)
+
+        def step(x, layer):
+            params, state, fast = layer
+            if local:
+                fast = own._replace(**dict(zip(_LEARNED, fast, strict=True)))
+            x, state = block.apply(
+                {"params": params}, x, state, fast, aligned=aligned
+            )
+            if not local:
+                return x, (state, None)
+            x, after = x
+            return x, (state, tuple(getattr(after, n) for n in _LEARNED))
+
+        return jax.checkpoint(step) if self.config.remat else step
 
     def fast_parameters(self, params):
-        """Returns fast weights' start, ``[n_fast, ...]``, and rates."""
-        slow = self.config.n_layers - self._fast_layers
-        stack = jax.tree.map(lambda a: a[slow:], params["blocks"]["cms"])
-        config = self.config.cms
-        return (
-            ContinuumMemory.initial_fast(stack, config),
-            ContinuumMemory.rates(stack, config),
-        )
+        """Returns each level's initial fast weights and rates, by block."""
+        cms = params["blocks"]["cms"]
+        of = cms, self.config.cms, self.config.n_layers
+        return ContinuumMemory.initial_fast(*of), ContinuumMemory.rates(*of)
 
     def parameter_periods(self, variables: Variables) -> Variables:
         """Returns each parameter's update period in optimizer steps.
@@ -209,11 +230,30 @@ class LanguageModel:
         """Whether any level moves while the model reads."""
         cms = self.config.cms
         # At rate 0 the static network is exact, and free.
-        return cms.objective == "next_token" and cms.rate > 0
+        return cms.objective != "outer" and cms.rate > 0
 
-    @property
-    def _fast_layers(self) -> int:
-        return self.config.cms.layers or self.config.n_layers
+    def _positions(self, params, tokens, mixers):
+        """The learned vector of each token's place in the window."""
+        at = jnp.arange(tokens.shape[1])[None]
+        if mixers is not None:
+            at = at + mixers.seen[:, :1]  # The same in every block.
+        table = params["positions"]
+        return table[jnp.minimum(at, len(table) - 1)]
+
+    def _segments(self, fast):
+        """Runs of blocks that are alike, their levels and fast weights."""
+        config, n_layers = self.config.cms, self.config.n_layers
+        if not fast:
+            return [(slice(0, n_layers), config, None)]
+        parts = config.blocks(n_layers)
+        segments = [(parts[0], config, fast)]
+        if config.placement == "depth":
+            segments = [
+                (blocks, config.only(index), _one_level(fast, index))
+                for index, blocks in enumerate(parts)
+            ]
+        static = [(slice(0, parts[0].start), config, None)]
+        return (static if parts[0].start else []) + segments
 
     def _boxed(self, rng, tokens):
         config = self.config
@@ -224,8 +264,8 @@ class LanguageModel:
         def init_block(rng):
             return block.init(rng, x)["params"]
 
-        def table(rng):
-            shape = (config.vocab_size, config.d_model)
+        def table(rng, rows=config.vocab_size):
+            shape = (rows, config.d_model)
             value = jax.random.normal(rng, shape) * config.d_model**-0.5
             return nn.LogicallyPartitioned(value, ("vocab", "embed"))
 
@@ -234,10 +274,12 @@ class LanguageModel:
             "blocks": jax.vmap(init_block)(
                 jax.random.split(blocks_rng, config.n_layers)
             ),
-            "norm_scale": nn.LogicallyPartitioned(
-                jnp.ones(config.d_model), ("embed",)
-            ),
+            **declare_norm(_draw, config.norm, "norm", config.d_model),
         }
+        if config.learned_positions:
+            rows = config.attention.window
+            box = table(jax.random.fold_in(embed_rng, 1), rows)
+            params["positions"] = box.replace(names=(None, "embed"))
         if not config.tie_embeddings:
             params["head"] = table(head_rng)
         return {"params": params}
@@ -260,6 +302,12 @@ def build(
     return LanguageModel(configure(name_or_config, preset=preset, **overrides))
 
 
+def _draw(name, init, shape, axes):
+    """Declares a norm's parameter, which needs no random numbers."""
+    del name
+    return nn.LogicallyPartitioned(init(None, shape, jnp.float32), axes)
+
+
 def _is_box(leaf):
     return isinstance(leaf, nn.meta.AxisMetadata)
 
@@ -269,3 +317,29 @@ def _batch_first(tree):
 
 
 _layers_first = _batch_first
+
+_LEARNED = ("fast", "gathered", "inner", "start")
+"""What of a state is there once for every block."""
+
+
+def _by_layer(fast):
+    if isinstance(fast, CMSState):
+        fast = tuple(getattr(fast, name) for name in _LEARNED)
+    return _layers_first(fast)
+
+
+def _one_level(fast, index):
+    if not isinstance(fast, CMSState):
+        return fast[index : index + 1]
+    parts = {name: getattr(fast, name)[index : index + 1] for name in _LEARNED}
+    return fast._replace(**parts)
+
+
+def _join(before, learned, length, config):
+    """Levels of all runs of blocks, behind ``length`` tokens."""
+    parts = {
+        name: sum((run[place] for run in learned), ())
+        for place, name in enumerate(_LEARNED)
+    }
+    position = (before.position + length) % config.periods[-1]
+    return before._replace(**parts, position=position)

@@ -24,56 +24,36 @@ weights of a number of chunks that grows with the root of the length. Each row
 of the batch has its own copy of every fast weight.
 """
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from nl_jax.layers import ContinuumMemory
+from nl_jax.layers.level_steps import (
+    CMSState,
+    advance,
+    begin,
+    probed,
+    select_rows,
+    writes,
+)
 from nl_jax.remat import remat_scan
 
-__all__ = ["CMSState", "initial_state", "read", "select_rows"]
-
-
-class CMSState(NamedTuple):
-    """Fast state of the levels, batch first in every leaf."""
-
-    fast: Any
-    """Weights of each level, ``[B, n_fast, d_in, d_out]``."""
-    gathered: Any
-    """Gradients of each level since its last step, like ``fast``."""
-    inner: Any
-    """State of each level's optimizer."""
-    start: Any
-    """Nested levels: where all but the slowest return to, like ``fast``, and
-    their gradients since."""
-    tokens: jax.Array
-    """The unfinished chunk's tokens, int32 ``[B, C]``."""
-    carry: Any
-    """State of the mixers at the start of the unfinished chunk."""
-    position: jax.Array
-    """Tokens since the slowest level's last step, int32 ``[B]``."""
+__all__ = ["initial_state", "read"]
 
 
 def initial_state(config, params, mixers, batch_size) -> CMSState:
     """Returns the state before the first token."""
-    slow = config.n_layers - (config.cms.layers or config.n_layers)
-    stack = jax.tree.map(lambda a: a[slow:], params["blocks"]["cms"])
     fast = jax.tree.map(
         lambda a: jnp.broadcast_to(a, (batch_size, *a.shape)),
-        ContinuumMemory.initial_fast(stack, config.cms),
+        ContinuumMemory.initial_fast(
+            params["blocks"]["cms"], config.cms, config.n_layers
+        ),
     )
-    nested = config.cms.form == "nested"
-    return CMSState(
-        fast,
-        jax.tree.map(jnp.zeros_like, fast),
-        tuple(map(_each(_init), config.cms.optimizers, fast)),
-        (fast[:-1], jax.tree.map(jnp.zeros_like, fast[:-1])) if nested else (),
-        jnp.zeros((batch_size, config.cms.periods[0]), jnp.int32),
-        mixers,
-        jnp.zeros((batch_size,), jnp.int32),
-    )
+    if config.cms.objective == "local":
+        return begin(config.cms, fast, (), ())
+    tokens = jnp.zeros((batch_size, config.cms.periods[0]), jnp.int32)
+    return begin(config.cms, fast, tokens, mixers)
 
 
 def read(model, params, tokens, mixers, cms, *, fresh):
@@ -122,8 +102,9 @@ def read(model, params, tokens, mixers, cms, *, fresh):
     return logits, mixers, cms
 
 
-def _loss_gradient(model, params, tokens, mixers, fast):
-    """Gradient of a whole chunk's loss, with its logits and carry."""
+def _differentiate(model, params, tokens, mixers, fast):
+    """What a whole chunk's loss writes, that loss, its logits and carry."""
+    config = model.config
 
     def loss(fast):
         logits, after = model.forward(
@@ -132,112 +113,18 @@ def _loss_gradient(model, params, tokens, mixers, fast):
         losses = optax.softmax_cross_entropy_with_integer_labels(
             logits[:, :-1], tokens[:, 1:]
         )
-        return losses.sum(), (logits, after)
+        return losses.sum(), (losses.mean(1), logits, after)
 
+    fast = probed(config.cms, fast, tokens.shape[1], jnp.dtype(config.dtype))
     gradient, out = jax.grad(loss, has_aux=True)(fast)
-    if model.config.cms.first_order:
-        gradient = jax.lax.stop_gradient(gradient)
-    return gradient, out
+    return writes(config.cms, gradient), *out
 
 
-def _close(model, params, gradient, cms):
-    """Adds a chunk's gradient and steps the levels whose period ends here."""
+def _close(model, params, new, loss, cms):
+    """Ends a chunk."""
     config = model.config.cms
     _, rates = model.fast_parameters(params)
-    position = cms.position + config.periods[0]
-    fast, gathered, inner = [], [], []
-    dues = [position % period == 0 for period in config.periods]
-    for level, due in enumerate(dues):
-        total = jax.tree.map(jnp.add, cms.gathered[level], gradient[level])
-
-        def step(weights, total, state, level=level, due=due):
-            direction, moved = _direction(
-                config.optimizers[level], total, state, weights
-            )
-            new = _descend(weights, direction, rates[level])
-            return select_rows(
-                due,
-                (new, jax.tree.map(jnp.zeros_like, total), moved),
-                (weights, total, state),
-            )
-
-        def wait(weights, total, state):
-            return weights, total, state
-
-        now = (cms.fast[level], total, cms.inner[level])
-        if level:  # Only levels that are due pay.
-            now = jax.lax.cond(jnp.any(due), step, wait, *now)
-        else:
-            now = step(*now)
-        for out, part in zip((fast, gathered, inner), now, strict=True):
-            out.append(part)
-    start = cms.start
-    if config.form == "nested":
-        fast, inner, start = _return_to_start(
-            config, rates, dues, gradient, fast, inner, start
-        )
-    return cms._replace(
-        fast=tuple(fast),
-        gathered=tuple(gathered),
-        inner=tuple(inner),
-        start=start,
-        position=position % config.periods[-1],
-    )
-
-
-def _return_to_start(config, rates, dues, gradient, fast, inner, start):
-    """Where a slower level stepped, the next faster one begins anew (72).
-
-    It begins from where the slower level's rate and all the gradients of its
-    period have moved its start (first-order MAML).
-    """
-    points, sums = start
-    points, sums, fast, inner = map(list, (points, sums, fast, inner))
-    for level, point in enumerate(points):
-        due = dues[level + 1]
-        total = jax.tree.map(jnp.add, sums[level], gradient[level])
-        moved = _descend(point, total, rates[level + 1])
-        none = jax.tree.map(jnp.zeros_like, total)
-        new = _each(_init)(config.optimizers[level], moved)
-        points[level], sums[level], fast[level], inner[level] = select_rows(
-            due,
-            (moved, none, moved, new),
-            (point, total, fast[level], inner[level]),
-        )
-    return fast, inner, (tuple(points), tuple(sums))
-
-
-def _each(function):
-    """Maps ``function(optimizer, *trees)`` over rows and layers."""
-
-    def run(optimizer, *trees):
-        one = lambda *args: function(optimizer, *args)  # noqa: E731
-        return jax.vmap(jax.vmap(one))(*trees)
-
-    return run
-
-
-def _init(optimizer, weights):
-    return optimizer.init(weights)
-
-
-@_each
-def _direction(optimizer, gradient, state, weights):
-    return optimizer.update(gradient, state, weights)
-
-
-def _descend(weights, direction, rate):
-    rate = rate[None, :, None, None]
-    return jax.tree.map(lambda w, g: w - rate * g, weights, direction)
-
-
-def select_rows(due, new, old):
-    """Rows of ``new`` where ``due``, ``[B]``, else of ``old``."""
-
-    def pick(a, b):
-        return jnp.where(due.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(pick, new, old)
+    return advance(config, rates, new, cms, config.periods[0], loss=loss)
 
 
 def _read_chunks(model, params, tokens, mixers, cms):
@@ -246,10 +133,10 @@ def _read_chunks(model, params, tokens, mixers, cms):
 
     def step(carry, chunk_tokens):
         mixers, cms = carry
-        gradient, (logits, mixers) = _loss_gradient(
+        new, loss, logits, mixers = _differentiate(
             model, params, chunk_tokens, mixers, cms.fast
         )
-        return (mixers, _close(model, params, gradient, cms)), logits
+        return (mixers, _close(model, params, new, loss, cms)), logits
 
     chunks = tokens.reshape(batch, -1, chunk).swapaxes(0, 1)
     # The carry at the start of the unfinished chunk is set after the scan.
@@ -289,11 +176,11 @@ def _read_tokens(model, params, tokens, mixers, cms):
         cms = cms._replace(tokens=held)
 
         def close(mixers, cms):
-            gradient, _ = _loss_gradient(
+            new, loss, _, _ = _differentiate(
                 model, params, cms.tokens, cms.carry, cms.fast
             )
             begun = cms._replace(position=cms.position - place)
-            closed = _close(model, params, gradient, begun)
+            closed = _close(model, params, new, loss, begun)
             closed = closed._replace(carry=mixers)
             waiting = cms._replace(position=cms.position + 1)
             return select_rows(due, closed, waiting)

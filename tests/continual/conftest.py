@@ -40,7 +40,7 @@ LEVELS = {
 def in_use(state):
     """Without places of the unfinished chunk that are not filled yet."""
     cms = getattr(state, "cms", None)
-    if cms is None:
+    if cms is None or not jax.tree.leaves(cms.tokens):
         return state
     place = cms.position % cms.tokens.shape[1]
     filled = jnp.arange(cms.tokens.shape[1]) < place[:, None]

@@ -1,11 +1,17 @@
-"""Deep memories stay bounded whatever they read."""
+"""Deep memories: bounded whatever they read, exact whatever is kept."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nl_jax.layers import DeepMemory, DeepMemoryConfig
+from nl_jax.layers import (
+    DeepMemory,
+    DeepMemoryConfig,
+    SelfModifyingTitans,
+    TitansConfig,
+)
 from nl_jax.memory import Gates
 from nl_jax.models import configure, names
 
@@ -66,3 +72,34 @@ def test_layers_reject_widths_that_heads_do_not_divide():
         DeepMemory(DeepMemoryConfig(), 8, 3).init(
             jax.random.key(0), jnp.ones((1, 2, 8))
         )
+
+
+@pytest.mark.parametrize(
+    ("layer", "choices", "chunks"),
+    [
+        (DeepMemory, DeepMemoryConfig, {"chunk_size": 2}),
+        (
+            SelfModifyingTitans,
+            TitansConfig,
+            {"chunk_size": 2, "memory_chunk_size": 4},
+        ),
+    ],
+)
+def test_how_many_states_are_kept_changes_no_gradient(layer, choices, chunks):
+    x = jax.random.normal(jax.random.key(0), (1, 14, D))
+    own = layer(choices(**chunks), D, 2)
+    params = nn.meta.unbox(own.init(jax.random.key(1), x))
+
+    def gradient(remat):
+        own = layer(choices(**chunks, remat=remat), D, 2)
+        loss = lambda params: jnp.square(own.apply(params, x)[0]).sum()  # noqa: E731
+        return jax.jit(jax.grad(loss))(params)
+
+    expected = gradient(1)
+    for remat in (0, 3):
+        for a, b in zip(
+            *map(jax.tree.leaves, (gradient(remat), expected)), strict=True
+        ):
+            np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+    with pytest.raises(ValueError, match="remat=-1 must be an integer >= 0"):
+        choices(remat=-1)

@@ -39,6 +39,14 @@ CASES = {name: (name, {}) for name in names()} | {
         "hope-attention",
         {"cms": LEVELS | {"layers": 1}, "tie_embeddings": False},
     ),
+    "hope-attention-depth": (
+        "hope-attention",
+        {"cms": LEVELS | {"placement": "depth", "layers": 3}, "n_layers": 4},
+    ),
+    "lstm-local-last-block": (
+        "lstm",
+        {"cms": LEVELS | {"objective": "local", "layers": 1}},
+    ),
     "hope-remat": ("hope", {"remat": True}),
 }
 
@@ -130,7 +138,9 @@ def test_gradients_reach_every_parameter(case):
     grads = jax.jit(jax.grad(loss))(variables)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         per_layer = leaf if "blocks" in str(path) else leaf[None]
-        if "log_rate" in str(path):  # Static blocks have no use for a rate.
+        # Static blocks have no use for what only inner steps read.
+        inner = ("log_rate", "_key", "_value")
+        if "cms" in str(path) and str(path[-1].key).endswith(inner):
             per_layer = leaf[-(model.config.cms.layers or len(leaf)) :]
         for layer, g in enumerate(per_layer):
             name = f"{jax.tree_util.keystr(path)} layer {layer}"
@@ -229,6 +239,13 @@ def test_large_presets_have_the_size_they_are_named_for(name, preset, millions):
                 cms={"objective": "next_token", "periods": (4,), "layers": 5},
             ),
             "cms.layers=5 must be at most n_layers=2",
+        ),
+        (
+            lambda: build(
+                "transformer",
+                cms=LEVELS | {"placement": "depth", "layers": 1},
+            ),
+            "each level needs a block that learns in context; there are 1",
         ),
     ],
 )

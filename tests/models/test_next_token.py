@@ -30,7 +30,7 @@ def make(dtype="float32", mixer="titans", **cms):
         cms=cms,
     )
     tokens = jax.random.randint(jax.random.key(0), (2, 18), 0, VOCAB)
-    return model, model.init(jax.random.key(1), tokens), tokens
+    return model, jax.jit(model.init)(jax.random.key(1), tokens), tokens
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,69 @@ def test_equals_the_plain_loop_over_chunks(x64, form, inner):
     assert min(jax.tree.leaves(moved)) > 0
 
 
-def test_rate_zero_is_the_static_network_bit_for_bit():
+def across_depth(**more):
+    """Four blocks: one static, two of level 1, one of level 2."""
+    model, _, tokens = make()
+    depth = {"placement": "depth", "layers": 3}
+    model = build(model.config, mixer="lstm", n_layers=4, cms=depth | more)
+    return model, jax.jit(model.init)(jax.random.key(1), tokens), tokens
+
+
+def test_a_level_across_depth_is_the_mlps_of_its_blocks():
+    """One MLP per block, and every block reads the weights of its level."""
+    model, variables, tokens = across_depth()
+    params = variables["params"]
+    cms = params["blocks"]["cms"]
+    assert {name.split("_")[1] for name in cms} == {"1"}
+    own = {0: slice(1, 3), 1: slice(3, 4)}
+    fast, _ = model.fast_parameters(params)
+    moved, other = [], dict(cms)
+    for level, blocks in own.items():
+        noise = jax.random.key(level)
+        weights = {}
+        for name, leaf in fast[level].items():
+            np.testing.assert_array_equal(leaf, cms[f"level_1_{name}"][blocks])
+            more = jax.random.normal(noise, leaf.shape)
+            weights[name] = (leaf + more)[None].repeat(2, 0)
+            key = f"level_1_{name}"
+            other[key] = other[key].at[blocks].add(more)
+        moved.append(weights)
+    forward = jax.jit(model.forward)
+    found, _ = forward(params, tokens, fast=tuple(moved))
+    blocks = params["blocks"] | {"cms": other}
+    expected, _ = forward(params | {"blocks": blocks}, tokens)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_levels_across_depth_step_at_their_own_periods():
+    model, variables, tokens = across_depth()
+    start = model.init_state(variables, 2).cms.fast
+    apply = jax.jit(model.apply)
+    _, early = apply(variables, tokens[:, :4])
+    _, late = apply(variables, tokens[:, 4:8], early)
+
+    def moved(state):
+        change = jax.tree.map(
+            lambda a, b: np.abs(a - b).max((0, 2, 3)), state.cms.fast, start
+        )
+        return [np.stack([*level.values()]).max(0) for level in change]
+
+    assert (moved(early)[0] > 0).all() and (moved(early)[1] == 0).all()
+    assert (moved(late)[1] > 0).all()
+    assert [len(level) for level in moved(late)] == [2, 1]
+
+
+@pytest.mark.parametrize("made", [make, across_depth])
+def test_rate_zero_is_the_static_network_bit_for_bit(made):
     """By configuration at any length; in the machinery at a learned zero."""
-    model, variables, tokens = make()
-    static = build(model.config, cms={"objective": "outer"})
+    model, variables, tokens = made()
+    if made is across_depth:  # XLA rounds a scan of one block in its own way.
+        model, variables, tokens = made(layers=4)
+    depth = model.config.cms.placement == "depth"
+    outer = {"objective": "outer", "placement": "block"}
+    if depth:
+        outer["periods"] = (1,)
+    static = build(model.config, cms=outer)
     never = build(model.config, cms={"rate": 0.0})
     plain, _ = jax.jit(static.apply)(variables, tokens)
     still, state = jax.jit(never.apply)(variables, tokens)
@@ -111,7 +170,7 @@ def test_rate_zero_is_the_static_network_bit_for_bit():
     assert state.cms is None
 
     cms = variables["params"]["blocks"]["cms"]
-    for level in ("level_1_log_rate", "level_2_log_rate"):
+    for level in [name for name in cms if name.endswith("log_rate")]:
         cms[level] = jnp.full_like(cms[level], -1e3)  # exp of it is 0.
     tokens = tokens[:, :16]  # Whole chunks: the same products on both sides.
     plain, _ = jax.jit(static.apply)(variables, tokens)
@@ -159,6 +218,15 @@ def test_outer_gradient_equals_finite_differences(x64, mixer):
         ({"inner": ("sgd",)}, "must be one name or one for each of the 2"),
         ({"inner": "sdg"}, "cms.inner='sdg' must be one of"),
         ({"form": "nested", "objective": "outer"}, "goes with objective"),
+        ({"placement": "width"}, "cms.placement='width' must be one of"),
+        (
+            {"placement": "depth", "form": "nested"},
+            "cms.placement='depth' goes with form='sequential'",
+        ),
+        (
+            {"placement": "depth", "objective": "outer"},
+            "cms.placement='depth' goes with form='sequential'",
+        ),
     ],
 )
 def test_wrong_choices_are_named(wrong, message):

@@ -24,6 +24,15 @@ def test_every_parameter_is_in_exactly_one_level():
         {},
         {"titans": {"architecture": "mlp"}},
         {"cms": {"objective": "next_token", "periods": (16, 32, 64)}},
+        {
+            "n_layers": 5,
+            "cms": {
+                "objective": "local",
+                "periods": (16, 32),
+                "placement": "depth",
+                "layers": 3,
+            },
+        },
     ):
         model = build("hope", **options)
         count = sum(leaf.size for leaf in jax.tree.leaves(shapes(model)))
@@ -40,6 +49,16 @@ def test_the_table_changes_with_the_configuration():
     level = rows(learning)["cms.level_2"]
     assert (level.period, level.unit) == (64, "tokens")
     assert level.state_bytes > 0
+    assert (level.rule, level.objective) == ("GD in context", "next token")
+    level = rows(build(learning.config, cms={"rate": 0.0}))["cms.level_2"]
+    assert (level.period, level.unit) == (1, "steps")
+    across = build(
+        learning.config,
+        cms={"objective": "local", "placement": "depth", "inner": "dgd"},
+    )
+    level = rows(across)["cms.level_2"]
+    assert level.architecture == "SwiGLU MLP, blocks 2 to 2"
+    assert (level.rule, level.objective) == ("DGD in context", "own values")
     assert rows(build("transformer"))["attention"].period == 0
 
 
