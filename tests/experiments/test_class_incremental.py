@@ -17,6 +17,7 @@ from experiments.class_data import (
 )
 from experiments.class_features import make_features
 from experiments.class_learners import ClassMeans, Mahalanobis, Softmax
+from experiments.class_matrix import METRICS
 from experiments.class_memory import ContinuumMemory, Level, split_levels
 from nl_jax.continual import metrics
 from nl_jax.training import InputError
@@ -339,7 +340,7 @@ def test_script(script, tmp_path, table):
             continue
         # What was not seen is not answered.
         assert (R[np.triu_indices(3, 1)] == 0).all()
-        for name in class_incremental.METRICS:
+        for name in METRICS:
             for convention, value in row[name].items():
                 expected = getattr(metrics, name)(R, [0] * 3, convention)
                 assert value == pytest.approx(expected, abs=1e-5)

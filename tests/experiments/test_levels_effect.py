@@ -1,0 +1,97 @@
+"""The grid of levels and slowest periods: its levels, one small run, flags."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from experiments import levels_effect
+from nl_jax.continual import metrics
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_levels_share_out_the_width_down_to_the_delta_rule(count):
+    levels = levels_effect.make_levels(64, count, 256, 4, 0.9, 0.1)
+    assert len(levels) == count and sum(level.width for level in levels) == 64
+    assert levels[-1].period == 256 and levels[-1].retention == 0.9
+    if count > 1:
+        assert levels[0].period == 1 and levels[0].retention == 0
+    assert all(level.width == 6 for level in levels[:-1])
+    steps = [level.period for level in levels[1:]]
+    assert steps == [256 // 4**i for i in range(count - 1)][::-1]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Six classes, each with a word of its own."""
+    rng = random.Random(0)
+    words = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot"]
+    lines = [
+        f"{rng.choice('xyz')} {word} {rng.randrange(9)},{word[0]}"
+        for word in words
+        for _ in range(40)
+    ]
+    path = tmp_path_factory.mktemp("data") / "words.csv"
+    path.write_text("text,label\n" + "\n".join(lines) + "\n")
+    return path
+
+
+TINY = ("--tasks=3", "--width=64", "--seeds=0,1", "--slowest=32")
+
+
+def test_a_slow_level_lasts_and_a_fast_one_is_up_to_date(
+    script, tmp_path, table
+):
+    flags = (
+        *TINY,
+        f"--data={table}",
+        "--levels=1,2",
+        "--slowest=4,128",
+        "--retention=0.5",
+        f"--out={tmp_path}",
+    )
+    status, out, errors = script(levels_effect, *flags)
+    assert status == 0, errors
+    record = json.loads((tmp_path / "levels_effect.json").read_text())
+    assert len(record["rows"]) == 2 * 2 * 2
+    for row in record["rows"]:
+        assert row["forgetting"]["gem"] == pytest.approx(
+            metrics.forgetting(np.array(row["R"])), abs=1e-5
+        )
+
+    def mean(key, levels, slowest):
+        found = [
+            row[key] if key == "new task" else row[key]["gem"]
+            for row in record["rows"]
+            if (row["levels"], row["slowest"]) == (levels, slowest)
+        ]
+        return np.mean(found)
+
+    assert mean("forgetting", 1, 128) < mean("forgetting", 1, 4)
+    assert mean("new task", 2, 128) > 0.2 + mean("new task", 1, 128)
+    assert f"| 1 level | {100 * mean('forgetting', 1, 4):.1f} +- " in out
+    assert (tmp_path / "levels_effect.png").stat().st_size
+    status, again, _ = script(levels_effect, *flags)
+    assert status == 0 and again in out and "features of" not in again
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--slowest=24", "must be a multiple of 16"),
+        ("--slowest=16", "must be a multiple of 16, and more"),
+        ("--levels=0", "--levels=0"),
+        ("--share=0.4", "nothing is left for the slowest of 4 levels"),
+        ("--tasks=7", "there are only 6 classes"),
+        ("--retention=2", "--retention=2"),
+    ],
+)
+def test_wrong_flags(script, tmp_path, table, flag, words):
+    out = tmp_path / "out"
+    status, _, errors = script(
+        levels_effect, *TINY, f"--data={table}", flag, f"--out={out}"
+    )
+    assert status == 2 and len(errors.splitlines()) == 1
+    assert words in errors.replace("flag ", "")
+    assert not out.exists()
