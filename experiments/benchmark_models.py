@@ -19,16 +19,18 @@ Command (hours on two cores, most of them at long lengths; a part alone with
 
     python -m experiments.benchmark_models --out=runs/benchmark_models
 
-Measured on two cores, one of them busy: of the transformer's 1,682 tokens per
-second at T 2,048, medians of five rounds, ``deltanet`` makes 1.94,
-``hope-shared/16`` 1.61, ``hope-linear/16`` 1.13, ``hope/16`` 1.08,
-``hope-mlp/64`` 0.31, ``hope-mlp/16`` 0.26.
-With both cores busy, ratios alone: a token at T 16,384 in units of one at
-1,024, two rounds, ``hope/16`` 0.88, ``hope-linear/16`` 0.80, ``deltanet``
-0.81, ``gla`` 1.00; the other models were not measured. ``hope/16`` overtakes
-the transformer at 1,622 tokens (0.69 of its speed at 1,024, 1.20 at 2,048).
-Decoding after 100,000 tokens in units of the first: ``hope/16`` 1.04,
-``hope-shared/16`` 0.92, ``deltanet`` 0.94, the same bytes of state.
+Measured on one of two cores, the other one busy: of the transformer's 933
+tokens per second at T 2,048, medians of five rounds, ``deltanet`` makes 2.34,
+``hope-shared/16`` 1.96, ``hope-linear/16`` 1.46, ``hope/16`` 1.43, ``titans``
+1.10, ``hope-mlp/64`` 0.35, ``hope-mlp/16`` 0.31. On a quieter machine it was
+1,682 tokens per second, 1.94, 1.61, 1.13, 1.08, and 0.31 and 0.26 for MLPs.
+A token at T 16,384 in units of one at 1,024, three rounds: 0.73 to 1.01 for
+every recurrent model but ``atlas``, which orthogonalises at every token and had
+not come to an end at 16,384 after half an hour. ``hope/16`` overtakes the
+transformer at 1,346 tokens (1,622 in the other run).
+Decoding after 100,000 tokens in units of the first: 0.91 to 1.08 for every
+model but ``atlas``, not measured, and the same bytes of state. All numbers:
+docs/speed.md.
 """
 
 import functools
