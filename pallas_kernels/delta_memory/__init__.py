@@ -1,6 +1,10 @@
 """The one recurrence of every matrix memory, see :func:`delta_scan`."""
 
-from pallas_kernels.delta_memory.api import IMPLEMENTATIONS, delta_scan
+from pallas_kernels.delta_memory.api import (
+    IMPLEMENTATIONS,
+    delta_scan,
+    implementation_for,
+)
 from pallas_kernels.delta_memory.chunked import chunk_step, delta_scan_chunked
 from pallas_kernels.delta_memory.inverse import unit_lower_inverse
 from pallas_kernels.delta_memory.reference import delta_scan_reference
@@ -11,5 +15,6 @@ __all__ = [
     "delta_scan",
     "delta_scan_chunked",
     "delta_scan_reference",
+    "implementation_for",
     "unit_lower_inverse",
 ]

@@ -1,21 +1,19 @@
 """Signature, validation and dispatch of the delta memory."""
 
-import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.delta_memory import tpu
 from pallas_kernels.delta_memory.chunked import delta_scan_chunked
+from pallas_kernels.delta_memory.derivative import Options, differentiable_scan
 from pallas_kernels.delta_memory.reference import delta_scan_reference
 
-__all__ = ["IMPLEMENTATIONS", "READS", "delta_scan"]
+__all__ = ["IMPLEMENTATIONS", "READS", "delta_scan", "implementation_for"]
 
 READS = ("before", "after", "chunk")
-IMPLEMENTATIONS = {
-    "reference": delta_scan_reference,
-    "chunked": delta_scan_chunked,
-}
+IMPLEMENTATIONS = ("reference", "chunked", "pallas_tpu")
 
 
 def delta_scan(
@@ -31,6 +29,7 @@ def delta_scan(
     chunk_size: int = 64,
     read: Literal["before", "after", "chunk"] = "before",
     implementation: str | None = None,
+    interpret: Any = False,
 ) -> tuple[
     Float[Array, "... T d_out"],
     Float[Array, "... d_in d_out"],
@@ -73,8 +72,13 @@ def delta_scan(
             do not depend on it, except with ``read="chunk"``.
         read: the weights that ``q_t`` meets: ``"before"`` the write of token
             ``t``, ``"after"`` it, or those at the start of the ``"chunk"``.
-        implementation: ``"reference"`` (token by token), ``"chunked"``, or
-            ``None`` for the best that the platform offers.
+        implementation: ``"reference"`` (token by token), ``"chunked"`` (plain
+            ``jax.numpy``), ``"pallas_tpu"`` (a kernel, in chunks of its own),
+            or ``None`` for the best that the platform offers for which the
+            program is lowered; :func:`implementation_for` says which. A
+            kernel's gradient is not for forward-mode differentiation.
+        interpret: run kernels without their hardware, slowly, for tests: as
+            in ``pl.pallas_call``.
 
     Returns:
         ``(o, w, s)``: outputs ``[..., T, d_out]`` and the final state; ``s`` is
@@ -82,7 +86,7 @@ def delta_scan(
 
     Raises:
         ValueError: if a shape, ``chunk_size``, ``read`` or ``implementation``
-            is not as described.
+            is not as described, or the one that is named cannot run.
 
     Example:
         >>> import jax.numpy as jnp
@@ -95,16 +99,126 @@ def delta_scan(
         ([0.0, 1.0], [5.0, 0.0])
     """
     _validate(w, s, x, g, q, log_alpha, beta, log_mu, chunk_size, read)
-    name = "chunked" if implementation is None else implementation
-    if name not in IMPLEMENTATIONS:
+    arrays = {
+        "w": w,
+        "s": s,
+        "x": x,
+        "g": g,
+        "q": q,
+        "log_alpha": log_alpha,
+        "beta": beta,
+        "log_mu": log_mu,
+    }
+    name = _resolve(arrays, chunk_size, read, implementation, bool(interpret))
+    if name in ("reference", "chunked"):
+        run = {"reference": delta_scan_reference, "chunked": delta_scan_chunked}
+        return run[name](**arrays, chunk_size=chunk_size, read=read)
+    if log_mu is not None and s is None:
+        arrays["s"] = jnp.zeros_like(w)
+    options = Options(
+        implementation,
+        block=_block(x, chunk_size, read),
+        chunk=_plain_chunk(chunk_size, read),
+        read=read,
+        interpret=interpret,
+    )
+    return differentiable_scan(arrays, options)
+
+
+def implementation_for(
+    platform: str,
+    w,
+    s,
+    x,
+    g,
+    q,
+    log_alpha,
+    beta,
+    log_mu=None,
+    *,
+    chunk_size: int = 64,
+    read: Literal["before", "after", "chunk"] = "before",
+) -> str:
+    """Names what ``delta_scan(..., implementation=None)`` runs on a platform.
+
+    Args:
+        platform: what is lowered for, ``"tpu"``, ``"cpu"``, ``"cuda"``.
+        w: like all others an array, or just its shape and dtype.
+        s: see :func:`delta_scan`.
+        x: see :func:`delta_scan`.
+        g: see :func:`delta_scan`.
+        q: see :func:`delta_scan`.
+        log_alpha: see :func:`delta_scan`.
+        beta: see :func:`delta_scan`.
+        log_mu: see :func:`delta_scan`.
+        chunk_size: see :func:`delta_scan`.
+        read: see :func:`delta_scan`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> def shape(*dims):
+        ...     return jax.ShapeDtypeStruct(dims, jnp.float32)
+        >>> def names(length):
+        ...     w, x = shape(8, 64, 64), shape(8, length, 64)
+        ...     gate = shape(8, length)
+        ...     arrays = w, None, x, x, x, gate, gate
+        ...     return [implementation_for(p, *arrays) for p in ("tpu", "cpu")]
+        >>> names(1024), names(1)
+        (['pallas_tpu', 'chunked'], ['chunked', 'chunked'])
+    """
+    _validate(w, s, x, g, q, log_alpha, beta, log_mu, chunk_size, read)
+    arrays = {
+        "w": w,
+        "s": s,
+        "x": x,
+        "g": g,
+        "q": q,
+        "log_alpha": log_alpha,
+        "beta": beta,
+        "log_mu": log_mu,
+    }
+    name = _resolve(arrays, chunk_size, read, None, False)
+    return "pallas_tpu" if name is None and platform == "tpu" else "chunked"
+
+
+def _resolve(arrays, chunk_size, read, implementation, interpret):
+    """The implementation, ``None`` where the platform decides."""
+    if implementation not in (None, *IMPLEMENTATIONS):
         raise ValueError(
             f"implementation={implementation!r} does not exist here; allowed: "
             f"None, {', '.join(map(repr, IMPLEMENTATIONS))}"
         )
-    run = functools.partial(
-        IMPLEMENTATIONS[name], chunk_size=chunk_size, read=read
-    )
-    return run(w, s, x, g, q, log_alpha, beta, log_mu)
+    if implementation in ("reference", "chunked"):
+        return implementation
+    block = _block(arrays["x"], chunk_size, read)
+    reason = tpu.why_not(arrays, block, interpret)
+    if implementation is None:
+        length = arrays["x"].shape[-2]
+        # Not for a few tokens, nor where a fifth of the work were padding.
+        fits = length >= tpu.CHUNK and -length % block <= length // 4
+        return None if fits and reason is None else "chunked"
+    if reason is not None:
+        raise ValueError(
+            f"implementation={implementation!r} cannot run: {reason}"
+        )
+    return implementation
+
+
+def _block(x, chunk_size, read):
+    """Tokens per chunk of a kernel: its own choice where results allow it."""
+    if read == "chunk":
+        return chunk_size
+    return min(tpu.CHUNK, -(-x.shape[-2] // 16) * 16)
+
+
+def _plain_chunk(chunk_size, read):
+    """Tokens per chunk beside a kernel: a few of its blocks fill the kernel's.
+
+    The largest divisor of that one up to ``chunk_size``, at least a quarter.
+    """
+    if read == "chunk":
+        return chunk_size
+    return next(c for c in (128, 64, 32) if c <= max(chunk_size, 32))
 
 
 def _validate(w, s, x, g, q, log_alpha, beta, log_mu, chunk_size, read):

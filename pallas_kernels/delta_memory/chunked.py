@@ -12,12 +12,21 @@ A gate under a fiftieth of the dtype's resolution acts as that: it forgets as
 completely, and the sums of logarithms keep their digits.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.delta_memory.inverse import unit_lower_inverse
 
-__all__ = ["chunk_step", "delta_scan_chunked"]
+__all__ = [
+    "advance",
+    "chunk_step",
+    "cut_into_chunks",
+    "delta_scan_chunked",
+    "join_chunks",
+]
 
 
 def chunk_step(
@@ -32,6 +41,7 @@ def chunk_step(
     *,
     read="before",
     valid=None,
+    inverse=unit_lower_inverse,
 ):
     """Advances a delta memory by one chunk; the meaning of the operation.
 
@@ -52,32 +62,54 @@ def chunk_step(
         valid: ``[..., C]``, False where a token is padding and must change
             nothing. Gates of 1 and writes of 0 would not do: momentum still
             moves the weights at every token.
+        inverse: the ladder that is climbed, see
+            :mod:`pallas_kernels.delta_memory.inverse`.
 
     Returns:
         ``(o, w, s)``: outputs ``[..., C, d_out]`` (``None`` without ``q``) and
         the state after the chunk.
     """
     dtype, acc = x.dtype, w.dtype
-    size = x.shape[-2]
-    tril = jnp.tril(jnp.ones((size, size), bool))
+    now, past = _triangles(x.shape[-2])
+    eye = jnp.where(now & ~past, 1, 0).astype(acc)
+    # Masks are numbers until they have their shape: TPU kernels cannot
+    # reshape truth values.
+    keep = None if valid is None else valid.astype(acc)
 
-    if valid is not None:
-        log_alpha = jnp.where(valid, log_alpha, 0)
-        g = jnp.where(valid[..., None], g, 0)
-        beta = None if beta is None else jnp.where(valid, beta, 0)
-        log_mu = None if log_mu is None else jnp.where(valid, log_mu, 0)
+    def gate(logarithm):
+        floor = float(np.log(jnp.finfo(acc).eps / 50))
+        logarithm = jnp.maximum(logarithm.astype(acc), floor)
+        return logarithm if keep is None else jnp.where(keep > 0, logarithm, 0)
 
-    log_a = _cumulative(log_alpha, acc)
-    decay = _ratios(log_a, tril)  # A[t, s]
-    inherit = jnp.exp(log_a)  # a: what is left of w at t
+    if keep is not None:
+        g = jnp.where(keep[..., None] > 0, g, 0)
+        beta = None if beta is None else jnp.where(keep > 0, beta, 0)
+
+    # The formula's barred letters, what token t meets: of W_0 (a) and S_0 (b),
+    # of what was erased (A) and written (c) before. After it, each has been
+    # multiplied by alpha_t, and what token t itself did has been added.
+    log_alpha = gate(log_alpha)
+    alpha = jnp.exp(log_alpha)
+    log_a_bar = _total(log_alpha, past)
+    a_bar = jnp.exp(log_a_bar)
+    decay_bar = _ratios(log_a_bar, _total(log_alpha, now), past)
+    a = alpha * a_bar
+    decay = alpha[..., None] * decay_bar + eye
     if log_mu is None:
-        mixed, inherit_s = decay, None
+        mixed_bar, mixed = decay_bar, decay
+        b_bar = b = None
     else:
-        log_m = _cumulative(log_mu, acc)
-        carry = _ratios(log_m, tril)  # R[t, s]
-        moves = decay if valid is None else decay * valid[..., None, :]
-        mixed = jnp.matmul(moves, carry)  # c: weight of write s in W_t
-        inherit_s = jnp.einsum("...ts,...s->...t", moves, jnp.exp(log_m))
+        log_m = _total(gate(log_mu), now)
+        m, carry = jnp.exp(log_m), _ratios(log_m, log_m, now)  # R
+        if keep is None:
+            moved, moves, moves_bar = m, carry, decay_bar
+        else:
+            moved, moves = keep * m, keep[..., None] * carry
+            moves_bar = decay_bar * keep[..., None, :]
+        mixed_bar = _exact(moves_bar, carry)
+        mixed = alpha[..., None] * mixed_bar + moves
+        b_bar = (moves_bar * m[..., None, :]).sum(-1)
+        b = alpha * b_bar + moved
 
     w_low = w.astype(dtype)
     s_low = None if s is None else s.astype(dtype)
@@ -85,32 +117,25 @@ def chunk_step(
     def dot(spec, *operands):
         # Einsum makes a shared operand's missing axes columns of the other,
         # and transposes them back; as a batch they stay where they are.
-        lead = jnp.broadcast_shapes(*(a.shape[:-2] for a in operands))
-        operands = [jnp.broadcast_to(a, lead + a.shape[-2:]) for a in operands]
+        lead = jnp.broadcast_shapes(*(o.shape[:-2] for o in operands))
+        operands = [jnp.broadcast_to(o, lead + o.shape[-2:]) for o in operands]
         return jnp.einsum(spec, *operands, preferred_element_type=acc)
 
-    def gather(weights, keep, keep_s, mix, similarity):
-        """``keep W_0 + keep_s S_0`` seen from ``weights`` plus the writes."""
-        out = keep[..., None] * dot("...ti,...ij->...tj", weights, w_low)
-        if keep_s is not None:
+    def gather(weights, a, b, mixed, similarity):
+        """``a W_0 + b S_0`` seen from ``weights`` plus the writes."""
+        out = a[..., None] * dot("...ti,...ij->...tj", weights, w_low)
+        if b is not None:
             from_s = dot("...ti,...ij->...tj", weights, s_low)
-            out = out + keep_s[..., None] * from_s
-        mix = (mix * similarity).astype(dtype)
-        return out + dot("...ts,...sj->...tj", mix, g)
+            out = out + b[..., None] * from_s
+        mixed = (mixed * similarity).astype(dtype)
+        return out + dot("...ts,...sj->...tj", mixed, g)
 
-    gram = dot("...ti,...si->...ts", x, x)
     erased = None
     if beta is not None:
         beta = beta.astype(acc)
-        strict = _shift(decay) * gram * beta[..., None, :]
-        solve = unit_lower_inverse(strict)
-        seen = gather(
-            x,
-            _shift_gate(inherit, 1.0),
-            None if inherit_s is None else _shift_gate(inherit_s, 0.0),
-            _shift(mixed),
-            gram,
-        )
+        gram = dot("...ti,...si->...ts", x, x)
+        solve = inverse(decay_bar * gram * beta[..., None, :])
+        seen = gather(x, a_bar, b_bar, mixed_bar, gram)
         # N: what the memory held at x_t.
         recalled = dot("...ts,...sj->...tj", solve, seen)
         erased = (beta[..., None] * recalled).astype(dtype)
@@ -120,14 +145,12 @@ def chunk_step(
         o = dot("...ti,...ij->...tj", q, w_low).astype(dtype)
     elif q is not None:
         overlap = dot("...ti,...si->...ts", q, x)
-        before = read == "before"
-        keep = _shift_gate(inherit, 1.0) if before else inherit
-        keep_s, mix, still = inherit_s, mixed, decay
-        if before:
-            mix, still = _shift(mixed), _shift(decay)
-            if inherit_s is not None:
-                keep_s = _shift_gate(inherit_s, 0.0)
-        o = gather(q, keep, keep_s, mix, overlap)
+        if read == "before":
+            o = gather(q, a_bar, b_bar, mixed_bar, overlap)
+            still = decay_bar
+        else:
+            o = gather(q, a, b, mixed, overlap)
+            still = decay
         if erased is not None:
             still = (still * overlap).astype(dtype)
             o = o - dot("...ts,...sj->...tj", still, erased)
@@ -136,11 +159,11 @@ def chunk_step(
     written = mixed[..., -1, :, None] * g.astype(acc)
     if erased is not None:
         written = written - decay[..., -1, :, None] * erased.astype(acc)
-    new_w = inherit[..., -1, None, None] * w
-    if inherit_s is not None:
-        new_w = new_w + inherit_s[..., -1, None, None] * s
+    new_w = a[..., -1, None, None] * w
+    if b is not None:
+        new_w = new_w + b[..., -1, None, None] * s
         last = (carry[..., -1, :, None] * g.astype(acc)).astype(dtype)
-        s = jnp.exp(log_m[..., -1, None, None]) * s
+        s = m[..., -1, None, None] * s
         s = s + dot("...ti,...tj->...ij", x, last)
     new_w = new_w + dot("...ti,...tj->...ij", x, written.astype(dtype))
     return o, new_w, s
@@ -158,18 +181,34 @@ def delta_scan_chunked(
     (``jax.checkpoint``).
     """
     length = x.shape[-2]
-    chunk_size = min(chunk_size, length)
-    count = -(-length // chunk_size)
+    arrays = w, s, x, g, q, log_alpha, beta, log_mu
+    state, chunks = cut_into_chunks(arrays, min(chunk_size, length))
+    state, o = jax.lax.scan(
+        jax.checkpoint(functools.partial(advance, read=read)), state, chunks
+    )
+    return join_chunks(o, length), *state
+
+
+def cut_into_chunks(arrays, size, multiple=None):
+    """Returns ``(w, s)`` and the tokens as ``[n, ..., size, ...]``.
+
+    The last of the tokens' arrays is the chunks' ``valid``, ``None`` where
+    nothing had to be padded to a ``multiple`` of tokens, by default ``size``.
+    """
+    w, s, x, g, q, log_alpha, beta, log_mu = arrays
+    length = x.shape[-2]
+    multiple = size if multiple is None else multiple
+    count = -(-length // multiple) * (multiple // size)
 
     def cut(value, axis):
         """``[..., T, ...] -> [n, ..., C, ...]``; zeros change nothing."""
         if value is None:
             return None
         pad = [(0, 0)] * value.ndim
-        pad[axis] = (0, count * chunk_size - length)
+        pad[axis] = (0, count * size - length)
         value = jnp.pad(value, pad)
         axis %= value.ndim
-        shape = (*value.shape[:axis], count, chunk_size)
+        shape = (*value.shape[:axis], count, size)
         value = value.reshape(shape + value.shape[axis + 1 :])
         return jnp.moveaxis(value, axis, 0)
 
@@ -179,43 +218,47 @@ def delta_scan_chunked(
     w = jnp.broadcast_to(w, batch + w.shape[-2:])
     if log_mu is not None:
         s = jnp.zeros_like(w) if s is None else jnp.broadcast_to(s, w.shape)
-
-    @jax.checkpoint
-    def step(state, chunk):
-        w, s = state
-        *arrays, valid = chunk
-        o, w, s = chunk_step(w, s, *arrays, read=read, valid=valid)
-        return (w, s), o
-
-    ragged = count * chunk_size > length
+    ragged = count * size > length
     chunks = (
         *(cut(value, -2) for value in (x, g, q)),
         *(cut(value, -1) for value in (log_alpha, beta, log_mu)),
         cut(jnp.ones(length, bool), -1) if ragged else None,
     )
-    (w, s), o = jax.lax.scan(step, (w, s), chunks)
+    return (w, s), chunks
+
+
+def advance(state, chunk, *, read):
+    """:func:`chunk_step` as the body of a scan."""
+    *arrays, valid = chunk
+    o, w, s = chunk_step(*state, *arrays, read=read, valid=valid)
+    return (w, s), o
+
+
+def join_chunks(o, length):
+    """``[n, ..., C, d] -> [..., T, d]``, without the padding."""
     o = jnp.moveaxis(o, 0, -3)
-    o = o.reshape((*o.shape[:-3], count * chunk_size, o.shape[-1]))
-    return o[..., :length, :], w, s
+    o = o.reshape(*o.shape[:-3], -1, o.shape[-1])
+    return o[..., :length, :]
 
 
-def _cumulative(log_gate, dtype):
-    floor = jnp.log(jnp.finfo(dtype).eps / 50)
-    return jnp.cumsum(jnp.maximum(log_gate.astype(dtype), floor), axis=-1)
+def _triangles(size):
+    """Lower-triangular masks with (``s <= t``) and without the diagonal."""
+    row = jax.lax.broadcasted_iota(jnp.int32, (size, size), 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, (size, size), 1)
+    return column <= row, column < row
 
 
-def _ratios(cumulative, tril):
-    """``exp(c_t - c_s)`` for ``s <= t``, else 0; exponents never positive."""
-    difference = cumulative[..., :, None] - cumulative[..., None, :]
-    return jnp.where(tril, jnp.exp(jnp.where(tril, difference, 0.0)), 0.0)
+def _total(logarithm, mask):
+    """Sums over each row of ``mask``; TPU kernels have no cumulative sum."""
+    return jnp.where(mask, logarithm[..., None, :], 0).sum(-1)
 
 
-def _shift(matrix):
-    """One step back in time: row ``t`` becomes row ``t - 1``, the first 0."""
-    pad = [(0, 0)] * (matrix.ndim - 2) + [(1, 0), (0, 0)]
-    return jnp.pad(matrix[..., :-1, :], pad)
+def _ratios(at, since, mask):
+    """``exp(at_t - since_s)`` under ``mask``, else 0; exponents <= 0 there."""
+    difference = at[..., :, None] - since[..., None, :]
+    return jnp.where(mask, jnp.exp(jnp.where(mask, difference, 0)), 0)
 
 
-def _shift_gate(gate, first):
-    pad = [(0, 0)] * (gate.ndim - 1) + [(1, 0)]
-    return jnp.pad(gate[..., :-1], pad, constant_values=first)
+def _exact(left, right):
+    # Gates keep the digits that accelerators drop from products by default.
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)

@@ -3,6 +3,7 @@
 from pallas_kernels.newton_schulz.api import (
     COEFFICIENTS,
     IMPLEMENTATIONS,
+    implementation_for,
     newton_schulz,
 )
 from pallas_kernels.newton_schulz.batched import newton_schulz_batched
@@ -13,6 +14,7 @@ __all__ = [
     "COEFFICIENTS",
     "IMPLEMENTATIONS",
     "divide_by_norm",
+    "implementation_for",
     "newton_schulz",
     "newton_schulz_batched",
     "newton_schulz_reference",

@@ -1,19 +1,27 @@
 """Signature, validation and dispatch of the orthogonalisation."""
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.newton_schulz import tpu
 from pallas_kernels.newton_schulz.batched import newton_schulz_batched
 from pallas_kernels.newton_schulz.reference import newton_schulz_reference
 
-__all__ = ["COEFFICIENTS", "IMPLEMENTATIONS", "newton_schulz"]
+__all__ = [
+    "COEFFICIENTS",
+    "IMPLEMENTATIONS",
+    "implementation_for",
+    "newton_schulz",
+]
 
-IMPLEMENTATIONS = {
-    "reference": newton_schulz_reference,
-    "batched": newton_schulz_batched,
-}
+IMPLEMENTATIONS = ("reference", "batched", "pallas_tpu")
+_LEAST_SIDE = 64
+"""Smaller matrices are left to the batched form, not worth a program each."""
 COEFFICIENTS = {
     "quintic": (3.4445, -4.7750, 2.0315),
     "cubic": (1.5, -0.5, 0.0),
@@ -29,6 +37,7 @@ def newton_schulz(
     coefficients: str | Sequence[float] | Sequence[Sequence[float]] = "quintic",
     eps: float = 1e-8,
     implementation: str | None = None,
+    interpret: Any = False,
 ) -> Float[Array, "... m n"]:
     r"""Moves all singular values of each matrix towards 1.
 
@@ -46,11 +55,17 @@ def newton_schulz(
         coefficients: a name in ``COEFFICIENTS``, ``(a, b, c)`` or such a row
             per step.
         eps: added to the norm.
-        implementation: ``"reference"``, ``"batched"``, or ``None`` for the
-            best that the platform offers.
+        implementation: ``"reference"``, ``"batched"`` (plain ``jax.numpy``),
+            ``"pallas_tpu"`` (a kernel; where a derivative is taken the
+            batched form runs in its place), or ``None`` for the best that the
+            platform offers for which the program is lowered;
+            :func:`implementation_for` says which.
+        interpret: run kernels without their hardware, slowly, for tests: as
+            in ``pl.pallas_call``.
 
     Raises:
-        ValueError: if an argument is not as described.
+        ValueError: if an argument is not as described, or the implementation
+            that is named cannot run.
 
     Source: Bernstein and Newhouse, arXiv 2409.20325; Jordan, Muon.
 
@@ -66,13 +81,61 @@ def newton_schulz(
         raise ValueError(f"x has dtype {x.dtype}, must be of real numbers")
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps={steps!r} must be an integer >= 1")
-    name = "batched" if implementation is None else implementation
-    if name not in IMPLEMENTATIONS:
+    if implementation not in (None, *IMPLEMENTATIONS):
         raise ValueError(
             f"implementation={implementation!r} does not exist here; allowed: "
             f"None, {', '.join(map(repr, IMPLEMENTATIONS))}"
         )
-    return IMPLEMENTATIONS[name](x, _schedule(coefficients, steps), eps)
+    schedule = _schedule(coefficients, steps)
+    if implementation == "reference":
+        return newton_schulz_reference(x, schedule, eps)
+    if implementation is None and implementation_for("tpu", x) == "batched":
+        implementation = "batched"
+    if implementation == "batched":
+        return newton_schulz_batched(x, schedule, eps)
+    if implementation and (reason := tpu.why_not(x, bool(interpret))):
+        raise ValueError(
+            f"implementation={implementation!r} cannot run: {reason}"
+        )
+    return _with_kernel(x, schedule, eps, implementation, interpret)
+
+
+def implementation_for(platform: str, x) -> str:
+    """Names what ``newton_schulz(x)`` runs on a platform.
+
+    Args:
+        platform: what is lowered for, ``"tpu"``, ``"cpu"``, ``"cuda"``.
+        x: an array, or its shape and dtype.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jax.ShapeDtypeStruct((8, 128, 512), jnp.float32)
+        >>> implementation_for("tpu", x), implementation_for("cpu", x)
+        ('pallas_tpu', 'batched')
+    """
+    small = min(x.shape[-2:]) < _LEAST_SIDE
+    if platform != "tpu" or small or tpu.why_not(x):
+        return "batched"
+    return "pallas_tpu"
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
+def _with_kernel(x, schedule, eps, implementation, interpret):
+    kernel = functools.partial(
+        tpu.newton_schulz_tpu, schedule=schedule, eps=eps, interpret=interpret
+    )
+    if implementation is not None:
+        return kernel(x)
+    plain = functools.partial(newton_schulz_batched, schedule=schedule, eps=eps)
+    return jax.lax.platform_dependent(x, tpu=kernel, default=plain)
+
+
+@_with_kernel.defjvp
+def _derivative(schedule, eps, implementation, interpret, primals, tangents):
+    # The intermediates that a derivative needs stay on no chip.
+    del implementation, interpret
+    plain = functools.partial(newton_schulz_batched, schedule=schedule, eps=eps)
+    return jax.jvp(plain, primals, tangents)
 
 
 def _schedule(coefficients, steps):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.newton_schulz.norm import divide_by_norm
 
-__all__ = ["newton_schulz_batched"]
+__all__ = ["iterate", "newton_schulz_batched"]
 
 _LARGE = 128
 """Rows from which single products are faster on a CPU; a third as fast at 16,
@@ -16,7 +16,7 @@ def newton_schulz_batched(x, schedule, eps):
     """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
 
     def at_once(x):
-        return _iterate(x, schedule, eps)
+        return iterate(x, schedule, eps)
 
     def one_by_one(x):
         flat = x.reshape(-1, *x.shape[-2:])
@@ -28,11 +28,14 @@ def newton_schulz_batched(x, schedule, eps):
     return jax.lax.platform_dependent(x, cpu=one_by_one, default=at_once)
 
 
-def _iterate(x, schedule, eps):
+def iterate(x, schedule, eps):
+    """All steps on matrices ``[..., m, n]``; the meaning of the operation."""
     # The polynomial of the transpose is the transpose: square the small side.
     tall = x.shape[-2] > x.shape[-1]
-    x = divide_by_norm(x.mT if tall else x, (-2, -1), eps)
-    exact = jnp.finfo(x.dtype).bits >= 32
+    dtype = x.dtype
+    exact = jnp.finfo(dtype).bits >= 32
+    x = x if exact else x.astype(jnp.float32)  # A sum of many squares.
+    x = divide_by_norm(x.mT if tall else x, (-2, -1), eps).astype(dtype)
     wide = x.shape[-1] >= 2 * x.shape[-2]
     x = _through_gram(x, schedule) if wide and exact else _steps(x, schedule)
     return x.mT if tall else x
@@ -40,7 +43,7 @@ def _iterate(x, schedule, eps):
 
 def _steps(x, schedule):
     for row in schedule:
-        x = _polynomial(x @ x.mT, row) @ x
+        x = _product(_polynomial(_product(x, x.mT), row), x)
     return x
 
 
@@ -52,18 +55,25 @@ def _through_gram(x, schedule):
     nothing to an iteration that is content with 0.7 to 1.2; half precision
     would lose them.
     """
-    gram = x @ x.mT
+    gram = _product(x, x.mT)
     product = None
     for index, row in enumerate(schedule):
         factor = _polynomial(gram, row)
-        product = factor if product is None else factor @ product
+        product = factor if product is None else _product(factor, product)
         if index < len(schedule) - 1:
-            gram = factor @ gram @ factor
-    return product @ x
+            gram = _product(_product(factor, gram), factor)
+    return _product(product, x)
 
 
 def _polynomial(gram, row):
     """``a I + b G + c G^2``."""
     a, b, c = row
-    out = b * gram if c == 0 else b * gram + c * (gram @ gram)
+    out = b * gram if c == 0 else b * gram + c * _product(gram, gram)
     return out + a * jnp.eye(gram.shape[-1], dtype=gram.dtype)
+
+
+def _product(left, right):
+    """Rounded once: TPU kernels have no sums in half precision."""
+    dtype = left.dtype
+    acc = jnp.promote_types(dtype, jnp.float32)
+    return jnp.matmul(left, right, preferred_element_type=acc).astype(dtype)

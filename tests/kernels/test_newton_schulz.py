@@ -4,15 +4,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.pallas.mosaic.interpret import (
+    interpret_pallas_call as interpreter,
+)
+from jax.experimental.pallas import tpu as pltpu
 from optax.contrib import MuonDimensionNumbers
 from optax.contrib._muon import orthogonalize_via_newton_schulz
 
 from pallas_kernels.newton_schulz import (
     COEFFICIENTS,
-    IMPLEMENTATIONS,
+    implementation_for,
     newton_schulz,
 )
+from tests.devices import run_on_devices
 
+# Options of every implementation.
+KERNELS = {
+    "reference": {"implementation": "reference"},
+    "batched": {"implementation": "batched"},
+    "pallas_tpu": {"implementation": "pallas_tpu", "interpret": True},
+}
 SHAPES = [(3, 5), (5, 3), (2, 3, 4, 4), (9, 2), (1, 4), (4, 1)]
 
 
@@ -29,14 +40,14 @@ def by_singular_values(x, rows):
     return np.einsum("...mk,...k,...kn->...mn", u, s, vt)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("coefficients", COEFFICIENTS)
 def test_acts_on_singular_values(name, coefficients):
     with jax.enable_x64(True):
         for shape in SHAPES:
             x = draw(shape, "float64")
             y = newton_schulz(
-                jnp.asarray(x), coefficients=coefficients, implementation=name
+                jnp.asarray(x), coefficients=coefficients, **KERNELS[name]
             )
             expected = by_singular_values(x, [COEFFICIENTS[coefficients]] * 5)
             np.testing.assert_allclose(y, expected, atol=2e-7)
@@ -70,11 +81,54 @@ def test_small_singular_values_of_wide_matrices():
     np.testing.assert_allclose(ours, wanted, rtol=0.05)
 
 
-def test_half_precision_keeps_its_dtype():
+@pytest.mark.parametrize("name", ["batched", "pallas_tpu"])
+def test_half_precision_keeps_its_dtype(name):
     x = draw((4, 16))
-    y = newton_schulz(jnp.asarray(x, jnp.bfloat16))
+    y = newton_schulz(jnp.asarray(x, jnp.bfloat16), **KERNELS[name])
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype("float32"), newton_schulz(x), atol=0.1)
+
+
+def test_kernel_reads_and_writes_nothing_astray():
+    """NaN in all that was not written, out of bounds raises, no races."""
+    x = jnp.asarray(draw((3, 5, 20)))
+    params = pltpu.InterpretParams(
+        detect_races=True,
+        uninitialized_memory="nan",
+        out_of_bounds_reads="raise",
+    )
+    y = newton_schulz(x, implementation="pallas_tpu", interpret=params)
+    np.testing.assert_allclose(y, newton_schulz(x), atol=1e-5)
+    assert not interpreter.races.races_found
+
+
+def test_what_the_platform_offers_is_the_same():
+    x = jnp.asarray(draw((2, 64, 80)))
+    assert implementation_for("tpu", x) == "pallas_tpu"
+    assert implementation_for("tpu", x[:, :8]) == "batched"
+    expected = newton_schulz(x, implementation="batched")
+    np.testing.assert_array_equal(newton_schulz(x), expected)
+    kernel = newton_schulz(x, **KERNELS["pallas_tpu"])
+    np.testing.assert_allclose(kernel, expected, atol=1e-4)
+
+
+SHARDED = """
+import jax, numpy as np
+from pallas_kernels.newton_schulz import newton_schulz
+x = jax.random.normal(jax.random.key(0), (8, 6, 10))
+options = {"implementation": "pallas_tpu", "interpret": True}
+alone = newton_schulz(x, **options)
+auto = (jax.sharding.AxisType.Auto,) * 2
+mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=auto)
+with jax.set_mesh(mesh):
+    shared = jax.jit(lambda x: newton_schulz(x, **options))(x)
+assert shared.sharding.spec[0] == "data", shared.sharding
+np.testing.assert_allclose(alone, shared, atol=1e-6)
+"""
+
+
+def test_kernel_on_a_mesh_is_the_kernel_on_one_device():
+    run_on_devices(SHARDED)
 
 
 def test_a_schedule_has_a_row_per_step():
@@ -106,14 +160,15 @@ def test_gradients(x):
 
     def gradient(name):
         def loss(x):
-            return (newton_schulz(x, implementation=name) * weights).sum()
+            return (newton_schulz(x, **KERNELS[name]) * weights).sum()
 
         return jax.grad(loss)(jnp.asarray(x))
 
-    ours = gradient("batched")
-    assert np.isfinite(ours).all()
-    if x.any():
-        np.testing.assert_allclose(ours, gradient("reference"), rtol=1e-4)
+    for name in ("batched", "pallas_tpu"):
+        ours = gradient(name)
+        assert np.isfinite(ours).all()
+        if x.any():
+            np.testing.assert_allclose(ours, gradient("reference"), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +183,8 @@ def test_gradients(x):
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         newton_schulz(jnp.ones((2, 2)), **options)
+    with pytest.raises(ValueError, match=r"cannot run: the smaller side of"):
+        newton_schulz(jnp.ones((600, 600)), implementation="pallas_tpu")
     with pytest.raises(ValueError, match="needs 2 axes"):
         newton_schulz(jnp.ones(2))
     with pytest.raises(ValueError, match="dtype int32"):

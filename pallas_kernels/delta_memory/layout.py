@@ -1,0 +1,146 @@
+"""Arrays as the kernels want them: one leading shape, whole chunks, few arrays.
+
+Memories that share ``x``, ``q`` and all gates are one memory with more columns,
+exactly: folding them into ``d_out`` lets them share ``x x^T`` and the inverse.
+Everything here is linear, so JAX finds its way back by itself.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+__all__ = [
+    "GATES",
+    "Plan",
+    "plan_for",
+    "prepare",
+    "prepare_cotangents",
+    "restore",
+    "restore_starts",
+]
+
+GATES = ("log_alpha", "beta", "log_mu")
+MAX_COLUMNS = 512
+"""No folding beyond: the columns of a state have to fit beside each other."""
+
+
+class Plan(NamedTuple):
+    """What :func:`prepare` did, all static."""
+
+    lead: tuple[int, ...]
+    """Leading shape of all arrays, without the axis that was folded."""
+    memories: int | None
+    """Length of the last leading axis where it was folded into columns."""
+    length: int
+    """Tokens."""
+    chunk: int
+    """Tokens per chunk; the last is padded."""
+    gates: tuple[str, ...]
+    """Which of ``GATES`` there are."""
+
+    @property
+    def states(self) -> str:
+        """Names of the state's arrays."""
+        return "ws" if "log_mu" in self.gates else "w"
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.length // self.chunk)
+
+
+def plan_for(arrays, chunk) -> Plan:
+    """Plans for arrays, or shapes, named as ``delta_scan``'s arguments."""
+    gates = tuple(name for name in GATES if arrays[name] is not None)
+    leads = {name: arrays[name].shape[:-1] for name in gates}
+    for name in "wxgq":
+        leads[name] = arrays[name].shape[:-2]
+    if arrays["s"] is not None:
+        leads["s"] = arrays["s"].shape[:-2]
+    lead = jnp.broadcast_shapes(*leads.values())
+    memories = None
+    if lead and 1 < lead[-1] * arrays["g"].shape[-1] <= MAX_COLUMNS:
+        shared = [leads[name][-1:] for name in ("x", "q", *gates)]
+        if lead[-1] > 1 and all(last in ((), (1,)) for last in shared):
+            lead, memories = lead[:-1], lead[-1]
+    return Plan(lead, memories, arrays["x"].shape[-2], chunk, gates)
+
+
+def prepare(arrays, plan):
+    """``w, s [*lead, d_in, n d_out]``, ``x, q, g [*lead, n C, d]``, gates.
+
+    Gates are stacked, ``[*lead, n, gate, C]``, in the state's dtype.
+    """
+    state = arrays["w"].dtype
+    values = {name: _fold(arrays[name], plan) for name in "wg"}
+    if arrays["s"] is not None:
+        values["s"] = _fold(arrays["s"], plan)
+    for name in "xq":
+        values[name] = arrays[name]
+        if plan.memories and arrays[name].ndim > 2:
+            values[name] = arrays[name].squeeze(-3)
+    for name in "xgq":
+        values[name] = _pad(values[name], plan)
+    values = {
+        name: jnp.broadcast_to(value, plan.lead + value.shape[-2:])
+        for name, value in values.items()
+    }
+    gates = []
+    for name in plan.gates:
+        gate = arrays[name].astype(state)[..., None]
+        if plan.memories and gate.ndim > 2:
+            gate = gate.squeeze(-3)
+        gate = jnp.broadcast_to(gate, plan.lead + gate.shape[-2:])
+        gate = _pad(gate, plan)
+        gates.append(gate.reshape(*plan.lead, plan.chunks, plan.chunk))
+    return values | {"gates": jnp.stack(gates, -2)}
+
+
+def restore(out, plan):
+    """A kernel's outputs as ``(o, w, s)`` of ``delta_scan``."""
+    o = _unfold(out["o"], plan)[..., : plan.length, :]
+    ends = (out.get(f"{name}_end") for name in "ws")
+    return o, *(None if e is None else _unfold(e, plan) for e in ends)
+
+
+def restore_starts(out, plan):
+    """A kernel's states at chunk starts, ``(w, s)``, where it saved them."""
+    starts = (out.get(f"{name}_start") for name in "ws")
+    return tuple(None if v is None else _unfold(v, plan) for v in starts)
+
+
+def prepare_cotangents(starts, cotangents, plan):
+    """The way back from :func:`restore` and :func:`restore_starts`."""
+    o, *ends = cotangents
+    values = {"o": _pad(_fold(o, plan), plan)}
+    for name, start, end in zip("ws", starts, ends, strict=True):
+        if name in plan.states:
+            values[f"{name}_start"] = _fold(start, plan)
+            values[f"{name}_end"] = _fold(end, plan)
+    return values
+
+
+def _fold(value, plan):
+    """``[..., memories, a, b] -> [..., a, memories b]`` where so planned."""
+    if plan.memories is None:
+        return value
+    shape = (plan.memories, *value.shape[-2:])
+    value = jnp.broadcast_to(value, value.shape[:-3] + shape)
+    value = value.swapaxes(-3, -2)
+    return value.reshape(*value.shape[:-2], -1)
+
+
+def _unfold(value, plan):
+    """The way back from :func:`_fold`."""
+    if plan.memories is None:
+        return value
+    value = value.reshape(*value.shape[:-1], plan.memories, -1)
+    return value.swapaxes(-3, -2)
+
+
+def _pad(value, plan):
+    """Zeros behind the tokens ``[..., T, d]``, up to whole chunks."""
+    extra = plan.chunks * plan.chunk - plan.length
+    if not extra:
+        return value
+    return jnp.pad(value, [(0, 0)] * (value.ndim - 2) + [(0, extra), (0, 0)])

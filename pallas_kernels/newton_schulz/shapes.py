@@ -1,0 +1,13 @@
+"""Shapes of real models, for compile gates and benchmarks."""
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["SHAPES"]
+
+SHAPES = {
+    # The memories of a layer with 16 heads of 128, hidden 512.
+    "memories_128x512": jax.ShapeDtypeStruct((16, 128, 512), jnp.float32),
+    # Stacked layers' projections of a small model under Muon.
+    "layers_512x1536": jax.ShapeDtypeStruct((24, 512, 1536), jnp.bfloat16),
+}

@@ -1,0 +1,90 @@
+"""All iterations on the chip: a matrix is read once and written once.
+
+A program owns one matrix; the grid runs over the batch. The body is the
+batched form's own iteration, products on the smaller side, which must be at
+most 512 for everything to stay in vector memory. Float32 is multiplied in full
+precision. Small matrices leave the matrix unit half empty. Never timed.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.newton_schulz.batched import iterate
+from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
+
+__all__ = ["MAX_SIDE", "newton_schulz_tpu", "why_not"]
+
+MAX_SIDE = 512
+"""Largest smaller side."""
+VMEM_BYTES = 48 * 2**20
+"""What the kernel may use of the vector memory; the least chip has 64 MiB."""
+
+
+def why_not(x, interpret=False) -> str | None:
+    """Says why the kernel cannot take ``x``, or its shape; ``None``: it can.
+
+    Example:
+        >>> why_not(jax.ShapeDtypeStruct((4, 1024, 1024), jnp.float32))
+        'the smaller side of (1024, 1024) is over 512'
+    """
+    if explicit := explicit_axes():
+        return f"mesh axes {explicit} are Explicit, must be Auto"
+    if not interpret and x.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"x has dtype {x.dtype}, must be float32 or bfloat16"
+    low, high = sorted(x.shape[-2:])
+    if low > MAX_SIDE:
+        return f"the smaller side of {x.shape[-2:]} is over {MAX_SIDE}"
+    # Both buffers of input and output, three more of X, eight of X X^T.
+    if 4 * (7 * low * high + 8 * low * low) > VMEM_BYTES:
+        return f"{x.shape[-2:]} does not fit {VMEM_BYTES >> 20} MiB"
+    return None
+
+
+def newton_schulz_tpu(x, schedule, eps, interpret=False):
+    """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    call = functools.partial(
+        _call, schedule=schedule, eps=eps, interpret=interpret
+    )
+    spec = lead_spec(x.shape[:-2])
+    y = over_mesh(call, (spec,), spec)(x)
+    return y.mT if tall else y
+
+
+def _call(x, *, schedule, eps, interpret):
+    flat = x.reshape(-1, *x.shape[-2:])
+    full = jnp.finfo(x.dtype).bits > 16
+
+    def run(matrix):
+        with jax.default_matmul_precision("highest" if full else "default"):
+            return iterate(matrix, schedule, eps)
+
+    def kernel(x_ref, o_ref):
+        o_ref[...] = run(x_ref[...])
+
+    one = jax.ShapeDtypeStruct(x.shape[-2:], x.dtype)
+    work = pl.estimate_cost(run, one)
+    block = pl.BlockSpec((None, *x.shape[-2:]), lambda i: (i, 0, 0))
+    return pl.pallas_call(
+        kernel,
+        grid=flat.shape[:1],
+        in_specs=[block],
+        out_specs=block,
+        out_shape=jax.ShapeDtypeStruct(flat.shape, flat.dtype),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel",), vmem_limit_bytes=VMEM_BYTES
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=len(flat) * work.flops,
+            transcendentals=len(flat) * work.transcendentals,
+            bytes_accessed=2 * math.prod(x.shape) * x.dtype.itemsize,
+        ),
+        interpret=interpret,
+        name="newton_schulz",
+    )(flat).reshape(x.shape)
