@@ -215,7 +215,7 @@ def test_outer_gradient_equals_finite_differences(x64, mixer):
     ("wrong", "message"),
     [
         ({"form": "star"}, "cms.form='star' must be one of"),
-        ({"inner": ("sgd",)}, "must be one name or one for each of the 2"),
+        ({"inner": ("sgd",)}, "must be one optimizer or one for each of the 2"),
         ({"inner": "sdg"}, "cms.inner='sdg' must be one of"),
         ({"form": "nested", "objective": "outer"}, "goes with objective"),
         ({"placement": "width"}, "cms.placement='width' must be one of"),
