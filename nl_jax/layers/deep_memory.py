@@ -109,10 +109,14 @@ class DeepMemoryConfig:
         Surprises of a chunk are taken at its start, so steps towards one key
         add up; on L2 a sum of 1 reaches the value, and beyond 2 each chunk
         overshoots more than the one before. A layer norm bounds surprises by
-        itself, and other objectives and rules have no such loop.
+        itself, and other objectives and rules have no such loop. Orthogonal
+        steps are as long towards a small surprise as towards a large one: 1
+        turns a memory over at every token, so that its gradient is chaotic.
         """
         if self.eta_max is not None:
             return self.eta_max
+        if RULES[self.rule].orthogonal:
+            return 0.1
         loops = self.rule == "gd" and self.objective == "l2"
         free = self.retention == "mean" or self.architecture.endswith("norm")
         if not loops or free:

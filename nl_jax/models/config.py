@@ -198,7 +198,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "miras-memora": _deep(
         architecture="mlp_norm", retention="kl", momentum=False
     ),
-    "atlas": _deep(degree=2, rule="muon", window=4, eta_bias=-4.0)
+    "atlas": _deep(degree=2, rule="muon", window=4, eta_bias=-1.5)
     | {"cms": {"hidden": 3.0}},
     "titans-mac": _titans_attention(
         5 / 3, combine="context", memory={"chunk_size": 32}
