@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from experiments import adaptive_frequency as experiment
+from experiments.changing_text import streams
 
 SMALL = (
     "--arms=surprise:1.01",
@@ -22,7 +23,7 @@ SMALL = (
 
 def test_streams_change_their_source_and_read_on():
     texts = [np.arange(100), np.arange(1000, 1100)]
-    rows = experiment.streams(texts, 2, 50, 20, seed=0)
+    rows = streams(texts, 2, 50, 20, seed=0)
     assert rows.shape == (2, 50)
     assert [(row // 1000)[[0, 20, 40]].tolist() for row in rows] == [
         [0, 1, 0],
