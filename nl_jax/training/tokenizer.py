@@ -59,9 +59,20 @@ class BPETokenizer:
     """Byte-level BPE of the ``tokenizers`` package (extra ``experiments``)."""
 
     def __init__(self, model: str):
-        """Reads the package's own JSON."""
+        """Reads the package's own JSON.
+
+        Raises:
+            InputError: if the package cannot.
+        """
         self._json = model
-        self._tokenizer = _package().Tokenizer.from_str(model)
+        package = _package()
+        try:
+            self._tokenizer = package.Tokenizer.from_str(model)
+        except Exception as error:  # The package raises nothing narrower.
+            raise InputError(
+                "the tokenizer is damaged, or of a kind that the installed "
+                f"package tokenizers does not read ({error})"
+            ) from error
         self.vocab_size = self._tokenizer.get_vocab_size()
         alphabet = _alphabet()
         self._bytes = [

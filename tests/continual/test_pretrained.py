@@ -261,6 +261,10 @@ def test_a_tokenizer_comes_along_if_it_matches(tmp_path):
     file.write_text(json.dumps(TOKENIZER | {"added_tokens": strange}))
     with pytest.raises(InputError, match="stands for no byte"):
         continual.load_pretrained(folder).tokenizer()
+    unknown = TOKENIZER | {"pre_tokenizer": {"type": "Nonsense"}}
+    file.write_text(json.dumps(unknown))
+    with pytest.raises(InputError, match="tokenizer is damaged, or of a kind"):
+        continual.load_pretrained(folder).tokenizer()
     for broken in ({}, {"model": []}, TOKENIZER | {"decoder": []}):
         file.write_text(json.dumps(broken | {"added_tokens": [{"id": "0"}]}))
         refused(folder, "tokenizer.json is damaged or no tokenizer")
