@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nl_jax.continual import stream
 from nl_jax.models import build
 
 VOCAB = 13
@@ -57,6 +58,18 @@ def assert_same(found, expected, atol=0.0):
     )
     for a, b in pairs:
         np.testing.assert_allclose(a, b, atol=atol, rtol=0)
+
+
+def equal(found, expected):
+    """To the bit, types too."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+
+
+def advance(case, tokens, state=None):
+    for chunk in stream(*case[:2], tokens, state, chunk=8):
+        state = chunk.state
+    return state
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,8 @@ from nl_jax.continual import (
     reset_level,
     reset_rows,
     save_state,
-    stream,
 )
-from tests.continual.conftest import assert_same, make
+from tests.continual.conftest import advance, assert_same, equal, make
 
 KINDS = {
     "depth": {"objective": "next_token", "placement": "depth"},
@@ -34,50 +33,39 @@ def case(request):
     return make("hope-attention", cms=levels)
 
 
-def advance(case, tokens, state=None):
-    for chunk in stream(*case[:2], tokens, state, chunk=8):
-        state = chunk.state
-    return state
-
-
 @pytest.fixture(scope="module")
 def state(case):
     """Two rows, 22 tokens: inside a chunk and inside a slower period."""
     return advance(case, case.tokens[:, :22])
 
 
-def same(found, expected):
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    return all(np.array_equal(a, b) for a, b in pairs)
-
-
 def test_a_saved_state_goes_on_as_if_it_had_not_stopped(case, state, tmp_path):
     model, variables, tokens = case
     save_state(tmp_path / "state", model, state)
     loaded = load_state(tmp_path / "state", model, variables)
-    assert same(loaded, state)
+    assert equal(loaded, state)
     end = advance(case, tokens[:, 22:], loaded)
     assert_same(end, advance(case, tokens), 1e-5)
     one, two = (fork(loaded, [index]) for index in (1, 0))
     both = fork(loaded, [1, 0])
     joined = jax.tree.map(lambda *a: np.concatenate(a), one, two)
-    assert same(both, joined)
+    assert equal(both, joined)
 
 
 def test_a_level_is_reset_and_the_other_keeps_every_bit(case, state):
     model, variables, _ = case
     start = model.init_state(variables, 2)
     found = reset_level(model, variables, state, 2)
-    assert same(found.cms.fast[1], start.cms.fast[1])
-    assert not same(found.cms.fast[1], state.cms.fast[1])
-    assert same(found.cms.fast[0], state.cms.fast[0])
+    assert equal(found.cms.fast[1], start.cms.fast[1])
+    assert not equal(found.cms.fast[1], state.cms.fast[1])
+    assert equal(found.cms.fast[0], state.cms.fast[0])
     anew = reset_rows(model, variables, state, [1])
     for index, other in enumerate((state, start)):
         one, two = (
             jax.tree.map(lambda a: a[index], s)  # noqa: B023
             for s in (anew, other)
         )
-        assert same(one, two)
+        assert equal(one, two)
 
 
 def test_a_consolidated_level_begins_the_next_context(case, state):
@@ -88,7 +76,7 @@ def test_a_consolidated_level_begins_the_next_context(case, state):
         for index in (0, 1):
             learned = jax.tree.map(lambda a: a[1:], state.cms.fast[index])
             expected = learned if index == level - 1 else old[index]
-            assert same(fresh[index], expected)
-            assert not same(learned, old[index])
+            assert equal(fresh[index], expected)
+            assert not equal(learned, old[index])
         distance = inspect(model, new, state).levels[level - 1].distance
         assert distance[1] == 0 < distance[0]

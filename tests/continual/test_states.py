@@ -17,28 +17,16 @@ from nl_jax.continual import (
     reset_level,
     reset_rows,
     save_state,
-    stream,
 )
 from nl_jax.models import build
 from nl_jax.training import InputError
-from tests.continual.conftest import assert_same
-
-
-def advance(case, tokens, state=None):
-    for chunk in stream(*case[:2], tokens, state, chunk=8):
-        state = chunk.state
-    return state
+from tests.continual.conftest import advance, assert_same, equal
 
 
 @pytest.fixture(scope="module")
 def state(learning):
     """Two rows, 22 tokens: 2 into the chunk, 6 into the slower period."""
     return advance(learning, learning.tokens[:, :22])
-
-
-def equal(found, expected):
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
 
 
 def row(state, index):
