@@ -1,6 +1,6 @@
-r"""A pretrained transformer whose MLP blocks become levels that learn.
+"""A pretrained transformer whose MLP blocks become levels that learn.
 
-Arxiv 2512.24695, section 7.3: the trained MLP blocks are the initial states of
+arXiv 2512.24695, section 7.3: the trained MLP blocks are the initial states of
 the levels of a continuum memory. The last blocks learn while the model reads,
 from its own next-token loss, and are shared out among the levels in the order
 of depth, the fastest first; the blocks below them, and all that is no MLP
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from nl_jax.checks import check_count
 from nl_jax.continual.pretrained import Pretrained, load_pretrained
+from nl_jax.layers.cms_config import Inner
 from nl_jax.models import LanguageModel, configure
 
 __all__ = ["stack_levels"]
@@ -29,7 +30,7 @@ def stack_levels(
     *,
     rate: float = 1e-4,
     layers: int | None = None,
-    inner: str | tuple[str, ...] = "sgd",
+    inner: Inner | tuple[Inner, ...] = "sgd",
 ) -> Pretrained:
     """Makes a Hope-Attention out of a pretrained transformer.
 
