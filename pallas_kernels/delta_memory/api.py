@@ -7,7 +7,11 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.delta_memory import tpu
 from pallas_kernels.delta_memory.chunked import delta_scan_chunked
-from pallas_kernels.delta_memory.derivative import Options, differentiable_scan
+from pallas_kernels.delta_memory.derivative import (
+    NAMES,
+    Options,
+    differentiable_scan,
+)
 from pallas_kernels.delta_memory.reference import delta_scan_reference
 
 __all__ = ["IMPLEMENTATIONS", "READS", "delta_scan", "implementation_for"]
@@ -98,17 +102,9 @@ def delta_scan(
         >>> o[:, 0].tolist(), w[:, 0].tolist()          # the delta rule erases
         ([0.0, 1.0], [5.0, 0.0])
     """
-    _validate(w, s, x, g, q, log_alpha, beta, log_mu, chunk_size, read)
-    arrays = {
-        "w": w,
-        "s": s,
-        "x": x,
-        "g": g,
-        "q": q,
-        "log_alpha": log_alpha,
-        "beta": beta,
-        "log_mu": log_mu,
-    }
+    values = w, s, x, g, q, log_alpha, beta, log_mu
+    arrays = dict(zip(NAMES, values, strict=True))
+    _validate(**arrays, chunk_size=chunk_size, read=read)
     name = _resolve(arrays, chunk_size, read, implementation, bool(interpret))
     if name in ("reference", "chunked"):
         run = {"reference": delta_scan_reference, "chunked": delta_scan_chunked}
@@ -166,17 +162,9 @@ def implementation_for(
         >>> names(1024), names(1)
         (['pallas_tpu', 'chunked'], ['chunked', 'chunked'])
     """
-    _validate(w, s, x, g, q, log_alpha, beta, log_mu, chunk_size, read)
-    arrays = {
-        "w": w,
-        "s": s,
-        "x": x,
-        "g": g,
-        "q": q,
-        "log_alpha": log_alpha,
-        "beta": beta,
-        "log_mu": log_mu,
-    }
+    values = w, s, x, g, q, log_alpha, beta, log_mu
+    arrays = dict(zip(NAMES, values, strict=True))
+    _validate(**arrays, chunk_size=chunk_size, read=read)
     name = _resolve(arrays, chunk_size, read, None, False)
     return "pallas_tpu" if name is None and platform == "tpu" else "chunked"
 

@@ -20,9 +20,10 @@ from pallas_kernels.delta_memory.chunked import (
     join_chunks,
 )
 
-__all__ = ["Options", "differentiable_scan"]
+__all__ = ["NAMES", "Options", "differentiable_scan"]
 
 NAMES = ("w", "s", "x", "g", "q", "log_alpha", "beta", "log_mu")
+"""``delta_scan``'s arrays in the order of its arguments."""
 
 
 class Options(NamedTuple):

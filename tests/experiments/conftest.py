@@ -1,6 +1,7 @@
 """Scripts run in this process: starting JAX again costs seconds."""
 
 import logging
+import random
 
 import pytest
 
@@ -12,6 +13,20 @@ SMALL = (
     "--config.model.name=transformer",
     "--config.seq_len=16",
 )
+
+
+def word_table(folder, count):
+    """Writes ``count`` texts for each of six classes, which have own words."""
+    rng = random.Random(0)
+    words = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot"]
+    lines = [
+        f"{rng.choice('xyz')} {word} {rng.randrange(9)},{word[0]}"
+        for word in words
+        for _ in range(count)
+    ]
+    path = folder / "words.csv"
+    path.write_text("text,label\n" + "\n".join(lines) + "\n")
+    return path
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Class-incremental learning: data, what each learner computes, the script."""
 
 import json
-import random
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from experiments.class_matrix import METRICS
 from experiments.class_memory import ContinuumMemory, Level, split_levels
 from nl_jax.continual import metrics
 from nl_jax.training import InputError
+from tests.experiments.conftest import word_table
 
 WIDTH, CLASSES = 16, 4
 
@@ -312,17 +312,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """Six classes, each with a word of its own."""
-    rng = random.Random(0)
-    words = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot"]
-    lines = [
-        f"{rng.choice('xyz')} {word} {rng.randrange(9)},{word[0]}"
-        for word in words
-        for _ in range(20)
-    ]
-    path = tmp_path_factory.mktemp("data") / "words.csv"
-    path.write_text("text,label\n" + "\n".join(lines) + "\n")
-    return path
+    return word_table(tmp_path_factory.mktemp("data"), 20)
 
 
 def test_script(script, tmp_path, table):

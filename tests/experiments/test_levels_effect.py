@@ -1,13 +1,13 @@
 """The grid of levels and slowest periods: its levels, one small run, flags."""
 
 import json
-import random
 
 import numpy as np
 import pytest
 
 from experiments import levels_effect
 from nl_jax.continual import metrics
+from tests.experiments.conftest import word_table
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -24,17 +24,7 @@ def test_levels_share_out_the_width_down_to_the_delta_rule(count):
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """Six classes, each with a word of its own."""
-    rng = random.Random(0)
-    words = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot"]
-    lines = [
-        f"{rng.choice('xyz')} {word} {rng.randrange(9)},{word[0]}"
-        for word in words
-        for _ in range(40)
-    ]
-    path = tmp_path_factory.mktemp("data") / "words.csv"
-    path.write_text("text,label\n" + "\n".join(lines) + "\n")
-    return path
+    return word_table(tmp_path_factory.mktemp("data"), 40)
 
 
 TINY = ("--tasks=3", "--width=64", "--seeds=0,1", "--slowest=32")
