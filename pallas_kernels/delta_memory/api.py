@@ -5,19 +5,22 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.delta_memory import tpu
 from pallas_kernels.delta_memory.chunked import delta_scan_chunked
 from pallas_kernels.delta_memory.derivative import (
     NAMES,
     Options,
     differentiable_scan,
 )
+from pallas_kernels.delta_memory.dispatch import (
+    IMPLEMENTATIONS,
+    choose,
+    tokens_per_block,
+)
 from pallas_kernels.delta_memory.reference import delta_scan_reference
 
 __all__ = ["IMPLEMENTATIONS", "READS", "delta_scan", "implementation_for"]
 
 READS = ("before", "after", "chunk")
-IMPLEMENTATIONS = ("reference", "chunked", "pallas_tpu")
 
 
 def delta_scan(
@@ -105,15 +108,18 @@ def delta_scan(
     values = w, s, x, g, q, log_alpha, beta, log_mu
     arrays = dict(zip(NAMES, values, strict=True))
     _validate(**arrays, chunk_size=chunk_size, read=read)
-    name = _resolve(arrays, chunk_size, read, implementation, bool(interpret))
+    name, kernels = choose(
+        arrays, chunk_size, read, implementation, bool(interpret)
+    )
     if name in ("reference", "chunked"):
         run = {"reference": delta_scan_reference, "chunked": delta_scan_chunked}
         return run[name](**arrays, chunk_size=chunk_size, read=read)
     if log_mu is not None and s is None:
         arrays["s"] = jnp.zeros_like(w)
     options = Options(
-        implementation,
-        block=_block(x, chunk_size, read),
+        name,
+        kernels,
+        block=tokens_per_block(x.shape[-2], chunk_size, read),
         chunk=_plain_chunk(chunk_size, read),
         read=read,
         interpret=interpret,
@@ -165,42 +171,12 @@ def implementation_for(
     values = w, s, x, g, q, log_alpha, beta, log_mu
     arrays = dict(zip(NAMES, values, strict=True))
     _validate(**arrays, chunk_size=chunk_size, read=read)
-    name = _resolve(arrays, chunk_size, read, None, False)
-    return "pallas_tpu" if name is None and platform == "tpu" else "chunked"
-
-
-def _resolve(arrays, chunk_size, read, implementation, interpret):
-    """The implementation, ``None`` where the platform decides."""
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"implementation={implementation!r} does not exist here; allowed: "
-            f"None, {', '.join(map(repr, IMPLEMENTATIONS))}"
-        )
-    if implementation in ("reference", "chunked"):
-        return implementation
-    block = _block(arrays["x"], chunk_size, read)
-    reason = tpu.why_not(arrays, block, interpret)
-    if implementation is None:
-        length = arrays["x"].shape[-2]
-        # Not for a few tokens, nor where a fifth of the work were padding.
-        fits = length >= tpu.CHUNK and -length % block <= length // 4
-        return None if fits and reason is None else "chunked"
-    if reason is not None:
-        raise ValueError(
-            f"implementation={implementation!r} cannot run: {reason}"
-        )
-    return implementation
-
-
-def _block(x, chunk_size, read):
-    """Tokens per chunk of a kernel: its own choice where results allow it."""
-    if read == "chunk":
-        return chunk_size
-    return min(tpu.CHUNK, -(-x.shape[-2] // 16) * 16)
+    _, kernels = choose(arrays, chunk_size, read, None)
+    return dict(kernels).get(platform, "chunked")
 
 
 def _plain_chunk(chunk_size, read):
-    """Tokens per chunk beside a kernel: a few of its blocks fill the kernel's.
+    """Tokens per chunk beside a kernel: a few of them fill its block.
 
     The largest divisor of that one up to ``chunk_size``, at least a quarter.
     """

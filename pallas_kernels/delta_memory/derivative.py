@@ -12,13 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.delta_memory import tpu
 from pallas_kernels.delta_memory.chunked import (
     advance,
     cut_into_chunks,
     delta_scan_chunked,
     join_chunks,
 )
+from pallas_kernels.delta_memory.dispatch import KERNELS
 
 __all__ = ["NAMES", "Options", "differentiable_scan"]
 
@@ -30,9 +30,11 @@ class Options(NamedTuple):
     """Static choices of :func:`differentiable_scan`."""
 
     implementation: str | None
-    """``"pallas_tpu"``, or ``None`` for what the platform has."""
+    """Out of ``KERNELS``, or ``None`` for what the platform has."""
+    kernels: tuple[tuple[str, str], ...]
+    """What that is: platforms with a kernel and its name, see ``choose``."""
     block: int
-    """Tokens between saved states: the kernel's chunk."""
+    """Tokens between saved states."""
     chunk: int
     """Tokens per chunk outside of kernels; divides ``block``."""
     read: str
@@ -79,32 +81,32 @@ _saving.defvjp(_save_and_show, _restart_from_shown)
 
 
 def _forward(arrays, options, save):
-    kernel = functools.partial(
-        tpu.forward,
-        chunk=options.block,
-        read=options.read,
-        save=save,
-        interpret=options.interpret,
-    )
-    if options.implementation == "pallas_tpu":
-        return kernel(arrays)
     plain = functools.partial(_plain_forward, options=options, save=save)
-    return jax.lax.platform_dependent(arrays, tpu=kernel, default=plain)
+    return _run("forward", (arrays,), plain, options, save=save)
+
+
+def _run(way, operands, plain, options, **more):
+    """The kernel that is named, or what there is for the platform."""
+
+    def kernel(name):
+        return functools.partial(
+            getattr(KERNELS[name], way),
+            block=options.block,
+            read=options.read,
+            interpret=options.interpret,
+            **more,
+        )
+
+    if options.implementation is not None:
+        return kernel(options.implementation)(*operands)
+    kernels = {platform: kernel(name) for platform, name in options.kernels}
+    return jax.lax.platform_dependent(*operands, default=plain, **kernels)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _backward(arrays, starts, cotangents, options):
-    kernel = functools.partial(
-        tpu.backward,
-        chunk=options.block,
-        read=options.read,
-        interpret=options.interpret,
-    )
-    operands = arrays, starts, cotangents
-    if options.implementation == "pallas_tpu":
-        return kernel(*operands)
     plain = functools.partial(_plain_backward, options=options)
-    return jax.lax.platform_dependent(*operands, tpu=kernel, default=plain)
+    return _run("backward", (arrays, starts, cotangents), plain, options)
 
 
 def _save_again(arrays, starts, cotangents, options):

@@ -25,7 +25,6 @@ from pallas_kernels.delta_memory.inverse import unit_lower_inverse_masked
 from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
 
 __all__ = [
-    "CHUNK",
     "VMEM_BYTES",
     "backward",
     "forward",
@@ -33,8 +32,6 @@ __all__ = [
     "why_not",
 ]
 
-CHUNK = 128
-"""Tokens in parallel: the width of a matrix unit."""
 HEADS = 4
 """Heads of a program: while one waits for its ladder another is computed."""
 VMEM_BYTES = 48 * 2**20
@@ -42,7 +39,7 @@ VMEM_BYTES = 48 * 2**20
 _TOKENS = ("x", "g", "q", "gates")
 
 
-def why_not(arrays, chunk, interpret=False) -> str | None:
+def why_not(arrays, block, read, interpret=False) -> str | None:
     """Says why the kernels cannot take arrays, or shapes; ``None``: they can.
 
     Example:
@@ -51,11 +48,12 @@ def why_not(arrays, chunk, interpret=False) -> str | None:
         >>> w = jax.ShapeDtypeStruct((1, 64, 64), jnp.float32)
         >>> arrays = dict(w=w, s=None, x=x, g=x, q=x)
         >>> arrays |= dict(log_alpha=gate, beta=gate, log_mu=None)
-        >>> why_not(arrays, 128)
+        >>> why_not(arrays, 128, "before")
         'x has dtype float16, must be float32 or bfloat16'
     """
-    if chunk % 16:
-        return f"a chunk of {chunk} tokens is no multiple of 16"
+    del read  # Each of them is read.
+    if block % 16:
+        return f"a chunk of {block} tokens is no multiple of 16"
     if explicit := explicit_axes():
         return f"mesh axes {explicit} are Explicit, must be Auto"
     x = arrays["x"]
@@ -67,23 +65,23 @@ def why_not(arrays, chunk, interpret=False) -> str | None:
     for name in "gq":
         if arrays[name].dtype != x.dtype:
             return f"{name} has dtype {arrays[name].dtype}, x has {x.dtype}"
-    plan = layout.plan_for(arrays, chunk)
+    plan = layout.plan_for(arrays, block)
     d_in, d_out = arrays["w"].shape[-2:]
     d_out *= plan.memories or 1
     if not heads_at_once(plan, d_in, d_out, backward=True):
         return (
-            f"a chunk of {chunk} tokens and a state {d_in} x {d_out} do not "
+            f"a chunk of {block} tokens and a state {d_in} x {d_out} do not "
             f"fit {VMEM_BYTES >> 20} MiB"
         )
     return None
 
 
-def forward(arrays, *, chunk, read, save=False, interpret=False):
+def forward(arrays, *, block, read, save=False, interpret=False):
     """Runs the forward kernel.
 
     Args:
         arrays: ``delta_scan``'s by name, ``None`` where there is none.
-        chunk: tokens per chunk, a multiple of 16.
+        block: tokens per chunk, a multiple of 16.
         read: as in ``delta_scan``.
         save: whether the states at chunk starts are wanted.
         interpret: as in ``pl.pallas_call``.
@@ -92,7 +90,7 @@ def forward(arrays, *, chunk, read, save=False, interpret=False):
         ``(o, w, s)`` and, if ``save``, ``(w, s)`` at chunk starts, each
         ``[n, ..., d_in, d_out]``.
     """
-    plan = layout.plan_for(arrays, chunk)
+    plan = layout.plan_for(arrays, block)
     step = functools.partial(_chunk, plan=plan, read=read)
 
     def call(inputs):
@@ -109,9 +107,9 @@ def forward(arrays, *, chunk, read, save=False, interpret=False):
     return layout.restore(out, plan), layout.restore_starts(out, plan)
 
 
-def backward(arrays, starts, cotangents, *, chunk, read, interpret=False):
+def backward(arrays, starts, cotangents, *, block, read, interpret=False):
     """Runs the backward kernel; returns gradients for ``arrays``."""
-    plan = layout.plan_for(arrays, chunk)
+    plan = layout.plan_for(arrays, block)
     step = functools.partial(_chunk, plan=plan, read=read)
     inputs, pull = jax.vjp(lambda a: layout.prepare(a, plan), arrays)
 
