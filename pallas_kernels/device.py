@@ -11,7 +11,7 @@ import warnings
 
 import jax
 
-__all__ = ["device_kind", "gpu_capability", "unsupported"]
+__all__ = ["device_kind", "gpu_capability", "here", "unsupported"]
 
 _CAPABILITIES = {
     "V100": (7, 0),
@@ -52,6 +52,19 @@ def device_kind(platform: str) -> str | None:
         return named.device_kind if meant == platform else None
     device = _local(platform)
     return None if device is None else device.device_kind
+
+
+def here() -> str:
+    """The platform that this process' programs are lowered for.
+
+    For reports; what runs is settled by the lowering.
+
+    Example:
+        >>> here()  # where this is a CPU
+        'cpu'
+    """
+    platform = jax.devices()[0].platform
+    return {"gpu": "cuda"}.get(platform, platform)
 
 
 def gpu_capability() -> tuple[int, int] | None:

@@ -25,6 +25,7 @@ from nl_jax.layers.mixing import (
 from nl_jax.layers.norms import l2_normalize
 from nl_jax.layers.rotary import rotate
 from nl_jax.memory import MATRIX_RULES
+from pallas_kernels.delta_memory import IMPLEMENTATIONS
 
 __all__ = ["MatrixMemory", "MatrixMemoryConfig", "MatrixMemoryState"]
 
@@ -52,8 +53,15 @@ class MatrixMemoryConfig:
     """Tokens processed in parallel; results do not depend on it."""
     conv_width: int = 4
     """Taps of the causal convolution on q, k and v."""
+    implementation: str | None = None
+    """What runs the recurrence, out of
+    ``pallas_kernels.delta_memory.IMPLEMENTATIONS``; ``None`` for the best that
+    the platform offers."""
 
     def __post_init__(self):
+        check_choice(
+            "implementation", self.implementation, (None, *IMPLEMENTATIONS)
+        )
         check_choice("rule", self.rule, MATRIX_RULES)
         check_choice("decay", self.decay, _DECAYS)
         check_choice("features", self.features, _FEATURES)
@@ -67,6 +75,11 @@ class MatrixMemoryConfig:
             raise ValueError(
                 f"decay={self.decay!r} does not go with rule={self.rule!r}: "
                 "'rwkv7' needs 'channel', which else only 'hebbian' has"
+            )
+        if self.implementation is not None and self.decay == "channel":
+            raise ValueError(
+                f"implementation={self.implementation!r} must be None with "
+                "decay='channel', whose recurrence has only one"
             )
 
 
@@ -143,7 +156,13 @@ class MatrixMemory(nn.Module):
             at = jnp.arange(1, length + 1)
             q, k = rotate(q, at), rotate(k, at)
         o, memory = MATRIX_RULES[config.rule].scan(
-            memory, q, k, v, gates, config.chunk_size
+            memory,
+            q,
+            k,
+            v,
+            gates,
+            chunk_size=config.chunk_size,
+            implementation=config.implementation,
         )
         if config.features == "rotary":
             back = jnp.full(memory.shape[-2:-1], -length)

@@ -1,6 +1,6 @@
 r"""Matrix memories of the literature as choices of two scans.
 
-Each rule is a pure function ``(state, q, k, v, gates, chunk_size) -> (o,
+Each rule is a pure function ``(state, q, k, v, gates, **options) -> (o,
 state)`` on heads' sequences ``[..., T, d]``, exact at every token whatever the
 chunk, and read after the write. In row vectors, :math:`W` being ``[d, d]``:
 
@@ -43,7 +43,8 @@ class MatrixRule:
     Attributes:
         name: what users type.
         objective: for the level table.
-        scan: ``(state, q, k, v, gates, chunk_size) -> (o, state)``.
+        scan: ``(state, q, k, v, gates, **options) -> (o, state)``; options are
+            ``chunk_size`` and ``implementation`` of ``delta_scan``.
         gates: what ``gates`` must hold beside ``log_alpha``, ``[..., T]`` or
             as said in the rule.
         memories: matrices per head.
@@ -63,51 +64,51 @@ class MatrixRule:
 def _one(scan):
     """Adapts a rule with one matrix to the axis of memories."""
 
-    def run(state, *args):
-        o, w = scan(state[..., 0, :, :], *args)
+    def run(state, *args, **options):
+        o, w = scan(state[..., 0, :, :], *args, **options)
         return o, w[..., None, :, :]
 
     return run
 
 
-def _hebbian(w, q, k, v, gates, chunk_size):
+def _hebbian(w, q, k, v, gates, **options):
     log_alpha = gates["log_alpha"]
     if log_alpha.ndim == k.ndim:
         return diagonal_scan(w, k, v, q, log_alpha)
     o, w, _ = delta_scan(
-        w, None, k, v, q, log_alpha, None, chunk_size=chunk_size, read="after"
+        w, None, k, v, q, log_alpha, None, read="after", **options
     )
     return o, w
 
 
-def _erasing(w, q, k, v, log_alpha, erase, write, chunk_size):
+def _erasing(w, q, k, v, log_alpha, erase, write, **options):
     v = v * write[..., None].astype(v.dtype)
     o, w, _ = delta_scan(
-        w, None, k, v, q, log_alpha, erase, chunk_size=chunk_size, read="after"
+        w, None, k, v, q, log_alpha, erase, read="after", **options
     )
     return o, w
 
 
-def _delta(w, q, k, v, gates, chunk_size):
+def _delta(w, q, k, v, gates, **options):
     log_alpha, beta = gates["log_alpha"], gates["beta"]
     erase = beta * jnp.exp(log_alpha)
-    return _erasing(w, q, k, v, log_alpha, erase, beta, chunk_size)
+    return _erasing(w, q, k, v, log_alpha, erase, beta, **options)
 
 
-def _longhorn(w, q, k, v, gates, chunk_size):
+def _longhorn(w, q, k, v, gates, **options):
     size = jnp.square(k.astype(w.dtype)).sum(-1)
     beta = gates["beta"] / (1 + gates["beta"] * size)
-    return _delta(w, q, k, v, gates | {"beta": beta}, chunk_size)
+    return _delta(w, q, k, v, gates | {"beta": beta}, **options)
 
 
-def _comba(w, q, k, v, gates, chunk_size):
+def _comba(w, q, k, v, gates, **options):
     q = q - gates["feedback"].astype(q.dtype) * k
     log_alpha, beta = gates["log_alpha"], gates["beta"]
     erase = beta * gates["erase"]
-    return _erasing(w, q, k, v, log_alpha, erase, beta, chunk_size)
+    return _erasing(w, q, k, v, log_alpha, erase, beta, **options)
 
 
-def _oja(state, q, k, v, gates, chunk_size):
+def _oja(state, q, k, v, gates, **options):
     """Transposed it is the delta rule with keys and values exchanged.
 
     What that memory writes, ``beta (k - v W^T)``, are the keys under which a
@@ -124,8 +125,8 @@ def _oja(state, q, k, v, gates, chunk_size):
         v,
         log_alpha,
         erase,
-        chunk_size=chunk_size,
         read="before",
+        **options,
     )
     keys = beta[..., None].astype(k.dtype) * k
     keys = keys - erase[..., None].astype(k.dtype) * held
@@ -137,14 +138,14 @@ def _oja(state, q, k, v, gates, chunk_size):
         q,
         log_alpha,
         None,
-        chunk_size=chunk_size,
         read="after",
+        **options,
     )
     return o, w[..., None, :, :]
 
 
-def _rwkv7(w, q, k, v, gates, chunk_size):
-    del chunk_size
+def _rwkv7(w, q, k, v, gates, **options):
+    del options
     removal, rate = gates["removal"], gates["rate"]
     return diagonal_scan(
         w, k, v, q, gates["log_alpha"], removal, removal * rate

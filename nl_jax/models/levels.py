@@ -12,8 +12,13 @@ import jax.numpy as jnp
 from nl_jax.memory import MATRIX_RULES
 from nl_jax.nested import LevelRow
 from nl_jax.nested.describe import count_bytes, count_parameters
+from pallas_kernels.delta_memory import implementation_for
+from pallas_kernels.device import here
 
 __all__ = ["level_rows"]
+
+_LONG = 2048
+"""Tokens of a long sequence."""
 
 
 def level_rows(model) -> list[LevelRow]:
@@ -175,8 +180,27 @@ def _matrix(matrix, params, state):
             unit="tokens",
             parameters=0,
             state_bytes=count_bytes((state.memory, state.normalizer)),
+            runs=_delta_memory(matrix, state),
         )
     ]
+
+
+def _delta_memory(matrix, state):
+    """What runs the recurrence of a matrix memory here."""
+    if matrix.decay == "channel":
+        return ""
+    if matrix.implementation is not None:
+        return matrix.implementation
+    heads, width = state.memory.shape[-4], state.memory.shape[-1]
+
+    def shape(*dims, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((heads, *dims), dtype)
+
+    w, gate = shape(width, width), shape(_LONG)
+    x = shape(_LONG, width, dtype=state.tails["q"].dtype)
+    return implementation_for(
+        here(), w, None, x, x, x, gate, gate, chunk_size=matrix.chunk_size
+    )
 
 
 _KEPT = {

@@ -50,6 +50,9 @@ class LevelRow:
     """Slow parameters that define it."""
     state_bytes: int
     """Fast state: of one batch row, or of the optimizer."""
+    runs: str = ""
+    """What computes a long sequence on the devices here, out of its
+    operation's ``IMPLEMENTATIONS``; empty where there is no choice."""
 
 
 @runtime_checkable
@@ -90,6 +93,7 @@ class LevelTable:
             "period",
             "parameters",
             "state",
+            "runs",
         )
         body = [_cells(row) for row in self.rows]
         widths = [max(map(len, column)) for column in zip(head, *body)]  # noqa: B905
@@ -234,6 +238,7 @@ def _cells(row: LevelRow) -> tuple[str, ...]:
         period,
         f"{row.parameters:,}",
         _human(row.state_bytes),
+        row.runs,
     )
 
 

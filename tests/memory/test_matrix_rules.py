@@ -72,7 +72,9 @@ def ours(name, dtype="float64"):
 
     def run(s, *args):
         q, k, v, gates = jax.tree.map(lambda a: a.astype(dtype), args)
-        o, w = rule.scan(s.astype(dtype)[None], q, k, v, gates, CHUNK)
+        o, w = rule.scan(
+            s.astype(dtype)[None], q, k, v, gates, chunk_size=CHUNK
+        )
         return o, w[0]
 
     return jax.jit(run)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from nl_jax.models import build
+from nl_jax.models import build, levels
 from nl_jax.nested import describe
 from nl_jax.optimizers import continuum, deep_momentum, every, scale_by_m3
 
@@ -60,6 +60,29 @@ def test_the_table_changes_with_the_configuration():
     assert level.architecture == "SwiGLU MLP, blocks 2 to 2"
     assert (level.rule, level.objective) == ("DGD in context", "own values")
     assert rows(build("transformer"))["attention"].period == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "matrix", "platform", "runs"),
+    [
+        ("gated-deltanet", {}, "cpu", "chunked"),
+        ("gated-deltanet", {}, "tpu", "pallas_tpu"),
+        (
+            "gated-deltanet",
+            {"implementation": "reference"},
+            "tpu",
+            "reference",
+        ),
+        ("gla", {}, "tpu", ""),
+    ],
+)
+def test_the_table_says_what_runs(monkeypatch, name, matrix, platform, runs):
+    monkeypatch.setattr(levels, "here", lambda: platform)
+    table = describe(build(name, matrix=matrix))
+    (row,) = [row for row in table.rows if row.name == "matrix.memory"]
+    assert row.runs == runs
+    (line,) = [line for line in str(table).splitlines() if "matrix" in line]
+    assert line.endswith(runs)
 
 
 def test_optimizer_states_are_levels_at_their_period():
