@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.newton_schulz import tpu
+from pallas_kernels import device
+from pallas_kernels.newton_schulz import tpu, triton
 from pallas_kernels.newton_schulz.batched import newton_schulz_batched
 from pallas_kernels.newton_schulz.reference import newton_schulz_reference
 
@@ -19,7 +20,12 @@ __all__ = [
     "newton_schulz",
 ]
 
-IMPLEMENTATIONS = ("reference", "batched", "pallas_tpu")
+KERNELS = {
+    "pallas_tpu": ("tpu", tpu.newton_schulz_tpu, tpu.why_not),
+    "pallas_triton": ("cuda", triton.newton_schulz_triton, triton.why_not),
+}
+"""By name: the platform, the kernel, and what says why it cannot run."""
+IMPLEMENTATIONS = ("reference", "batched", *KERNELS)
 _LEAST_SIDE = 64
 """Smaller matrices are left to the batched form, not worth a program each."""
 COEFFICIENTS = {
@@ -56,9 +62,9 @@ def newton_schulz(
             per step.
         eps: added to the norm.
         implementation: ``"reference"``, ``"batched"`` (plain ``jax.numpy``),
-            ``"pallas_tpu"`` (a kernel; where a derivative is taken the
-            batched form runs in its place), or ``None`` for the best that the
-            platform offers for which the program is lowered;
+            ``"pallas_tpu"``, ``"pallas_triton"`` (kernels; where a derivative
+            is taken the batched form runs in their place), or ``None`` for the
+            best that the platform offers for which the program is lowered;
             :func:`implementation_for` says which.
         interpret: run kernels without their hardware, slowly, for tests: as
             in ``pl.pallas_call``.
@@ -89,15 +95,16 @@ def newton_schulz(
     schedule = _schedule(coefficients, steps)
     if implementation == "reference":
         return newton_schulz_reference(x, schedule, eps)
-    if implementation is None and implementation_for("tpu", x) == "batched":
-        implementation = "batched"
-    if implementation == "batched":
+    kernels = implementation or _offered(x)
+    if not kernels or kernels == "batched":
         return newton_schulz_batched(x, schedule, eps)
-    if implementation and (reason := tpu.why_not(x, bool(interpret))):
-        raise ValueError(
-            f"implementation={implementation!r} cannot run: {reason}"
-        )
-    return _with_kernel(x, schedule, eps, implementation, interpret)
+    if implementation is not None:
+        _, _, why_not = KERNELS[implementation]
+        if reason := why_not(x, bool(interpret)):
+            raise ValueError(
+                f"implementation={implementation!r} cannot run: {reason}"
+            )
+    return _with_kernel(x, schedule, eps, kernels, interpret)
 
 
 def implementation_for(platform: str, x) -> str:
@@ -110,24 +117,37 @@ def implementation_for(platform: str, x) -> str:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> x = jax.ShapeDtypeStruct((8, 128, 512), jnp.float32)
-        >>> implementation_for("tpu", x), implementation_for("cpu", x)
-        ('pallas_tpu', 'batched')
+        >>> [implementation_for(name, x) for name in ("tpu", "cuda", "cpu")]
+        ['pallas_tpu', 'pallas_triton', 'batched']
     """
-    small = min(x.shape[-2:]) < _LEAST_SIDE
-    if platform != "tpu" or small or tpu.why_not(x):
-        return "batched"
-    return "pallas_tpu"
+    found = {KERNELS[name][0]: name for name in _offered(x)}
+    return found.get(platform, "batched")
+
+
+def _offered(x):
+    """The kernels that run ``x`` where they have their hardware."""
+    if min(x.shape[-2:]) < _LEAST_SIDE:
+        return ()
+    return tuple(
+        name
+        for name, (platform, _, why_not) in KERNELS.items()
+        if why_not(x) is None and not device.unsupported(platform)
+    )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
 def _with_kernel(x, schedule, eps, implementation, interpret):
-    kernel = functools.partial(
-        tpu.newton_schulz_tpu, schedule=schedule, eps=eps, interpret=interpret
-    )
-    if implementation is not None:
-        return kernel(x)
-    plain = functools.partial(newton_schulz_batched, schedule=schedule, eps=eps)
-    return jax.lax.platform_dependent(x, tpu=kernel, default=plain)
+    """``implementation``: one by name, or by platform those that may run."""
+    options = {"schedule": schedule, "eps": eps}
+    run = {
+        name: functools.partial(kernel, **options, interpret=interpret)
+        for name, (_, kernel, _) in KERNELS.items()
+    }
+    if isinstance(implementation, str):
+        return run[implementation](x)
+    chosen = {KERNELS[name][0]: run[name] for name in implementation}
+    plain = functools.partial(newton_schulz_batched, **options)
+    return jax.lax.platform_dependent(x, **chosen, default=plain)
 
 
 @_with_kernel.defjvp

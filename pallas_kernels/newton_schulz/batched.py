@@ -1,15 +1,53 @@
 """All matrices at once: products on the smaller side, and as few as can be."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.newton_schulz.norm import divide_by_norm
 
-__all__ = ["iterate", "newton_schulz_batched"]
+__all__ = ["Products", "iterate", "multiply", "newton_schulz_batched"]
 
 _LARGE = 128
 """Rows from which single products are faster on a CPU; a third as fast at 16,
 as fast at 64."""
+
+
+def multiply(left, right, precision=None):
+    """Rounded once: TPU kernels have no sums in half precision."""
+    dtype = left.dtype
+    acc = jnp.promote_types(dtype, jnp.float32)
+    return jnp.matmul(
+        left, right, precision=precision, preferred_element_type=acc
+    ).astype(dtype)
+
+
+def _gram(x):
+    return multiply(x, x.mT)
+
+
+def _polynomial(gram, row):
+    a, b, c = row
+    out = b * gram if c == 0 else b * gram + c * multiply(gram, gram)
+    return out + a * jnp.eye(gram.shape[-1], dtype=gram.dtype)
+
+
+class Products(NamedTuple):
+    """What an iteration is made of; the first three are symmetric."""
+
+    gram: Callable = _gram
+    """``X X^T``."""
+    polynomial: Callable = _polynomial
+    """``a I + b G + c G^2``, given ``G`` and ``(a, b, c)``."""
+    commuting: Callable = multiply
+    """``L R`` of two polynomials of the same ``G``."""
+    plain: Callable = multiply
+    """``L R`` of any two matrices."""
+
+
+PLAIN = Products()
 
 
 def newton_schulz_batched(x, schedule, eps):
@@ -28,7 +66,7 @@ def newton_schulz_batched(x, schedule, eps):
     return jax.lax.platform_dependent(x, cpu=one_by_one, default=at_once)
 
 
-def iterate(x, schedule, eps):
+def iterate(x, schedule, eps, products=PLAIN):
     """All steps on matrices ``[..., m, n]``; the meaning of the operation."""
     # The polynomial of the transpose is the transpose: square the small side.
     tall = x.shape[-2] > x.shape[-1]
@@ -37,17 +75,18 @@ def iterate(x, schedule, eps):
     x = x if exact else x.astype(jnp.float32)  # A sum of many squares.
     x = divide_by_norm(x.mT if tall else x, (-2, -1), eps).astype(dtype)
     wide = x.shape[-1] >= 2 * x.shape[-2]
-    x = _through_gram(x, schedule) if wide and exact else _steps(x, schedule)
+    run = _through_gram if wide and exact else _steps
+    x = run(x, schedule, products)
     return x.mT if tall else x
 
 
-def _steps(x, schedule):
+def _steps(x, schedule, products):
     for row in schedule:
-        x = _product(_polynomial(_product(x, x.mT), row), x)
+        x = products.plain(products.polynomial(products.gram(x), row), x)
     return x
 
 
-def _through_gram(x, schedule):
+def _through_gram(x, schedule, products):
     """Iterates on ``X X^T``, with which every factor of ``X`` commutes.
 
     A step costs four products of the small side, none of the large one. In
@@ -55,25 +94,11 @@ def _through_gram(x, schedule):
     nothing to an iteration that is content with 0.7 to 1.2; half precision
     would lose them.
     """
-    gram = _product(x, x.mT)
-    product = None
+    gram = products.gram(x)
+    whole = None
     for index, row in enumerate(schedule):
-        factor = _polynomial(gram, row)
-        product = factor if product is None else _product(factor, product)
+        factor = products.polynomial(gram, row)
+        whole = factor if whole is None else products.commuting(factor, whole)
         if index < len(schedule) - 1:
-            gram = _product(_product(factor, gram), factor)
-    return _product(product, x)
-
-
-def _polynomial(gram, row):
-    """``a I + b G + c G^2``."""
-    a, b, c = row
-    out = b * gram if c == 0 else b * gram + c * _product(gram, gram)
-    return out + a * jnp.eye(gram.shape[-1], dtype=gram.dtype)
-
-
-def _product(left, right):
-    """Rounded once: TPU kernels have no sums in half precision."""
-    dtype = left.dtype
-    acc = jnp.promote_types(dtype, jnp.float32)
-    return jnp.matmul(left, right, preferred_element_type=acc).astype(dtype)
+            gram = products.commuting(products.commuting(factor, gram), factor)
+    return products.plain(whole, x)

@@ -1,0 +1,122 @@
+"""Newton-Schulz on GPUs through Triton: small matrices, and large ones.
+
+Up to a smaller side of 128 one program owns a matrix, see ``triton_fused``.
+From 1,024 the iteration is the batched form's, and its symmetric products are
+kernels that compute half of their tiles, with the polynomial in the same
+kernel. Between the two that form is left alone. Never timed.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+
+from pallas_kernels.newton_schulz import triton_tiles as tiles
+from pallas_kernels.newton_schulz.batched import Products, iterate, multiply
+from pallas_kernels.newton_schulz.triton_fused import fused
+from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
+
+__all__ = ["LARGE", "SMALL", "newton_schulz_triton", "why_not"]
+
+SMALL = 128
+"""Largest smaller side of a matrix that one program owns."""
+LARGE = 1024
+"""Least smaller side from which products are cut into tiles."""
+TILE = 128
+"""Rows and columns of a result that one program owns."""
+DEPTH = 32
+"""What is added to it at a time."""
+
+
+def why_not(x, interpret=False) -> str | None:
+    """Says why no kernel can take ``x``, or its shape; ``None``: one can.
+
+    Example:
+        >>> why_not(jax.ShapeDtypeStruct((4, 512, 600), jnp.float32))
+        'the smaller side of (512, 600) is over 128 and under 1024'
+    """
+    if explicit := explicit_axes():
+        return f"mesh axes {explicit} are Explicit, must be Auto"
+    if not interpret and x.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"x has dtype {x.dtype}, must be float32 or bfloat16"
+    if SMALL < min(x.shape[-2:]) < LARGE:
+        return (
+            f"the smaller side of {x.shape[-2:]} is over {SMALL} and under "
+            f"{LARGE}"
+        )
+    return None
+
+
+def newton_schulz_triton(x, schedule, eps, interpret=False):
+    """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    call = functools.partial(
+        fused if x.shape[-2] <= SMALL else by_products,
+        schedule=schedule,
+        eps=eps,
+        interpret=interpret,
+    )
+    spec = lead_spec(x.shape[:-2])
+    y = over_mesh(call, (spec,), spec)(x)
+    return y.mT if tall else y
+
+
+def by_products(x, *, schedule, eps, interpret):
+    """As :func:`newton_schulz`, of wide or square matrices."""
+    *_, n, m = x.shape
+    flat = tiles.padded(x.reshape(-1, n, m), TILE)
+    call = functools.partial(_symmetric, interpret=interpret)
+    products = Products(
+        gram=lambda x: call(x, x),
+        polynomial=lambda gram, row: call(gram, gram, row),
+        commuting=call,
+        plain=functools.partial(
+            multiply, precision=tiles.precision(flat.dtype)
+        ),
+    )
+    y = iterate(flat, schedule, eps, products)
+    return y[:, :n, :m].reshape(x.shape)
+
+
+def _symmetric(left, right, row=(0.0, 0.0, 1.0), *, interpret):
+    """``a I + b L + c L R^T`` of matrices ``[count, n, depth]``."""
+    count, n, depth = left.shape
+    whole = pl.BlockSpec((None, n, depth), lambda i, t: (i, 0, 0))
+    programs = tiles.count_lower(n // TILE)
+    return pl.pallas_call(
+        functools.partial(_kernel, row=row),
+        grid=(count, programs),
+        in_specs=[whole, whole],
+        out_specs=pl.BlockSpec((None, n, n), lambda i, t: (i, 0, 0)),
+        out_shape=jax.ShapeDtypeStruct((count, n, n), left.dtype),
+        compiler_params=pltriton.CompilerParams(num_warps=8, num_stages=3),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * count * programs * TILE * TILE * depth,
+            transcendentals=0,
+            bytes_accessed=left.dtype.itemsize * count * n * (2 * depth + n),
+        ),
+        interpret=interpret,
+        name="newton_schulz_triton_symmetric",
+    )(left, right)
+
+
+def _kernel(left_ref, right_ref, o_ref, *, row):
+    n, depth = left_ref.shape
+    i, j = tiles.lower(pl.program_id(1), n // TILE)
+    acc = tiles.rows_by_rows(
+        lambda k: left_ref[tiles.at(i, k, TILE, DEPTH)],
+        lambda k: right_ref[tiles.at(j, k, TILE, DEPTH)],
+        depth // DEPTH,
+        (TILE, TILE),
+        jnp.promote_types(o_ref.dtype, jnp.float32),
+    )
+    a, b, c = row
+    acc *= c
+    if b:
+        acc += b * left_ref[tiles.at(i, j, TILE)].astype(acc.dtype)
+    if a:
+        acc = tiles.plus_identity(acc, a, i, j)
+    tiles.write_twice(o_ref, i, j, acc.astype(o_ref.dtype))
