@@ -10,6 +10,7 @@ updates.
 """
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -39,6 +40,7 @@ from nl_jax.memory import (
     associative_memory,
     polynomial,
 )
+from pallas_kernels.mlp_memory import IMPLEMENTATIONS
 
 __all__ = ["DeepMemory", "DeepMemoryConfig", "DeepMemoryState"]
 
@@ -85,6 +87,10 @@ class DeepMemoryConfig:
     remat: int = 1
     """Chunks per state that is kept for the backward pass, which computes the
     others again: more than 1 keeps fewer weights, for another forward pass."""
+    implementation: str | None = None
+    """What runs whole chunks, out of
+    ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the best that
+    the platform offers."""
 
     def __post_init__(self):
         for name, table in (
@@ -93,6 +99,7 @@ class DeepMemoryConfig:
             ("rule", RULES),
             ("retention", ("none", *RETENTIONS)),
             ("read", ("before", "after", "chunk")),
+            ("implementation", (None, *IMPLEMENTATIONS)),
         ):
             check_choice(name, getattr(self, name), table)
         counts = ("degree", "window", "chunk_size", "expansion", "conv_width")
@@ -149,6 +156,7 @@ class DeepMemoryConfig:
             chunk_size=self.chunk_size,
             read=self.read,
             remat=self.remat,
+            implementation=self.implementation,
         )
 
 
@@ -247,16 +255,13 @@ class DeepMemory(nn.Module):
         if OBJECTIVES[config.objective].threshold:
             threshold = jax.nn.softplus(gate("threshold", 0.5))
 
-        def row(state, k, v, q, gates):
-            return config.memory.scan(state, k, v, q, gates, aligned=aligned)
-
-        y, memory = jax.vmap(row)(
-            state.memory,
-            k,
-            v,
-            q,
-            Gates(eta, log_alpha, log_mu, share, threshold),
-        )
+        scan = config.memory.scan
+        if aligned:  # All rows at once: kernels know batch and heads.
+            scan = functools.partial(scan, aligned=True)
+        else:
+            scan = jax.vmap(scan)
+        gates = Gates(eta, log_alpha, log_mu, share, threshold)
+        y, memory = scan(state.memory, k, v, q, gates)
         y = normalize_heads(declare, y)
         out = declare.dense("w_out", d, d, "embed", "mixer")
         return y.reshape(x.shape) @ out, DeepMemoryState(memory, tails)

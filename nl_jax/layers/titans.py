@@ -32,12 +32,14 @@ from nl_jax.array_typing import Stream
 from nl_jax.layers.norms import rms_norm
 from nl_jax.layers.titans_block import (
     Generators,
+    answer,
     answer_block,
     generate_block,
     shared_block,
 )
 from nl_jax.layers.titans_config import TitansConfig
 from nl_jax.memory import blocks
+from nl_jax.memory.fused import read_whole_chunks
 from nl_jax.memory.state import MemoryState, fresh
 from nl_jax.remat import remat_scan
 
@@ -172,13 +174,31 @@ class SelfModifyingTitans(nn.Module):
                 both chunk grids begin; saves the work of finding out.
         """
         x = x.astype(self.dtype)
-        row = functools.partial(_row, self._parts(), self.config)
-        if state is None:
-            initial = self._initial()
-            y, state = jax.vmap(lambda x: row(x, initial, aligned=True))(x)
+        config, tokens = self.config, x.shape[1]
+        aligned, batched = (
+            aligned or state is None,
+            None if state is None else 0,
+        )
+        state = self._initial() if state is None else state
+        over_rows = functools.partial(jax.vmap, in_axes=(0, batched))
+        part = functools.partial(
+            _shared if config.shares_recurrence else _generate,
+            self._parts(),
+            config,
+            aligned=aligned,
+        )
+        if config.shares_recurrence:
+            y, state = over_rows(part)(x, state)
         else:
-            row = functools.partial(row, aligned=aligned)
-            y, state = jax.vmap(row)(x, state)
+            made, generators, tails = over_rows(part)(x, state)
+            if batched is None:
+                state = self.initial_state(x.shape[0])
+            y, memory = _answer(
+                config, made, state.memory, state.position, aligned
+            )
+            state = TitansState(generators, memory, tails, state.position)
+        position = (state.position + tokens) % config.cycle
+        state = state._replace(position=position)
         scale = self.out_scale.astype(y.dtype)
         y = rms_norm(y) * scale
         y = y.reshape(x.shape) @ self.w_out.astype(y.dtype)
@@ -212,28 +232,27 @@ class SelfModifyingTitans(nn.Module):
         )
 
 
-def _row(parts, config, x, state, *, aligned):
-    """One sequence: ``[T, D] -> [T, H, d]`` and its state after it."""
-    tokens = x.shape[0]
+def _cut(parts, config, x, state, aligned):
+    """Blocks of one sequence, ``[T, D]``, and what they hold."""
     position = 0 if aligned else state.position
     raws = {
         name: x @ w.astype(x.dtype) for name, w in parts.projections.items()
     }
-    grid = blocks.cut(tokens, config.chunk_size, position)
-    inputs = (
+    grid = blocks.cut(x.shape[0], config.chunk_size, position)
+    return grid, (
         grid.split(x),
         jax.tree.map(grid.split, raws),
         grid.valid,
         grid.closes,
     )
-    if config.shares_recurrence:
-        y, state = _shared(parts, config, inputs, state)
-        after = (state.position + tokens) % config.cycle
-        return grid.join(y), state._replace(position=after)
 
+
+def _generate(parts, config, x, state, *, aligned):
+    """One sequence, ``[T, D]``: ``(Generated, generators, tails)``."""
+    grid, inputs = _cut(parts, config, x, state, aligned)
     whole = _whole(grid, config.chunk_size)
 
-    def generate(carry, block):
+    def body(carry, block):
         memories, tails = carry
         *arrays, closes = block
         memories, tails, made = generate_block(
@@ -247,33 +266,61 @@ def _row(parts, config, x, state, *, aligned):
         return (_fold(memories, whole), tails), made
 
     (generators, tails), made = remat_scan(
-        generate,
+        body,
         (_fold(state.generators, whole), state.tails),
         inputs,
         every=config.remat,
     )
-    generators = _unfold(generators, whole)
     made = jax.tree.map(grid.join, made)
+    return made, _unfold(generators, whole), tails
 
-    grid = blocks.cut(tokens, config.memory_chunk_size, position)
-    once = _whole(grid, config.memory_chunk_size)
 
-    def answer(memory, block):
+def _answer(config, made, memory, position, aligned):
+    """All rows of the answering memory: ``(y [B, T, H, d], memory)``."""
+    tokens, chunk = made.q.shape[1], config.memory_chunk_size
+    whole = tokens - tokens % chunk
+    answered = []
+    if aligned and whole and config.remat == 1:
+        *first, gates = jax.tree.map(
+            lambda a: a[:, :whole].swapaxes(1, 2), made
+        )
+        y, memory = read_whole_chunks(
+            functools.partial(answer, config),
+            memory,
+            tuple(first),
+            gates,
+            chunk_size=chunk,
+            implementation=config.implementation,
+        )
+        answered.append(y.swapaxes(1, 2))
+        made = jax.tree.map(lambda a: a[:, whole:], made)
+    if made.q.shape[1]:
+        row = functools.partial(_answer_row, config, aligned=aligned)
+        y, memory = jax.vmap(row)(made, memory, position)
+        answered.append(y)
+    return jnp.concatenate(answered, 1), memory
+
+
+def _answer_row(config, made, memory, position, *, aligned):
+    """One row, wherever it stands: ``(y [T, H, d], memory)``."""
+    chunk = config.memory_chunk_size
+    grid = blocks.cut(made.q.shape[0], chunk, 0 if aligned else position)
+    whole = _whole(grid, chunk)
+
+    def body(memory, block):
         *arrays, closes = block
         memory, y = answer_block(
-            config, _unfold(memory, once), *arrays, closes=once or closes
+            config, _unfold(memory, whole), *arrays, closes=whole or closes
         )
-        return _fold(memory, once), y
+        return _fold(memory, whole), y
 
     memory, y = remat_scan(
-        answer,
-        _fold(state.memory, once),
+        body,
+        _fold(memory, whole),
         (jax.tree.map(grid.split, made), grid.valid, grid.closes),
         every=config.remat,
     )
-    memory = _unfold(memory, once)
-    position = (state.position + tokens) % config.cycle
-    return grid.join(y), TitansState(generators, memory, tails, position)
+    return grid.join(y), _unfold(memory, whole)
 
 
 def _whole(grid, chunk_size):
@@ -290,8 +337,9 @@ def _unfold(memory, whole):
     return memory._replace(start=memory.weights) if whole else memory
 
 
-def _shared(parts, config, inputs, state):
-    """All blocks where memories share one recurrence: a single scan."""
+def _shared(parts, config, x, state, *, aligned):
+    """One sequence where memories share one recurrence: a single scan."""
+    grid, inputs = _cut(parts, config, x, state, aligned)
 
     def step(carry, block):
         return shared_block(parts, config, carry, *block)
@@ -305,7 +353,7 @@ def _shared(parts, config, inputs, state):
     (starts, answers, product, tails), y = remat_scan(
         step, carry, inputs, every=config.remat
     )
-    return y, TitansState(
+    return grid.join(y), TitansState(
         MemoryState((starts,), (product,), None),
         MemoryState((answers,), (), None),
         tails,

@@ -17,6 +17,7 @@ from nl_jax.memory.rule import Gates
 __all__ = [
     "Generated",
     "Generators",
+    "answer",
     "answer_block",
     "generate_block",
     "shared_block",
@@ -97,23 +98,30 @@ def answer_block(config, state, made, valid, closes):
     Returns:
         ``(state, y)``, outputs ``[L, H, d]``.
     """
+    *tokens, gates = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), made)
+    y, state = answer(config, state, tokens, gates, valid=valid, closes=closes)
+    return state, y.swapaxes(0, 1)
+
+
+def answer(config, state, tokens, gates, **options):
+    """The answering memory on q, k and v, ``[..., L, d]``: ``(y, state)``.
+
+    Args:
+        config: the block's ``TitansConfig``.
+        state: the memory.
+        tokens: q, k and v.
+        gates: ``[..., L]`` each.
+        **options: of ``advance``.
+    """
     architecture = config.memory_architecture
-    q, k, v, gates = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), made)
+    q, k, v = tokens
     target = _target(config, architecture, state.start, v, rms_norm)
     writes = config.learning_rule.writes(
         architecture, config.inner_objective, state.start, k, target, gates
     )
-    y, state = advance(
-        architecture,
-        state,
-        writes,
-        gates,
-        q,
-        read=config.read,
-        valid=valid,
-        closes=closes,
+    return advance(
+        architecture, state, writes, gates, q, read=config.read, **options
     )
-    return state, y.swapaxes(0, 1)
 
 
 def shared_block(parts, config, carry, x, raws, valid, closes):

@@ -13,6 +13,7 @@ from nl_jax.memory import ARCHITECTURES, OBJECTIVES, RULES
 from nl_jax.memory.architecture import Architecture
 from nl_jax.memory.objective import Objective
 from nl_jax.memory.rule import LearningRule
+from pallas_kernels.mlp_memory import IMPLEMENTATIONS
 
 __all__ = ["TitansConfig"]
 
@@ -86,6 +87,10 @@ class TitansConfig:
     """Chunks per state that is kept for the backward pass, which computes the
     others again: 1 costs a forward pass and keeps every chunk's weights, more
     cost two and keep fewer, 0 keeps all activations and costs none."""
+    implementation: str | None = None
+    """What runs whole chunks of the answering memory, out of
+    ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the best that
+    the platform offers."""
     literal: bool = False
     """The equations as printed: no normalised values, writes or gate inputs.
     Overflows with MLP memories; for comparison only."""
@@ -98,6 +103,7 @@ class TitansConfig:
             ("delta_layers", ("all", "input")),
             ("value_norm", ("target", "input")),
             ("read", ("before", "after", "chunk")),
+            ("implementation", (None, *IMPLEMENTATIONS)),
         ):
             check_choice(name, getattr(self, name), table)
         for name in (

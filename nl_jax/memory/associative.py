@@ -15,6 +15,7 @@ from nl_jax.checks import check_count, choose
 from nl_jax.memory import blocks
 from nl_jax.memory.architecture import Architecture
 from nl_jax.memory.architectures import ARCHITECTURES
+from nl_jax.memory.fused import read_whole_chunks
 from nl_jax.memory.objective import OBJECTIVES, Objective, check_curvature
 from nl_jax.memory.retention import RETENTIONS, Retention
 from nl_jax.memory.rule import RULES, Gates, LearningRule, Write
@@ -26,7 +27,7 @@ from nl_jax.memory.state import (
 )
 from nl_jax.memory.token_wise import advance_by_token
 from nl_jax.remat import remat_scan
-from pallas_kernels.delta_memory import chunk_step
+from pallas_kernels.delta_memory import chunk_step, unit_lower_inverse
 
 __all__ = ["Memory", "advance", "associative_memory"]
 
@@ -55,6 +56,7 @@ def advance(
     valid: jax.Array | None = None,
     closes: jax.Array | bool = True,
     anchored: bool = False,
+    inverse: Callable[[jax.Array], jax.Array] = unit_lower_inverse,
 ) -> tuple[jax.Array | None, MemoryState]:
     """Writes a block of tokens into a memory and reads it causally.
 
@@ -69,6 +71,7 @@ def advance(
         closes: whether the block ends a chunk.
         anchored: retention pulls towards the weights of the chunk's start,
             not towards zero.
+        inverse: see ``chunk_step``.
 
     Returns:
         ``(o, state)``, outputs ``[..., T, d_out]`` or ``None``.
@@ -89,6 +92,7 @@ def advance(
                 gates.log_mu,
                 read=read,
                 valid=valid,
+                inverse=inverse,
             )
             if anchored:
                 w_end = w_end + anchor
@@ -111,10 +115,12 @@ def advance(
     else:
         o = architecture.forward(layers, q)
     weights = tuple(w for w, _ in after)
-    start = tuple(
-        jnp.where(closes, new, old)
-        for new, old in zip(weights, state.start, strict=True)
-    )
+    start = weights
+    if closes is not True:
+        start = tuple(
+            jnp.where(closes, new, old)
+            for new, old in zip(weights, state.start, strict=True)
+        )
     moved = None
     if state.momentum is not None:
         moved = tuple(s for _, s in after if s is not None)
@@ -131,6 +137,7 @@ def associative_memory(
     chunk_size: int = 64,
     read: Read = "before",
     remat: int = 1,
+    implementation: str | None = None,
 ) -> Memory:
     r"""Builds a memory from its independent choices.
 
@@ -170,6 +177,9 @@ def associative_memory(
             the weights of the ``"chunk"``'s start.
         remat: chunks per state that is kept for the backward pass, see
             :func:`nl_jax.remat.remat_scan`.
+        implementation: what runs the whole chunks of a stream that is
+            ``aligned``, see ``pallas_kernels.mlp_memory.memory_scan``; not for
+            what goes token by token, averages chunks or has another ``remat``.
 
     Raises:
         ValueError: for an unknown name, a ``chunk_size`` below 1, a negative
@@ -202,6 +212,13 @@ def associative_memory(
             "what is kept are not the weights"
         )
     by_token = not alone or not keep.linear
+    in_chunks = keep.linear and alone and not keep.mean and remat == 1
+    if implementation is not None and not in_chunks:
+        raise ValueError(
+            f"implementation={implementation!r} must be None with "
+            f"retention={keep.name!r}, rule={step.name!r} and remat={remat}: "
+            "they have only one"
+        )
     affine = (
         chunk_size == 1
         and arch.affine
@@ -240,10 +257,35 @@ def associative_memory(
             arch, memory, writes, gates, q, anchored=keep.mean, **options
         )
 
+    def read_chunk(memory, tokens, gates, **options):
+        k, v, q = tokens
+        writes = step.writes(arch, goal, memory.start, k, v, gates)
+        return advance(arch, memory, writes, gates, q, read=read, **options)
+
     def run(state, k, v, q, gates, *, aligned=False):
         if affine:
             check_curvature(goal)
         length = k.shape[-2]
+        whole = length - length % chunk_size
+        leads = {a.shape[:-2] for a in (*state.memory.weights, k, v)}
+        leads |= {gate.shape[:-1] for gate in jax.tree.leaves(gates)}
+        fused = aligned and in_chunks and not affine and q is not None
+        if fused and whole and len(leads) == 1:
+            o, memory = read_whole_chunks(
+                read_chunk,
+                state.memory,
+                tuple(a[..., :whole, :] for a in (k, v, q)),
+                jax.tree.map(lambda gate: gate[..., :whole], gates),
+                chunk_size=chunk_size,
+                implementation=implementation,
+            )
+            state = state._replace(memory=memory)
+            if whole == length:
+                return o, state
+            k, v, q = (a[..., whole:, :] for a in (k, v, q))
+            gates = jax.tree.map(lambda gate: gate[..., whole:], gates)
+            more, state = run(state, k, v, q, gates, aligned=True)
+            return jnp.concatenate([o, more], -2), state
         position = 0 if aligned or affine else state.position
         size = _PARALLEL if affine else chunk_size
         grid = blocks.cut(length, size, position)

@@ -27,6 +27,7 @@ from nl_jax.array_typing import Keys, PerToken, Values
 from nl_jax.checks import check_count
 from nl_jax.memory.architecture import Architecture, Weights
 from nl_jax.memory.objective import Objective
+from pallas_kernels.arithmetic import divide, one_minus_exp
 
 __all__ = ["RULES", "Gates", "LearningRule", "Write", "dgd", "gd"]
 
@@ -118,15 +119,16 @@ class LearningRule:
         if self.normalized:
             eta = eta / len(weights)
             if gates.log_mu is not None:
-                damping = -jnp.expm1(gates.log_mu)
+                damping = one_minus_exp(gates.log_mu)
         writes = []
         for index, (x, delta) in enumerate(zip(inputs, deltas, strict=True)):
             step = eta * damping
             if self.normalized:
                 size = _norm(x)
-                x = x / size[..., None].astype(x.dtype)
-                step = step / jnp.maximum(size, 1.0)
-                step = step * jnp.minimum(1.0, bound / _norm(delta))
+                x = divide(x, size[..., None].astype(x.dtype))
+                step = divide(step, jnp.maximum(size, 1.0))
+                excess = divide(bound, _norm(delta))
+                step = step * jnp.minimum(1.0, excess)
             has_delta = self.delta and (
                 self.delta_layers == "all" or index == 0
             )

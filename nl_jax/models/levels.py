@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from nl_jax.memory import MATRIX_RULES
 from nl_jax.nested import LevelRow
 from nl_jax.nested.describe import count_bytes, count_parameters
-from pallas_kernels.delta_memory import implementation_for
+from pallas_kernels import delta_memory, mlp_memory
 from pallas_kernels.device import here
 
 __all__ = ["level_rows"]
@@ -113,7 +113,7 @@ def _titans(titans, params, state):
     def select(prefix):
         return [v for k, v in params.items() if k.startswith(prefix)]
 
-    def row(name, memory_of, prefix, fast, period):
+    def row(name, memory_of, prefix, fast, period, runs=""):
         return LevelRow(
             name=name,
             memory_of=memory_of,
@@ -124,6 +124,7 @@ def _titans(titans, params, state):
             unit="tokens",
             parameters=count_parameters(select(prefix)),
             state_bytes=count_bytes(fast),
+            runs=runs,
         )
 
     names = ", ".join(titans.generated)
@@ -141,8 +142,31 @@ def _titans(titans, params, state):
             "memory_",
             state.memory,
             titans.memory_chunk_size,
+            _titans_memory(titans, state),
         ),
     ]
+
+
+def _titans_memory(titans, state):
+    """What runs the chunks of the answering memory here."""
+    if titans.shares_recurrence:
+        return ""
+    if titans.implementation is not None:
+        return titans.implementation
+    if titans.remat != 1:
+        return "chunked"
+    matrices = (*state.memory.weights, *(state.memory.momentum or ()))
+    matrices = [jax.ShapeDtypeStruct(w.shape[-3:], w.dtype) for w in matrices]
+    heads, width, _ = matrices[0].shape
+    x = jax.ShapeDtypeStruct((heads, _LONG, width), state.tails["q"].dtype)
+    gate = jax.ShapeDtypeStruct(x.shape[:-1], jnp.float32)
+    return mlp_memory.implementation_for(
+        here(),
+        matrices,
+        [x] * 3,
+        [gate] * (3 if titans.momentum else 2),
+        chunk_size=titans.memory_chunk_size,
+    )
 
 
 def _attention(attention, params, state):
@@ -198,7 +222,7 @@ def _delta_memory(matrix, state):
 
     w, gate = shape(width, width), shape(_LONG)
     x = shape(_LONG, width, dtype=state.tails["q"].dtype)
-    return implementation_for(
+    return delta_memory.implementation_for(
         here(), w, None, x, x, x, gate, gate, chunk_size=matrix.chunk_size
     )
 

@@ -80,10 +80,11 @@ def delta_scan(
         read: the weights that ``q_t`` meets: ``"before"`` the write of token
             ``t``, ``"after"`` it, or those at the start of the ``"chunk"``.
         implementation: ``"reference"`` (token by token), ``"chunked"`` (plain
-            ``jax.numpy``), ``"pallas_tpu"`` (a kernel, in chunks of its own),
-            or ``None`` for the best that the platform offers for which the
-            program is lowered; :func:`implementation_for` says which. A
-            kernel's gradient is not for forward-mode differentiation.
+            ``jax.numpy``), ``"pallas_tpu"`` or ``"pallas_triton"`` (kernels,
+            in chunks of their own), or ``None`` for the best that the platform
+            offers for which the program is lowered; :func:`implementation_for`
+            says which. A kernel's gradient is not for forward-mode
+            differentiation.
         interpret: run kernels without their hardware, slowly, for tests: as
             in ``pl.pallas_call``.
 
@@ -164,9 +165,12 @@ def implementation_for(
         ...     w, x = shape(8, 64, 64), shape(8, length, 64)
         ...     gate = shape(8, length)
         ...     arrays = w, None, x, x, x, gate, gate
-        ...     return [implementation_for(p, *arrays) for p in ("tpu", "cpu")]
-        >>> names(1024), names(1)
-        (['pallas_tpu', 'chunked'], ['chunked', 'chunked'])
+        ...     platforms = ("tpu", "cuda", "cpu")
+        ...     return [implementation_for(p, *arrays) for p in platforms]
+        >>> names(1024)
+        ['pallas_tpu', 'pallas_triton', 'chunked']
+        >>> names(1)
+        ['chunked', 'chunked', 'chunked']
     """
     values = w, s, x, g, q, log_alpha, beta, log_mu
     arrays = dict(zip(NAMES, values, strict=True))

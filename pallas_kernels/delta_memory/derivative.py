@@ -1,9 +1,8 @@
 """What every kernel of the delta memory shares: its derivative.
 
-The forward pass saves its inputs and the state at the start of each block of
-tokens, whatever runs, so that the backward pass may be a kernel or the scan of
-:func:`chunk_step`. Which of the two is settled when the program is lowered for
-a platform, not before: it can be compiled ahead of time for another one.
+Whether a pass is a kernel or the scan of :func:`chunk_step` is settled when the
+program is lowered for a platform, not before: it can be compiled ahead of time
+for another one.
 """
 
 import functools
@@ -19,6 +18,7 @@ from pallas_kernels.delta_memory.chunked import (
     join_chunks,
 )
 from pallas_kernels.delta_memory.dispatch import KERNELS
+from pallas_kernels.restart import restartable
 
 __all__ = ["NAMES", "Options", "differentiable_scan"]
 
@@ -43,46 +43,23 @@ class Options(NamedTuple):
     """As in ``pl.pallas_call``."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def differentiable_scan(arrays, options: Options):
     """``delta_scan`` on its arrays by name; ``s`` goes with ``log_mu``."""
-    return _forward(arrays, options, save=False)[0]
 
+    def forward(arrays, save):
+        plain = functools.partial(_plain_forward, options=options, save=save)
+        return _run("forward", (arrays,), plain, options, save=save)
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _saving(arrays, options):
-    return _forward(arrays, options, save=True)
+    def backward(*operands):
+        plain = functools.partial(_plain_backward, options=options)
+        return _run("backward", operands, plain, options)
 
+    def plain(arrays):
+        return delta_scan_chunked(
+            **arrays, chunk_size=options.chunk, read=options.read
+        )
 
-def _save(arrays, options):
-    out, starts = _saving(arrays, options)
-    return out, (arrays, starts)
-
-
-def _restart(options, residuals, cotangents):
-    return (_backward(*residuals, cotangents, options),)
-
-
-differentiable_scan.defvjp(_save, _restart)
-
-
-def _save_and_show(arrays, options):
-    out, starts = _saving(arrays, options)
-    return (out, starts), (arrays, starts)
-
-
-def _restart_from_shown(options, residuals, cotangents):
-    # Nothing is asked of the saved states, see _second_order.
-    return _restart(options, residuals, cotangents[0])
-
-
-# A second derivative looks into the forward pass of the first.
-_saving.defvjp(_save_and_show, _restart_from_shown)
-
-
-def _forward(arrays, options, save):
-    plain = functools.partial(_plain_forward, options=options, save=save)
-    return _run("forward", (arrays,), plain, options, save=save)
+    return restartable(forward, backward, plain)(arrays)
 
 
 def _run(way, operands, plain, options, **more):
@@ -101,37 +78,6 @@ def _run(way, operands, plain, options, **more):
         return kernel(options.implementation)(*operands)
     kernels = {platform: kernel(name) for platform, name in options.kernels}
     return jax.lax.platform_dependent(*operands, default=plain, **kernels)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _backward(arrays, starts, cotangents, options):
-    plain = functools.partial(_plain_backward, options=options)
-    return _run("backward", (arrays, starts, cotangents), plain, options)
-
-
-def _save_again(arrays, starts, cotangents, options):
-    out = _backward(arrays, starts, cotangents, options)
-    return out, (arrays, starts, cotangents)
-
-
-def _second_order(options, residuals, cotangent):
-    """Kernels have no second derivative; the chunked form has them all."""
-    arrays, starts, cotangents = residuals
-
-    def gradient(arrays, cotangents):
-        def run(arrays):
-            return delta_scan_chunked(
-                **arrays, chunk_size=options.chunk, read=options.read
-            )
-
-        return jax.vjp(run, arrays)[1](cotangents)[0]
-
-    arrays, cotangents = jax.vjp(gradient, arrays, cotangents)[1](cotangent)
-    # The saved states follow from the arrays, which got all of it.
-    return arrays, jax.tree.map(jnp.zeros_like, starts), cotangents
-
-
-_backward.defvjp(_save_again, _second_order)
 
 
 def _cut(arrays, options):

@@ -18,6 +18,8 @@ CASES = [
     for op, shape in (
         ("delta_memory", "gated_deltanet_1b3"),
         ("delta_memory", "titans_760m"),
+        ("mlp_memory", "hope_1b3"),
+        ("mlp_memory", "hope_760m"),
         ("newton_schulz", "memories_128x512"),
         ("newton_schulz", "layers_512x1536"),
     )
@@ -32,10 +34,20 @@ ENVIRONMENT = {
 
 
 def in_process(*arguments, timeout):
-    """Runs this file; an absurd kernel can hang its compiler."""
+    """Static costs from a process of their own."""
+    module = "tests.kernels.tpu_compile"
+    return run_module(module, *arguments, timeout=timeout, env=ENVIRONMENT)[0]
+
+
+def run_module(module, *arguments, timeout, env):
+    """Runs a compiler's file; an absurd kernel can hang or crash it.
+
+    Returns:
+        The JSON of its last line, and all else that it printed.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.tpu_compile", *arguments],
-        env=os.environ | ENVIRONMENT,
+        [sys.executable, "-m", module, *arguments],
+        env=os.environ | env,
         cwd=pathlib.Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -43,30 +55,57 @@ def in_process(*arguments, timeout):
         timeout=timeout,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    *log, last = done.stdout.splitlines()
+    return json.loads(last), "\n".join(log) + done.stderr
 
 
-def functions(op, shape):
-    """What is compiled of an op: name to function, and its arguments."""
+def functions(op, shape, implementation=None):
+    """What is compiled of an op: name to function, and its arguments.
+
+    Where no implementation is named, what the platform offers.
+    """
+    import functools
+
     import jax
     import jax.numpy as jnp
 
     if op == "newton_schulz":
         from pallas_kernels.newton_schulz import newton_schulz, shapes
 
-        return {"forward": newton_schulz}, shapes.SHAPES[shape]
-    from pallas_kernels.delta_memory import delta_scan, shapes
+        forward = functools.partial(
+            newton_schulz, implementation=implementation
+        )
+        return {"forward": forward}, shapes.SHAPES[shape]
+    if op == "mlp_memory":
+        from pallas_kernels.mlp_memory import memory_scan, shapes
+        from tests.kernels.test_mlp_memory import chunk_step
 
-    case = shapes.SHAPES[shape]
+        case = shapes.SHAPES[shape]
+        arguments = case.arguments()
 
-    def forward(arrays):
-        return delta_scan(**arrays, read=case.read)
+        def forward(arrays):
+            return memory_scan(
+                chunk_step(momentum=case.momentum),
+                *arrays,
+                chunk_size=case.chunk_size,
+                implementation=implementation,
+            )
+    else:
+        from pallas_kernels.delta_memory import delta_scan, shapes
+
+        case = shapes.SHAPES[shape]
+        arguments = case.arrays()
+
+        def forward(arrays):
+            return delta_scan(
+                **arrays, read=case.read, implementation=implementation
+            )
 
     def loss(arrays):
         out = jax.tree.leaves(forward(arrays))
         return sum(jnp.square(v.astype(jnp.float32)).sum() for v in out)
 
-    return {"forward": forward, "gradient": jax.grad(loss)}, case.arrays()
+    return {"forward": forward, "gradient": jax.grad(loss)}, arguments
 
 
 def compile_case(case):

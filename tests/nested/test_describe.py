@@ -63,25 +63,24 @@ def test_the_table_changes_with_the_configuration():
 
 
 @pytest.mark.parametrize(
-    ("name", "matrix", "platform", "runs"),
+    ("name", "choices", "platform", "runs"),
     [
         ("gated-deltanet", {}, "cpu", "chunked"),
         ("gated-deltanet", {}, "tpu", "pallas_tpu"),
-        (
-            "gated-deltanet",
-            {"implementation": "reference"},
-            "tpu",
-            "reference",
-        ),
+        ("gated-deltanet", {"implementation": "reference"}, "tpu", "reference"),
         ("gla", {}, "tpu", ""),
+        ("hope", {"architecture": "mlp"}, "tpu", "pallas_tpu"),
+        ("hope", {}, "cpu", "chunked"),
+        ("hope", {"remat": 4}, "tpu", "chunked"),
     ],
 )
-def test_the_table_says_what_runs(monkeypatch, name, matrix, platform, runs):
+def test_the_table_says_what_runs(monkeypatch, name, choices, platform, runs):
     monkeypatch.setattr(levels, "here", lambda: platform)
-    table = describe(build(name, matrix=matrix))
-    (row,) = [row for row in table.rows if row.name == "matrix.memory"]
+    mixer = "titans" if name == "hope" else "matrix"
+    table = describe(build(name, **{mixer: choices}))
+    (row,) = [row for row in table.rows if row.name == f"{mixer}.memory"]
     assert row.runs == runs
-    (line,) = [line for line in str(table).splitlines() if "matrix" in line]
+    (line,) = [line for line in str(table).splitlines() if row.name in line]
     assert line.endswith(runs)
 
 

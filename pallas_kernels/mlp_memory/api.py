@@ -1,0 +1,198 @@
+"""Signature, validation and dispatch of the scan of a deep memory."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from pallas_kernels import device
+from pallas_kernels.mlp_memory import chunked, tpu
+from pallas_kernels.restart import restartable
+
+__all__ = ["IMPLEMENTATIONS", "implementation_for", "memory_scan"]
+
+KERNELS = {"pallas_tpu": ("tpu", tpu)}
+"""By name: the platform and the module."""
+IMPLEMENTATIONS = ("chunked", *KERNELS)
+_LEAST = 128
+"""Fewer tokens are not worth a program."""
+
+State = tuple[Float[Array, "... d_in d_out"], ...]
+Tokens = tuple[Float[Array, "... T d"], ...]
+Gates = tuple[Float[Array, "... T"], ...]
+Step = Callable[..., tuple[jax.Array, State]]
+
+
+def memory_scan(
+    step: Step,
+    state: State,
+    tokens: Tokens,
+    gates: Gates,
+    *,
+    chunk_size: int,
+    implementation: str | None = None,
+    interpret: Any = False,
+) -> tuple[Float[Array, "... T d_out"], State]:
+    """Runs a memory of one or more matrices over a sequence, chunk by chunk.
+
+    What the memory is, an MLP whose layers each follow the recurrence of
+    :func:`pallas_kernels.delta_memory.delta_scan` for instance, is its chunk
+    step: whoever calls writes it once in ``jax.numpy``, and it is the body of
+    the scan and of the kernels. Those keep all matrices, momenta too, in a
+    TPU's vector memory from the first token to the last, and run ``jax.vjp``
+    of the step on the way back.
+
+    Args:
+        step: ``(state, tokens, gates, valid, inverse) -> (o, state)`` on one
+            chunk, ``[heads, C, d]`` tokens and ``[heads, C]`` gates; ``valid``
+            is ``[1, C]``, False where a token is padding and must change
+            nothing, or ``None``; ``inverse`` is for ``chunk_step``. A pure
+            function of operations that a TPU kernel has.
+        state: matrices before the first token, ``[*lead, d_in, d_out]``.
+        tokens: arrays ``[*lead, T, d]``, the first of the outputs' dtype.
+        gates: arrays ``[*lead, T]``.
+        chunk_size: tokens per chunk. Results depend on it.
+        implementation: ``"chunked"`` (plain ``jax.numpy``), ``"pallas_tpu"``
+            (one kernel each way), or ``None`` for the best that the platform
+            offers for which the program is lowered;
+            :func:`implementation_for` says which. A kernel's gradient is not
+            for forward-mode differentiation.
+        interpret: run kernels without their hardware, slowly, for tests: as
+            in ``pl.pallas_call``.
+
+    Returns:
+        ``(o, state)``: outputs ``[*lead, T, d_out]`` and the final state.
+        Gradients reach every array, and cotangents of the final state are
+        accepted.
+
+    Raises:
+        ValueError: if a shape or the implementation is not as described, or
+            the one that is named cannot run.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> def step(state, tokens, gates, valid, inverse):
+        ...     (w,), (x,), (eta,) = state, tokens, gates
+        ...     return x @ w, (w + x.mT @ (eta[..., None] * x),)
+        >>> x, eta = jnp.ones((1, 4, 2)), jnp.ones((1, 4))
+        >>> start = jnp.zeros((1, 2, 2))
+        >>> o, _ = memory_scan(step, (start,), (x,), (eta,), chunk_size=2)
+        >>> o[0, :, 0].tolist()
+        [0.0, 0.0, 4.0, 4.0]
+    """
+    _validate(state, tokens, gates, chunk_size)
+    arrays = {"state": state, "tokens": tokens, "gates": gates}
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(
+            f"implementation={implementation!r} does not exist here; allowed: "
+            f"None, {', '.join(map(repr, IMPLEMENTATIONS))}"
+        )
+    plain = functools.partial(chunked.scan, step, chunk_size=chunk_size)
+    if implementation is None:
+        kernels = _offered(state, tokens, gates, chunk_size)
+        if not kernels:
+            return plain(arrays)
+    elif implementation == "chunked":
+        return plain(arrays)
+    else:
+        _, kernel = KERNELS[implementation]
+        if reason := kernel.why_not(
+            state, tokens, gates, chunk_size, bool(interpret)
+        ):
+            raise ValueError(
+                f"implementation={implementation!r} cannot run: {reason}"
+            )
+        kernels = (implementation,)
+
+    def run(way, *operands, **options):
+        def kernel(name):
+            return functools.partial(
+                getattr(KERNELS[name][1], way),
+                step,
+                chunk_size=chunk_size,
+                interpret=interpret,
+                **options,
+            )
+
+        if implementation is not None:
+            return kernel(implementation)(*operands)
+        default = functools.partial(
+            getattr(chunked, way), step, chunk_size=chunk_size, **options
+        )
+        by_platform = {KERNELS[name][0]: kernel(name) for name in kernels}
+        return jax.lax.platform_dependent(
+            *operands, default=default, **by_platform
+        )
+
+    forward, backward = (
+        functools.partial(run, way) for way in ("forward", "backward")
+    )
+    return restartable(forward, backward, plain)(arrays)
+
+
+def implementation_for(
+    platform: str, state, tokens, gates, *, chunk_size: int
+) -> str:
+    """Names what ``memory_scan(..., implementation=None)`` runs on a platform.
+
+    Args:
+        platform: what is lowered for, ``"tpu"``, ``"cpu"``, ``"cuda"``.
+        state: see :func:`memory_scan`; shapes and dtypes are enough.
+        tokens: see :func:`memory_scan`.
+        gates: see :func:`memory_scan`.
+        chunk_size: see :func:`memory_scan`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> w, x, gate = (
+        ...     jax.ShapeDtypeStruct((8, *dims), jnp.float32)
+        ...     for dims in ((64, 256), (1024, 64), (1024,))
+        ... )
+        >>> [
+        ...     implementation_for(name, (w,), (x,), (gate,), chunk_size=64)
+        ...     for name in ("tpu", "cpu")
+        ... ]
+        ['pallas_tpu', 'chunked']
+    """
+    offered = _offered(state, tokens, gates, chunk_size)
+    names = {KERNELS[name][0]: name for name in offered}
+    return names.get(platform, "chunked")
+
+
+def _offered(state, tokens, gates, chunk_size):
+    """The kernels that can run where they have their hardware."""
+    if tokens[0].shape[-2] < _LEAST:
+        return ()
+    return tuple(
+        name
+        for name, (platform, kernel) in KERNELS.items()
+        if kernel.why_not(state, tokens, gates, chunk_size) is None
+        and not device.unsupported(platform)
+    )
+
+
+def _validate(state, tokens, gates, chunk_size):
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size!r} must be an integer >= 1")
+    if not state or not tokens or not gates:
+        raise ValueError("state, tokens and gates need an array each")
+    *lead, length, _ = tokens[0].shape
+    if not length:
+        raise ValueError("tokens[0] has no tokens; T must be at least 1")
+    for name, arrays, own in (
+        ("state", state, 2),
+        ("tokens", tokens, 2),
+        ("gates", gates, 1),
+    ):
+        for index, array in enumerate(arrays):
+            shape = array.shape
+            at = len(shape) - own
+            long = name == "state" or shape[at] == length
+            if list(shape[:at]) != lead or not long:
+                expected = (*lead, *(() if name == "state" else (length,)))
+                raise ValueError(
+                    f"{name}[{index}] has shape {shape}, must begin with "
+                    f"{expected} as tokens[0] does"
+                )
