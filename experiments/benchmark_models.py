@@ -25,11 +25,10 @@ tokens per second at T 2,048, medians of five rounds, ``deltanet`` makes 2.34,
 1.10, ``hope-mlp/64`` 0.35, ``hope-mlp/16`` 0.31. On a quieter machine it was
 1,682 tokens per second, 1.94, 1.61, 1.13, 1.08, and 0.31 and 0.26 for MLPs.
 A token at T 16,384 in units of one at 1,024, three rounds: 0.73 to 1.01 for
-every recurrent model but ``atlas``, which orthogonalises at every token and had
-not come to an end at 16,384 after half an hour. ``hope/16`` overtakes the
-transformer at 1,346 tokens (1,622 in the other run).
-Decoding after 100,000 tokens in units of the first: 0.91 to 1.08 for every
-model but ``atlas``, not measured, and the same bytes of state. All numbers:
+every recurrent model (``atlas``, which orthogonalises at every token, in one
+block and one round). ``hope/16`` overtakes the transformer at 1,346 tokens
+(1,622 in the other run). Decoding after 100,000 tokens in units of the first:
+0.91 to 1.08 for every model, and the same bytes of state. All numbers:
 docs/speed.md.
 """
 
