@@ -80,11 +80,11 @@ def delta_scan(
         read: the weights that ``q_t`` meets: ``"before"`` the write of token
             ``t``, ``"after"`` it, or those at the start of the ``"chunk"``.
         implementation: ``"reference"`` (token by token), ``"chunked"`` (plain
-            ``jax.numpy``), ``"pallas_tpu"`` or ``"pallas_triton"`` (kernels,
-            in chunks of their own), or ``None`` for the best that the platform
-            offers for which the program is lowered; :func:`implementation_for`
-            says which. A kernel's gradient is not for forward-mode
-            differentiation.
+            ``jax.numpy``), ``"pallas_tpu"``, ``"pallas_triton"`` or
+            ``"pallas_mosaic_gpu"`` (kernels, in chunks of their own), or
+            ``None`` for the best that the platform offers for which the
+            program is lowered; :func:`implementation_for` says which. A
+            kernel's gradient is not for forward-mode differentiation.
         interpret: run kernels without their hardware, slowly, for tests: as
             in ``pl.pallas_call``.
 

@@ -6,15 +6,22 @@ program is compiled for settles only whether a GPU or TPU is new enough.
 """
 
 from pallas_kernels import device
-from pallas_kernels.delta_memory import tpu, triton
+from pallas_kernels.delta_memory import mosaic_gpu, tpu, triton
 
 __all__ = ["BLOCK", "IMPLEMENTATIONS", "KERNELS", "choose", "tokens_per_block"]
 
 BLOCK = 128
 """Tokens between the states that are saved: on all platforms alike."""
-KERNELS = {"pallas_tpu": tpu, "pallas_triton": triton}
+KERNELS = {
+    "pallas_tpu": tpu,
+    "pallas_triton": triton,
+    "pallas_mosaic_gpu": mosaic_gpu,
+}
 """Modules with ``why_not``, ``forward`` and ``backward``."""
-PREFERENCE = {"tpu": ("pallas_tpu",), "cuda": ("pallas_triton",)}
+PREFERENCE = {
+    "tpu": ("pallas_tpu",),
+    "cuda": ("pallas_mosaic_gpu", "pallas_triton"),
+}
 """By platform, the best first."""
 IMPLEMENTATIONS = ("reference", "chunked", *KERNELS)
 

@@ -22,7 +22,8 @@ with ``dL = -dY Nᵀ`` and ``jax.vjp`` of :func:`pairs`; one adds what meets the
 states. The gates' gradients follow from those of their rows.
 
 Weak: widths that are no power of two are padded to one; the walks occupy one
-multiprocessor per head and 64 columns. Never timed.
+multiprocessor per head and 64 columns; float32 that is wider than 64, or has
+momentum, spills registers. Never timed.
 """
 
 import jax.numpy as jnp

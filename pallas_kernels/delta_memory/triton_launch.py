@@ -60,7 +60,8 @@ SPLIT = {"x", "q", "g", "o", "n", "dy", "solve", "gather", "shown", "hidden"}
 SPLIT |= {name for name in AXES if name.endswith("_low")}
 """What products read, in parts (:func:`split`) on an axis after the rows'."""
 WARPS = {"walk": 4, "again": 4, "walk_back": 4}
-"""Of the walks; all other kernels have 8: found by compiling, none spills."""
+"""Of the walks; the other kernels have 8. By compiling: no shape in
+:mod:`pallas_kernels.delta_memory.shapes` spills registers."""
 
 
 class Run:
