@@ -37,12 +37,14 @@ _PARALLEL = 64
 
 
 class Memory(NamedTuple):
-    """The four pure functions of a memory; see :func:`associative_memory`."""
+    """The pure functions of a memory; see :func:`associative_memory`."""
 
     init: Callable[..., StreamState]
     read: Callable[..., jax.Array]
     write: Callable[..., StreamState]
     scan: Callable[..., tuple[jax.Array, StreamState]]
+    in_chunks: bool
+    """Whether ``scan`` hands whole chunks to ``memory_scan`` where it may."""
 
 
 def advance(
@@ -344,4 +346,4 @@ def associative_memory(
     def write(state, k, v, gates):
         return run(state, k, v, None, gates)[1]
 
-    return Memory(init, read_now, write, run)
+    return Memory(init, read_now, write, run, in_chunks and not affine)

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from nl_jax.memory import MATRIX_RULES
+from nl_jax.memory import MATRIX_RULES, OBJECTIVES
 from nl_jax.nested import LevelRow
 from nl_jax.nested.describe import count_bytes, count_parameters
 from pallas_kernels import delta_memory, mlp_memory
@@ -151,21 +151,24 @@ def _titans_memory(titans, state):
     """What runs the chunks of the answering memory here."""
     if titans.shares_recurrence:
         return ""
-    if titans.implementation is not None:
-        return titans.implementation
     if titans.remat != 1:
         return "chunked"
-    matrices = (*state.memory.weights, *(state.memory.momentum or ()))
+    gates = 3 if titans.momentum else 2
+    size = titans.memory_chunk_size
+    return _memory_scan(titans, state.memory, state.tails, gates, size)
+
+
+def _memory_scan(config, memory, tails, gates, chunk_size):
+    if config.implementation is not None:
+        return config.implementation
+    matrices = (*memory.weights, *(memory.momentum or ()))
     matrices = [jax.ShapeDtypeStruct(w.shape[-3:], w.dtype) for w in matrices]
-    heads, width, _ = matrices[0].shape
-    x = jax.ShapeDtypeStruct((heads, _LONG, width), state.tails["q"].dtype)
+    heads = matrices[0].shape[0]
+    width = tails["q"].shape[-1] // heads
+    x = jax.ShapeDtypeStruct((heads, _LONG, width), tails["q"].dtype)
     gate = jax.ShapeDtypeStruct(x.shape[:-1], jnp.float32)
     return mlp_memory.implementation_for(
-        here(),
-        matrices,
-        [x] * 3,
-        [gate] * (3 if titans.momentum else 2),
-        chunk_size=titans.memory_chunk_size,
+        here(), matrices, [x] * 3, [gate] * gates, chunk_size=chunk_size
     )
 
 
@@ -258,8 +261,18 @@ def _deep(deep, params, state):
             unit="tokens",
             parameters=count_parameters(initial),
             state_bytes=count_bytes(state.memory),
+            runs=_deep_memory(deep, state),
         )
     ]
+
+
+def _deep_memory(deep, state):
+    """What runs the chunks of a deep memory here."""
+    if not deep.memory.in_chunks:
+        return ""
+    gates = 2 + deep.momentum + OBJECTIVES[deep.objective].threshold
+    memory, tails = state.memory.memory, state.tails
+    return _memory_scan(deep, memory, tails, gates, deep.chunk_size)
 
 
 def _titans_attention(config, params, state):

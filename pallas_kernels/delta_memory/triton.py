@@ -28,9 +28,7 @@ momentum, spills registers. Never timed.
 
 import jax.numpy as jnp
 
-from pallas_kernels.delta_memory.triton_launch import SPLIT as _SPLIT  # noqa: F401
-from pallas_kernels.delta_memory.triton_launch import Run as _Run
-from pallas_kernels.delta_memory.triton_launch import chunk_for
+from pallas_kernels.delta_memory.triton_launch import Run, chunk_for
 from pallas_kernels.partition import explicit_axes
 
 __all__ = ["WIDEST", "backward", "forward", "why_not"]
@@ -87,10 +85,10 @@ def forward(arrays, *, block, read, save=False, interpret=False):
         ``(o, w, s)`` and, if ``save``, ``(w, s)`` at block starts, each
         ``[n, ..., d_in, d_out]``.
     """
-    return _Run(arrays, block, read, interpret).forward(arrays, save)
+    return Run(arrays, block, read, interpret).forward(arrays, save)
 
 
 def backward(arrays, starts, cotangents, *, block, read, interpret=False):
     """Runs the backward kernels; returns gradients for ``arrays``."""
-    run = _Run(arrays, block, read, interpret)
+    run = Run(arrays, block, read, interpret)
     return run.backward(arrays, starts, cotangents)

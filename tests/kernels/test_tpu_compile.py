@@ -36,7 +36,8 @@ def test_compiles_within_the_recorded_costs(case):
 
 
 @pytest.mark.slow
-def test_sharded_training_step_compiles_for_a_pod_slice():
-    costs = in_process("train_step", timeout=1500)
+@pytest.mark.parametrize("model", ["gated-deltanet", "hope"])
+def test_sharded_training_step_compiles_for_a_pod_slice(model):
+    costs = in_process(f"train_step/{model}", timeout=1500)
     assert costs["kernels"] >= 2, "forward and backward"
     assert costs["temporaries"] < 16 * 2**30, "a v5e has 16 GiB"

@@ -145,8 +145,8 @@ def measure(compiled):
     }
 
 
-def compile_train_step():
-    """Costs of a step of a gated DeltaNet on 8 chips, sharded three ways."""
+def compile_train_step(model):
+    """Costs of a step of a small model on 8 chips, sharded three ways."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -159,7 +159,7 @@ def compile_train_step():
     from nl_jax.training.step import make_train_step
 
     settings = configure(
-        "gated-deltanet", vocab_size=512, d_model=256, n_heads=4, n_layers=2
+        model, vocab_size=512, d_model=256, n_heads=4, n_layers=2
     )
     config = TrainConfig(model=settings, batch_size=8, seq_len=512)
     topology = topologies.get_topology_desc(
@@ -170,14 +170,14 @@ def compile_train_step():
         ("data", "fsdp", "tensor"),
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
     )
-    model = build(settings)
-    optimizer, shapes = plan_state(config, model, mesh)
+    network = build(settings)
+    optimizer, shapes = plan_state(config, network, mesh)
     tokens = jax.ShapeDtypeStruct(
         (config.batch_size, config.seq_len + 1),
         jnp.int32,
         sharding=mesh_lib.batch_sharding(mesh),
     )
-    step = make_train_step(model, optimizer, np.ones(512, np.int32))
+    step = make_train_step(network, optimizer, np.ones(512, np.int32))
     where = jax.tree.map(lambda s: s.sharding, shapes)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         traced = jax.jit(
@@ -191,7 +191,9 @@ if __name__ == "__main__":
         table = {case: in_process(case, timeout=900) for case in CASES}
         COSTS.write_text(json.dumps(table, indent=1) + "\n")
     else:
-        name = sys.argv[1]
-        single = name != "train_step"
-        figures = compile_case(name) if single else compile_train_step()
+        op, _, name = sys.argv[1].partition("/")
+        if op == "train_step":
+            figures = compile_train_step(name)
+        else:
+            figures = compile_case(sys.argv[1])
         sys.stdout.write(json.dumps(figures) + "\n")

@@ -301,6 +301,7 @@ def test_bfloat16_stays_close_to_float32():
         ({"chunk_size": 0}, "chunk_size=0 must be an integer >= 1"),
         ({"eta_max": 3.0}, r"eta_max=3.0 must be in \(0, 2\]"),
         ({"read": "never"}, "read='never' must be one of"),
+        ({"implementation": "cuda"}, "implementation='cuda' must be one of"),
     ],
 )
 def test_bad_configurations_are_named(options, message):

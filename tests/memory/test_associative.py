@@ -130,23 +130,25 @@ def test_any_split_equals_the_whole(read):
     )
     state = memory.init(jax.random.key(1), WIDTH, WIDTH)
     k, v, q, *gating = (a.astype("float32") for a in sequence())
-    scan = jax.jit(memory.scan)
+    scan = jax.jit(memory.scan, static_argnames="aligned")
 
-    def run(pieces):
+    def run(pieces, **options):
         here, outs = state, []
         for piece in pieces:
             o, here = scan(
                 here,
                 *(jnp.asarray(a[piece]) for a in (k, v, q)),
                 gates(*(a[piece] for a in gating), True),
+                **options,
             )
             outs.append(o)
         return jnp.concatenate(outs), here.memory
 
     whole = run([slice(None)])
+    aligned = run([slice(0, CHUNK), slice(CHUNK, None)], aligned=True)
     tokens = run([slice(t, t + 1) for t in range(LENGTH)])
     split = run([slice(0, 3), slice(3, 10), slice(10, None)])
-    for other in (tokens, split):
+    for other in (tokens, split, aligned):
         for a, b in zip(*map(jax.tree.leaves, (whole, other)), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -166,3 +168,5 @@ def test_unknown_names_are_refused():
         associative_memory("tree")
     with pytest.raises(ValueError, match="chunk_size=0"):
         associative_memory(chunk_size=0)
+    with pytest.raises(ValueError, match="implementation='chunked' must be"):
+        associative_memory("mlp", rule="muon", implementation="chunked")

@@ -72,11 +72,14 @@ def test_the_table_changes_with_the_configuration():
         ("hope", {"architecture": "mlp"}, "tpu", "pallas_tpu"),
         ("hope", {}, "cpu", "chunked"),
         ("hope", {"remat": 4}, "tpu", "chunked"),
+        ("titans", {}, "tpu", "pallas_tpu"),
+        ("titans", {"implementation": "chunked"}, "tpu", "chunked"),
+        ("miras-moneta", {}, "tpu", ""),
     ],
 )
 def test_the_table_says_what_runs(monkeypatch, name, choices, platform, runs):
     monkeypatch.setattr(levels, "here", lambda: platform)
-    mixer = "titans" if name == "hope" else "matrix"
+    mixer = build(name).config.mixer
     table = describe(build(name, **{mixer: choices}))
     (row,) = [row for row in table.rows if row.name == f"{mixer}.memory"]
     assert row.runs == runs
