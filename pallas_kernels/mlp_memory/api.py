@@ -49,7 +49,8 @@ def memory_scan(
             chunk, ``[heads, C, d]`` tokens and ``[heads, C]`` gates; ``valid``
             is ``[1, C]``, False where a token is padding and must change
             nothing, or ``None``; ``inverse`` is for ``chunk_step``. A pure
-            function of operations that a TPU kernel has.
+            function of operations that a TPU kernel has; one that holds
+            arrays of its own has no kernel.
         state: matrices before the first token, ``[*lead, d_in, d_out]``.
         tokens: arrays ``[*lead, T, d]``, the first of the outputs' dtype.
         gates: arrays ``[*lead, T]``.
@@ -91,7 +92,11 @@ def memory_scan(
         )
     plain = functools.partial(chunked.scan, step, chunk_size=chunk_size)
     if implementation is None:
-        kernels = _offered(state, tokens, gates, chunk_size)
+        kernels = tuple(
+            name
+            for name in _offered(state, tokens, gates, chunk_size)
+            if KERNELS[name][1].why_not_step(step, arrays, chunk_size) is None
+        )
         if not kernels:
             return plain(arrays)
     elif implementation == "chunked":
@@ -100,7 +105,7 @@ def memory_scan(
         _, kernel = KERNELS[implementation]
         if reason := kernel.why_not(
             state, tokens, gates, chunk_size, bool(interpret)
-        ):
+        ) or kernel.why_not_step(step, arrays, chunk_size):
             raise ValueError(
                 f"implementation={implementation!r} cannot run: {reason}"
             )

@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from nl_jax.layers import SelfModifyingTitans, TitansConfig
 from nl_jax.layers.titans_block import answer
-from nl_jax.memory import Gates, fused
+from nl_jax.memory import Gates, associative_memory, fused
 from nl_jax.memory.state import MemoryState
 from pallas_kernels.mlp_memory import implementation_for, memory_scan
 from tests.devices import run_on_devices
@@ -347,6 +347,37 @@ def test_bad_input_names_the_field(change, message):
     step = chunk_step()
     with pytest.raises(ValueError, match=message):
         memory_scan(step, **arrays)
+
+
+def test_a_step_that_holds_arrays_has_no_kernel():
+    """And runs all the same."""
+    scale = jnp.linspace(1.0, 2.0, WIDTH)
+
+    def step(state, tokens, gates, valid, inverse):
+        return scale * tokens[0], state
+
+    arrays = inputs(128, dtype="float32")
+    o, _ = memory_scan(step, **arrays, chunk_size=CHUNK)
+    np.testing.assert_allclose(o, scale * arrays["tokens"][0])
+    with pytest.raises(ValueError, match="the step holds arrays of its own"):
+        memory_scan(step, **arrays, chunk_size=CHUNK, **KERNELS["pallas_tpu"])
+
+
+def test_any_deep_memory_learns_from_long_sequences():
+    """Tracing its kernels must not stop other platforms."""
+    memory = associative_memory("linear_norm", "l2", "dgd", chunk_size=CHUNK)
+    state = memory.init(jax.random.key(0), WIDTH, WIDTH, lead=(2,))
+    arrays = inputs(128, dtype="float32")
+    (q, k, v), (eta, log_alpha, _) = arrays["tokens"], arrays["gates"]
+
+    def loss(v, **options):
+        gates = Gates(eta / 8, log_alpha)
+        return memory.scan(state, k, v, q, gates, **options)[0].sum()
+
+    slope = jax.jit(jax.grad(loss), static_argnames="aligned")
+    np.testing.assert_allclose(
+        slope(v, aligned=True), slope(v), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_named_kernel_needs_its_platform():
