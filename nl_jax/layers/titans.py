@@ -280,7 +280,7 @@ def _answer(config, made, memory, position, aligned):
     tokens, chunk = made.q.shape[1], config.memory_chunk_size
     whole = tokens - tokens % chunk
     answered = []
-    if aligned and whole and config.remat == 1:
+    if aligned and whole and config.in_chunks:
         *first, gates = jax.tree.map(
             lambda a: a[:, :whole].swapaxes(1, 2), made
         )

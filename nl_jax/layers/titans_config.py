@@ -174,6 +174,14 @@ class TitansConfig:
         )
 
     @property
+    def in_chunks(self) -> bool:
+        """Whether ``memory_scan`` can take the answering memory's chunks.
+
+        Other objectives' gradients do not compile for TPUs.
+        """
+        return self.remat == 1 and self.inner_objective.curvature is not None
+
+    @property
     def cycle(self) -> int:
         """Tokens after which both chunk grids meet again."""
         return math.lcm(self.chunk_size, self.memory_chunk_size)

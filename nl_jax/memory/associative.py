@@ -181,7 +181,8 @@ def associative_memory(
             :func:`nl_jax.remat.remat_scan`.
         implementation: what runs the whole chunks of a stream that is
             ``aligned``, see ``pallas_kernels.mlp_memory.memory_scan``; not for
-            what goes token by token, averages chunks or has another ``remat``.
+            what goes token by token, averages chunks, has another ``remat`` or
+            an objective without a ``curvature``.
 
     Raises:
         ValueError: for an unknown name, a ``chunk_size`` below 1, a negative
@@ -215,11 +216,13 @@ def associative_memory(
         )
     by_token = not alone or not keep.linear
     in_chunks = keep.linear and alone and not keep.mean and remat == 1
+    # Gradients with cases and powers do not compile for TPUs.
+    in_chunks = in_chunks and goal.curvature is not None
     if implementation is not None and not in_chunks:
         raise ValueError(
             f"implementation={implementation!r} must be None with "
-            f"retention={keep.name!r}, rule={step.name!r} and remat={remat}: "
-            "they have only one"
+            f"objective={goal.name!r}, retention={keep.name!r}, "
+            f"rule={step.name!r} and remat={remat}: they have only one"
         )
     affine = (
         chunk_size == 1

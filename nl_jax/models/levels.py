@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from nl_jax.memory import MATRIX_RULES, OBJECTIVES
+from nl_jax.memory import MATRIX_RULES
 from nl_jax.nested import LevelRow
 from nl_jax.nested.describe import count_bytes, count_parameters
 from pallas_kernels import delta_memory, mlp_memory
@@ -151,7 +151,7 @@ def _titans_memory(titans, state):
     """What runs the chunks of the answering memory here."""
     if titans.shares_recurrence:
         return ""
-    if titans.remat != 1:
+    if not titans.in_chunks:
         return "chunked"
     gates = 3 if titans.momentum else 2
     size = titans.memory_chunk_size
@@ -270,7 +270,7 @@ def _deep_memory(deep, state):
     """What runs the chunks of a deep memory here."""
     if not deep.memory.in_chunks:
         return ""
-    gates = 2 + deep.momentum + OBJECTIVES[deep.objective].threshold
+    gates = 3 if deep.momentum else 2
     memory, tails = state.memory.memory, state.tails
     return _memory_scan(deep, memory, tails, gates, deep.chunk_size)
 

@@ -75,6 +75,7 @@ def test_the_table_changes_with_the_configuration():
         ("titans", {}, "tpu", "pallas_tpu"),
         ("titans", {"implementation": "chunked"}, "tpu", "chunked"),
         ("miras-moneta", {}, "tpu", ""),
+        ("miras-yaad", {}, "tpu", ""),
     ],
 )
 def test_the_table_says_what_runs(monkeypatch, name, choices, platform, runs):
