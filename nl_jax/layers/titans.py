@@ -175,12 +175,11 @@ class SelfModifyingTitans(nn.Module):
         """
         x = x.astype(self.dtype)
         config, tokens = self.config, x.shape[1]
-        aligned, batched = (
-            aligned or state is None,
-            None if state is None else 0,
-        )
-        state = self._initial() if state is None else state
-        over_rows = functools.partial(jax.vmap, in_axes=(0, batched))
+        begins = state is None
+        aligned = aligned or begins
+        state = self._initial() if begins else state
+        axes = (0, None if begins else 0)
+        over_rows = functools.partial(jax.vmap, in_axes=axes)
         part = functools.partial(
             _shared if config.shares_recurrence else _generate,
             self._parts(),
@@ -191,7 +190,7 @@ class SelfModifyingTitans(nn.Module):
             y, state = over_rows(part)(x, state)
         else:
             made, generators, tails = over_rows(part)(x, state)
-            if batched is None:
+            if begins:
                 state = self.initial_state(x.shape[0])
             y, memory = _answer(
                 config, made, state.memory, state.position, aligned

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from pallas_kernels.partition import explicit_axes
+
 __all__ = [
     "GATES",
     "Plan",
@@ -17,6 +19,7 @@ __all__ = [
     "prepare_cotangents",
     "restore",
     "restore_starts",
+    "why_not",
 ]
 
 GATES = ("log_alpha", "beta", "log_mu")
@@ -64,6 +67,22 @@ def plan_for(arrays, chunk) -> Plan:
         if lead[-1] > 1 and all(last in ((), (1,)) for last in shared):
             lead, memories = lead[:-1], lead[-1]
     return Plan(lead, memories, arrays["x"].shape[-2], chunk, gates)
+
+
+def why_not(arrays, interpret) -> str | None:
+    """Says why no kernel can take arrays, or shapes; ``None``: some can."""
+    if explicit := explicit_axes():
+        return f"mesh axes {explicit} are Explicit, must be Auto"
+    x = arrays["x"]
+    if not interpret:
+        if arrays["w"].dtype != jnp.float32:
+            return f"w has dtype {arrays['w'].dtype}, must be float32"
+        if x.dtype not in (jnp.float32, jnp.bfloat16):
+            return f"x has dtype {x.dtype}, must be float32 or bfloat16"
+    for name in "gq":
+        if arrays[name].dtype != x.dtype:
+            return f"{name} has dtype {arrays[name].dtype}, x has {x.dtype}"
+    return None
 
 
 def prepare(arrays, plan):

@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.delta_memory import layout
 from pallas_kernels.delta_memory.chunked import chunk_step
 from pallas_kernels.delta_memory.inverse import unit_lower_inverse_masked
-from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
+from pallas_kernels.partition import lead_spec, over_mesh
 
 __all__ = [
     "VMEM_BYTES",
@@ -54,17 +54,8 @@ def why_not(arrays, block, read, interpret=False) -> str | None:
     del read  # Each of them is read.
     if block % 16:
         return f"a chunk of {block} tokens is no multiple of 16"
-    if explicit := explicit_axes():
-        return f"mesh axes {explicit} are Explicit, must be Auto"
-    x = arrays["x"]
-    if not interpret:
-        if arrays["w"].dtype != jnp.float32:
-            return f"w has dtype {arrays['w'].dtype}, must be float32"
-        if x.dtype not in (jnp.float32, jnp.bfloat16):
-            return f"x has dtype {x.dtype}, must be float32 or bfloat16"
-    for name in "gq":
-        if arrays[name].dtype != x.dtype:
-            return f"{name} has dtype {arrays[name].dtype}, x has {x.dtype}"
+    if reason := layout.why_not(arrays, interpret):
+        return reason
     plan = layout.plan_for(arrays, block)
     d_in, d_out = arrays["w"].shape[-2:]
     d_out *= plan.memories or 1

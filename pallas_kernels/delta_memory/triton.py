@@ -26,10 +26,8 @@ multiprocessor per head and 64 columns; float32 that is wider than 64, or has
 momentum, spills registers. Never timed.
 """
 
-import jax.numpy as jnp
-
+from pallas_kernels.delta_memory import layout
 from pallas_kernels.delta_memory.triton_launch import Run, chunk_for
-from pallas_kernels.partition import explicit_axes
 
 __all__ = ["WIDEST", "backward", "forward", "why_not"]
 
@@ -41,7 +39,7 @@ def why_not(arrays, block, read, interpret=False) -> str | None:
     """Says why the kernels cannot take arrays, or shapes; ``None``: they can.
 
     Example:
-        >>> import jax
+        >>> import jax, jax.numpy as jnp
         >>> x = jax.ShapeDtypeStruct((1, 128, 256), jnp.bfloat16)
         >>> gate = jax.ShapeDtypeStruct((1, 128), jnp.float32)
         >>> w = jax.ShapeDtypeStruct((1, 256, 64), jnp.float32)
@@ -55,17 +53,9 @@ def why_not(arrays, block, read, interpret=False) -> str | None:
         return f"a chunk of {chunk} tokens is none of 16, 32, 64"
     if block % chunk:
         return f"a block of {block} tokens is no multiple of {chunk}"
-    if explicit := explicit_axes():
-        return f"mesh axes {explicit} are Explicit, must be Auto"
+    if reason := layout.why_not(arrays, interpret):
+        return reason
     x = arrays["x"]
-    if not interpret:
-        if arrays["w"].dtype != jnp.float32:
-            return f"w has dtype {arrays['w'].dtype}, must be float32"
-        if x.dtype not in (jnp.float32, jnp.bfloat16):
-            return f"x has dtype {x.dtype}, must be float32 or bfloat16"
-    for name in "gq":
-        if arrays[name].dtype != x.dtype:
-            return f"{name} has dtype {arrays[name].dtype}, x has {x.dtype}"
     if x.shape[-1] > WIDEST:
         return f"x is {x.shape[-1]} wide, at most {WIDEST} fit"
     return None
