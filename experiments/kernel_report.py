@@ -40,7 +40,7 @@ TARGETS = (
         0.6,
         0.9,
     ),
-    Target("mlp_memory", "pallas_tpu", BOTH, "chunked", 2.0, 4.0),
+    Target("mlp_memory", "pallas_triton", BOTH, "chunked", 2.0, 4.0),
     Target("newton_schulz", "pallas_triton", BOTH[:1], "batched", 1.5, 3.0),
 )
 

@@ -125,7 +125,8 @@ class LearningRule:
             step = eta * damping
             if self.normalized:
                 size = _norm(x)
-                x = divide(x, size[..., None].astype(x.dtype))
+                # One quotient a token; as many as channels cost time.
+                x = x * divide(1.0, size)[..., None].astype(x.dtype)
                 step = divide(step, jnp.maximum(size, 1.0))
                 excess = divide(bound, _norm(delta))
                 step = step * jnp.minimum(1.0, excess)

@@ -11,11 +11,7 @@ from pallas_kernels.delta_memory.derivative import (
     Options,
     differentiable_scan,
 )
-from pallas_kernels.delta_memory.dispatch import (
-    IMPLEMENTATIONS,
-    choose,
-    tokens_per_block,
-)
+from pallas_kernels.delta_memory.dispatch import IMPLEMENTATIONS, choose
 from pallas_kernels.delta_memory.reference import delta_scan_reference
 
 __all__ = ["IMPLEMENTATIONS", "READS", "delta_scan", "implementation_for"]
@@ -109,7 +105,7 @@ def delta_scan(
     values = w, s, x, g, q, log_alpha, beta, log_mu
     arrays = dict(zip(NAMES, values, strict=True))
     _validate(**arrays, chunk_size=chunk_size, read=read)
-    name, kernels = choose(
+    name, kernels, block = choose(
         arrays, chunk_size, read, implementation, bool(interpret)
     )
     if name in ("reference", "chunked"):
@@ -120,7 +116,7 @@ def delta_scan(
     options = Options(
         name,
         kernels,
-        block=tokens_per_block(x.shape[-2], chunk_size, read),
+        block=block,
         chunk=_plain_chunk(chunk_size, read),
         read=read,
         interpret=interpret,
@@ -175,7 +171,7 @@ def implementation_for(
     values = w, s, x, g, q, log_alpha, beta, log_mu
     arrays = dict(zip(NAMES, values, strict=True))
     _validate(**arrays, chunk_size=chunk_size, read=read)
-    _, kernels = choose(arrays, chunk_size, read, None)
+    _, kernels, _ = choose(arrays, chunk_size, read, None)
     return dict(kernels).get(platform, "chunked")
 
 

@@ -17,7 +17,7 @@ KERNELS = {
     "pallas_triton": triton,
     "pallas_mosaic_gpu": mosaic_gpu,
 }
-"""Modules with ``why_not``, ``forward`` and ``backward``."""
+"""Modules with ``why_not``, ``forward``, ``backward`` and ``LEAST_BLOCK``."""
 PREFERENCE = {
     "tpu": ("pallas_tpu",),
     "cuda": ("pallas_mosaic_gpu", "pallas_triton"),
@@ -37,8 +37,9 @@ def choose(arrays, chunk_size, read, implementation, interpret=False):
         interpret: whether kernels run without their hardware.
 
     Returns:
-        ``(name, kernels)``: what runs on every platform, or, where that is
-        ``None``, ``(platform, name)`` of each that has a kernel.
+        ``(name, kernels, block)``: what runs on every platform, or, where that
+        is ``None``, ``(platform, name)`` of each that has a kernel; and the
+        tokens between saved states.
 
     Raises:
         ValueError: if the implementation does not exist or cannot run.
@@ -49,24 +50,24 @@ def choose(arrays, chunk_size, read, implementation, interpret=False):
             f"None, {', '.join(map(repr, IMPLEMENTATIONS))}"
         )
     if implementation in ("reference", "chunked"):
-        return implementation, ()
+        return implementation, (), chunk_size
     length = arrays["x"].shape[-2]
-    block = tokens_per_block(length, chunk_size, read)
     if implementation is None:
+        block = tokens_per_block(length, chunk_size, read)
         # Not for a few tokens, nor where a fifth of the work were padding.
         fits = length >= BLOCK and -length % block <= length // 4
         kernels = _offered(arrays, block, read) if fits else ()
-        return None if kernels else "chunked", kernels
-    if reason := KERNELS[implementation].why_not(
-        arrays, block, read, interpret
-    ):
+        return None if kernels else "chunked", kernels, block
+    kernel = KERNELS[implementation]
+    block = tokens_per_block(length, chunk_size, read, kernel.LEAST_BLOCK)
+    if reason := kernel.why_not(arrays, block, read, interpret):
         raise ValueError(
             f"implementation={implementation!r} cannot run: {reason}"
         )
-    return implementation, ()
+    return implementation, (), block
 
 
-def tokens_per_block(length, chunk_size, read) -> int:
+def tokens_per_block(length, chunk_size, read, least=16) -> int:
     """Tokens between saved states: our own choice where results allow it.
 
     Example:
@@ -80,7 +81,8 @@ def tokens_per_block(length, chunk_size, read) -> int:
     """
     if read == "chunk":
         return chunk_size
-    return next(b for b in (16, 32, 64, BLOCK) if b >= min(length, BLOCK))
+    enough = max(least, min(length, BLOCK))
+    return next(b for b in (16, 32, 64, BLOCK) if b >= enough)
 
 
 def _offered(arrays, block, read):

@@ -13,7 +13,12 @@ loses all digits once keys repeat.
 import jax
 import jax.numpy as jnp
 
-__all__ = ["unit_lower_inverse", "unit_lower_inverse_masked"]
+__all__ = [
+    "inverse_backward",
+    "ladder_from",
+    "unit_lower_inverse",
+    "unit_lower_inverse_masked",
+]
 
 # Below this width the rungs work on whole masked blocks: slicing out 1x1 to
 # 8x8 blocks costs more than the few extra multiplications.
@@ -39,16 +44,30 @@ def unit_lower_inverse(strict_lower: jax.Array) -> jax.Array:
         >>> unit_lower_inverse(jnp.array([[0.0, 0.0], [3.0, 0.0]])).tolist()
         [[1.0, 0.0], [-3.0, 1.0]]
     """
-    size = strict_lower.shape[-1]
-    strict_lower = jnp.tril(strict_lower, -1)
-    if size <= _BASE:
-        return _masked_ladder(strict_lower)
-    width = _BASE
+    if strict_lower.shape[-1] <= _BASE:
+        return _masked_ladder(jnp.tril(strict_lower, -1))
+    return ladder_from(
+        strict_lower,
+        _BASE,
+        lambda lower: _masked_ladder(_diagonal_blocks(lower, _BASE)),
+    )
+
+
+def ladder_from(strict_lower, base, first_rung):
+    """Climbs to ``(I + L)^-1`` from the inverses of its diagonal blocks.
+
+    Args:
+        strict_lower: as in :func:`unit_lower_inverse`.
+        base: width of these blocks, a power of two.
+        first_rung: finds them, ``[..., n base, n base]`` (a power of two) to
+            ``[..., n, base, base]``.
+    """
+    size, width = strict_lower.shape[-1], base
     while width < size:
         width *= 2
     pad = [(0, 0)] * (strict_lower.ndim - 2) + [(0, width - size)] * 2
-    lower = jnp.pad(strict_lower, pad)
-    inverse = _masked_ladder(_diagonal_blocks(lower, _BASE))
+    lower = jnp.pad(jnp.tril(strict_lower, -1), pad)
+    inverse = first_rung(lower)
     while inverse.shape[-1] < width:
         inverse = _climb(lower, inverse)
     return inverse[..., 0, :size, :size]
@@ -59,13 +78,14 @@ def _forward(strict_lower):
     return inverse, inverse
 
 
-def _backward(inverse, cotangent):
+def inverse_backward(inverse, cotangent):
+    """The cotangent of ``L``, from that of the inverse."""
     transposed = jnp.swapaxes(inverse, -1, -2)
     product = _matmul(_matmul(transposed, cotangent), transposed)
     return (-jnp.tril(product, -1),)
 
 
-unit_lower_inverse.defvjp(_forward, _backward)
+unit_lower_inverse.defvjp(_forward, inverse_backward)
 
 
 @jax.custom_vjp
@@ -90,7 +110,7 @@ def _forward_masked(strict_lower):
     return inverse, inverse
 
 
-unit_lower_inverse_masked.defvjp(_forward_masked, _backward)
+unit_lower_inverse_masked.defvjp(_forward_masked, inverse_backward)
 
 
 def _matmul(a, b):

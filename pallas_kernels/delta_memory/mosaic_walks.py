@@ -205,7 +205,7 @@ def _launch(
         )(*(refs[n].at[row] for n in tokens))
 
     kernel.__name__ = name
-    out = plgpu.kernel(
+    call = plgpu.kernel(
         kernel,
         out_type=[
             jax.eval_shape(_turned, v)
@@ -220,7 +220,11 @@ def _launch(
         num_threads=2,
         thread_name="warpgroup",
         interpret=interpret,
-    )(*(_turned(states[n]) for n in states), *tokens.values())
+    )
+    given = *(_turned(states[n]) for n in states), *tokens.values()
+    # Pipelines count in 32 bits, whatever the integers around them are.
+    with jax.enable_x64(False):
+        out = call(*given)
     return {
         n: _turned(v) if n in whole else v
         for n, v in zip(outputs, out, strict=True)

@@ -25,6 +25,7 @@ from pallas_kernels.delta_memory.inverse import unit_lower_inverse_masked
 from pallas_kernels.partition import lead_spec, over_mesh
 
 __all__ = [
+    "LEAST_BLOCK",
     "VMEM_BYTES",
     "backward",
     "forward",
@@ -32,6 +33,8 @@ __all__ = [
     "why_not",
 ]
 
+LEAST_BLOCK = 16
+"""Fewer tokens are padded to so many."""
 HEADS = 4
 """Heads of a program: while one waits for its ladder another is computed."""
 VMEM_BYTES = 48 * 2**20

@@ -8,12 +8,13 @@ import jax
 from jaxtyping import Array, Float
 
 from pallas_kernels import device
-from pallas_kernels.mlp_memory import chunked, tpu
+from pallas_kernels.mlp_memory import chunked, tpu, triton
+from pallas_kernels.mlp_memory.step import trace
 from pallas_kernels.restart import restartable
 
 __all__ = ["IMPLEMENTATIONS", "implementation_for", "memory_scan"]
 
-KERNELS = {"pallas_tpu": ("tpu", tpu)}
+KERNELS = {"pallas_tpu": ("tpu", tpu), "pallas_triton": ("cuda", triton)}
 """By name: the platform and the module."""
 IMPLEMENTATIONS = ("chunked", *KERNELS)
 _LEAST = 128
@@ -49,14 +50,16 @@ def memory_scan(
             chunk, ``[heads, C, d]`` tokens and ``[heads, C]`` gates; ``valid``
             is ``[1, C]``, False where a token is padding and must change
             nothing, or ``None``; ``inverse`` is for ``chunk_step``. A pure
-            function of operations that a TPU kernel has; one that holds
-            arrays of its own has no kernel.
+            function; one that holds arrays of its own has no kernel, nor has
+            on TPUs one with operations that
+            :data:`pallas_kernels.mlp_memory.tpu.OPERATIONS` lacks.
         state: matrices before the first token, ``[*lead, d_in, d_out]``.
         tokens: arrays ``[*lead, T, d]``, the first of the outputs' dtype.
         gates: arrays ``[*lead, T]``.
         chunk_size: tokens per chunk. Results depend on it.
         implementation: ``"chunked"`` (plain ``jax.numpy``), ``"pallas_tpu"``
-            (one kernel each way), or ``None`` for the best that the platform
+            (one kernel each way), ``"pallas_triton"`` (plain, but for the
+            triangular inverse), or ``None`` for the best that the platform
             offers for which the program is lowered;
             :func:`implementation_for` says which. A kernel's gradient is not
             for forward-mode differentiation.
@@ -91,25 +94,24 @@ def memory_scan(
             f"None, {', '.join(map(repr, IMPLEMENTATIONS))}"
         )
     plain = functools.partial(chunked.scan, step, chunk_size=chunk_size)
+    if implementation == "chunked":
+        return plain(arrays)
     if implementation is None:
-        kernels = tuple(
-            name
-            for name in _offered(state, tokens, gates, chunk_size)
-            if KERNELS[name][1].why_not_step(step, arrays, chunk_size) is None
-        )
+        kernels = _offered(state, tokens, gates, chunk_size)
+        if kernels:
+            program = trace(step, arrays, chunk_size)
+            kernels = [n for n in kernels if not _why_not_step(n, program)]
         if not kernels:
             return plain(arrays)
-    elif implementation == "chunked":
-        return plain(arrays)
     else:
+        kernels = [implementation]
         _, kernel = KERNELS[implementation]
         if reason := kernel.why_not(
             state, tokens, gates, chunk_size, bool(interpret)
-        ) or kernel.why_not_step(step, arrays, chunk_size):
+        ) or _why_not_step(implementation, trace(step, arrays, chunk_size)):
             raise ValueError(
                 f"implementation={implementation!r} cannot run: {reason}"
             )
-        kernels = (implementation,)
 
     def run(way, *operands, **options):
         def kernel(name):
@@ -157,13 +159,20 @@ def implementation_for(
         ... )
         >>> [
         ...     implementation_for(name, (w,), (x,), (gate,), chunk_size=64)
-        ...     for name in ("tpu", "cpu")
+        ...     for name in ("tpu", "cuda", "cpu")
         ... ]
-        ['pallas_tpu', 'chunked']
+        ['pallas_tpu', 'pallas_triton', 'chunked']
     """
     offered = _offered(state, tokens, gates, chunk_size)
     names = {KERNELS[name][0]: name for name in offered}
     return names.get(platform, "chunked")
+
+
+def _why_not_step(name, program):
+    """Why a kernel cannot run a step; its derivative is ours, not JAX's."""
+    if program.consts:
+        return "the step holds arrays of its own"
+    return KERNELS[name][1].why_not_step(program)
 
 
 def _offered(state, tokens, gates, chunk_size):

@@ -16,21 +16,29 @@ def scan(step, arrays, *, chunk_size):
     return out
 
 
-def forward(step, arrays, *, chunk_size, save):
+def forward(step, arrays, *, chunk_size, save, inverse=unit_lower_inverse):
     """``((o, state), states at chunk starts)``."""
     chunks = _cut_all(arrays, chunk_size)
 
     # A scan keeps what is recomputed apart; barriers would cost fusions.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def body(state, chunk):
-        o, after = _call(step, state, *chunk)
+        o, after = step(state, *chunk, inverse)
         return after, (o, state if save else None)
 
     state, (o, starts) = jax.lax.scan(body, arrays["state"], chunks)
     return (join(o, arrays["tokens"][0].shape[-2]), state), starts
 
 
-def backward(step, arrays, starts, cotangents, *, chunk_size):
+def backward(
+    step,
+    arrays,
+    starts,
+    cotangents,
+    *,
+    chunk_size,
+    inverse=unit_lower_inverse,
+):
     """Cotangents of ``arrays``, last chunk first."""
     do, dstate = cotangents
 
@@ -43,7 +51,7 @@ def backward(step, arrays, starts, cotangents, *, chunk_size):
     def body(after, inputs):
         start, tokens, gates, valid, o = inputs
         _, pull = jax.vjp(
-            lambda *args: _call(step, *args, valid), start, tokens, gates
+            lambda *args: step(*args, valid, inverse), start, tokens, gates
         )
         before, tokens, gates = pull((o, after))
         return before, (tokens, gates)
@@ -54,10 +62,6 @@ def backward(step, arrays, starts, cotangents, *, chunk_size):
     )
     (out,) = pull(found)
     return out | {"state": dstate}
-
-
-def _call(step, state, tokens, gates, valid):
-    return step(state, tokens, gates, valid, unit_lower_inverse)
 
 
 def _cut_all(arrays, chunk_size):

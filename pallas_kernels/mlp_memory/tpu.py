@@ -18,9 +18,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.delta_memory.inverse import unit_lower_inverse_masked
+from pallas_kernels.mlp_memory.step import primitives
 from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
 
 __all__ = [
+    "OPERATIONS",
     "VMEM_BYTES",
     "backward",
     "forward",
@@ -33,6 +35,16 @@ HEADS = 4
 """Heads of a program: while one waits for its ladder another is computed."""
 VMEM_BYTES = 48 * 2**20
 """What a kernel may use of the vector memory; the least chip has 64 MiB."""
+_NAMES = """
+abs add add_any and argmax atan2 broadcast_in_dim concatenate
+convert_element_type cos custom_jvp_call div dot_general eq erf exp exp2 floor
+ge gt integer_pow iota is_finite jit le log log1p logistic lt max min mul ne
+neg not or pow reduce_max reduce_min reduce_sum rem reshape round rsqrt
+select_n sign sin slice sqrt square squeeze stop_gradient sub tan tanh
+transpose
+"""
+OPERATIONS = frozenset(_NAMES.split())
+"""What kernels, and their derivatives, have been compiled with."""
 _TOKENS = ("tokens", "gates", "o")
 
 
@@ -69,12 +81,15 @@ def why_not(state, tokens, gates, chunk_size, interpret=False) -> str | None:
     return None
 
 
-def why_not_step(step, arrays, chunk_size) -> str | None:
-    """Says why the kernels cannot run a step; ``None``: they can."""
-    run = _Run(step, chunk_size, _sizes(arrays)[1], False)
-    inputs = jax.eval_shape(run.prepare, arrays)
-    if jax.make_jaxpr(run.one_chunk)(inputs).consts:
-        return "the step holds arrays of its own"
+def why_not_step(program) -> str | None:
+    """Says why the kernels cannot run a step; ``None``: they can.
+
+    Args:
+        program: the step's, from :func:`pallas_kernels.mlp_memory.step.trace`.
+    """
+    unknown = primitives(program) - OPERATIONS
+    if unknown:
+        return f"kernels are not known to have {', '.join(sorted(unknown))}"
     return None
 
 

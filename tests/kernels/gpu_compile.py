@@ -25,6 +25,7 @@ CASES = [
             ("gated_deltanet_1b3", "titans_760m"),
             ("pallas_triton", "pallas_mosaic_gpu"),
         ),
+        ("mlp_memory", ("hope_1b3", "hope_760m"), ("pallas_triton",)),
         (
             "newton_schulz",
             ("memories_128x512", "layers_2048x2048"),

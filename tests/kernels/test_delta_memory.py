@@ -1,4 +1,7 @@
-"""The delta memory: chunked = token by token, forward and all gradients."""
+"""The delta memory: every implementation = token by token in float64.
+
+Forward and all gradients, kernels in interpret mode.
+"""
 
 import functools
 import itertools
@@ -10,6 +13,7 @@ import pytest
 from jax._src.pallas.mosaic.interpret import (
     interpret_pallas_call as interpreter,
 )
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.delta_memory import (
@@ -30,7 +34,22 @@ KERNELS = {
     "chunked": {"implementation": "chunked"},
     "pallas_tpu": {"implementation": "pallas_tpu", "interpret": True},
     "pallas_triton": {"implementation": "pallas_triton", "interpret": True},
+    "pallas_mosaic_gpu": {
+        "implementation": "pallas_mosaic_gpu",
+        "interpret": True,
+    },
 }
+interpreted = pytest.mark.skipif(
+    not hasattr(plgpu, "InterpretGPUParams"),
+    reason="JAX before 0.11 cannot interpret Mosaic GPU kernels",
+)
+every_implementation = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=interpreted if "mosaic" in n else ())
+        for n in KERNELS
+    ],
+)
 
 
 @pytest.fixture
@@ -72,6 +91,23 @@ def inputs(
     return jax.tree.map(jnp.asarray, arrays)
 
 
+def exactness(name):
+    """The dtype of an implementation's sums, and its digits in that."""
+    # Hopper's matrix units sum in float32.
+    return ("float32", 1e-4) if "mosaic" in name else ("float64", 1e-10)
+
+
+def equal_token_by_token(arrays, name, **options):
+    """Compares with the float64 token scan of the same numbers."""
+    dtype, atol = exactness(name)
+    given = jax.tree.map(lambda v: v.astype(dtype), arrays)
+    with jax.enable_x64(dtype == "float64"):
+        actual = value_and_gradients(given, **options, **KERNELS[name])
+    exact = jax.tree.map(lambda v: v.astype("float64"), given)
+    expected = value_and_gradients(exact, **options, implementation="reference")
+    assert_equal_trees(actual, expected, atol=atol, rtol=0)
+
+
 def weighted(arrays, options):
     """One number that depends on all outputs, and the outputs."""
     out = delta_scan(**arrays, **dict(options))
@@ -98,28 +134,22 @@ def assert_equal_trees(actual, expected, **tolerance):
         np.testing.assert_allclose(a, e, **tolerance)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@every_implementation
 @pytest.mark.parametrize(("read", "momentum", "delta"), CASES)
 def test_equals_token_by_token(x64, read, momentum, delta, name):
-    # 21 = 16 + 5, and 32 - 11 where a kernel chooses its chunk.
-    arrays = inputs(21, momentum=momentum, delta=delta)
-    options = {"chunk_size": 16, "read": read}
-    expected = value_and_gradients(
-        arrays, **options, implementation="reference"
-    )
-    actual = value_and_gradients(arrays, **options, **KERNELS[name])
-    assert_equal_trees(actual, expected, atol=1e-10, rtol=0)
+    # 5 more than a chunk, and 11 less than what a kernel chooses.
+    chunk = 64 if "mosaic" in name else 16
+    arrays = inputs(chunk + 5, momentum=momentum, delta=delta)
+    equal_token_by_token(arrays, name, chunk_size=chunk, read=read)
 
 
 @pytest.mark.parametrize("length", [1, 16, 150])
-@pytest.mark.parametrize("name", KERNELS)
+@every_implementation
 def test_one_token_one_chunk_many_chunks(x64, length, name):
     arrays = inputs(length)
     # Writes that nothing shares: the kernel cannot fold its memories.
     arrays["x"] = jnp.broadcast_to(arrays["x"], (2, 3, length, 4))
-    expected = value_and_gradients(arrays, implementation="reference")
-    actual = value_and_gradients(arrays, **KERNELS[name])
-    assert_equal_trees(actual, expected, atol=1e-10, rtol=0)
+    equal_token_by_token(arrays, name)
 
 
 @pytest.mark.parametrize("read", ["before", "chunk"])
@@ -194,7 +224,7 @@ def test_widths_that_climb_the_block_ladder(x64):
     assert_equal_trees(actual, expected, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@every_implementation
 @pytest.mark.parametrize("extreme", ["forget", "keep", "no_write", "repeat"])
 def test_extreme_gates_stay_exact_and_finite(extreme, name):
     arrays = inputs(40, dtype="float32")
@@ -219,7 +249,7 @@ def test_extreme_gates_stay_exact_and_finite(extreme, name):
         assert np.isfinite(grad).all(), name
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@every_implementation
 def test_bfloat16_products_keep_float32_states(name):
     """Rounding to 8 bits, of 64 terms: 2^-8 sqrt(64) of the largest value."""
     arrays = inputs(64, dtype="float32")

@@ -1,6 +1,8 @@
-"""The delta memory's Mosaic GPU kernels, interpreted: forward and gradients."""
+"""What only the delta memory's Mosaic GPU kernels have; interpreted.
 
-import functools
+The cases that all implementations share are in ``test_delta_memory``.
+"""
+
 import importlib
 
 import jax
@@ -10,101 +12,38 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.delta_memory import mosaic_gpu
-from pallas_kernels.delta_memory.reference import delta_scan_reference
-from tests.kernels.test_delta_memory import assert_equal_trees, inputs
-
-interpreted = pytest.mark.skipif(
-    not hasattr(plgpu, "InterpretGPUParams"),
-    reason="JAX before 0.11 cannot interpret Mosaic GPU kernels",
+from tests.kernels.test_delta_memory import (
+    equal_token_by_token,
+    inputs,
+    interpreted,
+    value_and_gradients,
 )
-BLOCKS = {"before": 128, "after": 64, "chunk": 64}
 
 
-@functools.partial(jax.jit, static_argnames=("read", "interpret"))
-def kernels(arrays, cotangents, read, interpret):
-    """Outputs, states at block starts and gradients."""
-    options = {"block": BLOCKS[read], "read": read, "interpret": interpret}
-    out, starts = mosaic_gpu.forward(arrays, save=True, **options)
-    gradients = mosaic_gpu.backward(arrays, starts, cotangents, **options)
-    return out, starts, gradients
-
-
-@functools.partial(jax.jit, static_argnames="read")
-def reference(arrays, cotangents, read):
-    """The same, token by token in float32."""
-    arrays = jax.tree.map(lambda v: v.astype("float32"), arrays)
-    cotangents = jax.tree.map(lambda v: v.astype("float32"), cotangents)
-
-    def run(arrays):
-        return delta_scan_reference(
-            **arrays, chunk_size=BLOCKS[read], read=read
-        )
-
-    out, pull = jax.vjp(run, arrays)
-    second = {
-        name: value[..., : BLOCKS[read], :] if name in "xgq" else value
-        for name, value in arrays.items()
-    }
-    for name in ("log_alpha", "beta", "log_mu"):
-        if second[name] is not None:
-            second[name] = second[name][..., : BLOCKS[read]]
-    states = [arrays["w"], arrays["s"]], run(second)[1:]
-    starts = jax.tree.map(lambda a, b: jnp.stack([a, b]), *map(list, states))
-    return out, tuple(starts), pull(cotangents)[0]
-
-
-def cotangents_for(arrays):
-    """Something else for every output."""
-    o = jax.eval_shape(lambda g: g, arrays["g"])
-    like = (o, arrays["w"], arrays["s"])
-    return jax.tree.map(
-        lambda v: jnp.cos(jnp.arange(v.size)).reshape(v.shape).astype(v.dtype),
-        like,
-    )
-
-
-def arrays_for(read, momentum, delta, width=4):
-    """One block and a token, so that two blocks start and one is padded."""
-    arrays = inputs(
-        BLOCKS[read] + 1,
-        momentum=momentum,
-        delta=delta,
-        dtype="float32",
-        lead=(1,),
-        memories=1,
-    )
+def wide(width=70):
+    """Two programs a row, two pieces of a state; a block and a token."""
+    rng = np.random.default_rng(1)
+    arrays = inputs(129, dtype="float32", lead=(1,), memories=1)
     for name in ("log_alpha", "log_mu"):
         # So slow that first states still matter behind a block.
-        if arrays[name] is not None:
-            arrays[name] = arrays[name] / 16
-    rng = np.random.default_rng(1)
+        arrays[name] /= 16
     for name in "wsxgq":
-        if arrays[name] is not None:
-            shape = list(arrays[name].shape)
-            shape[-1] = width
-            shape[-2] = width if name in "ws" else shape[-2]
-            value = rng.normal(size=shape) / np.sqrt(width)
-            arrays[name] = jnp.asarray(value, "float32")
+        shape = list(arrays[name].shape)
+        shape[-1] = width
+        shape[-2] = width if name in "ws" else shape[-2]
+        value = rng.normal(size=shape) / np.sqrt(width)
+        arrays[name] = jnp.asarray(value, "float32")
     return arrays
 
 
 @interpreted
-@pytest.mark.parametrize(
-    ("read", "momentum", "delta", "width"),
-    [
-        ("before", True, True, 4),
-        ("after", True, False, 4),
-        ("after", False, True, 70),
-        ("chunk", False, False, 4),
-    ],
-)
-def test_equals_token_by_token(read, momentum, delta, width):
-    """More than 64 wide, there are two programs and two pieces of a state."""
-    arrays = arrays_for(read, momentum, delta, width)
-    cotangents = cotangents_for(arrays)
-    actual = kernels(arrays, cotangents, read, True)
-    expected = reference(arrays, cotangents, read)
-    assert_equal_trees(actual, expected, atol=1e-4, rtol=1e-5)
+@pytest.mark.parametrize("momentum", [True, False])
+def test_states_wider_than_a_program(momentum):
+    arrays = wide()
+    if not momentum:
+        arrays |= {"s": None, "log_mu": None}
+    with jax.enable_x64(True):
+        equal_token_by_token(arrays, "pallas_mosaic_gpu", read="after")
 
 
 def interpreter():
@@ -117,16 +56,19 @@ def interpreter():
 @interpreted
 def test_bfloat16_keeps_its_digits_and_nothing_races():
     """Rounding to 8 bits, of 64 terms: 2^-8 sqrt(64) of the largest value."""
-    arrays = arrays_for("before", True, True, 70)
+    arrays = wide()
     for name in "xgq":
         arrays[name] = arrays[name].astype("bfloat16")
-    cotangents = cotangents_for(arrays)
-    params = plgpu.InterpretGPUParams(detect_races=True)
     actual = jax.block_until_ready(
-        kernels(arrays, cotangents, "before", params)
+        value_and_gradients(
+            arrays,
+            implementation="pallas_mosaic_gpu",
+            interpret=plgpu.InterpretGPUParams(detect_races=True),
+        )
     )
     assert not interpreter().get_races().races_found
-    expected = reference(arrays, cotangents, "before")
+    exact = jax.tree.map(lambda v: v.astype("float32"), arrays)
+    expected = value_and_gradients(exact, implementation="reference")
     pairs = zip(*map(jax.tree.leaves, (actual, expected)), strict=True)
     for a, e in pairs:
         tolerance = 2**-8 * np.sqrt(64) * float(jnp.abs(e).max())

@@ -21,25 +21,30 @@ from nl_jax.layers import SelfModifyingTitans, TitansConfig
 from nl_jax.layers.titans_block import answer
 from nl_jax.memory import Gates, associative_memory, fused
 from nl_jax.memory.state import MemoryState
-from pallas_kernels.mlp_memory import implementation_for, memory_scan
+from pallas_kernels.mlp_memory import implementation_for, memory_scan, tpu
+from pallas_kernels.mlp_memory.step import primitives, trace
 from tests.devices import run_on_devices
+from tests.kernels import operations
 
 CHUNK, WIDTH, HIDDEN = 16, 4, 6
 KERNELS = {
     "chunked": {"implementation": "chunked"},
     "pallas_tpu": {"implementation": "pallas_tpu", "interpret": True},
+    "pallas_triton": {"implementation": "pallas_triton", "interpret": True},
 }
 CASES = [
     {"objective": objective, "rule": rule, "momentum": momentum, "read": read}
-    for objective, rule, momentum, read in (
+    for objective, rule, momentum, read in (  # Any two values meet.
         ("l2", "dgd", True, "before"),
-        ("l2", "dgd", False, "after"),
-        ("l2", "gd", True, "chunk"),
         ("dot_product", "gd", False, "before"),
+        ("l2", "gd", False, "after"),
         ("dot_product", "dgd", True, "after"),
+        ("l2", "gd", True, "chunk"),
+        ("dot_product", "dgd", False, "chunk"),
     )
 ]
 DEFAULT = CASES[0]
+OFFERED = {"tpu": "pallas_tpu", "cuda": "pallas_triton", "cpu": "chunked"}
 
 
 @pytest.fixture
@@ -201,6 +206,7 @@ def test_extreme_gates_stay_exact_and_finite(x64, extreme, name):
     (q, k, v), (eta, log_alpha, log_mu) = arrays["tokens"], arrays["gates"]
     if extreme == "forget":
         log_alpha = log_alpha.at[..., ::3].set(-80.0)
+        log_alpha = log_alpha.at[..., 4].set(-jnp.inf)
     elif extreme == "keep":
         log_alpha = jnp.zeros_like(log_alpha)
     elif extreme == "no_write":
@@ -233,6 +239,16 @@ def test_bfloat16_tokens_keep_a_float32_state(name):
         np.testing.assert_allclose(a.astype("float32"), e, atol=tolerance)
 
 
+def test_kernels_map_over_rows():
+    arrays = inputs(21, dtype="float32", lead=(2, 1))
+    plain, *kernels = (
+        jax.vmap(program(tuple(DEFAULT.items()), **options))(arrays)
+        for options in KERNELS.values()
+    )
+    for found in kernels:
+        assert_close(found, plain, atol=2e-4)
+
+
 def test_kernel_reads_and_writes_nothing_astray():
     """NaN in all that was not written, out of bounds raises, no races."""
     params = pltpu.InterpretParams(
@@ -256,8 +272,10 @@ def test_second_derivatives():
         return sum(jnp.square(v).sum() for v in jax.tree.leaves(slope))
 
     expected, actual = (
-        jax.jit(jax.grad(functools.partial(steepness, options=options)))(arrays)
-        for options in KERNELS.values()
+        jax.jit(jax.grad(functools.partial(steepness, options=KERNELS[name])))(
+            arrays
+        )
+        for name in ("chunked", "pallas_tpu")
     )
     pairs = zip(*map(jax.tree.leaves, (actual, expected)), strict=True)
     for a, e in pairs:
@@ -267,7 +285,7 @@ def test_second_derivatives():
 
 def test_what_the_platform_offers_is_the_same():
     arrays = inputs(130, dtype="float32", lead=(1, 2))
-    for platform, name in {"tpu": "pallas_tpu", "cpu": "chunked"}.items():
+    for platform, name in OFFERED.items():
         offered = implementation_for(platform, **arrays, chunk_size=CHUNK)
         assert offered == name
     frozen = tuple(DEFAULT.items())
@@ -280,16 +298,17 @@ SHARDED = """
 import jax, numpy as np
 from tests.kernels.test_mlp_memory import DEFAULT, KERNELS, inputs, program
 arrays = inputs(21, dtype="float32", lead=(4, 2))
-run = program(tuple(DEFAULT.items()), **KERNELS["pallas_tpu"])
-alone = run(arrays)
 auto = (jax.sharding.AxisType.Auto,) * 2
 mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=auto)
-with jax.set_mesh(mesh):
-    rows = jax.device_put(arrays, jax.NamedSharding(mesh, jax.P("data")))
-    shared = run(rows)
-assert shared[1][0].sharding.spec[:2] == ("data", "tensor"), shared[1][0]
-for a, b in zip(*map(jax.tree.leaves, (alone, shared)), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+for name in ("pallas_tpu", "pallas_triton"):
+    run = program(tuple(DEFAULT.items()), **KERNELS[name])
+    alone = run(arrays)
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(arrays, jax.NamedSharding(mesh, jax.P("data")))
+        shared = run(rows)
+    assert shared[1][0].sharding.spec[:2] == ("data", "tensor"), shared[1][0]
+    for a, b in zip(*map(jax.tree.leaves, (alone, shared)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
 """
 
 
@@ -361,6 +380,33 @@ def test_a_step_that_holds_arrays_has_no_kernel():
     np.testing.assert_allclose(o, scale * arrays["tokens"][0])
     with pytest.raises(ValueError, match="the step holds arrays of its own"):
         memory_scan(step, **arrays, chunk_size=CHUNK, **KERNELS["pallas_tpu"])
+
+
+@pytest.mark.parametrize(
+    ("activation", "missing"),
+    [(jnp.cosh, "cosh"), (lambda x: jnp.sort(x, -1), "sort")],
+)
+def test_operations_that_tpu_kernels_lack(activation, missing):
+    """Other platforms, and other kernels, run such a memory."""
+
+    def step(state, tokens, gates, valid, inverse):
+        return jax.jit(activation)(tokens[0] @ state[0][:, :, :2]), state
+
+    arrays = inputs(128, dtype="float32")
+    with pytest.raises(ValueError, match=f"not known to have {missing}"):
+        memory_scan(step, **arrays, chunk_size=CHUNK, **KERNELS["pallas_tpu"])
+
+    def scan(arrays):
+        return memory_scan(step, **arrays, chunk_size=CHUNK)
+
+    lowered = jax.jit(scan).trace(arrays).lower(lowering_platforms=("tpu",))
+    assert "tpu_custom_call" not in lowered.as_text()
+
+
+def test_operations_that_tpu_kernels_have():
+    """What is on the list is what ``test_tpu_compile`` compiles."""
+    program = trace(operations.step, operations.ARRAYS, operations.CHUNK)
+    assert primitives(program) >= tpu.OPERATIONS
 
 
 def test_any_deep_memory_learns_from_long_sequences():

@@ -24,7 +24,7 @@ CASES = [
         ("newton_schulz", "layers_512x1536"),
     )
     for chip in TOPOLOGIES
-]
+] + ["operations/all/v5e"]
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -76,7 +76,17 @@ def functions(op, shape, implementation=None):
             newton_schulz, implementation=implementation
         )
         return {"forward": forward}, shapes.SHAPES[shape]
-    if op == "mlp_memory":
+    if op == "operations":
+        from pallas_kernels.mlp_memory import memory_scan
+        from tests.kernels import operations
+
+        arguments = operations.ARRAYS
+
+        def forward(arrays):
+            return memory_scan(
+                operations.step, **arrays, chunk_size=operations.CHUNK
+            )
+    elif op == "mlp_memory":
         from pallas_kernels.mlp_memory import memory_scan, shapes
         from tests.kernels.test_mlp_memory import chunk_step
 

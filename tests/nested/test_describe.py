@@ -70,6 +70,7 @@ def test_the_table_changes_with_the_configuration():
         ("gated-deltanet", {"implementation": "reference"}, "tpu", "reference"),
         ("gla", {}, "tpu", ""),
         ("hope", {"architecture": "mlp"}, "tpu", "pallas_tpu"),
+        ("hope", {"architecture": "mlp"}, "cuda", "pallas_triton"),
         ("hope", {}, "cpu", "chunked"),
         ("hope", {"remat": 4}, "tpu", "chunked"),
         ("titans", {}, "tpu", "pallas_tpu"),
