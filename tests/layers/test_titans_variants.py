@@ -16,7 +16,8 @@ from nl_jax.layers import (
 )
 from nl_jax.models import build
 from tests.layers.papers_tools import drawn, same, to_numpy
-from tests.memory import papers_models
+from tests.memory import papers, papers_models
+from tests.memory.comparisons import EXACT
 
 T, D, HEADS, CHUNK, WINDOW = 8, 8, 2, 3, 4
 PAPERS = {
@@ -74,15 +75,14 @@ def test_gradient_equals_the_papers_slope(combine):
     layer, params, x = make(combine)
     rng = np.random.default_rng(1)
     way = jax.tree.map(lambda a: rng.normal(size=a.shape), (params, x))
-    weights, h = rng.normal(size=x.shape), 1e-6
-    ends = [
-        (weights * paper(combine, *moved)).sum()
-        for moved in (
-            jax.tree.map(lambda a, d, s=s: a + s * h * d, (params, x), way)
-            for s in (1, -1)
+    weights = rng.normal(size=x.shape)
+
+    def at(step):
+        moved = jax.tree.map(
+            lambda a, d: a.astype(np.longdouble) + step * d, (params, x), way
         )
-    ]
-    slope = (ends[0] - ends[1]) / (2 * h)
+        return (weights * paper(combine, *moved)).sum()
+
     with jax.enable_x64(True):
         own = layer.clone(dtype=jnp.dtype("float64"))
 
@@ -94,7 +94,7 @@ def test_gradient_equals_the_papers_slope(combine):
             (g * d).sum()
             for g, d in zip(*map(jax.tree.leaves, (grads, way)), strict=True)
         )
-        np.testing.assert_allclose(found, slope, rtol=1e-6)
+        np.testing.assert_allclose(found, float(papers.slope(at)), rtol=EXACT)
 
 
 def test_rows_may_stand_at_different_places_of_their_segments():

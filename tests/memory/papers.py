@@ -171,7 +171,7 @@ def gradient(forward, loss, weights, k, v):
     for index, w in enumerate(weights):
         g = np.zeros_like(w)
         for at in np.ndindex(w.shape):
-            moved = [a.astype(complex) for a in weights]
+            moved = [a.astype(np.result_type(a, 1j)) for a in weights]
             moved[index][at] += 1e-30j
             g[at] = loss(forward(moved, k), v).imag / 1e-30
         out.append(g)
@@ -255,7 +255,7 @@ def by_channel(w, grad, eta, alpha):
 
 
 def slope(f, h=1e-5):
-    """f'(0) to about nine digits."""
+    """f'(0) by differences; to about 12 digits in NumPy's long double."""
     near, far = f(h) - f(-h), f(2 * h) - f(-2 * h)
     return (8 * near - far) / (12 * h)
 
