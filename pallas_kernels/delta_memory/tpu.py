@@ -22,11 +22,11 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.delta_memory import layout
 from pallas_kernels.delta_memory.chunked import chunk_step
 from pallas_kernels.delta_memory.inverse import unit_lower_inverse_masked
+from pallas_kernels.device import VMEM_BYTES
 from pallas_kernels.partition import lead_spec, over_mesh
 
 __all__ = [
     "LEAST_BLOCK",
-    "VMEM_BYTES",
     "backward",
     "forward",
     "heads_at_once",
@@ -37,8 +37,6 @@ LEAST_BLOCK = 16
 """Fewer tokens are padded to so many."""
 HEADS = 4
 """Heads of a program: while one waits for its ladder another is computed."""
-VMEM_BYTES = 48 * 2**20
-"""What a kernel may use of the vector memory; the least chip has 64 MiB."""
 _TOKENS = ("x", "g", "q", "gates")
 
 

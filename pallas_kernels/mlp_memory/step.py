@@ -15,20 +15,15 @@ def trace(step, arrays, chunk_size) -> ClosedJaxpr:
         chunk_size: see ``memory_scan``.
     """
 
-    def one(axes, rest):
+    def like(name, shape):
         return tuple(
-            jax.ShapeDtypeStruct((1, *rest(v.shape[-axes:])), v.dtype)
-            for v in arrays[name]
+            jax.ShapeDtypeStruct((1, *shape(v)), v.dtype) for v in arrays[name]
         )
 
-    shapes = []
-    for name, axes in (("state", 2), ("tokens", 2), ("gates", 1)):
-        whole = name == "state"
-        shapes.append(
-            one(axes, lambda s, w=whole: s if w else (chunk_size, *s[1:]))
-        )
     return jax.make_jaxpr(lambda *args: step(*args, None, lambda lower: lower))(
-        *shapes
+        like("state", lambda v: v.shape[-2:]),
+        like("tokens", lambda v: (chunk_size, v.shape[-1])),
+        like("gates", lambda v: (chunk_size,)),
     )
 
 
@@ -44,9 +39,7 @@ def primitives(jaxpr: Jaxpr | ClosedJaxpr) -> set[str]:
     names = set()
     for equation in jaxpr.eqns:
         names.add(equation.primitive.name)
-        for value in jax.tree.leaves(
-            equation.params, is_leaf=lambda v: hasattr(v, "jaxpr")
-        ):
+        for value in jax.tree.leaves(equation.params):
             if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
                 names |= primitives(value)
     return names

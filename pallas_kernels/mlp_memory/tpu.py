@@ -18,12 +18,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.delta_memory.inverse import unit_lower_inverse_masked
+from pallas_kernels.device import VMEM_BYTES
 from pallas_kernels.mlp_memory.step import primitives
 from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
 
 __all__ = [
     "OPERATIONS",
-    "VMEM_BYTES",
     "backward",
     "forward",
     "heads_at_once",
@@ -33,8 +33,6 @@ __all__ = [
 
 HEADS = 4
 """Heads of a program: while one waits for its ladder another is computed."""
-VMEM_BYTES = 48 * 2**20
-"""What a kernel may use of the vector memory; the least chip has 64 MiB."""
 _NAMES = """
 abs add add_any and argmax atan2 broadcast_in_dim concatenate
 convert_element_type cos custom_jvp_call div dot_general eq erf exp exp2 floor

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.device import VMEM_BYTES
 from pallas_kernels.newton_schulz.batched import iterate
 from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
 
@@ -21,8 +22,6 @@ __all__ = ["MAX_SIDE", "newton_schulz_tpu", "why_not"]
 
 MAX_SIDE = 512
 """Largest smaller side."""
-VMEM_BYTES = 48 * 2**20
-"""What the kernel may use of the vector memory; the least chip has 64 MiB."""
 
 
 def why_not(x, interpret=False) -> str | None:
