@@ -51,8 +51,8 @@ def memory_scan(
             is ``[1, C]``, False where a token is padding and must change
             nothing, or ``None``; ``inverse`` is for ``chunk_step``. A pure
             function; one that holds arrays of its own has no kernel, nor has
-            on TPUs one with operations that
-            :data:`pallas_kernels.mlp_memory.tpu.OPERATIONS` lacks.
+            on TPUs one with operations of
+            :data:`pallas_kernels.mlp_memory.tpu.MISSING`.
         state: matrices before the first token, ``[*lead, d_in, d_out]``.
         tokens: arrays ``[*lead, T, d]``, the first of the outputs' dtype.
         gates: arrays ``[*lead, T]``.

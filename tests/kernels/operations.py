@@ -1,4 +1,4 @@
-"""A memory with all operations that TPU kernels are said to have."""
+"""A memory with the operations that functions of one's own may be made of."""
 
 import jax
 import jax.numpy as jnp
