@@ -6,9 +6,9 @@ import numpy as np
 
 from tests.memory import papers
 
-__all__ = ["EXACT", "check_slope", "check_splits", "close"]
+__all__ = ["check_direction", "check_slope", "check_splits", "close"]
 
-EXACT = 1e-10 if np.finfo(np.longdouble).eps < 1e-18 else 1e-8
+_EXACT = 1e-10 if np.finfo(np.longdouble).eps < 1e-18 else 1e-8
 """To what float64 gradients equal the papers' slopes: differences of values
 need more digits than they find, which not all machines have."""
 
@@ -22,11 +22,29 @@ def _scale(b):
     return max(1.0, np.abs(b).max())
 
 
+def check_direction(value, point, way, gradient):
+    """Along ``way`` the gradient is the slope of NumPy's ``value(*point)``.
+
+    That is found by differences of values, in more than float64.
+    """
+
+    def at(step):
+        moved = jax.tree.map(
+            lambda a, d: a.astype(np.longdouble) + step * d, point, way
+        )
+        return value(*moved)
+
+    found = sum(
+        (g * d).sum()
+        for g, d in zip(*map(jax.tree.leaves, (gradient, way)), strict=True)
+    )
+    np.testing.assert_allclose(found, float(papers.slope(at)), rtol=_EXACT)
+
+
 def check_slope(paper, ours, args):
     """Gradients through every inner step, along one direction of everything.
 
-    Both functions map ``args`` to ``(o, final weights)``; the paper's is
-    differentiated by differences of its values, in more than float64.
+    Both functions map ``args`` to ``(o, final weights)``.
     """
     rng = np.random.default_rng(1)
     way = jax.tree.map(lambda a: rng.normal(size=a.shape), args)
@@ -37,11 +55,8 @@ def check_slope(paper, ours, args):
             (w**2).sum() for w in end
         )
 
-    def at(step):
-        moved = jax.tree.map(
-            lambda a, d: a.astype(np.longdouble) + step * d, args, way
-        )
-        o, end = paper(*moved)
+    def plain(*args):
+        o, end = paper(*args)
         return value(np.array(o), end)
 
     own = jax.jit(jax.grad(lambda *a: value(*ours(*a)), range(len(args))))
@@ -52,11 +67,7 @@ def check_slope(paper, ours, args):
 
     with jax.enable_x64(True):
         exact = gradient(args, "float64")
-        found = sum(
-            (g * d).sum()
-            for g, d in zip(exact, jax.tree.leaves(way), strict=True)
-        )
-        np.testing.assert_allclose(found, float(papers.slope(at)), rtol=EXACT)
+        check_direction(plain, args, way, exact)
         # How far one rounding of the inputs moves it: closer is luck.
         unsure = 0.0
         for _ in range(4):
