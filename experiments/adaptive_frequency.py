@@ -57,7 +57,7 @@ from experiments.changing_text import (
     streams,
     train,
 )
-from nl_jax import training
+from nl_jax.errors import InputError
 
 
 def define(values: flags.FlagValues) -> None:
@@ -174,20 +174,18 @@ def _checked(values):
         arms.append((arm, signal, _number("arms", arm, threshold)))
     rates = [_number("rates", rate, rate) for rate in values.rates]
     if values.length % CHUNK:
-        raise training.InputError(
+        raise InputError(
             f"--length={values.length}: must be a multiple of {CHUNK}"
         )
     if values.width % 8:
-        raise training.InputError(
-            f"--width={values.width}: must be a multiple of 8"
-        )
+        raise InputError(f"--width={values.width}: must be a multiple of 8")
     if any(signal == "coherence" for _, signal, _ in arms) and values.least < 2:
-        raise training.InputError(
+        raise InputError(
             f"--least={values.least}: must be at least 2 with coherence; one "
             "chunk always agrees with itself"
         )
     if values.least > values.most:
-        raise training.InputError(
+        raise InputError(
             f"--least={values.least}: must be at most --most={values.most}"
         )
     return arms, rates, cli_seeds
@@ -199,7 +197,7 @@ def _number(flag, given, word):
     except ValueError:
         number = 0.0
     if not number > 0:
-        raise training.InputError(f"--{flag}={given}: needs a number above 0")
+        raise InputError(f"--{flag}={given}: needs a number above 0")
     return number
 
 

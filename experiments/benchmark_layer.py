@@ -31,9 +31,10 @@ from absl import flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments import cli
+from nl_jax.errors import InputError
 from nl_jax.layers import l2_normalize
 from nl_jax.memory import Gates, associative_memory
-from nl_jax.training import InputError, versions, write_json
+from nl_jax.training import versions, write_json
 
 
 def define(values: flags.FlagValues) -> None:

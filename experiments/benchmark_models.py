@@ -40,7 +40,7 @@ from absl import flags
 from experiments import cli, report, timed_parts
 from experiments import timed_models as timed
 from experiments.records import Records
-from nl_jax.training import InputError
+from nl_jax.errors import InputError
 
 PARTS = ("throughput", "scaling", "decoding")
 

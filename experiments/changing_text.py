@@ -9,19 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nl_jax import training
+from nl_jax.data import DataConfig, load_corpus
 from nl_jax.models import build
-
-__all__ = [
-    "CHUNK",
-    "make_model",
-    "nats",
-    "read",
-    "sources",
-    "split",
-    "streams",
-    "train",
-]
 
 CHUNK = 16
 """Tokens between steps of the fastest level."""
@@ -30,7 +19,7 @@ RATE = 0.01
 
 def sources() -> list[bytes]:
     """Returns English and Python code that every CPython has."""
-    topics = training.load_corpus(training.DataConfig())
+    topics = load_corpus(DataConfig())
     folder = pathlib.Path(sysconfig.get_path("stdlib"))
     code = b"".join(
         path.read_bytes() for path in sorted(folder.glob("[a-d]*.py"))

@@ -13,17 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nl_jax.training import InputError
-
-__all__ = [
-    "MODULES",
-    "Texts",
-    "class_tasks",
-    "read_texts",
-    "snippets",
-    "standard_library",
-    "validation",
-]
+from nl_jax.errors import InputError
 
 # All have 120 snippets or more in Python 3.11 to 3.13, and exist in 3.14.
 _NAMES = """

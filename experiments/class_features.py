@@ -15,8 +15,6 @@ import numpy as np
 
 from experiments import minilm
 
-__all__ = ["Kind", "make_features"]
-
 Kind = Literal["ngrams", "minilm"]
 """What is read of a text."""
 _BUCKETS = 2**18

@@ -52,7 +52,7 @@ from experiments.class_matrix import accuracy_matrix, measure
 from experiments.class_memory import ContinuumMemory, Level, split_levels
 from experiments.class_report import summarize
 from experiments.records import Records
-from nl_jax.training import InputError
+from nl_jax.errors import InputError
 
 LEARNERS = (
     "naive",

@@ -15,8 +15,6 @@ from experiments.class_data import (
 )
 from experiments.class_features import Kind, make_features
 
-__all__ = ["define", "load", "read_features"]
-
 
 def define(values: flags.FlagValues, width: int) -> None:
     """Defines the flags, with a default of the width."""

@@ -18,8 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = ["ClassMeans", "Mahalanobis", "Softmax"]
-
 
 class _Anchor(NamedTuple):
     """The sum over finished tasks of EWC's quadratic penalties."""

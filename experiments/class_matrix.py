@@ -7,8 +7,6 @@ import numpy as np
 from experiments.class_data import Texts
 from nl_jax.continual import metrics
 
-__all__ = ["METRICS", "Learner", "accuracy_matrix", "measure"]
-
 METRICS = (
     "average_accuracy",
     "average_incremental_accuracy",

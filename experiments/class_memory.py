@@ -34,8 +34,6 @@ import scipy.linalg
 
 from nl_jax.memory import delta_scan
 
-__all__ = ["ContinuumMemory", "Level", "split_levels"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Level:

@@ -5,8 +5,6 @@ import numpy as np
 from experiments import report
 from experiments.class_matrix import METRICS
 
-__all__ = ["cell", "shares", "summarize"]
-
 
 def summarize(out, settings, rows, texts):
     """Writes means and spreads over the seeds, and the matrices."""

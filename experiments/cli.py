@@ -8,9 +8,7 @@ from typing import Any, NoReturn
 from absl import flags
 from absl import logging as absl_logging
 
-from nl_jax.training import InputError
-
-__all__ = ["check_names", "half_decades", "integers", "run"]
+from nl_jax.errors import InputError
 
 # What ml_collections raises for fields that are not there or of a wrong type.
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)

@@ -42,6 +42,7 @@ from absl import flags
 
 from experiments import cli, records, report
 from nl_jax import training
+from nl_jax.errors import InputError
 from nl_jax.models import build
 
 ARMS = {
@@ -79,14 +80,12 @@ def main(values: flags.FlagValues) -> None:
     lengths = cli.integers("lengths", values.lengths, 1)
     wrong = [n for n in lengths if n % values.chunk]
     if wrong or lengths != sorted(set(lengths)):
-        raise training.InputError(
+        raise InputError(
             f"--lengths={','.join(values.lengths)}: must rise and be multiples "
             f"of --chunk={values.chunk}"
         )
     if values.width % 8:
-        raise training.InputError(
-            f"--width={values.width}: must be a multiple of 8"
-        )
+        raise InputError(f"--width={values.width}: must be a multiple of 8")
     names = ("chunk", "slower", "width", "layers", "batch", "rounds")
     settings = {name: values[name].value for name in names}
     found = records.Records(f"{values.out}/runs.jsonl", settings)

@@ -29,7 +29,7 @@ from experiments import cli, report
 from experiments.digits_model import load, make_trainer
 from experiments.records import Records
 from nl_jax import optimizers as nl
-from nl_jax.training import InputError
+from nl_jax.errors import InputError
 
 
 def _decayed(scale_by):

@@ -6,8 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = ["VisionTransformer", "load", "make_trainer"]
-
 
 class Attention(nn.Module):
     """Self-attention over all patches, four heads."""

@@ -5,9 +5,7 @@ import pathlib
 import sysconfig
 from collections.abc import Iterator
 
-from nl_jax.training import InputError
-
-__all__ = ["KINDS", "read_documents"]
+from nl_jax.errors import InputError
 
 
 def read_documents(kind: str) -> dict[str, str]:

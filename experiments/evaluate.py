@@ -14,6 +14,9 @@ from absl import flags
 
 from experiments import cli
 from nl_jax import continual, training
+from nl_jax.continual import PositionTable
+from nl_jax.data import read_blocks
+from nl_jax.errors import InputError
 
 
 def define(values: flags.FlagValues) -> None:
@@ -39,19 +42,19 @@ def define(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     """Streams, prints a table and writes results."""
     if values.file is None:
-        raise training.InputError("--file is missing; give a text file")
+        raise InputError("--file is missing; give a text file")
     loaded = training.load_model(values.workdir, values.step)
     tokenizer = loaded.tokenizer
-    table = training.PositionTable()
+    table = PositionTable()
     count, began = 0, time.monotonic()
-    tokens = map(tokenizer.encode, training.read_blocks(values.file))
+    tokens = map(tokenizer.encode, read_blocks(values.file))
     for read in continual.stream(
         loaded.model, loaded.variables, tokens, chunk=values.chunk
     ):
         table.add(read.nats[0], tokenizer.byte_lengths[read.targets[0]])
         count += read.targets.size
     if not count:
-        raise training.InputError(
+        raise InputError(
             f"{values.file} has fewer than 2 tokens; give a longer text"
         )
     seconds = time.monotonic() - began

@@ -14,6 +14,8 @@ from absl import flags
 
 from experiments import cli
 from nl_jax import training
+from nl_jax.continual import Sampler
+from nl_jax.errors import InputError
 
 
 def define(values: flags.FlagValues) -> None:
@@ -53,19 +55,19 @@ def define(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     """Loads, reads the prompt, and writes."""
     if not 0 < values.top_p <= 1:
-        raise training.InputError(
+        raise InputError(
             f"--top_p={values.top_p} must be in (0, 1]; 1 allows every token"
         )
     prompt = values.prompt
     if prompt is None:
         prompt = "" if values.load_state else "The "
     if not prompt and not values.load_state:
-        raise training.InputError(
+        raise InputError(
             "--prompt is empty; give some text, or a state with --load_state"
         )
     loaded = training.load_model(values.workdir, values.step)
     tokenizer = loaded.tokenizer
-    sampler = training.Sampler(
+    sampler = Sampler(
         loaded.model,
         loaded.variables,
         vocab_size=tokenizer.vocab_size,

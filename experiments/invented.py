@@ -11,19 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = [
-    "PAIR",
-    "PROMPT",
-    "SENTENCES",
-    "TAGS",
-    "VOCABULARY",
-    "Language",
-    "invent",
-    "make_pairs",
-    "make_sentences",
-    "translate",
-]
-
 Sentence = tuple[int, int]
 
 _NOUNS, _VERBS, _SYLLABLES = 6, 4, 12

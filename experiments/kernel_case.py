@@ -8,16 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu
 
-__all__ = [
-    "BOTH",
-    "CHECKED_TOKENS",
-    "PLATFORMS",
-    "Case",
-    "difference",
-    "interpreter",
-    "with_gradients",
-]
-
 PLATFORMS = {
     "pallas_tpu": "tpu",
     "pallas_triton": "cuda",

@@ -12,8 +12,6 @@ from pallas_kernels import delta_memory, newton_schulz
 from pallas_kernels.delta_memory import shapes as delta_shapes
 from pallas_kernels.newton_schulz import shapes as matrix_shapes
 
-__all__ = ["CASES", "cases", "delta_case"]
-
 
 def cases(ops: Iterable[str], size: str) -> list[Case]:
     """Those of some ops, at shapes of ``size``: ``"real"`` or ``"tiny"``."""

@@ -14,8 +14,6 @@ from experiments.kernel_case import BOTH, CHECKED_TOKENS, Case
 from pallas_kernels import delta_memory, mlp_memory
 from pallas_kernels.delta_memory.chunked import chunk_step
 
-__all__ = ["deep_cases"]
-
 
 class Sizes(NamedTuple):
     """What one device gets of one layer."""

@@ -19,8 +19,6 @@ import numpy as np
 from experiments.kernel_case import with_gradients
 from experiments.kernel_timing import chained
 
-__all__ = ["PEERS", "to_theirs", "truth", "versions", "why_not"]
-
 # fla hands over to FlashQLA where that is installed; Triton is the baseline.
 os.environ.setdefault("FLA_FLASH_QLA", "0")
 

@@ -12,8 +12,6 @@ from experiments import kernel_peers, report
 from experiments.kernel_case import BOTH
 from nl_jax import training
 
-__all__ = ["TARGETS", "Target", "compare", "lines", "name", "targets"]
-
 
 class Target(NamedTuple):
     """A ratio of times in one run, on an H200 or where the kernel runs."""

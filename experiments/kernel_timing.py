@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Time", "ceilings", "chained", "measure"]
-
 
 class Time(NamedTuple):
     """What was measured of one function."""

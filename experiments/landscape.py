@@ -19,8 +19,8 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, report
+from nl_jax.errors import InputError
 from nl_jax.optimizers import scale_by_delta_momentum, scale_by_memory
-from nl_jax.training import InputError
 
 START = (-3.5, 2.0)
 

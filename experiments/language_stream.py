@@ -14,10 +14,8 @@ from experiments.invented import (
     make_pairs,
     make_sentences,
 )
+from nl_jax.errors import InputError
 from nl_jax.models import build
-from nl_jax.training import InputError
-
-__all__ = ["LEVELS", "init", "make_model", "make_stream", "test", "train"]
 
 LEVELS = {
     "hope-1": 1,

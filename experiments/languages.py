@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["LANGUAGES", "Language", "draw"]
-
 
 class Language(NamedTuple):
     """How strings of a language are drawn and labelled."""

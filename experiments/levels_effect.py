@@ -41,7 +41,7 @@ from experiments.class_matrix import accuracy_matrix, measure
 from experiments.class_memory import ContinuumMemory, Level
 from experiments.class_report import cell, shares
 from experiments.records import Records
-from nl_jax.training import InputError
+from nl_jax.errors import InputError
 
 READINGS = {
     "average_accuracy": "all tasks in the end",

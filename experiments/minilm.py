@@ -22,9 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.training import InputError
-
-__all__ = ["WIDTH", "embed", "encoder", "model_folder", "read_safetensors"]
+from nl_jax.errors import InputError
 
 WIDTH = 384
 """Of an embedding."""

@@ -48,7 +48,7 @@ from experiments.invented import SENTENCES, TAGS
 from experiments.language_stream import LEVELS, make_model, test, train
 from experiments.records import Records
 from nl_jax.continual import metrics
-from nl_jax.training import InputError
+from nl_jax.errors import InputError
 
 _COUNTS = {
     "steps": (250, 1, "Steps of training."),

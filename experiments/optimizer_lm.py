@@ -26,6 +26,7 @@ from absl import flags
 from experiments import cli, report
 from experiments.records import Records
 from nl_jax import training
+from nl_jax.errors import DivergedError
 from nl_jax.nested.describe import count_parameters
 
 OPTIMIZERS = {
@@ -106,7 +107,7 @@ def run(config):
     """Trains once and returns what was found, or ``None`` if stopped."""
     try:
         result = training.train(config)
-    except training.DivergedError as error:
+    except DivergedError as error:
         print(error, flush=True)
         return {"bits_per_byte": None, "curve": [], "tokens_per_second": None}
     if result.step < config.steps:

@@ -46,7 +46,7 @@ from experiments import cli, report
 from experiments.records import Records
 from experiments.task_sequence import forgotten, learn, make_data
 from nl_jax import optimizers as nl
-from nl_jax.training import InputError
+from nl_jax.errors import InputError
 
 OPTIMIZERS = {
     "momentum": nl.preconditioned_momentum,

@@ -5,10 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nl_jax.errors import InputError
 from nl_jax.models import build, names
-from nl_jax.training import InputError
-
-__all__ = ["RUNS", "Slice", "make_batch", "make_model", "parse_slices"]
 
 RUNS = {
     **{name: (name, {}) for name in names()},

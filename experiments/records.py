@@ -8,8 +8,6 @@ from typing import Any
 
 from nl_jax.training import git_revision, versions
 
-__all__ = ["Records"]
-
 
 class Records:
     """The finished runs of one command in a file that holds those of many.

@@ -7,8 +7,6 @@ from typing import Any
 
 from nl_jax.training import git_revision, versions, write_json
 
-__all__ = ["table", "write"]
-
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """Returns the lines of a Markdown table, numbers to the right.

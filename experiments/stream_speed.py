@@ -32,6 +32,8 @@ from absl import flags
 
 from experiments import cli, report
 from nl_jax import continual, training
+from nl_jax.data import DataConfig, load_corpus
+from nl_jax.errors import InputError
 from nl_jax.models import build
 
 WINDOWS = 20
@@ -96,13 +98,13 @@ def main(values: flags.FlagValues) -> None:
     per_call = values.rows * values.chunk
     calls = -(-values.tokens // per_call)
     if calls < 2 * WINDOWS:
-        raise training.InputError(
+        raise InputError(
             f"--tokens={values.tokens}: needs at least "
             f"{2 * WINDOWS * per_call}, {2 * WINDOWS} calls of "
             f"--rows={values.rows} times --chunk={values.chunk}"
         )
     model = make_model()
-    corpus = training.load_corpus(training.DataConfig())
+    corpus = load_corpus(DataConfig())
     first = jnp.zeros((1, 1), jnp.int32)
     variables = jax.jit(model.init)(jax.random.key(values.seed), first)
     source = itertools.islice(

@@ -18,6 +18,8 @@ from absl import flags
 
 from experiments import cli
 from nl_jax import continual, training
+from nl_jax.continual import state_norms
+from nl_jax.data import DataConfig, load_corpus
 
 
 def define(values: flags.FlagValues) -> None:
@@ -49,9 +51,9 @@ def main(values: flags.FlagValues) -> None:
     """Streams, judges and writes results."""
     loaded = training.load_model(values.workdir)
     data = training.TrainConfig(
-        data=training.DataConfig(**loaded.meta["config"]["data"])
+        data=DataConfig(**loaded.meta["config"]["data"])
     ).data
-    text = training.load_corpus(data).held_out
+    text = load_corpus(data).held_out
     tokens = itertools.repeat(loaded.tokenizer.encode(text))
     total = -(-values.tokens // values.chunk)
     every = max(total // 20, 1)
@@ -63,7 +65,7 @@ def main(values: flags.FlagValues) -> None:
         nats += float(read.nats.sum())
         targets += read.targets.size
         if count % every == 0 or count == total:
-            norms = training.state_norms(read.state)
+            norms = state_norms(read.state)
             rows.append(
                 {
                     "tokens": count * values.chunk,

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = ["forgotten", "learn", "loss", "make_data"]
-
 _EXAMPLES, _BATCH, _OUTPUTS = 128, 16, 8  # Of a task, a step, the network.
 
 

@@ -10,25 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel, ModelConfig, configure, names
 from nl_jax.models.language_model import ModelState, Variables
-from nl_jax.training import InputError, token_losses
-
-__all__ = [
-    "Decoder",
-    "Seconds",
-    "Sizes",
-    "crossing",
-    "equal_models",
-    "in_turn",
-    "parameters",
-    "ratio",
-    "recurrent",
-    "start",
-    "state_bytes",
-    "training_step",
-    "variants",
-]
+from nl_jax.training import token_losses
 
 Seconds = dict[str, list[float]]
 """Seconds per call of each thing that was timed, one per round."""

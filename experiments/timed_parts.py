@@ -10,8 +10,6 @@ import statistics
 from experiments import report
 from experiments import timed_models as timed
 
-__all__ = ["decoding", "scaling", "throughput"]
-
 
 def throughput(values, records, models):
     """Tokens per second of all models beside the transformer's."""

@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from experiments import cli
 from nl_jax import training
+from nl_jax.continual import Sampler
 
 _DEFAULT = pathlib.Path(__file__).parent / "configs" / "default.py"
 
@@ -100,7 +101,7 @@ def _sample(config, result) -> str:
         return ""
     # One device is enough for one row.
     device = jax.devices()[0]
-    sampler = training.Sampler(
+    sampler = Sampler(
         result.model,
         jax.device_put(result.variables, device),
         vocab_size=result.tokenizer.vocab_size,

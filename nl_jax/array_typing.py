@@ -19,19 +19,6 @@ n    memories of a head; fast layers of a model
 
 from jaxtyping import Array, Float, Int
 
-__all__ = [
-    "Channel",
-    "Channels",
-    "Ids",
-    "Keys",
-    "Logits",
-    "Losses",
-    "PerToken",
-    "Stream",
-    "Values",
-    "Weight",
-]
-
 Ids = Int[Array, "B T"]
 """Token ids."""
 Stream = Float[Array, "B T D"]

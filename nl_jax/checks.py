@@ -6,14 +6,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-__all__ = [
-    "NO_PARAMS",
-    "check_choice",
-    "check_count",
-    "check_real",
-    "choose",
-    "leaf_name",
-]
+from nl_jax.errors import InputError
 
 NO_PARAMS = (
     "You are using a transformation that requires the current value of "
@@ -25,30 +18,31 @@ T = TypeVar("T")
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises ``ValueError`` unless ``value`` is an integer of ``least``.
+    """Raises ``InputError`` unless ``value`` is an integer of ``least``.
 
     Example:
         >>> check_count("period", 0)
         Traceback (most recent call last):
         ...
-        ValueError: period=0 must be an integer >= 1
+        nl_jax.errors.InputError: period=0 must be an integer >= 1
     """
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r} must be an integer >= {least}")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise InputError(f"{name}={value!r} must be an integer >= {least}")
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
-    """Raises ``ValueError`` unless ``value`` is among ``allowed``.
+    """Raises ``InputError`` unless ``value`` is among ``allowed``.
 
     Example:
         >>> check_choice("read", "never", ("before", "after"))
         Traceback (most recent call last):
         ...
-        ValueError: read='never' must be one of 'before', 'after'
+        nl_jax.errors.InputError: read='never' must be one of 'before', 'after'
     """
     allowed = tuple(allowed)
     if value not in allowed:
-        raise ValueError(
+        raise InputError(
             f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}"
         )
 
@@ -57,7 +51,7 @@ def choose(name: str, value: str | T, table: Mapping[str, T]) -> T:
     """Returns the entry that a name stands for, or the object itself.
 
     Raises:
-        ValueError: for a name that is not in the table.
+        InputError: for a name that is not in the table.
 
     Example:
         >>> choose("rate", "slow", {"slow": 0.1}), choose("rate", 0.5, {})

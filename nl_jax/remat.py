@@ -15,8 +15,6 @@ import jax.numpy as jnp
 
 from nl_jax.checks import check_count
 
-__all__ = ["remat_scan"]
-
 Carry = TypeVar("Carry")
 
 

@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-__all__ = ["divide", "one_minus_exp"]
-
 
 @jax.custom_jvp
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:

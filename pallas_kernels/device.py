@@ -11,14 +11,6 @@ import warnings
 
 import jax
 
-__all__ = [
-    "VMEM_BYTES",
-    "device_kind",
-    "gpu_capability",
-    "here",
-    "unsupported",
-]
-
 VMEM_BYTES = 48 * 2**20
 """What a kernel may use of a TPU's vector memory; the least has 64 MiB."""
 _CAPABILITIES = {

@@ -10,8 +10,6 @@ import math
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
-__all__ = ["HEAD_AXES", "explicit_axes", "lead_spec", "over_mesh"]
-
 HEAD_AXES = ("tensor", "model")
 """Mesh axes, by name, that heads lie on; the batch lies on all others."""
 

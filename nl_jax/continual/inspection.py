@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.continual.checks import begin, check_state
+from nl_jax.continual.validation import check_state, fresh_state
 from nl_jax.models import LanguageModel
 from nl_jax.models.language_model import ModelState
-
-__all__ = ["LevelReport", "StateReport", "inspect"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +96,7 @@ def inspect(
     }
     if state.cms is None:
         return StateReport((), mixers)
-    start = begin(model, variables, rows).cms
+    start = fresh_state(model, variables, rows).cms
     levels = []
     for index, period in enumerate(model.config.cms.periods):
         fast = state.cms.fast[index]

@@ -6,11 +6,9 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from nl_jax.continual.checks import begin, check_rows, check_state
-from nl_jax.layers.level_steps import select_rows
+from nl_jax.continual.validation import check_rows, check_state, fresh_state
+from nl_jax.layers.continuum.steps import select_rows
 from nl_jax.models import LanguageModel
-
-__all__ = ["fork", "replace_rows", "reset_rows"]
 
 T = TypeVar("T")
 
@@ -54,7 +52,7 @@ def reset_rows(
     """
     count = check_state(model, state)
     rows = check_rows(rows, count)
-    return replace_rows(state, begin(model, variables, count), rows)
+    return replace_rows(state, fresh_state(model, variables, count), rows)
 
 
 def fork(state: T, rows: int | Iterable[int]) -> T:

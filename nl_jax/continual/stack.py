@@ -17,11 +17,9 @@ import os
 import jax.numpy as jnp
 
 from nl_jax.checks import check_count
-from nl_jax.continual.pretrained import Pretrained, load_pretrained
-from nl_jax.layers.cms_config import Inner
+from nl_jax.layers.continuum.cms_config import Inner
 from nl_jax.models import LanguageModel, configure
-
-__all__ = ["stack_levels"]
+from nl_jax.pretrained.loading import Pretrained, load_pretrained
 
 
 def stack_levels(

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.checks import check_count
-from nl_jax.continual.checks import begin, check_state
+from nl_jax.continual.validation import check_state, fresh_state
+from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
-from nl_jax.training import InputError, token_losses
-
-__all__ = ["StreamChunk", "stream"]
+from nl_jax.training import token_losses
 
 _CHUNK = 256
 
@@ -110,7 +109,7 @@ def _read_all(model, variables, cut, state, logits, chunk):
     """Reads arrays of ``chunk`` tokens at once and others token by token."""
     for tokens in cut:
         if state is None:
-            state = begin(model, variables, len(tokens))
+            state = fresh_state(model, variables, len(tokens))
         first = logits is None
         if first:
             shape = (len(tokens), model.config.vocab_size)

@@ -1,24 +1,43 @@
 """Flax Linen modules: they own slow parameters and call pure functions."""
 
-from nl_jax.layers.attention import (
+from nl_jax.layers.continuum.cms_config import CMSConfig
+from nl_jax.layers.continuum.module import ContinuumMemory
+from nl_jax.layers.mixers.attention import (
     AttentionConfig,
     AttentionState,
     CausalAttention,
 )
-from nl_jax.layers.cms import ContinuumMemory
-from nl_jax.layers.cms_config import CMSConfig
-from nl_jax.layers.deep_memory import (
+from nl_jax.layers.mixers.deep_memory import (
     DeepMemory,
     DeepMemoryConfig,
     DeepMemoryState,
 )
-from nl_jax.layers.lstm import LSTM, LSTMConfig, LSTMState
-from nl_jax.layers.mamba import Mamba, MambaConfig, MambaState, selective_scan
-from nl_jax.layers.matrix_memory import (
+from nl_jax.layers.mixers.lstm import LSTM, LSTMConfig, LSTMState
+from nl_jax.layers.mixers.mamba import (
+    Mamba,
+    MambaConfig,
+    MambaState,
+    selective_scan,
+)
+from nl_jax.layers.mixers.matrix_memory import (
     MatrixMemory,
     MatrixMemoryConfig,
     MatrixMemoryState,
 )
+from nl_jax.layers.mixers.samba import Samba, SambaConfig, SambaState
+from nl_jax.layers.mixers.srwm import (
+    SRWM,
+    SRWMConfig,
+    SRWMState,
+    self_referential_scan,
+)
+from nl_jax.layers.mixers.titans import SelfModifyingTitans, TitansState
+from nl_jax.layers.mixers.titans_attention import (
+    TitansAttention,
+    TitansAttentionConfig,
+    TitansAttentionState,
+)
+from nl_jax.layers.mixers.titans_config import TitansConfig
 from nl_jax.layers.norms import (
     NormConfig,
     l2_normalize,
@@ -26,21 +45,7 @@ from nl_jax.layers.norms import (
     rms_norm,
 )
 from nl_jax.layers.rotary import rotate
-from nl_jax.layers.samba import Samba, SambaConfig, SambaState
 from nl_jax.layers.short_conv import next_tail, short_conv
-from nl_jax.layers.srwm import (
-    SRWM,
-    SRWMConfig,
-    SRWMState,
-    self_referential_scan,
-)
-from nl_jax.layers.titans import SelfModifyingTitans, TitansState
-from nl_jax.layers.titans_config import TitansConfig
-from nl_jax.layers.titans_variants import (
-    TitansAttention,
-    TitansAttentionConfig,
-    TitansAttentionState,
-)
 
 __all__ = [
     "LSTM",

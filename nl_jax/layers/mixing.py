@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from nl_jax.layers.norms import rms_norm
 from nl_jax.layers.short_conv import next_tail, short_conv
 
-__all__ = ["Declare", "empty_tails", "mix", "normalize_heads", "split_heads"]
-
 _RANK = 16
 
 

@@ -9,15 +9,6 @@ import jax.numpy as jnp
 from nl_jax.array_typing import Channel, Channels
 from nl_jax.checks import check_choice
 
-__all__ = [
-    "NormConfig",
-    "declare_norm",
-    "l2_normalize",
-    "layer_norm",
-    "normalize",
-    "rms_norm",
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class NormConfig:

@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["scan_pieces"]
-
 
 def scan_pieces(
     read: Callable[[Any, Any], tuple[Any, jax.Array]],

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Channels
 
-__all__ = ["rotate"]
-
 
 def rotate(x: Channels, at: jax.Array, base: float = 10_000.0) -> Channels:
     """Rotates channel pairs ``(i, i + d / 2)`` by ``at * base^(-2 i / d)``.

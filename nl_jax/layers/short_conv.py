@@ -8,8 +8,6 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Channels
 
-__all__ = ["next_tail", "short_conv"]
-
 
 def short_conv(x: Channels, kernel: Channels, tail: Channels) -> Channels:
     """Convolves ``x`` with the tokens before it.

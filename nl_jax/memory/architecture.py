@@ -16,8 +16,6 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Keys, Values, Weight
 
-__all__ = ["Architecture", "Weights"]
-
 Layer = Callable[[jax.Array], jax.Array]
 Weights = tuple[Weight, ...]
 

@@ -15,16 +15,6 @@ import jax.numpy as jnp
 from nl_jax.checks import check_count
 from nl_jax.memory.architecture import Architecture
 
-__all__ = [
-    "ARCHITECTURES",
-    "deep_mlp",
-    "gated_mlp",
-    "linear",
-    "mlp",
-    "polynomial",
-    "residual",
-]
-
 
 def _normalized(y):
     """Layer norm without scale and bias."""

@@ -29,8 +29,6 @@ from nl_jax.memory.token_wise import advance_by_token
 from nl_jax.remat import remat_scan
 from pallas_kernels.delta_memory import chunk_step, unit_lower_inverse
 
-__all__ = ["Memory", "advance", "associative_memory"]
-
 Read = Literal["before", "after", "chunk"]
 _PARALLEL = 64
 """Tokens at a time where the recurrence is affine."""

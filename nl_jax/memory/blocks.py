@@ -12,8 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Blocks", "cut"]
-
 
 class Blocks(NamedTuple):
     """``number`` blocks of ``length`` tokens; made by :func:`cut`."""

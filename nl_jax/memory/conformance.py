@@ -10,8 +10,6 @@ from nl_jax.memory.objective import OBJECTIVES
 from nl_jax.memory.retention import RETENTIONS
 from nl_jax.memory.rule import RULES, Gates
 
-__all__ = ["check_memory"]
-
 
 def check_memory(
     architecture="linear",

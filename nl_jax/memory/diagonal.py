@@ -18,8 +18,6 @@ from nl_jax.array_typing import Keys, Values, Weight
 from nl_jax.checks import check_count
 from pallas_kernels.delta_memory import unit_lower_inverse
 
-__all__ = ["diagonal_scan"]
-
 
 def diagonal_scan(
     w: Weight,

@@ -12,8 +12,6 @@ from nl_jax.memory.rule import Gates
 from nl_jax.memory.state import MemoryState
 from pallas_kernels.mlp_memory import memory_scan
 
-__all__ = ["read_whole_chunks"]
-
 
 def read_whole_chunks(
     step: Callable[..., tuple[jax.Array, MemoryState]],

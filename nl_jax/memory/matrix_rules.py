@@ -23,17 +23,12 @@ hebbian; L2 for delta, comba and rwkv7; L2 solved exactly for longhorn;
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nl_jax.memory.diagonal import diagonal_scan
 from pallas_kernels.delta_memory import delta_scan
-
-__all__ = ["MATRIX_RULES", "MatrixRule"]
-
-Gates = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

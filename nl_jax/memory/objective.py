@@ -12,16 +12,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-__all__ = [
-    "OBJECTIVES",
-    "Objective",
-    "check_curvature",
-    "dot_product",
-    "huber",
-    "l2",
-    "lp",
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class Objective:

@@ -20,8 +20,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-__all__ = ["RETENTIONS", "Retention", "elastic", "kl", "l2_decay", "lq"]
-
 
 def _weights(kept):
     return kept

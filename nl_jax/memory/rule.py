@@ -29,8 +29,6 @@ from nl_jax.memory.architecture import Architecture, Weights
 from nl_jax.memory.objective import Objective
 from pallas_kernels.arithmetic import divide, one_minus_exp
 
-__all__ = ["RULES", "Gates", "LearningRule", "Write", "dgd", "gd"]
-
 
 class Gates(NamedTuple):
     """Per-token numbers of the inner optimisation, each ``[..., T]``."""

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 from nl_jax.array_typing import Keys, PerToken, Values
 from nl_jax.memory.architecture import Weights
 
-__all__ = ["MemoryState", "Pairs", "StreamState", "empty_window", "fresh"]
-
 
 class Pairs(NamedTuple):
     """Tokens that a memory learns from."""

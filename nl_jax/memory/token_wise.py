@@ -23,8 +23,6 @@ from nl_jax.memory.rule import Gates
 from nl_jax.memory.state import MemoryState, Pairs
 from pallas_kernels.newton_schulz import newton_schulz
 
-__all__ = ["advance_by_token"]
-
 
 def advance_by_token(
     architecture,

@@ -1,7 +1,7 @@
 """Language models: one registry, one configuration type."""
 
-from nl_jax.models.config import PRESETS, ModelConfig, configure, names
 from nl_jax.models.language_model import LanguageModel, ModelState, build
+from nl_jax.models.model_config import PRESETS, ModelConfig, configure, names
 
 __all__ = [
     "PRESETS",

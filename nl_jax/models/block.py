@@ -16,9 +16,7 @@ from nl_jax.layers import (
     TitansAttention,
 )
 from nl_jax.layers.norms import declare_norm, normalize
-from nl_jax.models.config import ModelConfig
-
-__all__ = ["MIXERS", "Block"]
+from nl_jax.models.model_config import ModelConfig
 
 MIXERS = {
     "titans": SelfModifyingTitans,

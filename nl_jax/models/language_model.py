@@ -14,15 +14,13 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Ids, Logits
 from nl_jax.layers import ContinuumMemory
-from nl_jax.layers.level_steps import CMSState
+from nl_jax.layers.continuum import next_token
+from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import declare_norm, normalize
-from nl_jax.models import next_token
 from nl_jax.models.block import Block
-from nl_jax.models.config import ModelConfig, configure
 from nl_jax.models.levels import level_rows
+from nl_jax.models.model_config import ModelConfig, configure
 from nl_jax.nested import LevelRow
-
-__all__ = ["LanguageModel", "ModelState", "build"]
 
 Variables = dict[str, Any]
 

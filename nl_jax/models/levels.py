@@ -15,8 +15,6 @@ from nl_jax.nested.describe import count_bytes, count_parameters
 from pallas_kernels import delta_memory, mlp_memory
 from pallas_kernels.device import here
 
-__all__ = ["level_rows"]
-
 _LONG = 2048
 """Tokens of a long sequence."""
 

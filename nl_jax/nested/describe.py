@@ -16,16 +16,6 @@ import optax
 
 from nl_jax.nested.frequency import EveryState
 
-__all__ = [
-    "OPTAX_STATES",
-    "LevelRow",
-    "LevelTable",
-    "SupportsLevels",
-    "count_bytes",
-    "count_parameters",
-    "describe",
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class LevelRow:

@@ -13,8 +13,6 @@ import optax
 
 from nl_jax.checks import check_choice, check_count, check_real
 
-__all__ = ["EveryState", "every", "when_due"]
-
 
 def when_due(
     due: jax.Array, updates: Any, gathered: Any, act: Callable, held: tuple

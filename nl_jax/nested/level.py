@@ -16,9 +16,7 @@ import optax
 from nl_jax.checks import check_count
 from nl_jax.nested.frequency import every
 
-__all__ = ["Level", "NestedSystem", "gradient_level"]
-
-Objective = Callable[[Any, Mapping[str, Any], Any], jax.Array]
+LevelObjective = Callable[[Any, Mapping[str, Any], Any], jax.Array]
 
 
 class Level(NamedTuple):
@@ -38,7 +36,7 @@ class Level(NamedTuple):
 
 
 def gradient_level(
-    objective: Objective,
+    objective: LevelObjective,
     optimizer: optax.GradientTransformation,
     period: int = 1,
 ) -> Level:

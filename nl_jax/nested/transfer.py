@@ -12,14 +12,6 @@ from typing import Any
 import jax
 import optax
 
-__all__ = [
-    "backpropagation",
-    "direct_nonparametric",
-    "direct_parametric",
-    "generation",
-    "initialization",
-]
-
 
 def direct_parametric(
     forward: Callable[..., Any],

@@ -25,15 +25,6 @@ from nl_jax.optimizers.rate import Rate, with_rate
 from nl_jax.optimizers.roots import inverse_root
 from nl_jax.optimizers.sharding import keep_shardings
 
-__all__ = [
-    "ScaleByAdaGradMemoryState",
-    "ScaleByAdamMemoryState",
-    "adagrad_memory",
-    "adam_memory",
-    "scale_by_adagrad_memory",
-    "scale_by_adam_memory",
-]
-
 
 class ScaleByAdamMemoryState(NamedTuple):
     """State of :func:`scale_by_adam_memory`; trees like the parameters."""

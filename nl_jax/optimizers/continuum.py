@@ -7,8 +7,6 @@ import optax
 
 from nl_jax.nested.frequency import every
 
-__all__ = ["continuum"]
-
 
 def continuum(
     periods: Mapping[Any, int],

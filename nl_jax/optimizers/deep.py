@@ -11,8 +11,6 @@ from nl_jax.optimizers.memory import scale_by_memory
 from nl_jax.optimizers.rate import Rate, with_rate
 from pallas_kernels.newton_schulz import safe_norm
 
-__all__ = ["deep_momentum", "scale_by_deep_momentum"]
-
 
 def scale_by_deep_momentum(
     architecture: str = "mlp",

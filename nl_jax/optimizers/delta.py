@@ -26,12 +26,6 @@ from nl_jax.checks import NO_PARAMS, check_choice, check_real, leaf_name
 from nl_jax.optimizers.rate import Rate
 from nl_jax.optimizers.sharding import keep_shardings
 
-__all__ = [
-    "DeltaGradientDescentState",
-    "delta_gradient_descent",
-    "with_layer_inputs",
-]
-
 
 class DeltaGradientDescentState(NamedTuple):
     """State of :func:`delta_gradient_descent`."""

@@ -7,8 +7,6 @@ import jax
 
 from nl_jax.nested.describe import LevelRow, count_bytes
 
-__all__ = ["MemoryFacts", "level_row"]
-
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)

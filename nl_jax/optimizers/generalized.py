@@ -22,8 +22,6 @@ import optax
 from nl_jax.checks import NO_PARAMS, check_count, check_real
 from nl_jax.optimizers.sharding import keep_shardings
 
-__all__ = ["GeneralizedGradientDescentState", "generalized_gradient_descent"]
-
 
 class GeneralizedGradientDescentState(NamedTuple):
     """State of :func:`generalized_gradient_descent`."""

@@ -49,8 +49,6 @@ from nl_jax.optimizers.matrices import (
 from nl_jax.optimizers.rate import Rate
 from nl_jax.optimizers.sharding import keep_shardings
 
-__all__ = ["ScaleByM3State", "m3", "scale_by_m3"]
-
 
 class ScaleByM3State(NamedTuple):
     """State of :func:`scale_by_m3`; trees like the parameters."""

@@ -11,14 +11,6 @@ from optax.contrib import MuonDimensionNumbers
 
 from pallas_kernels.newton_schulz import newton_schulz
 
-__all__ = [
-    "Matrices",
-    "MatrixFunction",
-    "as_matrices",
-    "orthogonalize",
-    "resolve_dimensions",
-]
-
 Matrices = Float[Array, "b m n"]
 """A leaf as ``b`` matrices."""
 MatrixFunction = Callable[[Matrices], Matrices]

@@ -37,8 +37,6 @@ from nl_jax.optimizers.matrices import (
 from nl_jax.optimizers.sharding import keep_shardings
 from pallas_kernels.newton_schulz import safe_norm
 
-__all__ = ["ScaleByMemoryState", "scale_by_memory"]
-
 
 class ScaleByMemoryState(NamedTuple):
     """State of :func:`scale_by_memory`."""

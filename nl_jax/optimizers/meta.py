@@ -29,8 +29,6 @@ import optax
 
 from nl_jax.checks import check_count, leaf_name
 
-__all__ = ["begin_with", "meta_learn"]
-
 _PATIENCE = 10
 Loss = Callable[[Any, jax.Array], jax.Array]
 TaskDistribution = Callable[[jax.Array], tuple[Any, Loss]]

@@ -16,16 +16,6 @@ from nl_jax.optimizers.memory import scale_by_memory
 from nl_jax.optimizers.rate import Rate, with_rate
 from pallas_kernels.newton_schulz import safe_norm
 
-__all__ = [
-    "delta_momentum",
-    "delta_objective",
-    "feature_momentum",
-    "preconditioned_momentum",
-    "scale_by_delta_momentum",
-    "scale_by_feature_momentum",
-    "scale_by_preconditioned_momentum",
-]
-
 
 def scale_by_preconditioned_momentum(
     preconditioner: jax.Array | MatrixFunction | None = None,

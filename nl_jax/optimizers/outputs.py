@@ -20,13 +20,6 @@ from pallas_kernels.newton_schulz import (
     newton_schulz,
 )
 
-__all__ = [
-    "newton_schulz_memory",
-    "nonlinear_output",
-    "scale_by_newton_schulz_memory",
-    "scale_by_nonlinear_output",
-]
-
 
 def scale_by_nonlinear_output(
     output: MatrixFunction = newton_schulz,

@@ -44,12 +44,6 @@ from pallas_kernels.newton_schulz import (
     safe_norm,
 )
 
-__all__ = [
-    "ScaleByLearnedPreconditionerState",
-    "learned_preconditioner",
-    "scale_by_learned_preconditioner",
-]
-
 # The quintic brings small singular values up, the cubic then all of them to 1.
 _POLAR = (COEFFICIENTS["quintic"],) * 8 + (COEFFICIENTS["cubic"],) * 5
 

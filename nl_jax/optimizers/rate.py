@@ -5,8 +5,6 @@ from collections.abc import Callable
 import jax
 import optax
 
-__all__ = ["Rate", "with_rate"]
-
 Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
 """A number, or a schedule: a function of the steps so far."""
 

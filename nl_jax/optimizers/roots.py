@@ -7,8 +7,6 @@ solves there have stalled on CPU. 30 steps serve a condition of ``1e8``.
 import jax
 import jax.numpy as jnp
 
-__all__ = ["inverse_root"]
-
 _STEPS = 30
 
 

@@ -6,8 +6,6 @@ from collections.abc import Callable
 import jax
 from jax.sharding import AxisType
 
-__all__ = ["keep_shardings"]
-
 
 def keep_shardings(update: Callable) -> Callable:
     """Lets the compiler place what is in between; results stay where they were.

@@ -14,12 +14,10 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from nl_jax.errors import InputError
 from nl_jax.training.compatibility import upgrade_config
-from nl_jax.training.errors import InputError
 from nl_jax.training.step import TrainState
 from nl_jax.training.storage import ORBAX_ERRORS, first_line, orbax_context
-
-__all__ = ["Checkpoints"]
 
 
 class Checkpoints:

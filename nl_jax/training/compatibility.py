@@ -3,17 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from nl_jax.data import Tokenizer
+from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel, ModelConfig
-from nl_jax.training.config import to_json
-from nl_jax.training.errors import InputError
-from nl_jax.training.tokenizer import Tokenizer
-
-__all__ = [
-    "check_same_config",
-    "check_text",
-    "check_tokenizer",
-    "upgrade_config",
-]
+from nl_jax.training.train_config import to_json
 
 _FREE_FIELDS = (
     "log_every",

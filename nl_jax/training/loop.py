@@ -10,6 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from nl_jax.data import (
+    Dataset,
+    Tokenizer,
+    from_json,
+    gzip_bits_per_byte,
+    held_out_batches,
+    make_iterator,
+    prepare,
+)
+from nl_jax.errors import DivergedError, InputError
 from nl_jax.models import LanguageModel
 from nl_jax.nested import describe
 from nl_jax.training import mesh as mesh_lib
@@ -19,17 +29,8 @@ from nl_jax.training.compatibility import (
     check_text,
     check_tokenizer,
 )
-from nl_jax.training.config import TrainConfig, to_json
-from nl_jax.training.data import (
-    Dataset,
-    gzip_bits_per_byte,
-    held_out_batches,
-    make_iterator,
-    prepare,
-)
-from nl_jax.training.errors import DivergedError, InputError
 from nl_jax.training.loss import LossSums, bits_per_byte
-from nl_jax.training.metrics import (
+from nl_jax.training.metric_writers import (
     JsonLines,
     MetricsWriter,
     TensorBoard,
@@ -46,9 +47,7 @@ from nl_jax.training.progress import Progress
 from nl_jax.training.provenance import versions
 from nl_jax.training.signals import StopSignal
 from nl_jax.training.storage import write_json
-from nl_jax.training.tokenizer import Tokenizer, from_json
-
-__all__ = ["TrainResult", "train"]
+from nl_jax.training.train_config import TrainConfig, to_json
 
 _LOG = logging.getLogger(__name__)
 

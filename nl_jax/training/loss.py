@@ -9,8 +9,6 @@ import optax
 
 from nl_jax.array_typing import Ids, Logits, Losses
 
-__all__ = ["LossSums", "bits_per_byte", "token_losses"]
-
 
 class LossSums(NamedTuple):
     """What a mean over any set of tokens is made of."""

@@ -11,18 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nl_jax.training.config import MeshConfig
-from nl_jax.training.errors import InputError
-
-__all__ = [
-    "RULES",
-    "batch_sharding",
-    "check_batch",
-    "global_batch",
-    "make_mesh",
-    "parameter_shardings",
-    "state_shardings",
-]
+from nl_jax.errors import InputError
+from nl_jax.training.train_config import MeshConfig
 
 RULES: dict[str, str | tuple[str, ...]] = {
     "batch": ("data", "fsdp"),

@@ -16,10 +16,8 @@ import jax
 import optax
 
 from nl_jax.optimizers import continuum
-from nl_jax.training.config import OptimizerConfig
+from nl_jax.training.train_config import OptimizerConfig
 from nl_jax.training.update_rules import UPDATE_RULES, WIDTHS, matrix_dimensions
-
-__all__ = ["decays", "make_optimizer", "make_schedule"]
 
 _MATRIX_AXES = ("vocab", *WIDTHS)
 

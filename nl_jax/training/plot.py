@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["plot_losses", "plot_positions"]
-
 
 def plot_losses(
     path, records: Sequence[Mapping], references: Mapping[str, float]

@@ -12,11 +12,9 @@ import optax
 
 from nl_jax.models import LanguageModel
 from nl_jax.training import mesh as mesh_lib
-from nl_jax.training.config import TrainConfig
 from nl_jax.training.optimizer import make_optimizer
 from nl_jax.training.step import TrainState, make_eval_step, make_train_step
-
-__all__ = ["Programs", "compile_programs", "draw_state", "plan_state"]
+from nl_jax.training.train_config import TrainConfig
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,8 +8,6 @@ from types import TracebackType
 import jax
 import tqdm
 
-__all__ = ["Progress"]
-
 _LOG = logging.getLogger(__name__)
 
 

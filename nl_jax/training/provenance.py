@@ -9,13 +9,6 @@ import sys
 
 import jax
 
-__all__ = [
-    "git_revision",
-    "peak_memory_bytes",
-    "resident_memory_bytes",
-    "versions",
-]
-
 
 def versions() -> dict[str, str]:
     """Returns the versions that a number can depend on."""

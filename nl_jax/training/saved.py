@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from nl_jax.data import Tokenizer, from_json
+from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel, configure
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.compatibility import check_tokenizer
-from nl_jax.training.errors import InputError
 from nl_jax.training.storage import ORBAX_ERRORS, first_line, orbax_context
-from nl_jax.training.tokenizer import Tokenizer, from_json
-
-__all__ = ["LoadedModel", "load_model", "load_tree", "save_tree"]
 
 
 class LoadedModel(NamedTuple):

@@ -3,8 +3,6 @@
 import signal
 import threading
 
-__all__ = ["StopSignal"]
-
 
 class StopSignal:
     """Turns the first SIGINT or SIGTERM into a wish to stop after the step."""

@@ -10,8 +10,6 @@ import optax
 
 from nl_jax.training.loss import LossSums, token_losses
 
-__all__ = ["TrainState", "make_eval_step", "make_train_step"]
-
 
 class TrainState(NamedTuple):
     """What a step changes."""

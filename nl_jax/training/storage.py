@@ -7,8 +7,6 @@ from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
-__all__ = ["ORBAX_ERRORS", "first_line", "orbax_context", "write_json"]
-
 ORBAX_ERRORS = (KeyError, ValueError, TypeError, OSError, RuntimeError)
 """What Orbax and TensorStore raise for damaged files and failed writes."""
 

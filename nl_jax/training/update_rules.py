@@ -22,8 +22,6 @@ from nl_jax.optimizers import (
     scale_by_preconditioned_momentum,
 )
 
-__all__ = ["UPDATE_RULES", "WIDTHS", "matrix_dimensions", "memory_dimensions"]
-
 WIDTHS = ("embed", "mlp", "mixer")
 """Logical axes that are widths of the model."""
 _ADAM_RMS = 0.2

@@ -11,10 +11,8 @@ from pallas_kernels.delta_memory.derivative import (
     Options,
     differentiable_scan,
 )
-from pallas_kernels.delta_memory.dispatch import IMPLEMENTATIONS, choose
+from pallas_kernels.delta_memory.dispatch import choose
 from pallas_kernels.delta_memory.reference import delta_scan_reference
-
-__all__ = ["IMPLEMENTATIONS", "READS", "delta_scan", "implementation_for"]
 
 READS = ("before", "after", "chunk")
 

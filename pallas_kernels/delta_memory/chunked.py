@@ -20,14 +20,6 @@ import numpy as np
 
 from pallas_kernels.delta_memory.inverse import unit_lower_inverse
 
-__all__ = [
-    "advance",
-    "chunk_step",
-    "cut_into_chunks",
-    "delta_scan_chunked",
-    "join_chunks",
-]
-
 
 def chunk_step(
     w,

@@ -20,8 +20,6 @@ from pallas_kernels.delta_memory.chunked import (
 from pallas_kernels.delta_memory.dispatch import KERNELS
 from pallas_kernels.restart import restartable
 
-__all__ = ["NAMES", "Options", "differentiable_scan"]
-
 NAMES = ("w", "s", "x", "g", "q", "log_alpha", "beta", "log_mu")
 """``delta_scan``'s arrays in the order of its arguments."""
 

@@ -8,8 +8,6 @@ program is compiled for settles only whether a GPU or TPU is new enough.
 from pallas_kernels import device
 from pallas_kernels.delta_memory import mosaic_gpu, tpu, triton
 
-__all__ = ["BLOCK", "IMPLEMENTATIONS", "KERNELS", "choose", "tokens_per_block"]
-
 BLOCK = 128
 """Tokens between the states that are saved: on all platforms alike."""
 KERNELS = {

@@ -13,13 +13,6 @@ loses all digits once keys repeat.
 import jax
 import jax.numpy as jnp
 
-__all__ = [
-    "inverse_backward",
-    "ladder_from",
-    "unit_lower_inverse",
-    "unit_lower_inverse_masked",
-]
-
 # Below this width the rungs work on whole masked blocks: slicing out 1x1 to
 # 8x8 blocks costs more than the few extra multiplications.
 _BASE = 16

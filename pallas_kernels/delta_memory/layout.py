@@ -11,17 +11,6 @@ import jax.numpy as jnp
 
 from pallas_kernels.partition import explicit_axes
 
-__all__ = [
-    "GATES",
-    "Plan",
-    "plan_for",
-    "prepare",
-    "prepare_cotangents",
-    "restore",
-    "restore_starts",
-    "why_not",
-]
-
 GATES = ("log_alpha", "beta", "log_mu")
 MAX_COLUMNS = 512
 """No folding beyond: the columns of a state have to fit beside each other."""

@@ -17,8 +17,6 @@ from pallas_kernels import device
 from pallas_kernels.delta_memory import mosaic_steps, mosaic_walks, triton
 from pallas_kernels.delta_memory.triton_launch import SPLIT, Run
 
-__all__ = ["LEAST_BLOCK", "backward", "forward", "why_not"]
-
 LEAST_BLOCK = mosaic_steps.CHUNK
 """Fewer tokens are padded to so many."""
 LEAST_WIDTH = 64

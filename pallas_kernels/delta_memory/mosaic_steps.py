@@ -20,16 +20,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.delta_memory.triton_gates import Case
 
-__all__ = [
-    "CHUNK",
-    "COLUMNS",
-    "Chunk",
-    "pieces",
-    "step",
-    "step_back",
-    "step_two_states",
-]
-
 CHUNK = 64
 """Tokens that are processed in parallel."""
 COLUMNS = 64

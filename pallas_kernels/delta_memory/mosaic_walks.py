@@ -16,8 +16,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.delta_memory import mosaic_steps as steps
 from pallas_kernels.delta_memory.mosaic_steps import CHUNK, COLUMNS
 
-__all__ = ["walk", "walk_back"]
-
 STAGES = 2
 """Chunks in shared memory: one in use, one on its way."""
 MEMORY_REGISTERS = 40

@@ -8,8 +8,6 @@ to the recurrence in :mod:`pallas_kernels.delta_memory.api`.
 import jax
 import jax.numpy as jnp
 
-__all__ = ["delta_scan_reference"]
-
 
 def delta_scan_reference(
     w, s, x, g, q, log_alpha, beta, log_mu=None, *, chunk_size=64, read="before"

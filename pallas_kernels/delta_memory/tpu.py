@@ -25,14 +25,6 @@ from pallas_kernels.delta_memory.inverse import unit_lower_inverse_masked
 from pallas_kernels.device import VMEM_BYTES
 from pallas_kernels.partition import lead_spec, over_mesh
 
-__all__ = [
-    "LEAST_BLOCK",
-    "backward",
-    "forward",
-    "heads_at_once",
-    "why_not",
-]
-
 LEAST_BLOCK = 16
 """Fewer tokens are padded to so many."""
 HEADS = 4

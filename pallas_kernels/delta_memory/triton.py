@@ -29,8 +29,6 @@ momentum, spills registers. Never timed.
 from pallas_kernels.delta_memory import layout
 from pallas_kernels.delta_memory.triton_launch import Run, chunk_for
 
-__all__ = ["LEAST_BLOCK", "WIDEST", "backward", "forward", "why_not"]
-
 LEAST_BLOCK = 16
 """Fewer tokens are padded to so many."""
 WIDEST = 128

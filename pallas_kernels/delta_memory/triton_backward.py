@@ -24,13 +24,6 @@ from pallas_kernels.delta_memory.triton_parts import (
     whole,
 )
 
-__all__ = [
-    "mixing_backward_kernel",
-    "pairs_backward_kernel",
-    "states_backward_kernel",
-    "walk_back_kernel",
-]
-
 
 def walk_back_kernel(inputs, outputs, *, case, chunk, dtype):
     """The cotangent of the state, last chunk first; nothing is recomputed.

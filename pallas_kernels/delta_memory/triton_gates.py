@@ -15,8 +15,6 @@ import numpy as np
 
 from pallas_kernels.delta_memory.triton_parts import dot
 
-__all__ = ["Case", "gate_rows", "mixing", "pairs"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Case:

@@ -17,8 +17,6 @@ from pallas_kernels.delta_memory.triton_kernels import (
     unit_lower_inverse_by_columns,
 )
 
-__all__ = ["LARGEST", "unit_lower_inverse_triton"]
-
 LARGEST = 64
 """Width of the blocks that one program inverts."""
 

@@ -19,17 +19,6 @@ from pallas_kernels.delta_memory.triton_parts import (
     whole,
 )
 
-__all__ = [
-    "ALL",
-    "iota",
-    "named_rows",
-    "over_x",
-    "pairs_kernel",
-    "products",
-    "unit_lower_inverse_by_columns",
-    "walk_kernel",
-]
-
 _BASE = 16
 """Width of the blocks that are inverted column by column."""
 _DEPTH = 32

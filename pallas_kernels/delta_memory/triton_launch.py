@@ -19,8 +19,6 @@ from pallas_kernels.delta_memory.triton_gates import Case, gate_rows
 from pallas_kernels.delta_memory.triton_parts import parts_of, split
 from pallas_kernels.partition import lead_spec, over_mesh
 
-__all__ = ["AXES", "CHUNK", "COLUMNS", "SPLIT", "WARPS", "Run", "chunk_for"]
-
 CHUNK = 64
 """Tokens that are processed in parallel; fewer where a block has fewer."""
 COLUMNS = 64

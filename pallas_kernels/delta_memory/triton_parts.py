@@ -8,17 +8,6 @@ memory as its parts: one in bfloat16, three where the inputs are float32.
 import jax
 import jax.numpy as jnp
 
-__all__ = [
-    "dot",
-    "get",
-    "parts_of",
-    "product",
-    "put",
-    "put_parts",
-    "split",
-    "whole",
-]
-
 EXACT = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6
 """What multiplies float32: full precision without tensor cores would spill."""
 ROUGH = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3

@@ -12,8 +12,6 @@ from pallas_kernels.mlp_memory import chunked, tpu, triton
 from pallas_kernels.mlp_memory.step import trace
 from pallas_kernels.restart import restartable
 
-__all__ = ["IMPLEMENTATIONS", "implementation_for", "memory_scan"]
-
 KERNELS = {"pallas_tpu": ("tpu", tpu), "pallas_triton": ("cuda", triton)}
 """By name: the platform and the module."""
 IMPLEMENTATIONS = ("chunked", *KERNELS)

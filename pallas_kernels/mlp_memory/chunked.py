@@ -7,8 +7,6 @@ import jax.numpy as jnp
 
 from pallas_kernels.delta_memory.inverse import unit_lower_inverse
 
-__all__ = ["backward", "cut", "forward", "join", "scan"]
-
 
 def scan(step, arrays, *, chunk_size):
     """``(o, state)``; the backward pass keeps the state of every chunk."""

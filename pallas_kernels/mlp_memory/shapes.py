@@ -5,8 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["SHAPES", "Shape"]
-
 
 class Shape(NamedTuple):
     """What one device gets of one layer: an MLP of two matrices per head."""

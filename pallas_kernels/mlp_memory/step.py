@@ -3,8 +3,6 @@
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-__all__ = ["primitives", "trace"]
-
 
 def trace(step, arrays, chunk_size) -> ClosedJaxpr:
     """The step on one head's chunk; an inverse is taken to be a copy.

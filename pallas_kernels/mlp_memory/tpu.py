@@ -22,15 +22,6 @@ from pallas_kernels.device import VMEM_BYTES
 from pallas_kernels.mlp_memory.step import primitives
 from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
 
-__all__ = [
-    "MISSING",
-    "backward",
-    "forward",
-    "heads_at_once",
-    "why_not",
-    "why_not_step",
-]
-
 HEADS = 4
 """Heads of a program: while one waits for its ladder another is computed."""
 _NAMES = """

@@ -15,8 +15,6 @@ from pallas_kernels.delta_memory.triton_inverse import unit_lower_inverse_triton
 from pallas_kernels.mlp_memory import chunked
 from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
 
-__all__ = ["backward", "forward", "why_not", "why_not_step"]
-
 
 def why_not(state, tokens, gates, chunk_size, interpret=False) -> str | None:
     """Says why the kernel cannot take arrays, or shapes; ``None``: it can.

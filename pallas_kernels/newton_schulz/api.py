@@ -13,13 +13,6 @@ from pallas_kernels.newton_schulz import tpu, triton
 from pallas_kernels.newton_schulz.batched import newton_schulz_batched
 from pallas_kernels.newton_schulz.reference import newton_schulz_reference
 
-__all__ = [
-    "COEFFICIENTS",
-    "IMPLEMENTATIONS",
-    "implementation_for",
-    "newton_schulz",
-]
-
 KERNELS = {
     "pallas_tpu": ("tpu", tpu.newton_schulz_tpu, tpu.why_not),
     "pallas_triton": ("cuda", triton.newton_schulz_triton, triton.why_not),

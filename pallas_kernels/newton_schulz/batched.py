@@ -8,8 +8,6 @@ import jax.numpy as jnp
 
 from pallas_kernels.newton_schulz.norm import divide_by_norm
 
-__all__ = ["Products", "iterate", "multiply", "newton_schulz_batched"]
-
 _LARGE = 128
 """Rows from which single products are faster on a CPU; a third as fast at 16,
 as fast at 64."""

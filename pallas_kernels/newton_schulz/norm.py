@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-__all__ = ["divide_by_norm", "safe_norm"]
-
 
 def safe_norm(x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
     """Euclidean norm over ``axes``, which are kept; differentiable at zero.

@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-__all__ = ["newton_schulz_reference"]
-
 
 def newton_schulz_reference(x, schedule, eps):
     """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""

@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-__all__ = ["SHAPES"]
-
 SHAPES = {
     # The memories of a layer with 16 heads of 128, hidden 512.
     "memories_128x512": jax.ShapeDtypeStruct((16, 128, 512), jnp.float32),

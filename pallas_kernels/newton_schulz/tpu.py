@@ -18,8 +18,6 @@ from pallas_kernels.device import VMEM_BYTES
 from pallas_kernels.newton_schulz.batched import iterate
 from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
 
-__all__ = ["MAX_SIDE", "newton_schulz_tpu", "why_not"]
-
 MAX_SIDE = 512
 """Largest smaller side."""
 

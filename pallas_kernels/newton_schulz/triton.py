@@ -18,8 +18,6 @@ from pallas_kernels.newton_schulz.batched import Products, iterate, multiply
 from pallas_kernels.newton_schulz.triton_fused import fused
 from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
 
-__all__ = ["LARGE", "SMALL", "newton_schulz_triton", "why_not"]
-
 SMALL = 128
 """Largest smaller side of a matrix that one program owns."""
 LARGE = 1024

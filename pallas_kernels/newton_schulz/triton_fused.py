@@ -16,8 +16,6 @@ from jax.experimental.pallas import triton as pltriton
 
 from pallas_kernels.newton_schulz import triton_tiles as tiles
 
-__all__ = ["fused"]
-
 SLOTS = 5
 """Matrices of the size of ``X X^T`` that a program keeps."""
 

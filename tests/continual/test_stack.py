@@ -7,6 +7,7 @@ import pytest
 
 from nl_jax import continual
 from nl_jax.models import build
+from nl_jax.pretrained import Pretrained, load_pretrained
 from tests.continual import pretrained_files as files
 from tests.continual.conftest import assert_same
 from tests.continual.pretrained_files import GPT2, LLAMA
@@ -22,7 +23,7 @@ def pretrained(request, tmp_path_factory):
         files.write(folder, LLAMA, files.llama_weights(LLAMA))
     else:
         files.write(folder, GPT2, files.gpt2_weights(GPT2))
-    return continual.load_pretrained(folder)
+    return load_pretrained(folder)
 
 
 def read(pretrained, tokens, state=None):
@@ -133,7 +134,7 @@ def test_more_tokens_than_positions_are_read():
 def test_what_cannot_be_stacked_is_one_line(pretrained):
     model = build("hope", d_model=16, n_heads=2)
     with pytest.raises(ValueError, match="needs a transformer with one MLP"):
-        continual.stack_levels(continual.Pretrained(model, {}), PERIODS)
+        continual.stack_levels(Pretrained(model, {}), PERIODS)
     for arguments, words in (
         ({"periods": (3, 4)}, "each must divide the next"),
         ({"periods": (1,)}, "at least 2 tokens"),

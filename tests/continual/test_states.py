@@ -18,8 +18,8 @@ from nl_jax.continual import (
     reset_rows,
     save_state,
 )
+from nl_jax.errors import InputError
 from nl_jax.models import build
-from nl_jax.training import InputError
 from tests.continual.conftest import advance, assert_same, equal
 
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from nl_jax.continual import stream, streaming
-from nl_jax.training import InputError
+from nl_jax.errors import InputError
 from tests.continual.conftest import VOCAB, assert_same
 
 

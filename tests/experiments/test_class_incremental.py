@@ -19,7 +19,7 @@ from experiments.class_learners import ClassMeans, Mahalanobis, Softmax
 from experiments.class_matrix import METRICS
 from experiments.class_memory import ContinuumMemory, Level, split_levels
 from nl_jax.continual import metrics
-from nl_jax.training import InputError
+from nl_jax.errors import InputError
 from tests.experiments.conftest import word_table
 
 WIDTH, CLASSES = 16, 4

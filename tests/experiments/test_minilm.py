@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import class_incremental, minilm
-from nl_jax.training import InputError
+from nl_jax.errors import InputError
 
 D, HEADS, LAYERS, WORDS = 8, 2, 2, 11
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import optimizer_lm
+from nl_jax.errors import DivergedError
 from nl_jax.models import LanguageModel
-from nl_jax.training import DivergedError
 
 SMALL = (
     "--steps=3",

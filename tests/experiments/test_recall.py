@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import gradient_growth, mqar, recall_task
-from nl_jax.training import InputError
+from nl_jax.errors import InputError
 
 SHAPE = {"length": 64, "pairs": 8, "vocab": 512, "batch": 32}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import documents, stack_levels
-from nl_jax.training import BPETokenizer
+from nl_jax.data import BPETokenizer
 from tests.continual import pretrained_files as files
 
 TEXT = "the same few words, over and over; "

@@ -18,7 +18,7 @@ from jax._src.pallas.mosaic.interpret import (
 from jax.experimental.pallas import tpu as pltpu
 
 from nl_jax.layers import SelfModifyingTitans, TitansConfig
-from nl_jax.layers.titans_block import answer
+from nl_jax.layers.mixers.titans_block import answer
 from nl_jax.memory import Gates, associative_memory, fused
 from nl_jax.memory.state import MemoryState
 from pallas_kernels.mlp_memory import implementation_for, memory_scan, tpu

@@ -9,8 +9,8 @@ import optax
 import pytest
 from flax import linen as nn
 
-from nl_jax.layers.titans import SelfModifyingTitans
-from nl_jax.layers.titans_config import TitansConfig
+from nl_jax.layers.mixers.titans import SelfModifyingTitans
+from nl_jax.layers.mixers.titans_config import TitansConfig
 from tests.memory import plain
 
 HEADS, WIDTH, LENGTH, CHUNK = 2, 4, 11, 4

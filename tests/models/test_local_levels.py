@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from nl_jax.layers import CMSConfig, ContinuumMemory, rms_norm
-from nl_jax.layers.level_steps import begin
+from nl_jax.layers.continuum.steps import begin
 
 D, LENGTH = 4, 11
 

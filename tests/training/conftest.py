@@ -4,12 +4,9 @@ import dataclasses
 
 import pytest
 
+from nl_jax.data import DataConfig
 from nl_jax.models import configure
-from nl_jax.training import (
-    DataConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from nl_jax.training import OptimizerConfig, TrainConfig
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
+from nl_jax.data import DataConfig
+from nl_jax.errors import InputError
 from nl_jax.models import configure
 from nl_jax.training import (
-    DataConfig,
-    InputError,
     OptimizerConfig,
     TrainConfig,
     flag_config,

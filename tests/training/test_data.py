@@ -4,11 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from nl_jax.training import (
+from nl_jax.data import (
     BPETokenizer,
     ByteTokenizer,
     DataConfig,
-    InputError,
     from_json,
     gzip_bits_per_byte,
     held_out_batches,
@@ -16,6 +15,7 @@ from nl_jax.training import (
     make_iterator,
     prepare,
 )
+from nl_jax.errors import InputError
 
 TOKENS = np.arange(16 * 10 + 5, dtype=np.int32)
 READ = {"seq_len": 16, "batch_size": 3, "seed": 0}

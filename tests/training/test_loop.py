@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
+from nl_jax.data import DataConfig
+from nl_jax.errors import InputError
 from nl_jax.training import (
-    DataConfig,
-    InputError,
     OptimizerConfig,
     checkpoint,
     load_model,

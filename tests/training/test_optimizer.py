@@ -17,7 +17,7 @@ from nl_jax.training import (
     make_schedule,
     make_train_step,
 )
-from nl_jax.training.config import OptimizerName
+from nl_jax.training.train_config import OptimizerName
 from nl_jax.training.update_rules import matrix_dimensions
 from tests.training.test_step import LENGTHS, parts
 

@@ -7,19 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nl_jax.continual import PositionTable, Sampler, sample_token, state_norms
+from nl_jax.data import BPETokenizer, read_blocks
+from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
-from nl_jax.training import (
-    BPETokenizer,
-    InputError,
-    PositionTable,
-    Sampler,
-    load_tree,
-    read_blocks,
-    sample_token,
-    save_tree,
-    saved,
-    state_norms,
-)
+from nl_jax.training import load_tree, save_tree, saved
 
 
 @pytest.fixture(scope="module")

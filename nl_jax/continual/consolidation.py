@@ -1,0 +1,186 @@
+r"""Levels of a running model: forget one, or keep what it has learned.
+
+Consolidation moves what a stream has learned one level down, into the slow
+parameters that every stream starts from:
+
+.. math:: \theta^{(\ell)}_0 \leftarrow \theta^{(\ell)}_0 + s \Big(
+   \sum_r w_r\, \theta^{(\ell)}_r - \theta^{(\ell)}_0 \Big)
+
+for the weights :math:`\theta_r` of the rows, shares :math:`w_r` of the rows
+that sum to 1, and a share :math:`s`. It is the knowledge transfer by
+initialisation of arXiv 2512.24695, section 3.3, with the step of Reptile
+(arXiv 1803.02999) in place of a gradient through the stream.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.continual.rows import replace_rows
+from nl_jax.continual.validation import (
+    ALL_MIXERS,
+    check_level,
+    check_rows,
+    check_state,
+    fresh_state,
+)
+from nl_jax.models import LanguageModel
+from nl_jax.models.language_model import ModelState
+
+
+def reset_level(
+    model: LanguageModel,
+    variables: Any,
+    state: ModelState,
+    level: int | str,
+    rows: int | Iterable[int] | None = None,
+) -> ModelState:
+    """Lets one level forget what it has learned; the others keep theirs.
+
+    A level goes back to its slow weights and drops the gradients that it has
+    gathered and its momentum; its next step comes when it would have come, or
+    when its signal says so. With ``"mixers"`` the memories of all sequence
+    mixers begin anew; an unfinished chunk that is to be replayed
+    (``next_token``) is dropped with what read it.
+
+    Args:
+        model: from :func:`nl_jax.models.build`.
+        variables: its parameters, with the learned initial state.
+        state: the model's state.
+        level: from 1, the fastest, as in ``describe(model)``; or
+            ``"mixers"``.
+        rows: in which rows; ``None`` for all.
+
+    Returns:
+        The new state; ``state`` stays valid.
+
+    Raises:
+        ValueError: for a state of another model, or a level or row that is
+            not there.
+    """
+    check_level(model, level, mixers=True)
+    count = check_state(model, state)
+    start = fresh_state(model, variables, count)
+    cms: Any = state.cms
+    if level == ALL_MIXERS:
+        fresh = state._replace(mixers=start.mixers)
+        if model.config.cms.objective == "next_token" and cms is not None:
+            chunk = model.config.cms.periods[0]
+            fresh = fresh._replace(
+                cms=cms._replace(
+                    carry=start.mixers,
+                    position=cms.position - cms.position % chunk,
+                )
+            )
+    else:
+        fresh = state._replace(cms=_begin_level(cms, start.cms, int(level) - 1))
+    if rows is None:
+        return fresh
+    return replace_rows(state, fresh, check_rows(rows, count))
+
+
+def consolidate(
+    model: LanguageModel,
+    variables: Any,
+    state: ModelState,
+    level: int,
+    *,
+    row: int | None = None,
+    weights: Sequence[float] | None = None,
+    share: float = 1.0,
+) -> Any:
+    """Writes what a level has learned into the slow parameters.
+
+    A new context then starts from it. States stay valid, with what they have
+    learned; only their distance to the start changes.
+
+    Args:
+        model: from :func:`nl_jax.models.build`.
+        variables: its parameters.
+        state: the model's state.
+        level: from 1, the fastest, as in ``describe(model)``.
+        row: of which row; needed if there are several and no ``weights``.
+        weights: or how much of each row, ``[B]``, from 0 on, their sum 1.
+        share: of the way to go, in (0, 1].
+
+    Returns:
+        New parameters; ``variables`` stay valid.
+
+    Raises:
+        ValueError: for a state of another model, or a level, row, weight or
+            share that is not allowed.
+    """
+    check_level(model, level, mixers=False)
+    count = check_state(model, state)
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} must be in (0, 1]")
+    cms_state: Any = state.cms
+    fast = cms_state.fast[level - 1]
+    if weights is not None:
+        learned = _mean(fast, _weights(weights, count, row))
+    else:
+        if row is None and count > 1:
+            raise ValueError(
+                f"row=None: the state has {count} rows; say which one, or how "
+                "much of each with weights="
+            )
+        (row,) = check_rows(row or 0, count)
+        learned = jax.tree.map(lambda leaf: leaf[row], fast)
+    blocks = variables["params"]["blocks"]
+    cms = dict(blocks["cms"])
+    config = model.config
+    prefix = config.cms.prefixes[level - 1]
+    own = config.cms.blocks(config.n_layers)[level - 1]
+    for name, new in learned.items():
+        old = jnp.asarray(cms[f"{prefix}{name}"])
+        if share < 1:
+            new = old[own] + share * (new - old[own])
+        cms[f"{prefix}{name}"] = old.at[own].set(new.astype(old.dtype))
+    params = variables["params"] | {"blocks": blocks | {"cms": cms}}
+    return variables | {"params": params}
+
+
+def _begin_level(cms, start, index):
+    def one(old, new):
+        return _with(old, index, new[index]) if index < len(old) else old
+
+    signal = cms.signal
+    if signal and index:  # The norms are of what was gathered.
+        norms = signal.norms.at[:, index - 1].set(0)
+        signal = signal._replace(norms=norms)
+    return cms._replace(
+        signal=signal,
+        fast=one(cms.fast, start.fast),
+        gathered=one(cms.gathered, start.gathered),
+        inner=one(cms.inner, start.inner),
+        start=tuple(map(one, cms.start, start.start)),
+    )
+
+
+def _with(levels, index, level):
+    return (*levels[:index], level, *levels[index + 1 :])
+
+
+def _weights(weights, count, row):
+    found = np.asarray(weights, float)
+    if row is not None:
+        raise ValueError(f"row={row} and weights are given; give one of them")
+    if found.shape != (count,):
+        raise ValueError(
+            f"weights has shape {found.shape}; needs ({count},), one per row"
+        )
+    if not (found >= 0).all() or abs(found.sum() - 1) > 1e-6:
+        raise ValueError(
+            f"weights={found.tolist()} must be >= 0, with a sum of 1"
+        )
+    return found
+
+
+def _mean(fast, weights):
+    return jax.tree.map(
+        lambda leaf: jnp.tensordot(jnp.asarray(weights, leaf.dtype), leaf, 1),
+        fast,
+    )

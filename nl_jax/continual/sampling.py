@@ -1,0 +1,109 @@
+"""A model that reads and writes one token at a time, at constant memory."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class SamplerState(NamedTuple):
+    """Everything that the next token depends on; saved and loaded whole."""
+
+    fast: Any
+    """Fast state of the model, one row."""
+    logits: jax.Array
+    """Of the token to come, ``[V]``."""
+    key: jax.Array
+    """Random bits, as ``jax.random.key_data`` gives them."""
+
+
+def sample_token(
+    rng: jax.Array, logits: Float[Array, " V"], temperature, top_p
+) -> jax.Array:
+    """Draws from the smallest set of tokens that holds ``top_p`` of the mass.
+
+    Args:
+        rng: random key.
+        logits: scores.
+        temperature: divides the scores; 0 takes the best.
+        top_p: in (0, 1]; the likeliest token is always in the set.
+    """
+    scaled = logits / jnp.maximum(temperature, 1e-6)
+    order = jnp.argsort(-scaled)
+    mass = jax.nn.softmax(scaled[order])
+    before = jnp.cumsum(mass) - mass
+    kept = jnp.where(before < top_p, scaled[order], -jnp.inf)
+    drawn = order[jax.random.categorical(rng, kept)]
+    return jnp.where(temperature > 0, drawn, order[0]).astype(jnp.int32)
+
+
+class Sampler:
+    """Reads tokens, draws tokens, and can be saved between any two.
+
+    Args:
+        model: from :func:`nl_jax.models.build`.
+        variables: its parameters.
+        vocab_size: ids from here on, which only pad the model, are never drawn.
+        seed: of what is drawn.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        variables: Any,
+        *,
+        vocab_size: int | None = None,
+        seed: int = 0,
+    ):
+        self._variables = variables
+        width = model.config.vocab_size
+        allowed = jnp.arange(width) < (vocab_size or width)
+
+        def step(variables, state: SamplerState, given, temperature, top_p):
+            key = jax.random.wrap_key_data(state.key)
+            key, draw = jax.random.split(key)
+            logits = jnp.where(allowed, state.logits, -jnp.inf)
+            drawn = sample_token(draw, logits, temperature, top_p)
+            token = jnp.where(given >= 0, given, drawn)
+            logits, fast = model.apply(variables, token[None, None], state.fast)
+            after = SamplerState(
+                fast,
+                logits[0, 0].astype(jnp.float32),
+                jnp.where(given >= 0, state.key, jax.random.key_data(key)),
+            )
+            return after, token
+
+        def begin(variables):
+            return SamplerState(
+                model.init_state(variables, 1),
+                jnp.zeros(width, jnp.float32),
+                jax.random.key_data(jax.random.key(seed)),
+            )
+
+        # One program reads and writes, so that there is one compilation.
+        self._step = jax.jit(step, donate_argnums=1)
+        self.state: SamplerState = jax.jit(begin)(variables)
+
+    def feed(self, tokens: Iterable[int]) -> None:
+        """Reads tokens."""
+        for token in tokens:
+            self._advance(int(token), 1.0, 1.0)
+
+    def draw(
+        self, count: int, *, temperature: float = 1.0, top_p: float = 1.0
+    ) -> Iterator[int]:
+        """Yields ``count`` tokens, each read in turn."""
+        for _ in range(count):
+            yield int(self._advance(-1, temperature, top_p))
+
+    def _advance(self, given: int, temperature: float, top_p: float):
+        self.state, token = self._step(
+            self._variables,
+            self.state,
+            jnp.int32(given),
+            jnp.float32(temperature),
+            jnp.float32(top_p),
+        )
+        return token

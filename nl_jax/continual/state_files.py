@@ -1,0 +1,158 @@
+"""A state as one file that is whole or not there.
+
+The file is NumPy's ``.npz``: one array for each leaf and a JSON header with the
+model's configuration. It is read without pickle, so that a file from elsewhere
+can hold wrong numbers but run nothing. It is written beside its place and moved
+there, so that a kill at any moment leaves the file before it as it was.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import zipfile
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.continual.validation import check_state
+from nl_jax.errors import InputError
+from nl_jax.models import LanguageModel
+from nl_jax.models.language_model import ModelState
+from nl_jax.training import to_json
+
+_FORMAT = "nl_jax state 1"
+_DAMAGED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy and zipfile raise for a file that is no such file."""
+
+
+def save_state(
+    path: str | os.PathLike, model: LanguageModel, state: ModelState
+) -> None:
+    """Saves a state, to go on from it tomorrow or on another machine.
+
+    It belongs to the model's configuration and to its parameters; the
+    parameters are not in the file, nor is what an optax transformation among
+    ``cms.inner`` computes.
+
+    Args:
+        path: of the file; one that is there is replaced.
+        model: from :func:`nl_jax.models.build`.
+        state: the model's state.
+
+    Raises:
+        ValueError: for a state of another model.
+        InputError: if the file cannot be written; one before it is unharmed.
+    """
+    rows = check_state(model, state)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    header = {
+        "format": _FORMAT,
+        "rows": rows,
+        "dtypes": [str(leaf.dtype) for leaf in leaves],
+        "config": _config(model),
+    }
+    arrays = {f"leaf_{i}": _plain(leaf) for i, leaf in enumerate(leaves)}
+    path = pathlib.Path(path)
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with beside.open("xb") as file:
+            np.savez(file, header=np.array(json.dumps(header)), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise InputError(
+            f"could not save {path} ({error.strerror or error})"
+        ) from error
+
+
+def load_state(
+    path: str | os.PathLike, model: LanguageModel, variables: Any
+) -> ModelState:
+    """Loads what :func:`save_state` saved.
+
+    Args:
+        path: of the file.
+        model: of the same configuration.
+        variables: the parameters that the state belongs to.
+
+    Returns:
+        The state, on the default device.
+
+    Raises:
+        InputError: if the file is not there, damaged, something else, or of
+            another configuration; the message names what differs.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; save a state there first")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            found = header["format"], header["config"], int(header["rows"])
+            leaves = [
+                file[f"leaf_{index}"].view(jnp.dtype(dtype))
+                for index, dtype in enumerate(header["dtypes"])
+            ]
+    except _DAMAGED as error:
+        raise InputError(f"{path} is damaged or not a saved state") from error
+    kind, config, rows = found
+    if kind != _FORMAT:
+        raise InputError(
+            f"{path} has the format {kind!r}; this version reads {_FORMAT!r}"
+        )
+    different = _difference(config, _config(model))
+    if different:
+        raise InputError(f"{path} is the state of another model: {different}")
+    wanted = jax.eval_shape(lambda v: model.init_state(v, rows), variables)
+    shapes, tree = jax.tree.flatten(wanted)
+    if [(a.shape, a.dtype) for a in leaves] != [
+        (a.shape, a.dtype) for a in shapes
+    ]:
+        raise InputError(
+            f"{path} is the state of another version of this model; its "
+            "arrays have other shapes"
+        )
+    return jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in leaves])
+
+
+def _config(model):
+    """The configuration; an optimizer that has no name is a placeholder."""
+    text = json.dumps(to_json(model.config), default=lambda _: "a function")
+    return json.loads(text)
+
+
+def _plain(leaf):
+    """NumPy's format has no bfloat16; its bits do."""
+    return leaf if leaf.dtype.isbuiltin else leaf.view(f"u{leaf.itemsize}")
+
+
+def _difference(saved, own, prefix=""):
+    """The first field that differs, in words; empty if none does."""
+    if not isinstance(saved, dict) or not isinstance(own, dict):
+        if saved == own:
+            return ""
+        return f"it has {prefix}={saved!r}, this one {own!r}"
+    for name in sorted({*saved, *own}):
+        field = f"{prefix}.{name}" if prefix else name
+        words = _difference(saved.get(name), own.get(name), field)
+        if words:
+            return words
+    return ""

@@ -1,0 +1,1 @@
+"""The continuum memory system, one file for each objective."""

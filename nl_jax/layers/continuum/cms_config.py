@@ -1,0 +1,236 @@
+"""Choices of a continuum memory: its levels and how they learn."""
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+import optax
+
+from nl_jax.checks import check_choice, check_count
+from nl_jax.optimizers import scale_by_delta_momentum, scale_by_m3
+
+INNER_OPTIMIZERS: dict[str, optax.GradientTransformation] = {
+    "sgd": optax.identity(),
+    "momentum": optax.trace(0.9),
+    "adam": optax.scale_by_adam(),
+    "delta_momentum": scale_by_delta_momentum(0.9),
+    "m3": scale_by_m3(),
+    # What it gathers is its step: nl_jax.layers.continuum.steps.
+    "dgd": optax.identity(),
+}
+"""Directions in which a level steps, before its rate; ascent."""
+
+Inner: TypeAlias = str | optax.GradientTransformation
+"""A name out of them, or any transformation of optax."""
+
+
+MATRICES = {"swiglu": ("gate", "up", "down"), "gelu": ("up", "down")}
+"""The matrices of a level, which are what learns, by the kind of the MLP."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CMSConfig:
+    """Levels of a continuum memory and how they learn.
+
+    Raises:
+        ValueError: at construction, naming the field, its value and what is
+            allowed.
+    """
+
+    periods: tuple[int, ...] = (1,)
+    """Updates of each level are this far apart, fastest first, each dividing
+    the next: optimizer steps with ``objective="outer"``, tokens else."""
+    form: Literal["sequential", "independent", "nested"] = "sequential"
+    """Levels in a chain; side by side, with learned weights; or a chain whose
+    slower levels learn the start of the next faster one (in context)."""
+    hidden: float = 2.0
+    """Hidden width of each level's MLP, in units of ``d_model``."""
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """Each level's MLP: SwiGLU, or GPT-2's, two matrices with biases, which
+    stay slow, and GELU in its tanh form."""
+    objective: Literal["outer", "next_token", "local"] = "outer"
+    """Where a level's gradient comes from: the training loss through the
+    optimizer; or in context, while the model reads, from its own next-token
+    loss, or from each level's own keys and values."""
+    rate: float = 0.01
+    """Initial inner learning rate of each level (in context); each is learned
+    as a factor of this one, so 0 is the static network, exactly."""
+    inner: Inner | tuple[Inner, ...] = "sgd"
+    """How levels step (in context): names out of ``INNER_OPTIMIZERS``, or
+    transformations of optax that give directions of ascent, before the rate:
+    ``optax.scale_by_adam()``, not ``optax.adam(1.0)``. One for all or one for
+    each. Only names can be saved with a model."""
+    first_order: bool = False
+    """Whether the training gradient ignores how the inner gradients depend
+    on the weights (in context)."""
+    layers: int = 0
+    """How many of the last blocks learn in context; 0 for all."""
+    placement: Literal["block", "depth"] = "block"
+    """Where the levels are: all of them in every block, or one MLP per block,
+    the blocks that learn in context being shared out among the levels in the
+    order of depth, evenly, the fastest first (in context)."""
+    adaptive: Literal["none", "coherence", "surprise"] = "none"
+    """When all levels but the fastest step (``next_token``), each row by
+    itself: at the end of their periods; or, after ``least`` chunks and at the
+    latest after their periods, once the norm of the gathered gradient is
+    ``threshold`` times the sum of its chunks' norms; or once the loss of a
+    chunk is above ``threshold`` times its running mean."""
+    least: int = 1
+    """Chunks of the fastest level between such steps, at least."""
+    threshold: float = 1.0
+    """Of that signal; for coherence at most 1."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "periods", tuple(self.periods))
+        if isinstance(self.inner, list):
+            object.__setattr__(self, "inner", tuple(self.inner))
+        forms = ("sequential", "independent", "nested")
+        check_choice("cms.form", self.form, forms)
+        check_choice("cms.mlp", self.mlp, MATRICES)
+        objectives = ("outer", "next_token", "local")
+        check_choice("cms.objective", self.objective, objectives)
+        check_choice("cms.placement", self.placement, ("block", "depth"))
+        for inner in self.inners:
+            if not isinstance(inner, optax.GradientTransformation):
+                check_choice("cms.inner", inner, INNER_OPTIMIZERS)
+        if not self.periods or any(
+            not isinstance(p, int) or p < 1 for p in self.periods
+        ):
+            raise ValueError(
+                f"cms.periods={self.periods} must hold integers >= 1"
+            )
+        for fast, slow in zip(self.periods, self.periods[1:], strict=False):
+            if slow % fast:
+                raise ValueError(
+                    f"cms.periods={self.periods}: each must divide the next, "
+                    f"but {fast} does not divide {slow}"
+                )
+        if self.objective == "next_token" and self.periods[0] < 2:
+            raise ValueError(
+                f"cms.periods={self.periods}: with objective='next_token' the "
+                "fastest must be at least 2 tokens, one of them a target"
+            )
+        if len(self.inners) != len(self.periods):
+            raise ValueError(
+                f"cms.inner={self.inner} must be one optimizer or one for each "
+                f"of the {len(self.periods)} levels"
+            )
+        if self.form == "nested" and self.objective == "outer":
+            raise ValueError(
+                "cms.form='nested' goes with objective='next_token' or "
+                "'local': levels return to their start within a context"
+            )
+        if self.form == "nested" and any(self.deltas):
+            raise ValueError(
+                f"cms.inner={self.inner!r}: 'dgd' goes with form='sequential' "
+                "or 'independent'; the starts of nested levels learn from "
+                "sums of gradients, which it does not gather"
+            )
+        if self.placement == "depth" and (
+            self.objective == "outer" or self.form != "sequential"
+        ):
+            raise ValueError(
+                "cms.placement='depth' goes with form='sequential' and an "
+                "objective other than 'outer': its levels are a chain of "
+                f"blocks that learn in context, not {self.form!r}, "
+                f"{self.objective!r}"
+            )
+        self._check_adaptive()
+        if self.hidden <= 0:
+            raise ValueError(f"cms.hidden={self.hidden} must be positive")
+        if self.rate < 0:
+            raise ValueError(f"cms.rate={self.rate} must not be negative")
+        if self.layers < 0:
+            raise ValueError(f"cms.layers={self.layers} must not be negative")
+
+    def _check_adaptive(self):
+        kinds = ("none", "coherence", "surprise")
+        check_choice("cms.adaptive", self.adaptive, kinds)
+        check_count("cms.least", self.least)
+        if self.adaptive == "none":
+            return
+        if self.objective != "next_token" or len(self.periods) < 2:
+            raise ValueError(
+                f"cms.adaptive={self.adaptive!r} goes with "
+                "objective='next_token' and at least two levels, not "
+                f"{self.objective!r} and {len(self.periods)}; the fastest "
+                "keeps its period"
+            )
+        most = self.periods[1] // self.periods[0]
+        if self.least > most:
+            raise ValueError(
+                f"cms.least={self.least} must be at most {most}, the chunks "
+                f"of the shortest period in cms.periods={self.periods} that "
+                "adapts"
+            )
+        limit = 1.0 if self.adaptive == "coherence" else float("inf")
+        if not 0 < self.threshold <= limit:
+            raise ValueError(
+                f"cms.threshold={self.threshold} must be in (0, {limit:g}] "
+                f"with adaptive={self.adaptive!r}"
+            )
+        if self.adaptive == "coherence" and self.least < 2:
+            raise ValueError(
+                f"cms.least={self.least} must be at least 2 with "
+                "adaptive='coherence': one chunk always agrees with itself"
+            )
+
+    @property
+    def inners(self) -> tuple[Inner, ...]:
+        """How each level steps, as it was given."""
+        # optax's own type is a tuple too.
+        if type(self.inner) is tuple:
+            return self.inner
+        return (self.inner,) * len(self.periods)
+
+    @property
+    def optimizers(self) -> tuple[optax.GradientTransformation, ...]:
+        """The same as transformations of optax."""
+        return tuple(
+            INNER_OPTIMIZERS[inner] if isinstance(inner, str) else inner
+            for inner in self.inners
+        )
+
+    @property
+    def deltas(self) -> tuple[bool, ...]:
+        """Which levels take delta gradient descent."""
+        return tuple(inner == "dgd" for inner in self.inners)
+
+    def only(self, level: int) -> "CMSConfig":
+        """Returns the levels of a block that has one of them, across depth."""
+        return dataclasses.replace(
+            self,
+            periods=self.periods[level : level + 1],
+            inner=self.inners[level],
+            adaptive="none",
+            placement="block",
+        )
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """How the names of each level's parameters begin in its blocks."""
+        numbers = range(1, len(self.periods) + 1)
+        if self.placement == "depth":
+            return tuple("level_1_" for _ in numbers)
+        return tuple(f"level_{number}_" for number in numbers)
+
+    def blocks(self, n_layers: int) -> tuple[slice, ...]:
+        """Returns in which of ``n_layers`` blocks each level learns in context.
+
+        Example:
+            >>> CMSConfig(periods=(1, 4), layers=2).blocks(3)
+            (slice(1, 3, None), slice(1, 3, None))
+            >>> CMSConfig(
+            ...     periods=(4, 8), objective="next_token", placement="depth"
+            ... ).blocks(5)
+            (slice(0, 3, None), slice(3, 5, None))
+        """
+        count = self.layers or n_layers
+        first = n_layers - count
+        levels = len(self.periods)
+        if self.placement == "block":
+            return (slice(first, n_layers),) * levels
+        each, more = divmod(count, levels)
+        ends = [first]
+        for index in range(levels):
+            ends.append(ends[-1] + each + (index < more))
+        return tuple(map(slice, ends[:-1], ends[1:]))

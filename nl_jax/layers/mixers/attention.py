@@ -1,0 +1,232 @@
+"""Causal softmax attention over a window, with rotary positions.
+
+Softmax attention is a non-parametric memory: it keeps its context instead of
+learning it (frequency infinity, arXiv 2512.24695 section 5). The window makes
+its state constant: the last ``window`` keys and values. They are kept
+unrotated and positions are counted from the window's start, so a stream of any
+length loses no precision. Persistent tokens (Titans, arXiv 2501.00663, section
+3.3) are learned keys and values without a position.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.array_typing import Stream
+from nl_jax.checks import check_count
+from nl_jax.layers.mixing import Declare, empty_tails, mix
+from nl_jax.layers.pieces import scan_pieces
+from nl_jax.layers.rotary import rotate
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """Choices of :class:`CausalAttention`."""
+
+    window: int = 512
+    """Tokens that a query sees, its own included; also the cache's size."""
+    rope_base: float | None = 10_000.0
+    """Base of the rotary frequencies; ``None`` for no positions at all."""
+    conv_width: int = 4
+    """Taps of the causal convolution on q, k and v, which SiLU follows; 0 for
+    neither."""
+    persistent: int = 0
+    """Learned tokens that every query sees, whatever the input (Titans)."""
+    kv_heads: int = 0
+    """Heads of keys and values, each shared by as many heads of queries
+    (grouped-query attention); 0 for one for each."""
+    bias: bool = False
+    """Whether the four projections add one."""
+
+    def __post_init__(self):
+        check_count("window", self.window)
+        for name in ("conv_width", "persistent", "kv_heads"):
+            check_count(name, getattr(self, name), least=0)
+        if self.rope_base is not None and self.rope_base <= 1:
+            raise ValueError(f"rope_base={self.rope_base} must be above 1")
+
+
+class AttentionState(NamedTuple):
+    """Fast state, batch first."""
+
+    keys: jax.Array
+    """``[B, window, kv_heads, d]``, the latest last, not rotated."""
+    values: jax.Array
+    """``[B, window, kv_heads, d]``."""
+    tails: dict[str, jax.Array]
+    """Raw q, k, v of the last tokens, ``[B, width - 1, channels]`` each."""
+    seen: jax.Array
+    """Filled slots of the cache, int32 ``[B]``."""
+
+
+class CausalAttention(nn.Module):
+    """A sequence mixer: softmax attention to the last ``window`` tokens.
+
+    Attributes:
+        config: see :class:`AttentionConfig`.
+        d_model: model width ``D``.
+        n_heads: heads of even width ``d = D / n_heads``.
+        dtype: of products; parameters stay float32.
+    """
+
+    config: AttentionConfig
+    d_model: int
+    n_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    def initial_state(self, batch_size: int) -> AttentionState:
+        """Returns the empty cache of ``batch_size`` rows."""
+        config, d = self.config, self.d_model
+        heads, width = self._kv_heads, d // self.n_heads
+        cache = (batch_size, config.window, heads, width)
+        return AttentionState(
+            jnp.zeros(cache, self.dtype),
+            jnp.zeros(cache, self.dtype),
+            empty_tails(
+                batch_size, config.conv_width, d, self.dtype, heads * width
+            ),
+            jnp.zeros((batch_size,), jnp.int32),
+        )
+
+    @property
+    def _kv_heads(self) -> int:
+        return self.config.kv_heads or self.n_heads
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Stream,
+        state=None,
+        *,
+        aligned: bool = False,
+        empty: bool = False,
+    ):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
+
+        Args:
+            x: tokens.
+            state: fast state from the tokens before, or ``None`` to begin.
+            aligned: part of every mixer's signature; attention has no chunks.
+            empty: every row of ``state`` has ``seen = 0``.
+        """
+        del aligned
+        config, d, heads = self.config, self.d_model, self.n_heads
+        if d % (2 * heads):
+            raise ValueError(f"2 * n_heads={2 * heads} must divide d_model={d}")
+        shared, width = self._kv_heads, d // heads
+        if heads % shared:
+            raise ValueError(f"kv_heads={shared} must divide n_heads={heads}")
+
+        declare = Declare(self, self.dtype)
+        empty = empty or state is None
+        state = self.initial_state(x.shape[0]) if state is None else state
+        x = x.astype(self.dtype)
+        batch, length = x.shape[:2]
+        mixed, tails = mix(
+            declare,
+            x,
+            state.tails,
+            config.conv_width,
+            shared * width,
+            config.bias,
+        )
+        q, k, v = (
+            mixed[name].reshape(batch, length, -1, width) for name in "qkv"
+        )
+
+        persistent = None
+        if config.persistent:
+            shape = (shared, config.persistent, width)
+            axes = ("heads", None, None)
+            persistent = tuple(
+                declare(
+                    f"persistent_{name}", nn.initializers.normal(1), shape, axes
+                )
+                for name in ("keys", "values")
+            )
+
+        if empty and length <= config.window:
+            filled = jnp.full((batch,), length)
+            y = _attend(config, q, k, v, filled, persistent)
+            cache = _remember(config, state, k, v)
+        else:
+            cache, y = _scan_segments(config, state, q, k, v, persistent)
+        cache = cache._replace(tails=tails)
+        y = y.reshape(x.shape) @ declare.dense("w_out", d, d, "embed", "mixer")
+        if config.bias:
+            y = y + declare("b_out", nn.initializers.zeros, (d,), ("embed",))
+        return y, cache
+
+
+def _scan_segments(config, state, q, k, v, persistent):
+    """Attends in segments of at most a window, so cost is linear in length."""
+
+    def segment(cache, qkv):
+        q, k, v = qkv
+        keys = jnp.concatenate([cache.keys, k], 1)
+        values = jnp.concatenate([cache.values, v], 1)
+        filled = cache.seen + q.shape[1]
+        y = _attend(config, q, keys, values, filled, persistent)
+        return _remember(config, cache, k, v), y
+
+    return scan_pieces(segment, state, (q, k, v), config.window)
+
+
+def _remember(config, state, k, v):
+    seen = jnp.minimum(state.seen + k.shape[1], config.window)
+    return state._replace(
+        keys=jnp.concatenate([state.keys, k], 1)[:, -config.window :],
+        values=jnp.concatenate([state.values, v], 1)[:, -config.window :],
+        seen=seen,
+    )
+
+
+def _attend(config, q, k, v, filled, persistent):
+    """The queries are the last ones of the keys, of which ``filled`` exist."""
+    total = k.shape[1]
+    key_at = jnp.arange(total)
+    query_at = key_at[-q.shape[1] :]
+    distance = query_at[:, None] - key_at[None, :]
+    mask = (distance >= 0) & (distance < config.window)
+    exists = key_at[None, :] >= total - filled[:, None]
+    mask = mask[None, None] & exists[:, None, None, :]
+    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+    turned = q, k
+    if config.rope_base is not None:
+        turned = (
+            rotate(q, query_at, config.rope_base),
+            rotate(k, key_at, config.rope_base),
+        )
+    scores = _scores(*turned)
+    scores = jnp.where(mask, scores, -jnp.inf)
+    if persistent is not None:
+        keys, values = (
+            jnp.broadcast_to(a, (q.shape[0], *a.shape)) for a in persistent
+        )
+        # Neither side is rotated: they are as near to every token.
+        scores = jnp.concatenate([_scores(q, keys), scores], -1)
+        v = jnp.concatenate([values, v], -2)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    batch, heads, d = v.shape[0], v.shape[1], v.shape[-1]
+    weights = weights.reshape(batch, heads, -1, v.shape[-2])
+    y = jnp.einsum("bhqk,bhkd->bqhd", weights, v)
+    y = y.reshape(batch, -1, q.shape[2], heads, d)
+    return y.transpose(0, 2, 3, 1, 4)
+
+
+def _scores(q, k):
+    """Scores ``[B, H, T, S]``; a group of heads shares each key's head."""
+    # The group stands in the axis of queries, so that keys are not repeated.
+    group = q.reshape(*k.shape[:2], -1, q.shape[-1])
+    # Not jax.nn.dot_product_attention: it rounds float64 scores to float32.
+    scores = jnp.einsum(
+        "bhqd,bhkd->bhqk",
+        group,
+        k,
+        preferred_element_type=jnp.promote_types(q.dtype, jnp.float32),
+    )
+    scores = scores.reshape(*q.shape[:3], k.shape[-2])
+    return scores * q.shape[-1] ** -0.5

@@ -1,0 +1,265 @@
+"""Sequence mixers whose memory is learned by gradient descent while reading.
+
+Titans' memory layer (arXiv 2501.00663), DLA, TTT-Linear and TTT-MLP (arXiv
+2407.04620), ATLAS (2505.23735), MIRAS' Moneta, Yaad and Memora (2504.13173) as
+choices of architecture, objective, rule and retention: projections with
+short convolutions give keys, values, queries and gates, and the memory of
+:mod:`nl_jax.memory` does the rest. Surprises are taken at the weights of the
+chunk's start. Initial memories are slow parameters, learned through the inner
+updates.
+"""
+
+import dataclasses
+import functools
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.array_typing import Stream
+from nl_jax.checks import check_choice, check_count
+from nl_jax.layers.mixing import (
+    Declare,
+    empty_tails,
+    mix,
+    normalize_heads,
+    split_heads,
+)
+from nl_jax.layers.norms import l2_normalize
+from nl_jax.memory import (
+    ARCHITECTURES,
+    OBJECTIVES,
+    RETENTIONS,
+    RULES,
+    Architecture,
+    Gates,
+    LearningRule,
+    Memory,
+    StreamState,
+    associative_memory,
+    polynomial,
+)
+from pallas_kernels.mlp_memory import IMPLEMENTATIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepMemoryConfig:
+    """Choices of :class:`DeepMemory`.
+
+    Raises:
+        ValueError: at construction, naming the field, its value and what is
+            allowed.
+    """
+
+    architecture: str = "mlp"
+    """Function of the memory, out of ``nl_jax.memory.ARCHITECTURES``."""
+    degree: int = 1
+    """Powers of the input that it sees; 1 for the input alone."""
+    objective: str = "l2"
+    """Inner loss, out of ``nl_jax.memory.OBJECTIVES``."""
+    rule: str = "gd"
+    """Inner step, out of ``nl_jax.memory.RULES``."""
+    momentum: bool = True
+    """Momentum in the inner step, with a learned decay per token."""
+    window: int = 1
+    """Tokens whose losses a step descends on (Omega rule), each with a learned
+    share."""
+    retention: str = "decay"
+    """``"none"``, or out of ``nl_jax.memory.RETENTIONS``."""
+    normalized: bool = True
+    """Inner steps whose change of the output is bounded (NLMS)."""
+    chunk_size: int = 16
+    """Tokens per chunk: surprises are taken where it begins."""
+    read: Literal["before", "after", "chunk"] = "after"
+    """Weights that a query meets."""
+    expansion: int = 4
+    """Hidden width of an MLP memory, in units of the head's width."""
+    eta_max: float | None = None
+    """Largest inner step; ``None`` for 1, or what is stable, see
+    ``largest_step``."""
+    eta_bias: float = 0.0
+    """Initial logit of the inner step."""
+    conv_width: int = 4
+    """Taps of the causal convolution on q, k and v."""
+    remat: int = 1
+    """Chunks per state that is kept for the backward pass, which computes the
+    others again: more than 1 keeps fewer weights, for another forward pass."""
+    implementation: str | None = None
+    """What runs whole chunks, out of
+    ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the best that
+    the platform offers."""
+
+    def __post_init__(self):
+        for name, table in (
+            ("architecture", ARCHITECTURES),
+            ("objective", OBJECTIVES),
+            ("rule", RULES),
+            ("retention", ("none", *RETENTIONS)),
+            ("read", ("before", "after", "chunk")),
+            ("implementation", (None, *IMPLEMENTATIONS)),
+        ):
+            check_choice(name, getattr(self, name), table)
+        counts = ("degree", "window", "chunk_size", "expansion", "conv_width")
+        for name in counts:
+            check_count(name, getattr(self, name))
+        if self.eta_max is not None and not self.eta_max > 0:
+            raise ValueError(f"eta_max={self.eta_max} must be positive")
+        _ = self.memory  # Says which choices do not go together.
+
+    @property
+    def largest_step(self) -> float:
+        """``eta_max``, or by default a step that no keys make unstable.
+
+        Surprises of a chunk are taken at its start, so steps towards one key
+        add up; on L2 a sum of 1 reaches the value, and beyond 2 each chunk
+        overshoots more than the one before. A layer norm bounds surprises by
+        itself, and other objectives and rules have no such loop. Orthogonal
+        steps are as long towards a small surprise as towards a large one: 1
+        turns a memory over at every token, so that its gradient is chaotic.
+        """
+        if self.eta_max is not None:
+            return self.eta_max
+        if RULES[self.rule].orthogonal:
+            return 0.1
+        loops = self.rule == "gd" and self.objective == "l2"
+        free = self.retention == "mean" or self.architecture.endswith("norm")
+        if not loops or free:
+            return 1.0
+        return 1 / (self.chunk_size + self.window - 1)
+
+    @property
+    def memory_architecture(self) -> Architecture:
+        """The memory's function."""
+        base = ARCHITECTURES[self.architecture]
+        return base if self.degree == 1 else polynomial(base, self.degree)
+
+    @property
+    def learning_rule(self) -> LearningRule:
+        """The memory's step."""
+        return dataclasses.replace(
+            RULES[self.rule], normalized=self.normalized, window=self.window
+        )
+
+    @property
+    def memory(self) -> Memory:
+        """The memory of one head's sequence."""
+        kept = "decay" if self.retention == "none" else self.retention
+        return associative_memory(
+            self.memory_architecture,
+            self.objective,
+            self.learning_rule,
+            retention=kept,
+            momentum=self.momentum,
+            chunk_size=self.chunk_size,
+            read=self.read,
+            remat=self.remat,
+            implementation=self.implementation,
+        )
+
+
+class DeepMemoryState(NamedTuple):
+    """Fast state, batch first."""
+
+    memory: StreamState
+    """Weights and momentum of every head, and the place in the chunk."""
+    tails: dict[str, jax.Array]
+    """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
+
+
+class DeepMemory(nn.Module):
+    """A sequence mixer: a memory per head that learns while it reads.
+
+    Attributes:
+        config: see :class:`DeepMemoryConfig`.
+        d_model: model width ``D``.
+        n_heads: heads of width ``d = D / n_heads``.
+        dtype: of products; parameters and fast state stay float32.
+    """
+
+    config: DeepMemoryConfig
+    d_model: int
+    n_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        """Declares the initial memory."""
+        config = self.config
+        architecture = config.memory_architecture
+        width = self.d_model // self.n_heads
+        shapes = architecture.widths(width, width, config.expansion)
+        self.initial = tuple(
+            self.param(
+                f"memory_{i}",
+                nn.with_logical_partitioning(
+                    nn.initializers.normal(gain / shape[0] ** 0.5),
+                    ("heads", "memory_in", "memory_out"),
+                ),
+                (self.n_heads, *shape),
+                jnp.float32,
+            )
+            for i, (shape, gain) in enumerate(
+                zip(shapes, architecture.gains, strict=True)
+            )
+        )
+
+    def initial_state(self, batch_size: int) -> DeepMemoryState:
+        """Returns the learned state from which ``batch_size`` rows start."""
+        config = self.config
+        memory = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape)),
+            config.memory.init(self.initial),
+        )
+        tails = empty_tails(
+            batch_size, config.conv_width, self.d_model, self.dtype
+        )
+        return DeepMemoryState(memory, tails)
+
+    @nn.compact
+    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
+
+        Args:
+            x: tokens.
+            state: fast state from the tokens before, or ``None`` to begin.
+            aligned: every row of ``state`` stands where a chunk begins.
+        """
+        config, d, heads = self.config, self.d_model, self.n_heads
+        if d % heads:
+            raise ValueError(f"n_heads={heads} must divide d_model={d}")
+        declare = Declare(self, self.dtype)
+        aligned = aligned or state is None
+        state = self.initial_state(x.shape[0]) if state is None else state
+        x = x.astype(self.dtype)
+        mixed, tails = mix(declare, x, state.tails, config.conv_width)
+        q, k, v = (split_heads(mixed[name], heads) for name in "qkv")
+        q, k = l2_normalize(q), l2_normalize(k)
+
+        def gate(name, bias):
+            return declare.gate(name, x, heads, bias)
+
+        eta = config.largest_step * jax.nn.sigmoid(gate("eta", config.eta_bias))
+        log_alpha, log_mu = jnp.zeros_like(eta), None
+        share = threshold = None
+        if config.retention in ("decay", "lq", "kl"):
+            log_alpha = jax.nn.log_sigmoid(gate("alpha", 6.0))
+        elif config.retention == "channel":
+            channels = declare.channel_gate("alpha", x, heads, 6.0)
+            log_alpha = jax.nn.log_sigmoid(channels)
+        if config.momentum:
+            log_mu = jax.nn.log_sigmoid(gate("mu", -2.0))
+        if config.window > 1:
+            share = jax.nn.sigmoid(gate("share", 2.0))
+        if OBJECTIVES[config.objective].threshold:
+            threshold = jax.nn.softplus(gate("threshold", 0.5))
+
+        scan = config.memory.scan
+        if aligned:  # All rows at once: kernels know batch and heads.
+            scan = functools.partial(scan, aligned=True)
+        else:
+            scan = jax.vmap(scan)
+        gates = Gates(eta, log_alpha, log_mu, share, threshold)
+        y, memory = scan(state.memory, k, v, q, gates)
+        y = normalize_heads(declare, y)
+        out = declare.dense("w_out", d, d, "embed", "mixer")
+        return y.reshape(x.shape) @ out, DeepMemoryState(memory, tails)

@@ -1,0 +1,86 @@
+"""The LSTM as a sequence mixer: Flax's cell, scanned over tokens."""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.array_typing import Stream
+from nl_jax.layers.mixing import Declare
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTMConfig:
+    """Choices of :class:`LSTM`."""
+
+    expansion: float = 1.0
+    """Width of the cells in units of ``d_model``."""
+
+    def __post_init__(self):
+        if not self.expansion > 0:
+            raise ValueError(f"expansion={self.expansion} must be positive")
+
+
+class LSTMState(NamedTuple):
+    """Fast state, batch first."""
+
+    cell: jax.Array
+    """``[B, expansion D]`` float32."""
+    hidden: jax.Array
+    """``[B, expansion D]`` float32."""
+
+
+class LSTM(nn.Module):
+    """A sequence mixer: cells with input, forget and output gates.
+
+    Attributes:
+        config: see :class:`LSTMConfig`.
+        d_model: model width ``D``.
+        n_heads: not used; part of every mixer's signature.
+        dtype: of products; parameters and fast state stay float32.
+    """
+
+    config: LSTMConfig
+    d_model: int
+    n_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def width(self) -> int:
+        """Number of cells."""
+        return max(round(self.config.expansion * self.d_model), 1)
+
+    def initial_state(self, batch_size: int) -> LSTMState:
+        """Returns cells at zero for ``batch_size`` rows."""
+        zeros = jnp.zeros((batch_size, self.width))
+        return LSTMState(zeros, zeros)
+
+    @nn.compact
+    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
+        del aligned
+        state = self.initial_state(x.shape[0]) if state is None else state
+
+        def named(init, *axes):
+            return nn.with_logical_partitioning(init, axes)
+
+        cell = nn.OptimizedLSTMCell(
+            self.width,
+            dtype=self.dtype,
+            kernel_init=named(nn.initializers.lecun_normal(), "embed", "mixer"),
+            recurrent_kernel_init=named(
+                nn.initializers.orthogonal(), None, "mixer"
+            ),
+            bias_init=named(nn.initializers.zeros, "mixer"),
+            name="cell",
+        )
+        begin = jax.tree.map(lambda a: a.astype(self.dtype), tuple(state))
+        end, y = nn.RNN(cell, return_carry=True, name="tokens")(
+            x.astype(self.dtype), initial_carry=begin
+        )
+        declare = Declare(self, self.dtype)
+        out = declare.dense("w_out", self.width, self.d_model, "embed", "mixer")
+        end = (a.astype(old.dtype) for a, old in zip(end, state, strict=True))
+        return y @ out, LSTMState(*end)

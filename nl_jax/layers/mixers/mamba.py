@@ -1,0 +1,189 @@
+r"""Mamba: a diagonal state space whose step and ports depend on the token.
+
+arXiv 2312.00752, Algorithm 2 (S6) and section 3.4. Per channel :math:`e` with
+``N`` numbers of state,
+
+.. math::
+    h_t = e^{\Delta_t A} h_{t-1} + \Delta_t B_t x_t, \qquad
+    y_t = C_t^\top h_t + D x_t
+
+between a short convolution with SiLU and a gate. As an associative memory:
+dot product, one gradient step with decay per channel and number of state.
+
+Chunks are scanned in log2 steps by products and sums of decays of at most 1,
+which no length makes overflow. A chunk of C tokens holds ``C E N`` numbers per
+row; the backward pass computes them anew.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.array_typing import Stream
+from nl_jax.checks import check_count
+from nl_jax.layers.mixing import Declare
+from nl_jax.layers.pieces import scan_pieces
+from nl_jax.layers.short_conv import next_tail, short_conv
+
+_SLOWEST, _FASTEST = 0.001, 0.1
+"""Range of the initial steps, uniform in the logarithm (section 3.6)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MambaConfig:
+    """Choices of :class:`Mamba`."""
+
+    expansion: float = 2.0
+    """Channels ``E`` of the state space, in units of ``d_model``."""
+    state_size: int = 16
+    """Numbers of state per channel, ``N``."""
+    step_rank: int = 16
+    """Width of the middle through which a token sets its step, as a divisor
+    of ``d_model``: ``D / step_rank`` numbers, rounded up."""
+    conv_width: int = 4
+    """Taps of the causal convolution."""
+    chunk_size: int = 64
+    """Tokens processed in parallel; results do not depend on it."""
+
+    def __post_init__(self):
+        if not self.expansion > 0:
+            raise ValueError(f"expansion={self.expansion} must be positive")
+        for name in ("state_size", "step_rank", "conv_width", "chunk_size"):
+            check_count(name, getattr(self, name))
+
+
+class MambaState(NamedTuple):
+    """Fast state, batch first."""
+
+    hidden: jax.Array
+    """``[B, E, N]`` float32."""
+    tail: jax.Array
+    """Raw inputs of the convolution, ``[B, width - 1, E]``."""
+
+
+def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
+    """Runs the recurrence above, without ``D``, over any length.
+
+    Args:
+        h: state ``[B, E, N]``; also the dtype that is computed in.
+        x: inputs ``[B, T, E]``.
+        delta: steps, at least 0, ``[B, T, E]``.
+        a: rates, below 0, ``[E, N]``.
+        b: what a state takes of an input, ``[B, T, N]``.
+        c: what the output takes of a state, ``[B, T, N]``.
+        chunk_size: tokens in parallel; results do not depend on it.
+
+    Returns:
+        ``(y, h)``, ``[B, T, E]`` and the final state.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> one = jnp.ones((1, 2, 1))
+        >>> a = -jnp.log(jnp.full((1, 1), 2.0))
+        >>> y, h = selective_scan(jnp.zeros((1, 1, 1)), one, one, a, one, one)
+        >>> y[0, :, 0].tolist()
+        [1.0, 1.5]
+    """
+
+    def join(left, right):
+        kept, added = right
+        return left[0] * kept, left[1] * kept + added
+
+    @jax.checkpoint
+    def chunk(h, inputs):
+        x, delta, b, c = (value.astype(h.dtype) for value in inputs)
+        kept = jnp.exp(delta[..., None] * a.astype(h.dtype))
+        added = (delta * x)[..., None] * b[:, :, None]
+        # The state before is one more thing that the first token adds.
+        added = added.at[:, 0].add(kept[:, 0] * h)
+        _, states = jax.lax.associative_scan(join, (kept, added), axis=1)
+        return states[:, -1], jnp.einsum("bten,btn->bte", states, c)
+
+    h, y = scan_pieces(chunk, h, (x, delta, b, c), chunk_size)
+    return y, h
+
+
+class Mamba(nn.Module):
+    """A sequence mixer: convolution, selective state space, gate.
+
+    Attributes:
+        config: see :class:`MambaConfig`.
+        d_model: model width ``D``.
+        n_heads: not used; part of every mixer's signature.
+        dtype: of products; parameters and the state stay float32.
+    """
+
+    config: MambaConfig
+    d_model: int
+    n_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def width(self) -> int:
+        """Channels of the state space."""
+        return max(round(self.config.expansion * self.d_model), 1)
+
+    def initial_state(self, batch_size: int) -> MambaState:
+        """Returns the empty state of ``batch_size`` rows."""
+        config, width = self.config, self.width
+        return MambaState(
+            jnp.zeros((batch_size, width, config.state_size)),
+            jnp.zeros((batch_size, config.conv_width - 1, width), self.dtype),
+        )
+
+    @nn.compact
+    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
+
+        ``aligned`` is part of every mixer's signature; results here do not
+        depend on where chunks begin.
+        """
+        del aligned
+        config, d, width = self.config, self.d_model, self.width
+        rank, size = -(-d // config.step_rank), config.state_size
+        declare = Declare(self, self.dtype)
+        state = self.initial_state(x.shape[0]) if state is None else state
+        x = x.astype(self.dtype)
+        raw = x @ declare.dense("w_in", d, width, "mixer")
+        z = x @ declare.dense("w_gate", d, width, "mixer")
+        taps = nn.initializers.normal(config.conv_width**-0.5)
+        kernel = declare(
+            "conv", taps, (config.conv_width, width), (None, "mixer")
+        )
+        u = jax.nn.silu(short_conv(raw, kernel, state.tail))
+
+        ports = u @ declare.dense(
+            "w_ports", width, rank + 2 * size, None, "mixer"
+        )
+        step, b, c = jnp.split(ports, [rank, rank + size], -1)
+        step = step @ declare.dense("w_step", rank, width, "mixer", None)
+        bias = declare("b_step", _initial_steps, (width,), ("mixer",))
+        delta = jax.nn.softplus((step + bias).astype(state.hidden.dtype))
+        rates = declare(
+            "log_rates", _initial_rates, (width, size), ("mixer", None)
+        )
+        a = -jnp.exp(rates.astype(state.hidden.dtype))
+        y, hidden = selective_scan(
+            state.hidden, u, delta, a, b, c, chunk_size=config.chunk_size
+        )
+        skip = declare("skip", nn.initializers.ones, (width,), ("mixer",))
+        y = (y.astype(self.dtype) + skip * u) * jax.nn.silu(z)
+        out = declare.dense("w_out", width, d, "embed", "mixer")
+        return y @ out, MambaState(hidden, next_tail(raw, state.tail))
+
+
+def _initial_steps(rng, shape, dtype):
+    """Softplus' inverse of steps that are uniform in the logarithm."""
+    low, high = jnp.log(_SLOWEST), jnp.log(_FASTEST)
+    step = jnp.exp(jax.random.uniform(rng, shape, dtype, low, high))
+    return step + jnp.log(-jnp.expm1(-step))
+
+
+def _initial_rates(rng, shape, dtype):
+    """S4D-Real: the n-th number of a state decays at rate n."""
+    del rng
+    rates = jnp.arange(1, shape[1] + 1, dtype=dtype)
+    return jnp.broadcast_to(jnp.log(rates), shape)

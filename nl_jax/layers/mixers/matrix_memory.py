@@ -1,0 +1,242 @@
+"""Sequence mixers whose memory is a matrix per head.
+
+One layer for linear attention, RetNet, GLA, (gated) DeltaNet, Longhorn, Comba,
+OjaNet and RWKV-7: projections with short convolutions, what the rule needs of
+gates, the rule (:mod:`nl_jax.memory.matrix_rules`), a norm per head, an output
+projection. The state does not grow with the sequence.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.array_typing import Stream
+from nl_jax.checks import check_choice, check_count
+from nl_jax.layers.mixing import (
+    Declare,
+    empty_tails,
+    mix,
+    normalize_heads,
+    split_heads,
+)
+from nl_jax.layers.norms import l2_normalize
+from nl_jax.layers.rotary import rotate
+from nl_jax.memory import MATRIX_RULES
+from pallas_kernels.delta_memory import IMPLEMENTATIONS
+
+_DECAYS = ("none", "fixed", "scalar", "channel")
+_FEATURES = ("l2", "elu", "rotary", "scaled")
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixMemoryConfig:
+    """Choices of :class:`MatrixMemory`."""
+
+    rule: str = "delta"
+    """Out of ``nl_jax.memory.MATRIX_RULES``."""
+    decay: Literal["none", "fixed", "scalar", "channel"] = "none"
+    """What is forgotten: nothing; by heads' fixed rates (RetNet); by a number
+    per token, learned; or by one per token and channel of the key."""
+    features: Literal["l2", "elu", "rotary", "scaled"] = "l2"
+    """Of q and k: unit length; ``elu + 1`` with a normalised output (linear
+    attention); rotated by position (RetNet); or q over ``sqrt(d)``."""
+    output_gate: bool = False
+    """Multiply the output with SiLU of a projection (RetNet, GLA)."""
+    beta_max: float = 1.0
+    """Largest step; 2 lets the memory track states."""
+    chunk_size: int = 64
+    """Tokens processed in parallel; results do not depend on it."""
+    conv_width: int = 4
+    """Taps of the causal convolution on q, k and v."""
+    implementation: str | None = None
+    """What runs the recurrence, out of
+    ``pallas_kernels.delta_memory.IMPLEMENTATIONS``; ``None`` for the best that
+    the platform offers."""
+
+    def __post_init__(self):
+        check_choice(
+            "implementation", self.implementation, (None, *IMPLEMENTATIONS)
+        )
+        check_choice("rule", self.rule, MATRIX_RULES)
+        check_choice("decay", self.decay, _DECAYS)
+        check_choice("features", self.features, _FEATURES)
+        if not 0 < self.beta_max <= 2:
+            raise ValueError(f"beta_max={self.beta_max} must be in (0, 2]")
+        for name in ("chunk_size", "conv_width"):
+            check_count(name, getattr(self, name))
+        if (self.decay == "channel") != (self.rule == "rwkv7") and (
+            self.rule != "hebbian"
+        ):
+            raise ValueError(
+                f"decay={self.decay!r} does not go with rule={self.rule!r}: "
+                "'rwkv7' needs 'channel', which else only 'hebbian' has"
+            )
+        if self.implementation is not None and self.decay == "channel":
+            raise ValueError(
+                f"implementation={self.implementation!r} must be None with "
+                "decay='channel', whose recurrence has only one"
+            )
+
+
+class MatrixMemoryState(NamedTuple):
+    """Fast state, batch first."""
+
+    memory: jax.Array
+    """``[B, H, n, d, d]`` float32, ``n`` matrices per head."""
+    normalizer: jax.Array | None
+    """Sum of the keys' features, ``[B, H, d]``, for linear attention."""
+    tails: dict[str, jax.Array]
+    """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
+
+
+class MatrixMemory(nn.Module):
+    """A sequence mixer: a matrix memory per head, under one of many rules.
+
+    Attributes:
+        config: see :class:`MatrixMemoryConfig`.
+        d_model: model width ``D``.
+        n_heads: heads of width ``d = D / n_heads``.
+        dtype: of products; parameters and fast state stay float32.
+    """
+
+    config: MatrixMemoryConfig
+    d_model: int
+    n_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    def initial_state(self, batch_size: int) -> MatrixMemoryState:
+        """Returns the empty memories of ``batch_size`` rows."""
+        config, width = self.config, self.d_model // self.n_heads
+        lead = (batch_size, self.n_heads)
+        return MatrixMemoryState(
+            MATRIX_RULES[config.rule].init(lead, width),
+            jnp.zeros((*lead, width)) if config.features == "elu" else None,
+            empty_tails(
+                batch_size, config.conv_width, self.d_model, self.dtype
+            ),
+        )
+
+    @nn.compact
+    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
+
+        ``aligned`` is part of every mixer's signature; results here do not
+        depend on where chunks begin.
+        """
+        del aligned
+        config, d, heads = self.config, self.d_model, self.n_heads
+        if d % heads:
+            raise ValueError(f"n_heads={heads} must divide d_model={d}")
+        declare = Declare(self, self.dtype)
+        state = self.initial_state(x.shape[0]) if state is None else state
+        x = x.astype(self.dtype)
+        mixed, tails = mix(declare, x, state.tails, config.conv_width)
+        q, k, v = (split_heads(mixed[name], heads) for name in "qkv")
+        if config.features == "l2":
+            q, k = l2_normalize(q), l2_normalize(k)
+        elif config.features == "elu":
+            q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
+        else:
+            q = q * (d // heads) ** -0.5
+        if config.rule == "oja":
+            v = l2_normalize(v)  # It erases along values: by |v|^2 at a time.
+        bonus = None
+        gates = self._gates(declare, x)
+        if config.rule == "rwkv7":
+            k, gates, bonus = _rwkv7_keys(declare, q, k, v, gates)
+        memory, length = state.memory, x.shape[1]
+        if config.features == "rotary":
+            # Positions count from the last token that the state holds, so
+            # that a stream of any length loses no precision.
+            at = jnp.arange(1, length + 1)
+            q, k = rotate(q, at), rotate(k, at)
+        o, memory = MATRIX_RULES[config.rule].scan(
+            memory,
+            q,
+            k,
+            v,
+            gates,
+            chunk_size=config.chunk_size,
+            implementation=config.implementation,
+        )
+        if config.features == "rotary":
+            back = jnp.full(memory.shape[-2:-1], -length)
+            memory = rotate(memory.mT, back).mT
+        normalizer = state.normalizer
+        if normalizer is not None:
+            total = normalizer[:, :, None] + jnp.cumsum(
+                k.astype(normalizer.dtype), -2
+            )
+            size = jnp.einsum("bhtd,bhtd->bht", q.astype(total.dtype), total)
+            o = (o / (size[..., None] + 1e-6)).astype(o.dtype)
+            normalizer = total[:, :, -1]
+        y = normalize_heads(declare, o)
+        if bonus is not None:
+            y = y + bonus.swapaxes(1, 2)
+        y = y.reshape(x.shape)
+        if config.output_gate:
+            y = y * jax.nn.silu(x @ declare.dense("w_gate", d, d, "mixer"))
+        out = declare.dense("w_out", d, d, "embed", "mixer")
+        return y @ out, MatrixMemoryState(memory, normalizer, tails)
+
+    def _gates(self, declare, x):
+        """What the rule needs, ``[B, H, T]`` or ``[B, H, T, d]``."""
+        config, heads = self.config, self.n_heads
+        gates = {}
+
+        def scalar(name, bias):
+            return declare.gate(name, x, heads, bias)
+
+        def channel(name, bias):
+            return declare.channel_gate(name, x, heads, bias)
+
+        if config.rule == "rwkv7":
+            gates["log_alpha"] = -(jnp.e**-0.5) * jax.nn.sigmoid(
+                channel("alpha", -4.0)
+            )
+            gates["rate"] = jax.nn.sigmoid(channel("rate", 0.0))
+            return gates
+        if "beta" in MATRIX_RULES[config.rule].gates:
+            gates["beta"] = config.beta_max * jax.nn.sigmoid(
+                scalar("beta", 0.0)
+            )
+        if config.rule == "comba":
+            gates["erase"] = jax.nn.sigmoid(
+                declare.per_head("erase", heads, 4.0)
+            )[:, None]
+            gates["feedback"] = declare.per_head("feedback", heads, 0.02)[
+                :, None, None
+            ]
+        shape = (x.shape[0], heads, x.shape[1])
+        if config.decay == "channel":
+            # The sixteenth root keeps what GLA forgets per token small.
+            log_alpha = jax.nn.log_sigmoid(channel("alpha", 0.0)) / 16
+        elif config.decay == "scalar":
+            log_alpha = jax.nn.log_sigmoid(scalar("alpha", 6.0))
+        elif config.decay == "fixed":
+            rates = jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(heads))))
+            log_alpha = jnp.broadcast_to(rates[:, None], shape)
+        else:
+            log_alpha = jnp.zeros(shape)
+        gates["log_alpha"] = log_alpha
+        return gates
+
+
+def _rwkv7_keys(declare, q, k, v, gates):
+    """The key that is written, the one that is removed, and the bonus."""
+    heads, d = k.shape[1], k.shape[-1]
+
+    def per_channel(name, value):
+        init = nn.initializers.constant(value)
+        leaf = declare(name, init, (heads, d), ("heads", None))
+        return leaf[:, None]
+
+    rate = gates["rate"].astype(k.dtype)
+    removal = l2_normalize(k * per_channel("removal", 1.0))
+    k = k * (1 + (rate - 1) * per_channel("mixing", 1.0))
+    score = (q * k * per_channel("bonus", 0.1)).sum(-1, keepdims=True)
+    gates = gates | {"removal": removal, "rate": rate}
+    return k, gates, score * v

@@ -1,0 +1,111 @@
+"""Samba: a state space, an MLP, then attention to a window.
+
+arXiv 2406.07522, section 2.1. The three layers before a block's own MLP, each
+residual behind a norm: Mamba keeps the far past in a constant state, the
+window recalls the near past exactly.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from nl_jax.array_typing import Stream
+from nl_jax.layers.continuum.cms_config import CMSConfig
+from nl_jax.layers.continuum.module import ContinuumMemory
+from nl_jax.layers.mixers.attention import (
+    AttentionConfig,
+    AttentionState,
+    CausalAttention,
+)
+from nl_jax.layers.mixers.mamba import Mamba, MambaConfig, MambaState
+from nl_jax.layers.mixing import Declare
+from nl_jax.layers.norms import rms_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class SambaConfig:
+    """Choices of :class:`Samba`."""
+
+    mamba: MambaConfig = MambaConfig(expansion=1.0)
+    """The state space."""
+    hidden: float = 1.4
+    """Hidden width of the MLP between, in units of ``d_model``."""
+    attention: AttentionConfig = AttentionConfig()
+    """The attention."""
+
+    def __post_init__(self):
+        if not self.hidden > 0:
+            raise ValueError(f"hidden={self.hidden} must be positive")
+
+
+class SambaState(NamedTuple):
+    """Fast state, batch first."""
+
+    mamba: MambaState
+    """Of the state space."""
+    attention: AttentionState
+    """Of the attention."""
+
+
+class Samba(nn.Module):
+    """A sequence mixer of three residual layers.
+
+    Attributes:
+        config: see :class:`SambaConfig`.
+        d_model: model width ``D``.
+        n_heads: heads of the attention.
+        dtype: of products; parameters and the state space stay float32.
+    """
+
+    config: SambaConfig
+    d_model: int
+    n_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        """Declares the three layers."""
+        config = self.config
+        shared = (self.d_model, self.n_heads, self.dtype)
+        self.mamba = Mamba(config.mamba, *shared)
+        self.mlp = ContinuumMemory(
+            CMSConfig(hidden=config.hidden), self.d_model, self.dtype
+        )
+        self.attention = CausalAttention(config.attention, *shared)
+
+    def initial_state(self, batch_size: int) -> SambaState:
+        """Returns the empty state of ``batch_size`` rows."""
+        return SambaState(
+            self.mamba.initial_state(batch_size),
+            self.attention.initial_state(batch_size),
+        )
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Stream,
+        state=None,
+        *,
+        aligned: bool = False,
+        stream: Stream | None = None,
+    ):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
+
+        Args:
+            x: tokens, normalised.
+            state: fast state from the tokens before, or ``None`` to begin.
+            aligned: part of every mixer's signature; no chunks matter here.
+            stream: what ``x`` was before its norm, to which the layers add;
+                ``x`` itself if ``None``.
+        """
+        del aligned
+        declare = Declare(self, self.dtype)
+        ones = nn.initializers.ones
+        scale = declare("attention_scale", ones, (self.d_model,), ("embed",))
+        state = self.initial_state(x.shape[0]) if state is None else state
+        start = x if stream is None else stream
+        y, mamba = self.mamba(x, state.mamba)
+        h = self.mlp(start + y)
+        y, attention = self.attention(rms_norm(h, scale), state.attention)
+        return h + y - start, SambaState(mamba, attention)

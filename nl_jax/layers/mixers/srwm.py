@@ -1,0 +1,163 @@
+r"""SRWM: a matrix that makes its own keys, values, queries and learning rates.
+
+arXiv 2202.05780, section 3. Per head, with :math:`\phi` the softmax,
+
+.. math::
+    [y_t, k_t, q_t, \beta_t] = W_{t-1} \phi(x_t), \qquad
+    \bar v_t = W_{t-1} \phi(k_t), \quad v_t = W_{t-1} \phi(q_t), \qquad
+    W_t = W_{t-1} + \sigma(\beta_t) (v_t - \bar v_t) \otimes \phi(k_t)
+
+with a rate of its own for each of the four groups of rows. Every key needs the
+matrix that the token before left behind, so it is read token by token, at
+``3 d + 4`` rows of ``d`` numbers per head.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.array_typing import Stream
+from nl_jax.checks import check_count
+from nl_jax.layers.mixing import Declare, normalize_heads, split_heads
+from nl_jax.layers.pieces import scan_pieces
+from nl_jax.layers.short_conv import next_tail, short_conv
+
+_RATES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class SRWMConfig:
+    """Choices of :class:`SRWM`."""
+
+    chunk_size: int = 64
+    """Tokens between the matrices that a backward pass keeps; it computes the
+    others anew. Results do not depend on it."""
+    conv_width: int = 4
+    """Taps of the causal convolution on the input."""
+
+    def __post_init__(self):
+        for name in ("chunk_size", "conv_width"):
+            check_count(name, getattr(self, name))
+
+
+class SRWMState(NamedTuple):
+    """Fast state, batch first."""
+
+    memory: jax.Array
+    """``[B, H, d, 3 d + 4]`` float32."""
+    tail: jax.Array
+    """Raw inputs of the convolution, ``[B, width - 1, D]``."""
+
+
+def self_referential_scan(w, x, *, chunk_size: int = 64):
+    """Runs the recurrence above over any length.
+
+    Args:
+        w: initial matrices ``[B, ..., d, 3 d + 4]``, whose columns make output,
+            key, query and four rates; also the dtype that is computed in.
+        x: inputs ``[B, T, ..., d]``.
+        chunk_size: tokens between the matrices kept for the backward pass.
+
+    Returns:
+        ``(y, w)``, ``[B, T, ..., d]`` and the final matrices.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> w = jnp.ones((1, 2, 10))  # Keys equal queries: nothing to learn.
+        >>> y, end = self_referential_scan(w, jnp.zeros((1, 3, 2)))
+        >>> y.shape, bool((end == w).all())
+        ((1, 3, 2), True)
+    """
+    d = x.shape[-1]
+    group = jnp.repeat(
+        jnp.arange(_RATES),
+        jnp.array([d, d, d, _RATES]),
+        total_repeat_length=3 * d + _RATES,
+    )
+
+    def ask(w, x):
+        return jnp.einsum("...io,...i->...o", w, x)
+
+    def token(w, x):
+        made = ask(w, x[:, 0])
+        y, k, q, beta = jnp.split(made, [d, 2 * d, 3 * d], -1)
+        k, q = jax.nn.softmax(k), jax.nn.softmax(q)
+        # v - v_bar = W phi(q) - W phi(k).
+        write = jax.nn.sigmoid(beta)[..., group] * ask(w, q - k)
+        return w + k[..., :, None] * write[..., None, :], y[:, None]
+
+    @jax.checkpoint
+    def chunk(w, x):
+        return scan_pieces(token, w, x, 1)
+
+    inputs = jax.nn.softmax(x.astype(w.dtype))
+    w, y = scan_pieces(chunk, w, inputs, chunk_size)
+    return y, w
+
+
+class SRWM(nn.Module):
+    """A sequence mixer: a self-referential matrix per head.
+
+    Attributes:
+        config: see :class:`SRWMConfig`.
+        d_model: model width ``D``.
+        n_heads: heads of width ``d = D / n_heads``.
+        dtype: of products; parameters and fast state stay float32.
+    """
+
+    config: SRWMConfig
+    d_model: int
+    n_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        """Declares the initial matrices."""
+        d = self.d_model // self.n_heads
+        self.initial = self.param(
+            "memory",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(d**-0.5),
+                ("heads", "memory_in", "memory_out"),
+            ),
+            (self.n_heads, d, 3 * d + _RATES),
+            jnp.float32,
+        )
+
+    def initial_state(self, batch_size: int) -> SRWMState:
+        """Returns the learned state from which ``batch_size`` rows start."""
+        tail = (batch_size, self.config.conv_width - 1, self.d_model)
+        return SRWMState(
+            jnp.broadcast_to(self.initial, (batch_size, *self.initial.shape)),
+            jnp.zeros(tail, self.dtype),
+        )
+
+    @nn.compact
+    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
+
+        ``aligned`` is part of every mixer's signature; results here do not
+        depend on where chunks begin.
+        """
+        del aligned
+        config, d = self.config, self.d_model
+        if d % self.n_heads:
+            raise ValueError(f"n_heads={self.n_heads} must divide d_model={d}")
+        declare = Declare(self, self.dtype)
+        state = self.initial_state(x.shape[0]) if state is None else state
+        x = x.astype(self.dtype)
+        raw = x @ declare.dense("w_in", d, d, "mixer")
+        taps = nn.initializers.normal(config.conv_width**-0.5)
+        shape = (config.conv_width, d)
+        kernel = declare("conv", taps, shape, (None, "mixer"))
+        u = jax.nn.silu(short_conv(raw, kernel, state.tail))
+        u = split_heads(u, self.n_heads).swapaxes(1, 2)
+        y, memory = self_referential_scan(
+            state.memory, u, chunk_size=config.chunk_size
+        )
+        y = normalize_heads(declare, y.astype(self.dtype).swapaxes(1, 2))
+        out = declare.dense("w_out", d, d, "embed", "mixer")
+        tail = next_tail(raw, state.tail)
+        return y.reshape(x.shape) @ out, SRWMState(memory, tail)

@@ -1,0 +1,222 @@
+r"""Titans: a memory that learns while reading, combined with attention.
+
+Arrangements of arXiv 2501.00663, section 4, of one memory :math:`M` (the
+``DeepMemory`` of this package) and one attention with persistent tokens:
+
+* ``"layer"`` (MAL): attention to the memory's outputs, :math:`A(M(x))`;
+* ``"gate"`` (MAG): side by side, :math:`A(x) \otimes M(x)`;
+* ``"context"`` (MAC): by segments of one chunk of the memory. What the memory
+  answered at the segment's start, :math:`h_t = M_{start}(q_t)`, stands before
+  the tokens in an attention that sees the segment only; the memory learns from
+  what attention made of them, :math:`y`, and gates it,
+  :math:`o = y \otimes M(y)`.
+
+:math:`a \otimes m = \mathrm{rms}(a) \odot \sigma(\mathrm{rms}(m))`, both norms
+with a learned scale per channel.
+
+MAC is a scan over segments, for a segment's memory has learned from the
+attention of the one before; a stream that goes on inside a segment is read
+token by token up to the end of the call.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.array_typing import Stream
+from nl_jax.checks import check_choice
+from nl_jax.layers.mixers.attention import (
+    AttentionConfig,
+    AttentionState,
+    CausalAttention,
+)
+from nl_jax.layers.mixers.deep_memory import (
+    DeepMemory,
+    DeepMemoryConfig,
+    DeepMemoryState,
+)
+from nl_jax.layers.mixing import Declare, split_heads
+from nl_jax.layers.norms import l2_normalize, rms_norm
+from nl_jax.layers.pieces import scan_pieces
+from nl_jax.layers.short_conv import next_tail, short_conv
+
+_COMBINATIONS = ("context", "gate", "layer")
+
+
+@dataclasses.dataclass(frozen=True)
+class TitansAttentionConfig:
+    """Choices of :class:`TitansAttention`."""
+
+    combine: Literal["context", "gate", "layer"] = "context"
+    """How memory and attention meet: MAC, MAG or MAL."""
+    memory: DeepMemoryConfig = DeepMemoryConfig()
+    """The memory; its ``chunk_size`` is the segment of ``"context"``."""
+    attention: AttentionConfig = AttentionConfig(persistent=4)
+    """The attention; with ``"context"`` its window is the segment."""
+
+    def __post_init__(self):
+        check_choice("combine", self.combine, _COMBINATIONS)
+
+    @property
+    def attention_layer(self) -> AttentionConfig:
+        """The attention as it is built."""
+        if self.combine != "context":
+            return self.attention
+        # Each token and what the memory says of it.
+        window = 2 * self.memory.chunk_size
+        return dataclasses.replace(self.attention, window=window)
+
+
+class TitansAttentionState(NamedTuple):
+    """Fast state, batch first."""
+
+    memory: DeepMemoryState
+    """The memory, its weights at the segment's start and its place there."""
+    attention: AttentionState
+    """Cache of the window, or of the unfinished segment."""
+    tail: jax.Array | None
+    """Raw queries of the last tokens, ``[B, width - 1, D]``, for MAC."""
+
+
+class TitansAttention(nn.Module):
+    """A sequence mixer: MAC, MAG or MAL.
+
+    Attributes:
+        config: see :class:`TitansAttentionConfig`.
+        d_model: model width ``D``.
+        n_heads: heads of memory and attention, of even width.
+        dtype: of products; parameters and the memory stay float32.
+    """
+
+    config: TitansAttentionConfig
+    d_model: int
+    n_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        """Declares the memory and the attention."""
+        config = self.config
+        shared = (self.d_model, self.n_heads, self.dtype)
+        self.memory = DeepMemory(config.memory, *shared)
+        self.attention = CausalAttention(config.attention_layer, *shared)
+
+    def initial_state(self, batch_size: int) -> TitansAttentionState:
+        """Returns the state from which ``batch_size`` rows start."""
+        tail = None
+        if self.config.combine == "context":
+            width = self.config.memory.conv_width - 1
+            tail = jnp.zeros((batch_size, width, self.d_model), self.dtype)
+        return TitansAttentionState(
+            self.memory.initial_state(batch_size),
+            self.attention.initial_state(batch_size),
+            tail,
+        )
+
+    @nn.compact
+    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
+
+        Args:
+            x: tokens.
+            state: fast state from the tokens before, or ``None`` to begin.
+            aligned: every row of ``state`` stands where a chunk begins.
+        """
+        combine = self.config.combine
+        aligned = aligned or state is None
+        state = self.initial_state(x.shape[0]) if state is None else state
+        x = x.astype(self.dtype)
+        if combine == "context":
+            return self._read_segments(x, state, aligned)
+        m, memory = self.memory(x, state.memory, aligned=aligned)
+        y, attention = self.attention(
+            m if combine == "layer" else x, state.attention
+        )
+        if combine == "gate":
+            y = self._gate()(y, m)
+        return y, TitansAttentionState(memory, attention, None)
+
+    def _gate(self):
+        declare = Declare(self, self.dtype)
+        ones = nn.initializers.ones
+        scales = [
+            declare(name, ones, (self.d_model,), ("embed",))
+            for name in ("attention_scale", "memory_scale")
+        ]
+
+        def gate(y, m):
+            m = jax.nn.sigmoid(rms_norm(m, scales[1]))
+            return rms_norm(y, scales[0]) * m
+
+        return gate
+
+    def _read_segments(self, x, state, aligned):
+        memory_config, d = self.config.memory, self.d_model
+        read_memory, taps = memory_config.memory.read, memory_config.conv_width
+        declare = Declare(self, self.dtype)
+        gate, init = self._gate(), nn.initializers.normal(taps**-0.5)
+        kernel = declare("conv_recall", init, (taps, d), (None, "mixer"))
+        scale = declare("recall_scale", nn.initializers.ones, (d,), ("embed",))
+        raw = x @ declare.dense("w_recall", d, d, "mixer")
+        q = jax.nn.silu(short_conv(raw, kernel, state.tail))
+        if self.is_initializing():
+            self.attention(self.memory(x)[0])
+        # JAX's loops take functions, not modules that hold their parameters.
+        memory, memory_params = self.memory.unbind()
+        attention, attention_params = self.attention.unbind()
+
+        def recall(stream, q):
+            kept = stream.memory
+            start = kept._replace(weights=kept.start)
+            return read_memory(stream._replace(memory=start), q)
+
+        def segment(state, inputs, aligned=False):
+            """Tokens of one segment; from its start on if ``aligned``."""
+            x, q = inputs
+            learner, cache = state
+            q = l2_normalize(split_heads(q, self.n_heads))
+            h = rms_norm(jax.vmap(recall)(learner.memory, q))
+            h = h.astype(x.dtype).swapaxes(1, 2).reshape(x.shape) * scale
+            # The paper attends to [h_1 .. h_C, x_1 .. x_C], where x_t sees
+            # answers to later tokens. Here each h_t stands just before its
+            # x_t, so that x_t sees h_s and x_s of s <= t alone.
+            pairs = jnp.stack([h, x], 2).reshape(x.shape[0], -1, d)
+            y, cache = attention.apply(
+                attention_params, pairs, cache, empty=aligned
+            )
+            y = y[:, 1::2]
+            m, learner = memory.apply(
+                memory_params, y, learner, aligned=aligned
+            )
+            ended = learner.memory.position == 0
+            seen = jnp.where(ended, 0, cache.seen)
+            return (learner, cache._replace(seen=seen)), gate(y, m)
+
+        @jax.checkpoint
+        def one_by_one(state, inputs):
+            return scan_pieces(segment, state, inputs, 1)
+
+        @jax.checkpoint
+        def at_once(state, inputs):
+            return segment(state, inputs, aligned=True)
+
+        def run(read):
+            size = memory_config.chunk_size
+            return lambda *args: scan_pieces(read, *args, size)
+
+        fast, inputs = (state.memory, state.attention), (x, q)
+        if aligned:
+            fast, o = run(at_once)(fast, inputs)
+        elif x.shape[1] == 1:
+            fast, o = segment(fast, inputs)
+        else:
+            fast, o = jax.lax.cond(
+                jnp.all(state.memory.memory.position == 0),
+                run(at_once),
+                run(one_by_one),
+                fast,
+                inputs,
+            )
+        return o, TitansAttentionState(*fast, next_tail(raw, state.tail))

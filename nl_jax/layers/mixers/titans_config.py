@@ -1,0 +1,197 @@
+"""Choices of a self-modifying Titans block."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.checks import check_choice, check_count
+from nl_jax.memory import ARCHITECTURES, OBJECTIVES, RULES
+from nl_jax.memory.architecture import Architecture
+from nl_jax.memory.objective import Objective
+from nl_jax.memory.rule import LearningRule
+from pallas_kernels.mlp_memory import IMPLEMENTATIONS
+
+# No memory makes the number per token that some objectives take.
+_OBJECTIVES = [name for name, o in OBJECTIVES.items() if not o.threshold]
+
+
+@dataclasses.dataclass(frozen=True)
+class TitansConfig:
+    """Configuration of :class:`nl_jax.layers.SelfModifyingTitans`.
+
+    The defaults are what learned best while staying bounded; the paper's
+    choices are one field away. The ablations of its Table 6 are ``rule="gd"``
+    (without DGD), ``momentum=False``, ``decay=False``, ``adaptive_k=False``,
+    ``adaptive_v=False`` and ``adaptive_q``.
+
+    Raises:
+        ValueError: at construction, naming the field, its value and what is
+            allowed.
+    """
+
+    architecture: Literal["linear", "residual", "mlp"] = "residual"
+    """Function of each memory: ``W x``, ``x + W x`` or the paper's residual
+    MLP. A ``"linear"`` memory that has forgotten where it began generates from
+    nothing but its own writes, and gradients explode with the length."""
+    objective: Literal["dot_product", "l2"] = "dot_product"
+    """Inner loss; the paper's is ``"l2"``, with (92) its dot product."""
+    rule: Literal["dgd", "gd"] = "dgd"
+    """Inner step: delta gradient descent, or gradient descent."""
+    delta_layers: Literal["all", "input"] = "all"
+    """Layers of an MLP memory that have the delta term."""
+    momentum: bool = True
+    """Momentum in the inner step, with a learned decay per token."""
+    decay: bool = True
+    """Retention: ``False`` fixes alpha at 1."""
+    value_norm: Literal["target", "input"] = "target"
+    """Normalise each self-generated target, or only the value it is made
+    from. ``"input"`` keeps linear memories linear in their start, so that
+    all of them share one recurrence, see ``shares_recurrence``."""
+    adaptive_q: bool = False
+    """Whether queries come from a memory too, rather than from ``x W_q``."""
+    adaptive_k: bool = True
+    """Whether keys come from a memory, rather than from ``x W_k``."""
+    adaptive_v: bool = True
+    """Whether values come from a memory, rather than from ``x W_v``."""
+    chunk_size: int = 16
+    """Tokens per chunk of the generating memories."""
+    memory_chunk_size: int = 16
+    """Tokens per chunk of the answering memory."""
+    read: Literal["before", "after", "chunk"] = "before"
+    """Weights that a query meets: before or after the token's own write, or
+    those at the chunk's start."""
+    expansion: int = 4
+    """Hidden width of an MLP memory, in units of the head's width."""
+    eta_max: float = 1.0
+    """Largest step in units of alpha; 2 lets a memory track states."""
+    conv_width: int = 4
+    """Taps of the causal convolution on q, k and v; 1 switches mixing off."""
+    alpha_bias: float = 6.0
+    """Initial logit of the retention."""
+    eta_bias: float = -2.0
+    """Initial logit of the step."""
+    mu_bias: float = -2.0
+    """Initial logit of the momentum's decay."""
+    gain: float = 1.0
+    """Standard deviation of the generating memories' initial weights, in
+    ``1 / sqrt(fan-in)``."""
+    memory_gain: float = 0.25
+    """The same for the answering memory, where it is noise to what is told."""
+    remat: int = 1
+    """Chunks per state that is kept for the backward pass, which computes the
+    others again: 1 costs a forward pass and keeps every chunk's weights, more
+    cost two and keep fewer, 0 keeps all activations and costs none."""
+    implementation: str | None = None
+    """What runs whole chunks of the answering memory, out of
+    ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the best that
+    the platform offers."""
+    literal: bool = False
+    """The equations as printed: no normalised values, writes or gate inputs.
+    Overflows with MLP memories; for comparison only."""
+
+    def __post_init__(self):
+        for name, table in (
+            ("architecture", ARCHITECTURES),
+            ("objective", _OBJECTIVES),
+            ("rule", ("dgd", "gd")),
+            ("delta_layers", ("all", "input")),
+            ("value_norm", ("target", "input")),
+            ("read", ("before", "after", "chunk")),
+            ("implementation", (None, *IMPLEMENTATIONS)),
+        ):
+            check_choice(name, getattr(self, name), table)
+        for name in (
+            "chunk_size",
+            "memory_chunk_size",
+            "expansion",
+            "conv_width",
+        ):
+            check_count(name, getattr(self, name))
+        check_count("remat", self.remat, 0)
+        if not 0 < self.eta_max <= 2:
+            raise ValueError(f"eta_max={self.eta_max} must be in (0, 2]")
+
+    @property
+    def memory_architecture(self) -> Architecture:
+        """The function named by ``architecture``."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def inner_objective(self) -> Objective:
+        """The loss named by ``objective``."""
+        return OBJECTIVES[self.objective]
+
+    @property
+    def learning_rule(self) -> LearningRule:
+        """The rule named by ``rule`` with this configuration's options."""
+        return dataclasses.replace(
+            RULES[self.rule],
+            delta_layers=self.delta_layers,
+            normalized=not self.literal,
+        )
+
+    @property
+    def generated(self) -> tuple[str, ...]:
+        """Names of the generating memories, in the order they are stacked."""
+        adaptive = {
+            "q": self.adaptive_q,
+            "k": self.adaptive_k,
+            "v": self.adaptive_v,
+        }
+        names = tuple(name for name, on in adaptive.items() if on)
+        return (*names, "eta", "alpha")
+
+    @property
+    def gate_biases(self) -> dict[str, float]:
+        """Initial logit of each gate in use."""
+        biases = {"eta": self.eta_bias}
+        if self.decay:
+            biases["alpha"] = self.alpha_bias
+        if self.momentum:
+            biases["mu"] = self.mu_bias
+        return biases
+
+    @property
+    def shares_recurrence(self) -> bool:
+        """Whether one ``d x d`` recurrence moves all memories of a head.
+
+        With linear memories, targets ``M(v)`` and one chunk grid, every memory
+        inside a chunk is its start times the same matrix: the delta memory
+        runs once, not once per memory. Chosen whenever it is exact.
+        """
+        return (
+            self.architecture == "linear"
+            and self.value_norm == "input"
+            and not self.momentum
+            and not self.literal
+            and self.chunk_size == self.memory_chunk_size
+        )
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether ``memory_scan`` can take the answering memory's chunks.
+
+        Other objectives' gradients do not compile for TPUs.
+        """
+        return self.remat == 1 and self.inner_objective.curvature is not None
+
+    @property
+    def cycle(self) -> int:
+        """Tokens after which both chunk grids meet again."""
+        return math.lcm(self.chunk_size, self.memory_chunk_size)
+
+    def initializer(
+        self, layer: int, gain: float
+    ) -> nn.initializers.Initializer:
+        """Returns how the initial weights of one layer are drawn."""
+        scale = gain * self.memory_architecture.gains[layer]
+
+        def init(rng, shape, dtype=jnp.float32):
+            weights = jax.random.normal(rng, shape, dtype)
+            return weights * (scale / shape[-2] ** 0.5)
+
+        return init

@@ -1,0 +1,298 @@
+"""One configuration type for every language model; the registry of names."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from nl_jax.checks import check_choice, check_count
+from nl_jax.layers import (
+    AttentionConfig,
+    CMSConfig,
+    DeepMemoryConfig,
+    LSTMConfig,
+    MambaConfig,
+    MatrixMemoryConfig,
+    NormConfig,
+    SambaConfig,
+    SRWMConfig,
+    TitansAttentionConfig,
+    TitansConfig,
+)
+
+Mixer = Literal[
+    "titans",
+    "attention",
+    "matrix",
+    "deep",
+    "titans_attention",
+    "mamba",
+    "samba",
+    "srwm",
+    "lstm",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A stack of blocks, each a sequence mixer followed by a continuum memory.
+
+    Raises:
+        ValueError: at construction, naming the field, its value and what is
+            allowed.
+    """
+
+    name: str = "hope"
+    """Name in the registry that this configuration came from."""
+    mixer: Mixer = "titans"
+    """Sequence mixer of every block."""
+    vocab_size: int = 256
+    """Number of token ids."""
+    d_model: int = 128
+    """Width of the residual stream."""
+    n_layers: int = 2
+    """Number of blocks."""
+    n_heads: int = 4
+    """Heads of the mixer; divides ``d_model``."""
+    tie_embeddings: bool = True
+    """Whether the output head is the embedding, transposed."""
+    learned_positions: bool = False
+    """Whether a learned vector is added for each of the ``window`` places of
+    ``attention``; tokens beyond them all get the last."""
+    norm: NormConfig = NormConfig()
+    """The norm in front of each mixer, MLP and head."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of products; parameters and fast state stay float32."""
+    remat: bool = False
+    """Recompute each block's activations in the backward pass."""
+    titans: TitansConfig = TitansConfig()
+    """Choices of the ``titans`` mixer."""
+    attention: AttentionConfig = AttentionConfig()
+    """Choices of the ``attention`` mixer."""
+    matrix: MatrixMemoryConfig = MatrixMemoryConfig()
+    """Choices of the ``matrix`` mixer."""
+    deep: DeepMemoryConfig = DeepMemoryConfig()
+    """Choices of the ``deep`` mixer."""
+    titans_attention: TitansAttentionConfig = TitansAttentionConfig()
+    """Choices of the ``titans_attention`` mixer."""
+    mamba: MambaConfig = MambaConfig()
+    """Choices of the ``mamba`` mixer."""
+    samba: SambaConfig = SambaConfig()
+    """Choices of the ``samba`` mixer."""
+    srwm: SRWMConfig = SRWMConfig()
+    """Choices of the ``srwm`` mixer."""
+    lstm: LSTMConfig = LSTMConfig()
+    """Choices of the ``lstm`` mixer."""
+    cms: CMSConfig = CMSConfig()
+    """The continuum memory that follows the mixer."""
+
+    def __post_init__(self):
+        check_choice("mixer", self.mixer, get_args(Mixer))
+        check_choice("dtype", self.dtype, ("float32", "bfloat16", "float64"))
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
+            check_count(name, getattr(self, name))
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"n_heads={self.n_heads} must divide d_model={self.d_model}"
+            )
+        if self.learned_positions and self.mixer != "attention":
+            raise ValueError(
+                f"learned_positions goes with mixer='attention', whose window "
+                f"bounds them, not with {self.mixer!r}"
+            )
+        shared = self.attention.kv_heads or self.n_heads
+        if self.mixer == "attention" and self.n_heads % shared:
+            raise ValueError(
+                f"attention.kv_heads={shared} must divide "
+                f"n_heads={self.n_heads}"
+            )
+        inner = self.cms.objective != "outer"
+        if inner and self.cms.layers > self.n_layers:
+            raise ValueError(
+                f"cms.layers={self.cms.layers} must be at most "
+                f"n_layers={self.n_layers}"
+            )
+        levels, own = len(self.cms.periods), self.cms.layers or self.n_layers
+        if self.cms.placement == "depth" and levels > own:
+            raise ValueError(
+                f"cms.periods={self.cms.periods}: with placement='depth' each "
+                f"level needs a block that learns in context; there are {own}"
+            )
+        fastest = self.cms.periods[0]
+        replayed = self.cms.objective == "next_token"
+        if replayed and fastest % self.cycle:
+            raise ValueError(
+                f"cms.periods={self.cms.periods}: the fastest, {fastest}, must "
+                f"be a multiple of {self.cycle} tokens, where the chunks of "
+                f"{self.mixer} meet"
+            )
+
+    @property
+    def cycle(self) -> int:
+        """Tokens after which every chunk of the mixer begins anew."""
+        cycles = {
+            "titans": self.titans.cycle,
+            "deep": self.deep.chunk_size,
+            "titans_attention": self.titans_attention.memory.chunk_size,
+        }
+        return cycles.get(self.mixer, 1)
+
+
+def _matrix(**matrix: Any) -> dict[str, Any]:
+    """A model of matrix memories with a Transformer's number of parameters."""
+    # What the output gate costs, the three matrices of the MLP give.
+    hidden = 11 / 3 if matrix.get("output_gate") else 4.0
+    return {"mixer": "matrix", "matrix": matrix, "cms": {"hidden": hidden}}
+
+
+def _deep(**deep: Any) -> dict[str, Any]:
+    """A model of memories that learn by gradient descent while reading."""
+    # What initial MLPs cost at four heads, the MLP behind them gives.
+    mlp = deep.get("architecture", "mlp").startswith("mlp")
+    return {
+        "mixer": "deep",
+        "deep": deep,
+        "cms": {"hidden": 10 / 3 if mlp else 4.0},
+    }
+
+
+def _titans_attention(hidden: float, **choices: Any) -> dict[str, Any]:
+    """Titans' memory and attention, whose projections the MLP gives."""
+    return {
+        "mixer": "titans_attention",
+        "titans_attention": choices,
+        "cms": {"hidden": hidden},
+    }
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "hope": {"mixer": "titans", "cms": {"periods": (1, 4)}},
+    "hope-attention": {"mixer": "attention", "cms": {"periods": (1, 4)}},
+    "transformer": {"mixer": "attention", "cms": {"hidden": 4.0}},
+    "linear-attention": _matrix(rule="hebbian", features="elu"),
+    "retnet": _matrix(
+        rule="hebbian", decay="fixed", features="rotary", output_gate=True
+    ),
+    "gla": _matrix(
+        rule="hebbian", decay="channel", features="scaled", output_gate=True
+    ),
+    "deltanet": _matrix(rule="delta"),
+    "gated-deltanet": _matrix(rule="delta", decay="scalar"),
+    "longhorn": _matrix(rule="longhorn", features="scaled"),
+    "comba": _matrix(rule="comba", decay="scalar", output_gate=True),
+    "oja": _matrix(rule="oja", decay="scalar"),
+    "rwkv7": _matrix(rule="rwkv7", decay="channel", features="scaled"),
+    "titans": _deep(),
+    "dla": _deep(objective="dot_product"),
+    "ttt-linear": _deep(
+        architecture="linear_norm", momentum=False, retention="mean"
+    ),
+    "ttt-mlp": _deep(architecture="mlp_norm", momentum=False, retention="mean"),
+    "miras-moneta": _deep(
+        architecture="mlp_norm", objective="lp", retention="lq", momentum=False
+    ),
+    "miras-yaad": _deep(
+        architecture="mlp_norm", objective="gated_huber", momentum=False
+    ),
+    "miras-memora": _deep(
+        architecture="mlp_norm", retention="kl", momentum=False
+    ),
+    "atlas": _deep(degree=2, rule="muon", window=4, eta_bias=-1.5)
+    | {"cms": {"hidden": 3.0}},
+    "titans-mac": _titans_attention(
+        5 / 3, combine="context", memory={"chunk_size": 32}
+    ),
+    "titans-mag": _titans_attention(2.0, combine="gate"),
+    "titans-mal": _titans_attention(2.0, combine="layer"),
+    "mamba": {"mixer": "mamba", "cms": {"hidden": 3.0}},
+    "samba": {"mixer": "samba", "cms": {"hidden": 1.4}},
+    "srwm": {"mixer": "srwm", "cms": {"hidden": 53 / 12}},
+    "lstm": {"mixer": "lstm", "cms": {"hidden": 7 / 3}},
+}
+"""What each name is, as overrides of :class:`ModelConfig`."""
+
+_PAPER = {"vocab_size": 32_000, "dtype": "bfloat16", "remat": True}
+_CHUNKS = {"chunk_size": 64, "memory_chunk_size": 64}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "small": {"d_model": 256, "n_layers": 6, "n_heads": 4},
+    "125m": _PAPER
+    | {"d_model": 768, "n_layers": 12, "n_heads": 16}
+    | {"titans": _CHUNKS, "cms": {"layers": 3}},
+    "760m": _PAPER
+    | {"d_model": 1536, "n_layers": 24, "n_heads": 16}
+    | {"titans": _CHUNKS, "cms": {"layers": 6}},
+    "1.3b": _PAPER
+    | {"d_model": 2048, "n_layers": 18, "n_heads": 8}
+    | {"titans": _CHUNKS, "cms": {"layers": 5}},
+}
+"""Sizes; the large ones are shapes of the paper with its 32k vocabulary, and
+their last quarter of blocks learns in context if any does."""
+
+
+def names() -> list[str]:
+    """Returns the names that :func:`nl_jax.models.build` takes.
+
+    Example:
+        >>> "hope" in names()
+        True
+    """
+    return sorted(MODELS)
+
+
+def configure(
+    name_or_config: str | ModelConfig, *, preset: str = "tiny", **overrides
+) -> ModelConfig:
+    """Resolves a name, a preset and overrides into a configuration.
+
+    Args:
+        name_or_config: a name out of :func:`names`, or a configuration that
+            the overrides change.
+        preset: a size out of ``PRESETS``; only with a name.
+        **overrides: fields of :class:`ModelConfig`; nested ones as mappings.
+
+    Raises:
+        ValueError: for an unknown name, preset or field.
+
+    Example:
+        >>> configure("hope", d_model=64, titans={"chunk_size": 8}).d_model
+        64
+    """
+    if isinstance(name_or_config, ModelConfig):
+        return _merge(name_or_config, overrides, "")
+    if name_or_config not in MODELS:
+        raise ValueError(
+            f"model {name_or_config!r} does not exist; there are "
+            f"{', '.join(names())}"
+        )
+    if preset not in PRESETS:
+        raise ValueError(
+            f"preset={preset!r} must be one of {', '.join(PRESETS)}"
+        )
+    config = ModelConfig(name=name_or_config)
+    fields = _nested(PRESETS[preset], MODELS[name_or_config])
+    return _merge(config, _nested(fields, overrides), "")
+
+
+def _nested(base: Mapping, top: Mapping) -> dict:
+    """Overlays mappings, key by key and level by level."""
+    out = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _nested(out[key], value) if both else value
+    return out
+
+
+def _merge(config, overrides, prefix):
+    known = {field.name for field in dataclasses.fields(config)}
+    changes = {}
+    for name, value in overrides.items():
+        if name not in known:
+            raise ValueError(
+                f"unknown field {prefix}{name}; {type(config).__name__} has "
+                f"{', '.join(sorted(known))}"
+            )
+        present = getattr(config, name)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(present):
+            value = _merge(present, value, f"{prefix}{name}.")
+        changes[name] = value
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,80 @@
+"""What a configuration of others says, each entry checked as it is read."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from nl_jax.errors import InputError
+
+
+class Facts:
+    """Reads a configuration's entries, each with its type.
+
+    Args:
+        path: how messages call the file.
+        entries: by name.
+        prefix: of every name.
+
+    Example:
+        >>> Facts("config.json", {"heads": 4}).count("heads")
+        4
+    """
+
+    def __init__(
+        self, path: object, entries: Mapping[str, Any], prefix: str = ""
+    ):
+        self.path = path
+        self._entries = entries
+        self._prefix = prefix
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns an entry as it is; null is as good as none."""
+        value = self._entries.get(self._prefix + name)
+        return default if value is None else value
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """Returns an integer from 1 on."""
+        value = self.get(name, default)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < 1:
+            self.refuse(name, value, "an integer >= 1")
+        return value
+
+    def real(self, name: str, default: float | None = None) -> float:
+        """Returns a positive number."""
+        value = self.get(name, default)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            self.refuse(name, value, "a positive number")
+        return float(value)
+
+    def need(self, name: str, default: Any, *allowed: Any) -> Any:
+        """Returns an entry that must be one of a few."""
+        value = self.get(name, default)
+        if value not in allowed:
+            self.refuse(name, value, " or ".join(map(repr, allowed)))
+        return value
+
+    def refuse(self, name: str, value: Any, allowed: str) -> NoReturn:
+        """Raises ``InputError``."""
+        raise InputError(
+            f"{self.path}: {self._prefix}{name}={value!r}; this version reads "
+            f"{allowed}"
+        )
+
+
+def check_window(window: int | None, context: int) -> int:
+    """Returns how many tokens attention sees.
+
+    Raises:
+        ValueError: if ``window`` is not from 1 to ``context``.
+    """
+    if window is None:
+        return context
+    whole = isinstance(window, int) and not isinstance(window, bool)
+    if not whole or not 1 <= window <= context:
+        raise ValueError(
+            f"window={window!r} must be from 1 to {context}, the context of "
+            "the pretrained model"
+        )
+    return window

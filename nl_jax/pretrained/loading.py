@@ -1,0 +1,129 @@
+"""Pretrained transformers as models of this library.
+
+A folder of Hugging Face's layout (``config.json`` and safetensors) or a GGUF
+file becomes a :class:`~nl_jax.models.LanguageModel` and its parameters. Files
+are only read; pickles are refused.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from nl_jax.data import BPETokenizer
+from nl_jax.errors import InputError
+from nl_jax.models import LanguageModel
+from nl_jax.pretrained.families import ARCHITECTURES
+from nl_jax.pretrained.gguf_source import MAGIC, open_gguf
+from nl_jax.pretrained.safetensors_source import (
+    open_safetensors,
+    read_json,
+    refuse_pickle,
+)
+from nl_jax.pretrained.tokenizer_json import check_byte_level, gguf_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model with parameters, and the tokenizer that it was trained with."""
+
+    model: LanguageModel
+    """What runs them."""
+    variables: Any
+    """Its parameters, float32."""
+    tokenizer_json: str | None = None
+    """The tokenizer in the JSON of the package ``tokenizers``, if there is one
+    that is byte-level BPE."""
+
+    def tokenizer(self) -> BPETokenizer:
+        """Makes the tokenizer (extra ``experiments``).
+
+        Raises:
+            InputError: if there is none, or the package is missing.
+        """
+        if self.tokenizer_json is None:
+            raise InputError(
+                "the pretrained model came without a byte-level BPE "
+                "tokenizer; give token ids of your own"
+            )
+        try:
+            return BPETokenizer(self.tokenizer_json)
+        except KeyError as error:
+            raise InputError(
+                f"the pretrained model's tokenizer has a token with {error}, "
+                "which stands for no byte; give token ids of your own"
+            ) from error
+
+
+def load_pretrained(
+    path: str | os.PathLike, *, window: int | None = None
+) -> Pretrained:
+    """Loads a pretrained transformer (extra ``pretrained``).
+
+    Its logits are those of the model that the files are from, within float32's
+    rounding. Families: Llama, from safetensors or GGUF, and GPT-2, from
+    safetensors. bfloat16, float16 and quantised weights become float32.
+
+    Args:
+        path: a folder with ``config.json`` and ``model.safetensors`` or its
+            shards, with ``tokenizer.json`` or without; or a ``.safetensors``
+            or GGUF file.
+        window: tokens that attention sees, at most the model's context;
+            ``None`` for all of it. A state holds so many keys and values.
+
+    Returns:
+        The model, its parameters and its tokenizer.
+
+    Raises:
+        InputError: for a pickle, a file that is missing, truncated or damaged,
+            another architecture, a missing tensor or one of another shape, a
+            tokenizer with ids that the model has no row for, or a window
+            beyond the model's context.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    refuse_pickle(path)
+    if path.is_file() and path.suffix != ".safetensors":
+        return _from_gguf(path, window)
+    source, config = open_safetensors(path)
+    kind = config.get("model_type")
+    model, variables = _load(path, "safetensors", kind, source, config, window)
+    folder = path if path.is_dir() else path.parent
+    text = None
+    if (folder / "tokenizer.json").is_file():
+        file = folder / "tokenizer.json"
+        found = read_json(file)
+        byte_level = check_byte_level(file, found, model.config.vocab_size)
+        text = json.dumps(found) if byte_level else None
+    return Pretrained(model, variables, text)
+
+
+def _from_gguf(path, window):
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise InputError(f"{path} is neither a safetensors nor a GGUF file")
+    source, facts = open_gguf(path)
+    kind = facts.get("general.architecture")
+    model, variables = _load(path, "gguf", kind, source, facts, window)
+    found = gguf_tokenizer(facts)
+    if found is not None:
+        check_byte_level(path, found, model.config.vocab_size)
+    text = None if found is None else json.dumps(found)
+    return Pretrained(model, variables, text)
+
+
+def _load(path, form, kind, source, facts, window):
+    known = ARCHITECTURES[form]
+    if kind not in known:
+        raise InputError(
+            f"{path} holds the architecture {kind!r}; from {form} this "
+            f"version reads {', '.join(known)}"
+        )
+    try:
+        return known[kind](source, facts, window)
+    except InputError:
+        raise
+    except ValueError as error:  # A configuration that no model can have.
+        raise InputError(f"{path}: {error}") from error
