@@ -16,6 +16,7 @@ RUN = """
 import json, pathlib, sys
 import jax
 from nl_jax.models import configure
+from nl_jax.data import DataConfig
 from nl_jax.training import *
 here = pathlib.Path(sys.argv[1])
 fields = json.loads((here / "config.json").read_text())
