@@ -149,7 +149,7 @@ def _titans_memory(titans, state):
     """What runs the chunks of the answering memory here."""
     if titans.shares_recurrence:
         return ""
-    if not titans.in_chunks:
+    if not titans.memory.in_chunks:
         return "chunked"
     gates = 3 if titans.momentum else 2
     size = titans.memory_chunk_size

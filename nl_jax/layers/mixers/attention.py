@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
 from nl_jax.layers.mixing import Declare, empty_tails, mix
-from nl_jax.layers.pieces import scan_pieces
 from nl_jax.layers.rotary import rotate
+from nl_jax.memory.walk import chunk_scan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ class CausalAttention(nn.Module):
 def _scan_segments(config, state, q, k, v, persistent):
     """Attends in segments of at most a window, so cost is linear in length."""
 
-    def segment(cache, qkv):
+    def segment(cache, qkv, *_):
         q, k, v = qkv
         keys = jnp.concatenate([cache.keys, k], 1)
         values = jnp.concatenate([cache.values, v], 1)
@@ -172,7 +172,9 @@ def _scan_segments(config, state, q, k, v, persistent):
         y = _attend(config, q, keys, values, filled, persistent)
         return _remember(config, cache, k, v), y
 
-    return scan_pieces(segment, state, (q, k, v), config.window)
+    return chunk_scan(
+        segment, state, (q, k, v), size=config.window, axis=1, remat=0
+    )
 
 
 def _remember(config, state, k, v):

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
 from nl_jax.layers.mixing import Declare
-from nl_jax.layers.pieces import scan_pieces
 from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.memory.walk import chunk_scan
 
 _SLOWEST, _FASTEST = 0.001, 0.1
 """Range of the initial steps, uniform in the logarithm (section 3.6)."""
@@ -92,8 +92,7 @@ def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
         kept, added = right
         return left[0] * kept, left[1] * kept + added
 
-    @jax.checkpoint
-    def chunk(h, inputs):
+    def chunk(h, inputs, *_):
         x, delta, b, c = (value.astype(h.dtype) for value in inputs)
         kept = jnp.exp(delta[..., None] * a.astype(h.dtype))
         added = (delta * x)[..., None] * b[:, :, None]
@@ -102,7 +101,8 @@ def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
         _, states = jax.lax.associative_scan(join, (kept, added), axis=1)
         return states[:, -1], jnp.einsum("bten,btn->bte", states, c)
 
-    h, y = scan_pieces(chunk, h, (x, delta, b, c), chunk_size)
+    inputs = (x, delta, b, c)
+    h, y = chunk_scan(chunk, h, inputs, size=chunk_size, axis=1)
     return y, h
 
 

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.checks import check_choice, check_count
+from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, RULES
 from nl_jax.memory.architecture import Architecture
+from nl_jax.memory.associative import Memory, associative_memory
 from nl_jax.memory.objective import Objective
 from nl_jax.memory.rule import LearningRule
 from pallas_kernels.mlp_memory import IMPLEMENTATIONS
@@ -114,6 +116,7 @@ class TitansConfig:
         check_count("remat", self.remat, 0)
         if not 0 < self.eta_max <= 2:
             raise ValueError(f"eta_max={self.eta_max} must be in (0, 2]")
+        _ = self.memory  # Says which choices do not go together.
 
     @property
     def memory_architecture(self) -> Architecture:
@@ -172,12 +175,45 @@ class TitansConfig:
         )
 
     @property
-    def in_chunks(self) -> bool:
-        """Whether ``memory_scan`` can take the answering memory's chunks.
+    def memory(self) -> Memory:
+        """The memory that answers."""
+        # Where all share one recurrence it is that of an identity.
+        shared = self.shares_recurrence
+        return self._memory(
+            (lambda _, v: v) if shared else self._target(rms_norm),
+            chunk_size=self.memory_chunk_size,
+            implementation=self.implementation,
+        )
 
-        Other objectives' gradients do not compile for TPUs.
-        """
-        return self.remat == 1 and self.inner_objective.curvature is not None
+    @property
+    def generators(self) -> Memory:
+        """The memories that generate, which have one axis more."""
+        # They feed on what they write: targets as long as the keys let a
+        # write weigh no more than what it joins.
+        target = self._target(l2_normalize)
+        return self._memory(target, chunk_size=self.chunk_size)
+
+    def _target(self, normalize):
+        """The self-generated value ``M(v)`` of eq. 87."""
+        raw = self.literal or self.value_norm == "input"
+
+        def target(weights, v):
+            made = self.memory_architecture.apply(weights, v)
+            return made if raw else normalize(made)
+
+        return target
+
+    def _memory(self, target, **options):
+        return associative_memory(
+            self.memory_architecture,
+            self.inner_objective,
+            self.learning_rule,
+            momentum=self.momentum,
+            read=self.read,
+            remat=self.remat,
+            target=target,
+            **options,
+        )
 
     @property
     def cycle(self) -> int:
