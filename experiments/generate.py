@@ -1,20 +1,19 @@
 """Continues a prompt from a checkpoint, token by token, at constant memory.
 
 ``python -m experiments.generate --workdir=runs/default --prompt="The "``
-prints as it draws. ``--save_state=DIR`` keeps everything that the next token
-depends on; ``--load_state=DIR`` goes on from it, tomorrow or on another machine
+prints as it draws. ``--save_state=FILE`` keeps everything that the next token
+depends on; ``--load_state=FILE`` goes on from it, tomorrow or elsewhere
 (without a prompt: exactly as if it had never stopped).
 """
 
 import codecs
 import sys
 
-import jax
 from absl import flags
 
 from experiments import cli
 from nl_jax import training
-from nl_jax.continual import Sampler
+from nl_jax.continual import Sampler, SamplerState, load_state, save_state
 from nl_jax.errors import InputError
 
 
@@ -45,10 +44,10 @@ def define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("seed", 0, "Of what is drawn.", flag_values=values)
     flags.DEFINE_string(
-        "save_state", None, "Folder to save the state in.", flag_values=values
+        "save_state", None, "File to save the state in.", flag_values=values
     )
     flags.DEFINE_string(
-        "load_state", None, "Folder of a saved state.", flag_values=values
+        "load_state", None, "File of a saved state.", flag_values=values
     )
 
 
@@ -74,19 +73,16 @@ def main(values: flags.FlagValues) -> None:
         seed=values.seed,
     )
     belongs_to = {
-        "model": loaded.meta["config"]["model"],
         "tokenizer": tokenizer.to_json()["hash"],
         "step": loaded.meta["step"],
     }
     if values.load_state:
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=leaf.sharding
-            ),
-            sampler.state,
-        )
-        sampler.state = training.load_tree(
-            values.load_state, shapes, belongs_to
+        sampler.state = load_state(
+            values.load_state,
+            loaded.model,
+            loaded.variables,
+            kind=SamplerState,
+            meta=belongs_to,
         )
     sampler.feed(tokenizer.encode(prompt.encode()))
     print(prompt, end="")
@@ -99,7 +95,9 @@ def main(values: flags.FlagValues) -> None:
         sys.stdout.flush()
     print(decoder.decode(b"", final=True))
     if values.save_state:
-        training.save_tree(values.save_state, sampler.state, belongs_to)
+        save_state(
+            values.save_state, loaded.model, sampler.state, meta=belongs_to
+        )
 
 
 if __name__ == "__main__":

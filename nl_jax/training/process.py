@@ -1,11 +1,16 @@
-"""What a result was made with."""
+"""The process that a run is: versions, memory, signals, files on its disk."""
 
 import importlib.metadata
+import json
+import os
 import pathlib
 import platform
 import resource
+import signal
 import subprocess
 import sys
+import threading
+from typing import Any
 
 import jax
 
@@ -49,3 +54,34 @@ def resident_memory_bytes() -> int:
     if not status.exists():
         return peak_memory_bytes()
     return int(status.read_text().split()[1]) * resource.getpagesize()
+
+
+class StopSignal:
+    """Turns the first SIGINT or SIGTERM into a wish to stop after the step."""
+
+    asked = False
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *unused) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame) -> None:
+        del frame
+        self.asked = True
+        # A second signal does what it always did.
+        signal.signal(number, self._before[number])
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a file that is whole or not there."""
+    path = pathlib.Path(path)
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(fresh, path)

@@ -5,8 +5,7 @@ import pytest
 
 from nl_jax.errors import InputError
 from nl_jax.training import JsonLines, TensorBoard
-from nl_jax.training.metric_writers import read_json_lines
-from nl_jax.training.progress import Progress
+from nl_jax.training.reporting import Progress, read_json_lines
 
 
 def test_lines_after_the_last_checkpoint_are_removed(tmp_path):
