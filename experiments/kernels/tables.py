@@ -8,8 +8,9 @@ A row is a dict: ``op``, ``shape``, ``program``, ``implementation`` and
 import datetime
 from typing import Any, NamedTuple
 
-from experiments import kernel_peers, report
-from experiments.kernel_case import BOTH
+from experiments.kernels import peers
+from experiments.kernels.case import BOTH
+from experiments.shared import table
 from nl_jax import training
 
 
@@ -48,7 +49,7 @@ def lines(rows, limits, bare, values) -> list[str]:
 
     Args:
         rows: after :func:`compare`.
-        limits: from ``kernel_timing.ceilings``, or ``None``.
+        limits: from ``timing.ceilings``, or ``None``.
         bare: whether there is no accelerator.
         values: the script's flags.
     """
@@ -69,7 +70,7 @@ def compare(row, rows):
 
 def _head(limits, bare, values):
     """What was measured, where, with what and when."""
-    found = training.versions() | kernel_peers.versions()
+    found = training.versions() | peers.versions()
     lines = [
         ", ".join(f"{name} {version}" for name, version in found.items()),
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, medians of "
@@ -106,7 +107,7 @@ def _table(rows):
             for field, style in formats
         ]
         body.append([name(row), *cells])
-    return report.table(head, body)
+    return table.markdown(head, body)
 
 
 def targets(rows, ops) -> list[str]:
@@ -130,7 +131,7 @@ def targets(rows, ops) -> list[str]:
                 [what, target.against, measured, target.must, target.aim]
             )
     head = ["ratio of times", "against", "measured", "must", "aim"]
-    return report.table(head, body)
+    return table.markdown(head, body)
 
 
 def _missing(rows):

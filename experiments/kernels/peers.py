@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.kernel_case import with_gradients
-from experiments.kernel_timing import chained
+from experiments.kernels.case import with_gradients
+from experiments.kernels.timing import chained
 
 # fla hands over to FlashQLA where that is installed; Triton is the baseline.
 os.environ.setdefault("FLA_FLASH_QLA", "0")

@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from experiments.class_data import Texts
+from experiments.classes.data import Texts
 from nl_jax.continual import metrics
 
 METRICS = (

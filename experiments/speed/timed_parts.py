@@ -7,8 +7,11 @@ the lines of its table, its record, and what is drawn.
 import functools
 import statistics
 
-from experiments import report
-from experiments import timed_models as timed
+from experiments.shared import table
+from experiments.shared.sweep import grid, sweep
+from experiments.shared.timing import in_turn, ratio
+from experiments.speed import timed_models as timed
+from nl_jax.nested.describe import count_bytes
 
 
 def throughput(values, records, models):
@@ -22,11 +25,11 @@ def throughput(values, records, models):
                 model, values.batch, values.length
             )
         for _ in range(left):
-            records.add(timed.in_turn(steps, 1))
+            records.add(in_turn(steps, 1))
     seconds = {name: [row[name][0] for row in records.rows] for name in models}
     tokens = values.batch * values.length
     base = seconds["transformer"]
-    ratios = {name: timed.ratio(base, each) for name, each in seconds.items()}
+    ratios = {name: ratio(base, each) for name, each in seconds.items()}
     speed = {
         name: tokens / statistics.median(each) for name, each in seconds.items()
     }
@@ -41,7 +44,7 @@ def throughput(values, records, models):
     ]
     head = ["model", "parameters", "tokens/s", "of transformer"]
     record = {"seconds": seconds, "ratios": ratios, "tokens": tokens}
-    return report.table(head, rows), record, speed
+    return table.markdown(head, rows), record, speed
 
 
 def scaling(values, records, models, names, lengths, crossing):
@@ -50,11 +53,12 @@ def scaling(values, records, models, names, lengths, crossing):
     for name in names:
         if not timed.recurrent(models[name].config):
             continue
-        row = records.find(model=name)
-        if row is None:
-            print(f"{name} at {len(lengths)} lengths", flush=True)
-            row = {"model": name, "seconds": _lengths(values, models, name)}
-            records.add(row)
+        (row,) = sweep(
+            records,
+            grid(model=[name]),
+            lambda model: {"seconds": _lengths(values, models[model])},
+            before=f"{{model}} at {len(lengths)} lengths",
+        )
         costs[name] = {
             n: [x / n / values.batch for x in row["seconds"][str(n)]]
             for n in lengths
@@ -64,7 +68,7 @@ def scaling(values, records, models, names, lengths, crossing):
         for name, each in costs.items()
     }
     growth = {
-        name: timed.ratio(each[lengths[-1]], each[lengths[0]])
+        name: ratio(each[lengths[-1]], each[lengths[0]])
         for name, each in costs.items()
     }
     rows = [
@@ -72,7 +76,7 @@ def scaling(values, records, models, names, lengths, crossing):
         for name in costs
     ]
     head = ["model, us/token", *map(str, lengths), "last of first"]
-    table = report.table(head, rows)
+    lines = table.markdown(head, rows)
     ratios, pairs = _overtaking(values, models, crossing, records)
     length = timed.crossing(ratios)
     what = f"{values.overtaker} overtakes transformer"
@@ -91,7 +95,7 @@ def scaling(values, records, models, names, lengths, crossing):
         for n, each in pairs.items()
     ]
     head = ["length", "transformer, us/token", values.overtaker, "speed ratio"]
-    lines = [*table, "", *report.table(head, pair_rows), "", what]
+    lines += ["", *table.markdown(head, pair_rows), "", what]
     record = {"seconds_per_token": costs, "growth": growth}
     record |= {"overtaking": pairs, "overtakes_at": length}
     curves = {name: (lengths, each) for name, each in medians.items()}
@@ -101,23 +105,23 @@ def scaling(values, records, models, names, lengths, crossing):
 def decoding(values, records, models):
     """Time per token and bytes of state, early and late in a stream."""
     positions = [1, values.stream]
-    for name, model in models.items():
-        if records.find(model=name):
-            continue
-        print(f"streaming through {name}", flush=True)
-        decoder = timed.Decoder(model, values.piece)
+
+    def run(model):
+        decoder = timed.Decoder(models[model], values.piece)
         states = decoder.states(positions)
         steps = {
             str(at): functools.partial(decoder.decode, state, values.calls)
             for at, state in states.items()
         }
-        timed.in_turn(steps, 1)  # Caches warm up.
-        seconds = timed.in_turn(steps, values.rounds)
-        sizes = {
-            str(at): timed.state_bytes(each) for at, each in states.items()
-        }
-        records.add({"model": name, "seconds": seconds, "bytes": sizes})
-    found = {name: records.find(model=name) for name in models}
+        in_turn(steps, 1)  # Caches warm up.
+        seconds = in_turn(steps, values.rounds)
+        sizes = {str(at): count_bytes(each) for at, each in states.items()}
+        return {"seconds": seconds, "bytes": sizes}
+
+    runs = sweep(
+        records, grid(model=models), run, before="streaming through {model}"
+    )
+    found = {row["model"]: row for row in runs}
     first, last = map(str, positions)
     rows, bars = [], {}
     for name, row in found.items():
@@ -128,43 +132,46 @@ def decoding(values, records, models):
                 name,
                 f"{1e3 * statistics.median(early) / values.calls:.2f}",
                 f"{bars[name]:.2f}",
-                f"{timed.ratio(late, early):.2f}",
+                f"{ratio(late, early):.2f}",
                 f"{row['bytes'][first]:,}",
                 f"{row['bytes'][last]:,}",
             ]
         )
     head = ["model", f"ms at {first}", f"ms at {last}", "ratio"]
     head += [f"bytes at {first}", f"bytes at {last}"]
-    return report.table(head, rows), found, bars
+    return table.markdown(head, rows), found, bars
 
 
-def _lengths(values, models, name):
+def _lengths(values, model):
     """Seconds of one model at each length, in turn."""
-    lengths = sorted(map(int, values.lengths))
     steps = {
-        str(n): timed.training_step(models[name], values.batch, n)
-        for n in lengths
+        str(n): timed.training_step(model, values.batch, n)
+        for n in sorted(values.lengths)
     }
-    return timed.in_turn(steps, values.rounds)
+    return in_turn(steps, values.rounds)
 
 
 def _overtaking(values, models, lengths, records):
     """Compares the pair at growing lengths until the second one leads."""
     names = ("transformer", values.overtaker)
     ratios, pairs = {}, {}
+
+    def run(overtaker, length):
+        steps = {
+            name: timed.training_step(models[name], values.batch, length)
+            for name in names
+        }
+        return {"seconds": in_turn(steps, values.rounds)}
+
     for n in lengths:
-        row = records.find(overtaker=values.overtaker, length=n)
-        if row is None:
-            print(f"{' against '.join(names)} at {n}", flush=True)
-            steps = {
-                name: timed.training_step(models[name], values.batch, n)
-                for name in names
-            }
-            seconds = timed.in_turn(steps, values.rounds)
-            row = {"overtaker": names[1], "length": n, "seconds": seconds}
-            records.add(row)
+        (row,) = sweep(
+            records,
+            grid(overtaker=[values.overtaker], length=[n]),
+            run,
+            before="transformer against {overtaker} at {length}",
+        )
         pairs[n] = row["seconds"]
-        ratios[n] = timed.ratio(*(pairs[n][name] for name in names))
+        ratios[n] = ratio(*(pairs[n][name] for name in names))
         if ratios[n] >= 1:
             break
     return ratios, pairs

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.invented import (
+from experiments.languages.invented import (
     PAIR,
     PROMPT,
     TAGS,

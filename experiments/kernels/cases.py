@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from experiments.kernel_case import BOTH, CHECKED_TOKENS, Case
-from experiments.kernel_deep import deep_cases
+from experiments.kernels.case import BOTH, CHECKED_TOKENS, Case
+from experiments.kernels.deep import deep_cases
 from pallas_kernels import delta_memory, newton_schulz
 from pallas_kernels.delta_memory import shapes as delta_shapes
 from pallas_kernels.newton_schulz import shapes as matrix_shapes

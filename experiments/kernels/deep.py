@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.kernel_case import BOTH, CHECKED_TOKENS, Case
+from experiments.kernels.case import BOTH, CHECKED_TOKENS, Case
 from pallas_kernels import delta_memory, mlp_memory
 from pallas_kernels.delta_memory.chunked import chunk_step
 

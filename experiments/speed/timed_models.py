@@ -2,8 +2,6 @@
 
 import dataclasses
 import itertools
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +11,8 @@ import jax.numpy as jnp
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel, ModelConfig, configure, names
 from nl_jax.models.language_model import ModelState, Variables
+from nl_jax.nested.describe import count_parameters
 from nl_jax.training import token_losses
-
-Seconds = dict[str, list[float]]
-"""Seconds per call of each thing that was timed, one per round."""
 
 _LINEAR = {"architecture": "linear"}
 _SHARED = _LINEAR | {"value_norm": "input", "momentum": False}
@@ -69,7 +65,7 @@ def parameters(model: LanguageModel) -> int:
     """Returns the number of slow parameters."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return count_parameters(shapes)
 
 
 def equal_models(
@@ -182,27 +178,6 @@ class Decoder:
         return state
 
 
-def in_turn(steps: Mapping[str, Callable[[], Any]], rounds: int) -> Seconds:
-    """Times each step once per round."""
-    seconds: Seconds = {label: [] for label in steps}
-    for _ in range(rounds):
-        for label, step in steps.items():
-            begun = time.perf_counter()
-            jax.block_until_ready(step())
-            seconds[label].append(time.perf_counter() - begun)
-    return seconds
-
-
-def ratio(a: list[float], b: list[float]) -> float:
-    """Median of the ratios of rounds, which share what disturbs them.
-
-    Example:
-        >>> ratio([1.0, 4.0, 9.0], [1.0, 2.0, 3.0])
-        2.0
-    """
-    return statistics.median(x / y for x, y in zip(a, b, strict=True))
-
-
 def crossing(ratios: Mapping[int, float]) -> float | None:
     """Returns the length at which a ratio that grows with it reaches 1.
 
@@ -222,8 +197,3 @@ def crossing(ratios: Mapping[int, float]) -> float | None:
             share = float(-below / (above - below))
             return short * (long / short) ** share
     return None
-
-
-def state_bytes(state: ModelState) -> int:
-    """Returns the size of everything that a model remembers."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -4,54 +4,35 @@ import hashlib
 from typing import Any, get_args
 
 import numpy as np
-from absl import flags
 
-from experiments import minilm
-from experiments.class_data import (
+from experiments.classes import minilm
+from experiments.classes.data import (
     Texts,
     read_texts,
     standard_library,
     validation,
 )
-from experiments.class_features import Kind, make_features
+from experiments.classes.features import Kind, make_features
+from experiments.shared import flags
 
 
-def define(values: flags.FlagValues, width: int) -> None:
-    """Defines the flags, with a default of the width."""
-    flags.DEFINE_list(
-        "data",
-        [],
-        "CSV or JSONL: one, or train and test.",
-        flag_values=values,
-    )
-    for name in ("text", "label"):
-        flags.DEFINE_string(
-            f"{name}_column", name, f"Of the {name}.", flag_values=values
-        )
-    flags.DEFINE_bool(
-        "validate",
-        False,
-        "Test on a fifth of what is to be learned, to choose flags by.",
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        "features",
-        "ngrams",
-        get_args(Kind),
-        "What is read of a text, see class_features.py.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "width", width, "Of the features.", 8, flag_values=values
-    )
-    flags.DEFINE_float(
-        "scale",
-        1.0,
-        "Of the kernel, see class_features.py.",
-        1e-3,
-        1e3,
-        flag_values=values,
-    )
+def input_flags(width: int) -> dict[str, flags.Flag]:
+    """Returns the flags of both, with a default of the width."""
+    return {
+        "data": flags.words([], "CSV or JSONL: one, or train and test."),
+        "text_column": flags.string("text", "Of the text."),
+        "label_column": flags.string("label", "Of the label."),
+        "validate": flags.switch(
+            "Test on a fifth of what is to be learned, to choose flags by."
+        ),
+        "features": flags.choice(
+            "ngrams", get_args(Kind), "What is read of a text, see features.py."
+        ),
+        "width": flags.integer(width, "Of the features.", 8),
+        "scale": flags.number(
+            1.0, "Of the kernel, see features.py.", 1e-3, 1e3
+        ),
+    }
 
 
 def load(values: flags.FlagValues) -> tuple[Texts, dict[str, Any]]:
@@ -69,8 +50,7 @@ def load(values: flags.FlagValues) -> tuple[Texts, dict[str, Any]]:
         texts = validation(texts)
     if values.features == "minilm":
         minilm.model_folder()
-    names = ("features", "width", "scale")
-    settings = {name: values[name].value for name in names}
+    settings = flags.pick(values, ("features", "width", "scale"))
     return texts, settings | {"sha256": _digest(texts)}
 
 

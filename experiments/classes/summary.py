@@ -2,26 +2,23 @@
 
 import numpy as np
 
-from experiments import report
-from experiments.class_matrix import METRICS
+from experiments.classes.matrix import METRICS
+from experiments.shared import plot, table
+from experiments.shared.records import write
+from experiments.shared.sweep import grouped
 
 
 def summarize(out, settings, rows, texts):
     """Writes means and spreads over the seeds, and the matrices."""
-    groups = {}
-    for row in rows:
-        groups.setdefault(row["learner"], []).append(row)
+    groups = grouped(rows, "learner")
     head = ["learner", "accuracy, %", "incremental", "forgetting", "new task"]
     head += ["backward", "remembering", "accuracy A"]
+    keys = (*METRICS[:3], "new task", *METRICS[3:4], *METRICS[5:])
     body = [
-        [name]
-        + [
-            cell(group, key)
-            for key in (*METRICS[:3], "new task", *METRICS[3:4], *METRICS[5:])
-        ]
+        [name, *(cell(group, key) for key in keys)]
         for name, group in groups.items()
     ]
-    lines = report.table(head, body)
+    lines = table.markdown(head, body)
     majority = np.bincount(texts.test_labels).max() / len(texts.test_labels)
     lines += [
         "",
@@ -29,10 +26,11 @@ def summarize(out, settings, rows, texts):
         f"on, {len(texts.classes)} classes in {settings['tasks']} tasks; one "
         f"answer for all would be right {majority:.1%} of the time.",
     ]
+    first, seen = {}, {}
     for name, group in groups.items():
         R = np.array([row["R"] for row in group], float).mean(0)
         lines += ["", f"R of {name}, %, mean over seeds:", ""]
-        lines += report.table(
+        lines += table.markdown(
             ["after", *(f"task {j + 1}" for j in range(len(R)))],
             [
                 [i + 1, *(f"{100 * value:.1f}" for value in line)]
@@ -40,16 +38,30 @@ def summarize(out, settings, rows, texts):
                 if np.isfinite(line).all()
             ],
         )
+        tasks, last = np.arange(1, len(R) + 1), 100 * R[-1].mean()
+        seen[name] = tasks[-1:], [last]
+        if np.isfinite(R).all():
+            seen[name] = tasks, [100 * R[i, : i + 1].mean() for i in tasks - 1]
+            first[name] = tasks, 100 * R[:, 0]
+    y = "accuracy on {}, %"
+    figure = plot.curves(
+        *(
+            plot.Panel(drawn, "tasks learned", y.format(title), style="o-")
+            for drawn, title in (
+                (seen, "all tasks so far"),
+                (first, "the first task"),
+            )
+        ),
+        size=(9, 4),
+    )
     record = {"rows": rows, "settings": settings, "classes": texts.classes}
-    report.write(out, "class_incremental", lines, record, _plot(groups))
+    write(out, "class_incremental", lines, record, figure)
 
 
 def cell(group, key):
     """Returns mean and spread of a metric, in percent, for a table."""
     found = shares(group, key)
-    if None in found:
-        return "-"
-    return f"{np.mean(found):.1f} +- {np.std(found):.1f}"
+    return "-" if None in found else table.spread(found)
 
 
 def shares(group, key):
@@ -57,26 +69,3 @@ def shares(group, key):
     found = [row.get(key) for row in group]
     found = [x["gem"] if isinstance(x, dict) else x for x in found]
     return [None if x is None else 100 * x for x in found]
-
-
-def _plot(groups):
-    """Returns the figure of accuracy on what was seen, and of forgetting."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4))
-    left, right = figure.subplots(1, 2)
-    for name, group in groups.items():
-        R = np.array([row["R"] for row in group], float).mean(0)
-        tasks = np.arange(1, len(R) + 1)
-        if np.isfinite(R).all():
-            seen = [100 * R[i, : i + 1].mean() for i in range(len(R))]
-            left.plot(tasks, seen, "o-", ms=3, label=name)
-            first = 100 * R[:, 0]
-            right.plot(tasks, first, "o-", ms=3, label=name)
-        else:
-            left.plot(tasks[-1:], 100 * R[-1].mean(), "k*", label=name)
-    for axes, title in ((left, "all tasks so far"), (right, "the first task")):
-        axes.set_xlabel("tasks learned")
-        axes.set_ylabel(f"accuracy on {title}, %")
-    left.legend(fontsize=6)
-    return figure

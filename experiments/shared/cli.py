@@ -1,29 +1,27 @@
-"""What the scripts share: flags, log lines, and errors on one line."""
+"""How a script runs: flags, log lines, and errors on one line."""
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
-from absl import flags
 from absl import logging as absl_logging
+from absl.flags import Error
 
+from experiments.shared import flags
 from nl_jax.errors import InputError
 
 # What ml_collections raises for fields that are not there or of a wrong type.
-_FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError)
+_FLAG_ERRORS = (Error, AttributeError, KeyError, TypeError, ValueError)
 
 
-def run(
-    define: Callable[[flags.FlagValues], None],
-    main: Callable[[flags.FlagValues], None],
-    argv: Sequence[str] | None = None,
-) -> None:
-    """Parses flags and runs ``main``; wrong input is one line and exit 2.
+def run(script: ModuleType, argv: Sequence[str] | None = None) -> None:
+    """Runs a script on its flags; wrong input is one line and exit 2.
 
     Args:
-        define: defines the script's flags on the values that it is given.
-        main: takes the parsed values.
+        script: has ``FLAGS``, a table of flags, and ``main``, which takes the
+            parsed values; ``--help`` shows its docstring.
         argv: arguments behind the script's name; ``sys.argv`` if not given.
     """
     if argv is not None:
@@ -32,9 +30,9 @@ def run(
     _log_to_stdout()
     values = flags.FlagValues()
     try:
-        define(values)
+        flags.define(script.FLAGS, values)
         if "--help" in sys.argv:
-            print(sys.modules[main.__module__].__doc__)
+            print(script.__doc__)
             print(values.get_help())
             return
         rest = values(sys.argv)
@@ -45,44 +43,12 @@ def run(
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}; flags begin with --")
     try:
-        main(values)
+        script.main(values)
     except InputError as error:
         _fail(error)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{place}")
-
-
-def check_names(flag: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Raises ``InputError`` for names that are not known."""
-    known = list(known)
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise InputError(
-            f"--{flag}={','.join(unknown)}: allowed are {', '.join(known)}"
-        )
-
-
-def integers(flag: str, words: Sequence[str], least: int) -> list[int]:
-    """Returns the numbers of a list flag; raises ``InputError`` for others."""
-    if not all(word.isdecimal() and int(word) >= least for word in words):
-        raise InputError(
-            f"--{flag}={','.join(words)}: must be integers >= {least}"
-        )
-    return [int(word) for word in words]
-
-
-def half_decades(middle: float, count: int) -> list[float]:
-    """Returns learning rates around one, each half a decade from the next.
-
-    Example:
-        >>> half_decades(0.01, 3)
-        [0.00316, 0.01, 0.0316]
-    """
-    return [
-        float(f"{middle * 10 ** ((i - count // 2) / 2):.3g}")
-        for i in range(count)
-    ]
 
 
 def _log_to_stdout() -> None:
@@ -98,7 +64,7 @@ def _log_to_stdout() -> None:
 
 def _flag_message(error: BaseException) -> str:
     text = str(error).replace("\\n", " ").replace("\\", "").replace("'", "")
-    text = " ".join(text.split()).strip('"')
+    text = " ".join(text.split()).strip('"').removeprefix("flag ")
     if isinstance(error, (AttributeError, KeyError)):
         return f"--config has no field {text}; see nl_jax.training.TrainConfig"
     return text or type(error).__name__

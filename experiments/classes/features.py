@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from experiments import minilm
+from experiments.classes import minilm
 
 Kind = Literal["ngrams", "minilm"]
 """What is read of a text."""
