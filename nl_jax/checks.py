@@ -1,4 +1,4 @@
-"""What arguments must be, and one way of saying that one is not."""
+"""Checks of arguments, with error messages of one form."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -12,13 +12,13 @@ NO_PARAMS = (
     "You are using a transformation that requires the current value of "
     "parameters, but you are not passing `params` when calling `update`."
 )
-"""What optax says; it does not export it."""
+"""Message of optax, which does not export it."""
 
 T = TypeVar("T")
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises ``InputError`` unless ``value`` is an integer of ``least``.
+    """Raises ``InputError`` unless ``value`` is an integer >= ``least``.
 
     Example:
         >>> check_count("period", 0)
@@ -54,7 +54,9 @@ def choose(
     kind: type = object,
     fits: Callable[[T], bool] = lambda entry: True,
 ) -> T:
-    """Returns the entry that a name stands for, or the object itself.
+    """Returns the entry of ``table`` named ``value``, or ``value`` itself.
+
+    Only strings are looked up.
 
     Args:
         name: of the argument, for messages.
@@ -92,12 +94,12 @@ a new name has to be put into that table first
 
 
 def leaf_name(path: tuple) -> str:
-    """Returns how a message calls the leaf at a path of a tree."""
+    """Returns the name of a leaf for messages, from its path in a tree."""
     return jax.tree_util.keystr(path) or "the leaf"
 
 
 def check_real(tree: Any) -> None:
-    """Raises ``ValueError`` for leaves that are not of real numbers.
+    """Raises ``ValueError`` unless all leaves are of real numbers.
 
     Example:
         >>> check_real({"ids": jnp.arange(2)})  # doctest: +ELLIPSIS
