@@ -1,5 +1,6 @@
 """A model that reads and writes one token at a time, at constant memory."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -39,6 +40,15 @@ def sample_token(
     return jnp.where(temperature > 0, drawn, order[0]).astype(jnp.int32)
 
 
+def first_state(model: Any, variables: Any, seed: int = 0) -> SamplerState:
+    """Returns the state of a sampler that has read nothing."""
+    return SamplerState(
+        model.init_state(variables, 1),
+        jnp.zeros(model.config.vocab_size, jnp.float32),
+        jax.random.key_data(jax.random.key(seed)),
+    )
+
+
 class Sampler:
     """Reads tokens, draws tokens, and can be saved between any two.
 
@@ -57,34 +67,9 @@ class Sampler:
         vocab_size: int | None = None,
         seed: int = 0,
     ):
-        self._variables = variables
-        width = model.config.vocab_size
-        allowed = jnp.arange(width) < (vocab_size or width)
-
-        def step(variables, state: SamplerState, given, temperature, top_p):
-            key = jax.random.wrap_key_data(state.key)
-            key, draw = jax.random.split(key)
-            logits = jnp.where(allowed, state.logits, -jnp.inf)
-            drawn = sample_token(draw, logits, temperature, top_p)
-            token = jnp.where(given >= 0, given, drawn)
-            logits, fast = model.apply(variables, token[None, None], state.fast)
-            after = SamplerState(
-                fast,
-                logits[0, 0].astype(jnp.float32),
-                jnp.where(given >= 0, state.key, jax.random.key_data(key)),
-            )
-            return after, token
-
-        def begin(variables):
-            return SamplerState(
-                model.init_state(variables, 1),
-                jnp.zeros(width, jnp.float32),
-                jax.random.key_data(jax.random.key(seed)),
-            )
-
-        # One program reads and writes, so that there is one compilation.
-        self._step = jax.jit(step, donate_argnums=1)
-        self.state: SamplerState = jax.jit(begin)(variables)
+        self._model, self._variables = model, variables
+        self._allowed = vocab_size or model.config.vocab_size
+        self.state: SamplerState = _first(model, variables, seed)
 
     def feed(self, tokens: Iterable[int]) -> None:
         """Reads tokens."""
@@ -99,7 +84,9 @@ class Sampler:
             yield int(self._advance(-1, temperature, top_p))
 
     def _advance(self, given: int, temperature: float, top_p: float):
-        self.state, token = self._step(
+        self.state, token = _step(
+            self._model,
+            self._allowed,
             self._variables,
             self.state,
             jnp.int32(given),
@@ -107,3 +94,26 @@ class Sampler:
             jnp.float32(top_p),
         )
         return token
+
+
+_first = jax.jit(first_state, static_argnums=(0, 2))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _step(model, allowed, variables, state, given, temperature, top_p):
+    """Reads a token that is given, or one that it draws where it is below 0.
+
+    One program does both, so that there is one compilation.
+    """
+    key, draw = jax.random.split(jax.random.wrap_key_data(state.key))
+    ids = jnp.arange(model.config.vocab_size)
+    logits = jnp.where(ids < allowed, state.logits, -jnp.inf)
+    drawn = sample_token(draw, logits, temperature, top_p)
+    token = jnp.where(given >= 0, given, drawn)
+    logits, fast = model.apply(variables, token[None, None], state.fast)
+    after = SamplerState(
+        fast,
+        logits[0, 0].astype(jnp.float32),
+        jnp.where(given >= 0, state.key, jax.random.key_data(key)),
+    )
+    return after, token

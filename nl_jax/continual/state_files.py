@@ -1,4 +1,4 @@
-"""A state as one file that is whole or not there.
+"""The state of a model or of a sampler, as one file that is whole or not there.
 
 The file is NumPy's ``.npz``: one array for each leaf and a JSON header with the
 model's configuration. It is read without pickle, so that a file from elsewhere
@@ -13,17 +13,20 @@ import pathlib
 import secrets
 import zipfile
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax.continual.sampling import SamplerState, first_state
 from nl_jax.continual.validation import check_state
 from nl_jax.errors import InputError
-from nl_jax.models import LanguageModel
+from nl_jax.models import LanguageModel, ModelConfig
 from nl_jax.models.language_model import ModelState
 from nl_jax.training import to_json
+from nl_jax.training.saved_runs import differences
 
 _FORMAT = "nl_jax state 1"
 _DAMAGED = (
@@ -41,7 +44,11 @@ _DAMAGED = (
 
 
 def save_state(
-    path: str | os.PathLike, model: LanguageModel, state: ModelState
+    path: str | os.PathLike,
+    model: LanguageModel,
+    state: ModelState | SamplerState,
+    *,
+    meta: Mapping[str, Any] | None = None,
 ) -> None:
     """Saves a state, to go on from it tomorrow or on another machine.
 
@@ -52,19 +59,24 @@ def save_state(
     Args:
         path: of the file; one that is there is replaced.
         model: from :func:`nl_jax.models.build`.
-        state: the model's state.
+        state: the model's state, or a :class:`Sampler`'s.
+        meta: JSON that must be the same when the state is loaded, such as the
+            step of the parameters.
 
     Raises:
         ValueError: for a state of another model.
         InputError: if the file cannot be written; one before it is unharmed.
     """
-    rows = check_state(model, state)
+    fast = state.fast if isinstance(state, SamplerState) else state
+    rows = check_state(model, fast)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
     header = {
         "format": _FORMAT,
+        "kind": type(state).__name__,
         "rows": rows,
         "dtypes": [str(leaf.dtype) for leaf in leaves],
         "config": _config(model),
+        "meta": dict(meta or {}),
     }
     arrays = {f"leaf_{i}": _plain(leaf) for i, leaf in enumerate(leaves)}
     path = pathlib.Path(path)
@@ -84,14 +96,21 @@ def save_state(
 
 
 def load_state(
-    path: str | os.PathLike, model: LanguageModel, variables: Any
-) -> ModelState:
+    path: str | os.PathLike,
+    model: LanguageModel,
+    variables: Any,
+    *,
+    kind: type = ModelState,
+    meta: Mapping[str, Any] | None = None,
+) -> Any:
     """Loads what :func:`save_state` saved.
 
     Args:
         path: of the file.
         model: of the same configuration.
         variables: the parameters that the state belongs to.
+        kind: what was saved, ``ModelState`` or ``SamplerState``.
+        meta: what was saved beside the state.
 
     Returns:
         The state, on the default device.
@@ -101,28 +120,46 @@ def load_state(
             another configuration; the message names what differs.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; save a state there first")
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder, as earlier versions saved states; save the "
+            "state anew, as a file"
+        )
+    if not path.exists():
+        raise InputError(f"{path} does not exist; save a state there first")
     try:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
-            found = header["format"], header["config"], int(header["rows"])
+            version, rows = header["format"], int(header["rows"])
+            # Files without these two hold a model's state.
+            found_kind = header.get("kind", "ModelState")
+            found_meta = header.get("meta", {})
+            found = header["config"] | {"meta": found_meta}
             leaves = [
                 file[f"leaf_{index}"].view(jnp.dtype(dtype))
                 for index, dtype in enumerate(header["dtypes"])
             ]
     except _DAMAGED as error:
         raise InputError(f"{path} is damaged or not a saved state") from error
-    kind, config, rows = found
-    if kind != _FORMAT:
+    if version != _FORMAT:
         raise InputError(
-            f"{path} has the format {kind!r}; this version reads {_FORMAT!r}"
+            f"{path} has the format {version!r}; this version reads {_FORMAT!r}"
         )
-    different = _difference(config, _config(model))
-    if different:
-        raise InputError(f"{path} is the state of another model: {different}")
-    wanted = jax.eval_shape(lambda v: model.init_state(v, rows), variables)
-    shapes, tree = jax.tree.flatten(wanted)
+    if found_kind != kind.__name__:
+        raise InputError(f"{path} holds a {found_kind}, not a {kind.__name__}")
+    own = _config(model) | {"meta": dict(meta or {})}
+    for name, old, new in differences(found, own, to_json(ModelConfig())):
+        raise InputError(
+            f"{path} is the state of another model: it has {name}={old!r}, "
+            f"this one {new!r}"
+        )
+
+    def first(variables):
+        if kind is SamplerState:
+            return first_state(model, variables)
+        return model.init_state(variables, rows)
+
+    shapes, tree = jax.tree.flatten(jax.eval_shape(first, variables))
     if [(a.shape, a.dtype) for a in leaves] != [
         (a.shape, a.dtype) for a in shapes
     ]:
@@ -142,17 +179,3 @@ def _config(model):
 def _plain(leaf):
     """NumPy's format has no bfloat16; its bits do."""
     return leaf if leaf.dtype.isbuiltin else leaf.view(f"u{leaf.itemsize}")
-
-
-def _difference(saved, own, prefix=""):
-    """The first field that differs, in words; empty if none does."""
-    if not isinstance(saved, dict) or not isinstance(own, dict):
-        if saved == own:
-            return ""
-        return f"it has {prefix}={saved!r}, this one {own!r}"
-    for name in sorted({*saved, *own}):
-        field = f"{prefix}.{name}" if prefix else name
-        words = _difference(saved.get(name), own.get(name), field)
-        if words:
-            return words
-    return ""

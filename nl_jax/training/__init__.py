@@ -2,25 +2,31 @@
 
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.loop import TrainResult, train
-from nl_jax.training.loss import LossSums, bits_per_byte, token_losses
 from nl_jax.training.mesh import RULES, make_mesh
-from nl_jax.training.metric_writers import JsonLines, MetricsWriter, TensorBoard
 from nl_jax.training.optimizer import make_optimizer, make_schedule
-from nl_jax.training.plot import plot_losses, plot_positions
-from nl_jax.training.provenance import (
+from nl_jax.training.process import (
     git_revision,
     peak_memory_bytes,
     resident_memory_bytes,
     versions,
+    write_json,
 )
-from nl_jax.training.saved import (
-    LoadedModel,
-    load_model,
-    load_tree,
-    save_tree,
+from nl_jax.training.reporting import (
+    JsonLines,
+    MetricsWriter,
+    TensorBoard,
+    plot_losses,
+    plot_positions,
 )
-from nl_jax.training.step import TrainState, make_eval_step, make_train_step
-from nl_jax.training.storage import write_json
+from nl_jax.training.saved_runs import LoadedModel, load_model
+from nl_jax.training.step import (
+    LossSums,
+    TrainState,
+    bits_per_byte,
+    make_eval_step,
+    make_train_step,
+    token_losses,
+)
 from nl_jax.training.train_config import (
     MeshConfig,
     OptimizerConfig,
@@ -50,7 +56,6 @@ __all__ = [
     "freeze",
     "git_revision",
     "load_model",
-    "load_tree",
     "make_eval_step",
     "make_mesh",
     "make_optimizer",
@@ -60,7 +65,6 @@ __all__ = [
     "plot_losses",
     "plot_positions",
     "resident_memory_bytes",
-    "save_tree",
     "to_json",
     "token_losses",
     "train",

@@ -15,9 +15,10 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from nl_jax.errors import InputError
-from nl_jax.training.compatibility import upgrade_config
 from nl_jax.training.step import TrainState
-from nl_jax.training.storage import ORBAX_ERRORS, first_line, orbax_context
+
+_ORBAX_ERRORS = (KeyError, ValueError, TypeError, OSError, RuntimeError)
+"""What Orbax and TensorStore raise for damaged files and failed writes."""
 
 
 class Checkpoints:
@@ -37,16 +38,17 @@ class Checkpoints:
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
         self._saving: int | None = None
         reading = every is None
+        missing = InputError(
+            f"{workdir} holds no checkpoint; give the --workdir of a training "
+            "run"
+        )
         if reading and not self.directory.is_dir():
-            raise InputError(
-                f"{workdir} holds no checkpoint; give the --workdir of a "
-                "training run"
-            )
+            raise missing
         policies = ocp.training.save_decision_policies
         try:
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
-                context=orbax_context(),
+                context=_orbax_context(),
                 save_decision_policy=policies.AnySavePolicy(
                     [
                         policies.FixedIntervalPolicy(every or 1),
@@ -58,10 +60,12 @@ class Checkpoints:
                 ),
                 cleanup_tmp_directories=not reading,
             )
-        except ORBAX_ERRORS as error:
+        except _ORBAX_ERRORS as error:
             raise InputError(
-                f"cannot open {self.directory}: {first_line(error)}"
+                f"cannot open {self.directory}: {_first_line(error)}"
             ) from error
+        if reading and self.latest is None:
+            raise missing
 
     @property
     def latest(self) -> int | None:
@@ -93,15 +97,15 @@ class Checkpoints:
                 },
                 force=True,
             )
-        except ORBAX_ERRORS as error:
-            self._fail(step, first_line(error), error)
+        except _ORBAX_ERRORS as error:
+            self._fail(step, _first_line(error), error)
 
     def wait(self):
         """Returns when everything is on disk."""
         try:
             self._checkpointer.wait()
-        except ORBAX_ERRORS as error:
-            self._fail(self._saving, first_line(error), error)
+        except _ORBAX_ERRORS as error:
+            self._fail(self._saving, _first_line(error), error)
 
     def last_good(self) -> int | None:
         """Waits, and looks which checkpoint is the newest on disk.
@@ -109,25 +113,26 @@ class Checkpoints:
         A save that fails meanwhile has no checkpoint, and who asks here has
         an error to report already.
         """
-        with contextlib.suppress(*ORBAX_ERRORS):
+        with contextlib.suppress(*_ORBAX_ERRORS):
             self._checkpointer.wait()
         self._checkpointer.reload()
         return self.latest
 
     def close(self):
         """Lets go of threads; :meth:`wait` first to know that all is saved."""
-        with contextlib.suppress(*ORBAX_ERRORS):
+        with contextlib.suppress(*_ORBAX_ERRORS):
             self._checkpointer.close()
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """Reads everything but arrays."""
+    def meta(self, step: int | None = None) -> dict[str, Any]:
+        """Reads everything but arrays, of one step or of the newest."""
+        step = self.latest if step is None else step
         meta = self._load(step, {"meta": None})["meta"]
         if not isinstance(meta, dict) or not {"config", "tokenizer"} <= {*meta}:
             raise InputError(
                 f"{self.directory / str(step)} is not a checkpoint of nl_jax; "
                 "give the --workdir of a training run"
             )
-        return meta | {"config": upgrade_config(meta["config"])}
+        return meta | {"step": step}
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
         """Reads arrays into shapes that carry shardings."""
@@ -140,10 +145,12 @@ class Checkpoints:
         """Reads the parameters alone."""
         return self._load(step, {"variables": shapes})["variables"]
 
-    def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    def _load(
+        self, step: int | None, abstract: dict[str, Any]
+    ) -> dict[str, Any]:
         try:
             return self._checkpointer.load_checkpointables(step, abstract)
-        except ORBAX_ERRORS as error:
+        except _ORBAX_ERRORS as error:
             place = self.directory / str(step)
             others = [c.step for c in self._checkpointer.checkpoints]
             others = [other for other in others if other != step]
@@ -152,7 +159,7 @@ class Checkpoints:
                 remedy = f"delete that folder to go on from step {others[-1]}"
             raise InputError(
                 f"{place} is damaged or not a checkpoint of this model; "
-                f"{remedy} ({first_line(error)})"
+                f"{remedy} ({_first_line(error)})"
             ) from error
 
     def _fail(self, step, why: str, error: BaseException | None = None):
@@ -164,3 +171,20 @@ class Checkpoints:
             f"could not save step {step} in {self.directory} ({why}); "
             f"{intact}: make space and run the same command to go on"
         ) from error
+
+
+def _orbax_context() -> ocp.Context:
+    """Returns how to save ``meta``: as JSON, where Orbax would make arrays."""
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
+
+
+def _first_line(error: BaseException) -> str:
+    """Returns an error's first line, cut in its middle."""
+    text = str(error).strip().strip("\"'") or type(error).__name__
+    text = text.splitlines()[0]
+    # The system's own words are the last.
+    return text if len(text) < 200 else f"{text[:60]} ... {text[-120:]}"

@@ -24,29 +24,28 @@ from nl_jax.models import LanguageModel
 from nl_jax.nested import describe
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
-from nl_jax.training.compatibility import (
+from nl_jax.training.optimizer import make_schedule
+from nl_jax.training.process import StopSignal, versions, write_json
+from nl_jax.training.reporting import (
+    JsonLines,
+    MetricsWriter,
+    Progress,
+    TensorBoard,
+    read_json_lines,
+)
+from nl_jax.training.saved_runs import (
     check_same_config,
     check_text,
     check_tokenizer,
 )
-from nl_jax.training.loss import LossSums, bits_per_byte
-from nl_jax.training.metric_writers import (
-    JsonLines,
-    MetricsWriter,
-    TensorBoard,
-    read_json_lines,
-)
-from nl_jax.training.optimizer import make_schedule
-from nl_jax.training.programs import (
+from nl_jax.training.step import (
+    LossSums,
     Programs,
+    bits_per_byte,
     compile_programs,
     draw_state,
     plan_state,
 )
-from nl_jax.training.progress import Progress
-from nl_jax.training.provenance import versions
-from nl_jax.training.signals import StopSignal
-from nl_jax.training.storage import write_json
 from nl_jax.training.train_config import TrainConfig, to_json
 
 _LOG = logging.getLogger(__name__)
@@ -250,12 +249,7 @@ class _Run:
             return 0, None
         step = self.checkpoints.latest
         meta = self.checkpoints.meta(step)
-        check_same_config(
-            self.workdir,
-            meta["config"],
-            to_json(self.config),
-            accept=self.config.accept_new_config,
-        )
+        check_same_config(self.workdir, meta["config"], self.config)
         if meta["versions"] != versions():
             _LOG.warning(
                 "the checkpoint was written with %s; numbers may differ in "

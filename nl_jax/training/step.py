@@ -1,5 +1,11 @@
-"""One step of training and one of evaluation, as pure functions."""
+"""What a run computes: loss, a training step, an evaluation, the first state.
 
+Losses are sums that add up over batches and devices. The steps are pure
+functions; :func:`compile_programs` compiles them for a mesh ahead of time.
+"""
+
+import logging
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +14,51 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nl_jax.training.loss import LossSums, token_losses
+from nl_jax.array_typing import Ids, Logits, Losses
+from nl_jax.models import LanguageModel
+from nl_jax.training import mesh as mesh_lib
+from nl_jax.training.optimizer import make_optimizer
+from nl_jax.training.train_config import TrainConfig
+
+_LOG = logging.getLogger(__name__)
+
+
+class LossSums(NamedTuple):
+    """What a mean over any set of tokens is made of."""
+
+    nats: jax.Array
+    """Sum of cross-entropies."""
+    tokens: jax.Array
+    """Number of targets."""
+    n_bytes: jax.Array
+    """Bytes that the targets spell."""
+
+    @classmethod
+    def of(
+        cls,
+        losses: Losses,
+        targets: Ids,
+        byte_lengths: np.ndarray,
+        weights: Losses | None = None,
+    ) -> "LossSums":
+        """Adds up; ``weights`` 0 leaves a target out."""
+        weights = jnp.ones_like(losses) if weights is None else weights
+        lengths = jnp.asarray(byte_lengths, jnp.float32)[targets]
+        return cls(
+            (losses * weights).sum(), weights.sum(), (lengths * weights).sum()
+        )
+
+
+def token_losses(logits: Logits, targets: Ids) -> Losses:
+    """Returns the cross-entropy of each target in nats, float32."""
+    return optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), targets
+    )
+
+
+def bits_per_byte(sums: LossSums) -> float:
+    """Returns bits per byte of text, which do not depend on the tokenizer."""
+    return float(sums.nats) / float(np.log(2)) / max(float(sums.n_bytes), 1.0)
 
 
 class TrainState(NamedTuple):
@@ -36,9 +86,7 @@ def make_train_step(
     """
 
     def loss(variables, tokens):
-        targets = tokens[:, 1:]
-        logits, _ = model.apply(variables, tokens[:, :-1])
-        losses = token_losses(logits, targets)
+        losses, targets = _predict(model, variables, tokens)
         return losses.mean(), LossSums.of(losses, targets, byte_lengths)
 
     def gradients(variables, tokens):
@@ -75,9 +123,120 @@ def make_eval_step(model: Any, byte_lengths: np.ndarray) -> Callable:
     """Returns ``(variables, tokens [B, T + 1], weights [B, T]) -> sums``."""
 
     def step(variables, tokens, weights):
-        targets = tokens[:, 1:]
-        logits, _ = model.apply(variables, tokens[:, :-1])
-        losses = token_losses(logits, targets)
+        losses, targets = _predict(model, variables, tokens)
         return LossSums.of(losses, targets, byte_lengths, weights)
 
     return step
+
+
+def _predict(model, variables, tokens):
+    targets = tokens[:, 1:]
+    logits, _ = model.apply(variables, tokens[:, :-1])
+    return token_losses(logits, targets), targets
+
+
+class Programs(NamedTuple):
+    """The compiled steps of a run."""
+
+    train_step: Callable
+    """``(state, tokens [B, T + 1]) -> (state, metrics)``; eats its state."""
+    eval_step: Callable
+    """``(variables, tokens [B, T + 1], weights [B, T]) -> LossSums``."""
+    compile_seconds: dict[str, float]
+    """Of each."""
+
+
+def plan_state(
+    config: TrainConfig, model: LanguageModel, mesh: jax.sharding.Mesh
+) -> tuple[optax.GradientTransformation, TrainState]:
+    """Returns the optimizer, and shape and place of each array of a state."""
+    axes = model.logical_axes()
+    shapes = jax.eval_shape(lambda: _draw(config, model))
+    optimizer = make_optimizer(
+        config.optimizer, config.steps, axes, model.parameter_periods(shapes)
+    )
+    where = mesh_lib.parameter_shardings(mesh, axes, shapes)
+    opt_shapes = jax.eval_shape(optimizer.init, shapes)
+    places = TrainState(
+        where, mesh_lib.state_shardings(mesh, (shapes, where), opt_shapes)
+    )
+    return optimizer, jax.tree.map(
+        lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w),
+        TrainState(shapes, opt_shapes),
+        places,
+    )
+
+
+def draw_state(
+    config: TrainConfig,
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    shapes: TrainState,
+) -> TrainState:
+    """Draws the state of step 0, each array where ``shapes`` puts it."""
+
+    def begin():
+        variables = _draw(config, model)
+        return TrainState(variables, optimizer.init(variables))
+
+    return jax.jit(begin, out_shardings=_layout(shapes))()
+
+
+def compile_programs(
+    config: TrainConfig,
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    shapes: TrainState,
+    byte_lengths: np.ndarray,
+) -> Programs:
+    """Compiles ahead of time, so that the time it takes is known.
+
+    Args:
+        config: the run.
+        model: what is trained.
+        optimizer: from :func:`plan_state`, as ``shapes`` is.
+        mesh: devices.
+        shapes: of the state.
+        byte_lengths: bytes of each token, ``[V]``.
+
+    Raises:
+        InputError: if the devices cannot share a batch.
+    """
+    mesh_lib.check_batch(mesh, config.batch_size)
+    lengths = np.ones(model.config.vocab_size, np.int32)
+    lengths[: len(byte_lengths)] = byte_lengths
+    where = mesh_lib.batch_sharding(mesh)
+    rows, length = config.batch_size, config.seq_len
+    tokens = jax.ShapeDtypeStruct((rows, length + 1), jnp.int32, sharding=where)
+    weights = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=where)
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, function, *arguments: Any) -> Callable:
+        began = time.monotonic()
+        compiled = function.lower(*arguments).compile()
+        seconds[name] = round(time.monotonic() - began, 2)
+        _LOG.info("compiled %s in %.1f s", name, seconds[name])
+        return compiled
+
+    step = make_train_step(model, optimizer, lengths, config.accumulate)
+    evaluate = make_eval_step(model, lengths)
+    # Pinned, so that the second step meets what the first one met.
+    out = (_layout(shapes), None)
+    step = jax.jit(step, donate_argnums=0, out_shardings=out)
+    return Programs(
+        timed("train_step", step, shapes, tokens),
+        timed(
+            "eval_step", jax.jit(evaluate), shapes.variables, tokens, weights
+        ),
+        seconds,
+    )
+
+
+def _draw(config: TrainConfig, model: LanguageModel) -> Any:
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return model.init(jax.random.key(config.seed), tokens)
+
+
+def _layout(shapes: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.sharding, shapes)

@@ -13,6 +13,14 @@ from nl_jax.models import build
 VOCAB = 13
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compile_without_optimising():
+    """Compilation is most of the time; numbers are compared with each other."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 class Case(NamedTuple):
     model: Any
     variables: Any

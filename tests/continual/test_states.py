@@ -51,8 +51,8 @@ def test_bfloat16_leaves_are_saved(tmp_path):
         "transformer", d_model=8, n_heads=2, n_layers=1, dtype="bfloat16"
     )
     tokens = jnp.arange(5)[None]
-    variables = model.init(jax.random.key(0), tokens)
-    _, state = model.apply(variables, tokens)
+    variables = jax.jit(model.init)(jax.random.key(0), tokens)
+    _, state = jax.jit(model.apply)(variables, tokens)
     assert any(a.dtype == jnp.bfloat16 for a in jax.tree.leaves(state))
     save_state(tmp_path / "state", model, state)
     assert equal(load_state(tmp_path / "state", model, variables), state)
@@ -62,7 +62,7 @@ def test_files_that_are_no_such_state(learning, static, state, tmp_path):
     path = tmp_path / "state"
     save_state(path, learning.model, state)
     model, variables = learning[:2]
-    with pytest.raises(InputError, match="nothing is not a file; save a state"):
+    with pytest.raises(InputError, match="nothing does not exist; save a"):
         load_state(tmp_path / "nothing", model, variables)
     faster = build(model.config, cms={"rate": 0.2})
     with pytest.raises(

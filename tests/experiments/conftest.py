@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from experiments import cli, train_lm
+from experiments.language import train_lm
+from experiments.shared import cli
 
 SMALL = (
     "--config=experiments/configs/smoke.py",
@@ -38,7 +39,7 @@ def script(capsys, monkeypatch):
     def run(module, *arguments):
         status = 0
         try:
-            cli.run(module.define, module.main, arguments)
+            cli.run(module, arguments)
         except SystemExit as stop:
             status = stop.code
         return status, *capsys.readouterr()
@@ -53,5 +54,5 @@ def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["train_lm"])
-        cli.run(train_lm.define, train_lm.main, [*SMALL, f"--workdir={path}"])
+        cli.run(train_lm, [*SMALL, f"--workdir={path}"])
     return path

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from experiments import adaptive_frequency as experiment
-from experiments.changing_text import streams
+from experiments.levels import adaptive_frequency as experiment
+from experiments.levels.changing_text import streams
 
 SMALL = (
     "--arms=surprise:1.01",

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark_models
-from experiments import timed_models as timed
+from experiments.speed import benchmark_models
+from experiments.speed import timed_models as timed
+from nl_jax.nested.describe import count_bytes
 
 SMALL = (
     "--width=16",
@@ -77,7 +78,7 @@ def test_states_are_those_of_a_stream():
             states[position],
             expected,
         )
-    assert timed.state_bytes(states[1]) == timed.state_bytes(states[8])
+    assert count_bytes(states[1]) == count_bytes(states[8])
 
 
 @pytest.mark.parametrize(

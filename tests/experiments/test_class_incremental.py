@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import class_incremental
-from experiments.class_data import (
+from experiments.classes import class_incremental
+from experiments.classes.data import (
     MODULES,
     class_tasks,
     read_texts,
@@ -14,10 +14,10 @@ from experiments.class_data import (
     standard_library,
     validation,
 )
-from experiments.class_features import make_features
-from experiments.class_learners import ClassMeans, Mahalanobis, Softmax
-from experiments.class_matrix import METRICS
-from experiments.class_memory import ContinuumMemory, Level, split_levels
+from experiments.classes.features import make_features
+from experiments.classes.learners import ClassMeans, Mahalanobis, Softmax
+from experiments.classes.matrix import METRICS
+from experiments.classes.memory import ContinuumMemory, Level, split_levels
 from nl_jax.continual import metrics
 from nl_jax.errors import InputError
 from tests.experiments.conftest import word_table

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import cms_cost
+from experiments.levels import cms_cost
 
 SMALL = (
     "--lengths=8,32",

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from experiments import digits
-from experiments.digits_model import load
+from experiments.optimizers import digits
+from experiments.optimizers.vision import load
 
 SMALL = (
     "--optimizers=m3,adamw",

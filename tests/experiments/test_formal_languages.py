@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import formal_languages
-from experiments.languages import LANGUAGES, draw
+from experiments.languages import formal_languages
+from experiments.languages.formal import LANGUAGES, draw
 
 
 def strings(name, part=0, count=200):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import levels_effect
+from experiments.classes import levels_effect
 from nl_jax.continual import metrics
 from tests.experiments.conftest import word_table
 

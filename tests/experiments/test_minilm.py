@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments import class_incremental, minilm
+from experiments.classes import class_incremental, minilm
 from nl_jax.errors import InputError
 
 D, HEADS, LAYERS, WORDS = 8, 2, 2, 11

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import language_stream, novel_languages
-from experiments.invented import (
+from experiments.languages import novel_languages, stream
+from experiments.languages.invented import (
     PAIR,
     PROMPT,
     VOCABULARY,
@@ -79,12 +79,10 @@ def test_pairs_tell_the_language_and_part_the_kinds_of_token():
 
 def test_streams_of_test_and_training_are_not_the_same():
     sizes = (3, 12, 4)
-    read, asked = language_stream.make_stream(np.random.default_rng(0), *sizes)
+    read, asked = stream.make_stream(np.random.default_rng(0), *sizes)
     assert read.shape == (3, 12, PAIR) and asked.shape == (3, 4, PAIR)
     assert len(set(read[:, 0, 0].tolist())) == 3
-    other, _ = language_stream.make_stream(
-        np.random.default_rng((0, 1)), *sizes
-    )
+    other, _ = stream.make_stream(np.random.default_rng((0, 1)), *sizes)
     assert (read[:, :, PROMPT:] != other[:, :, PROMPT:]).any()
 
 
@@ -92,11 +90,9 @@ def test_runs_have_equally_many_weights():
     settings = {"pairs": 4, "width": 48, "layers": 1, "rate": 0.5}
     settings |= {"languages": 2}
     counts = {}
-    for run, levels in language_stream.LEVELS.items():
-        model = language_stream.make_model(run, settings)
-        variables = jax.eval_shape(
-            lambda model=model: language_stream.init(model, 0)
-        )
+    for run, levels in stream.LEVELS.items():
+        model = stream.make_model(run, settings)
+        variables = jax.eval_shape(lambda model=model: stream.init(model, 0))
         counts[run] = sum(x.size for x in jax.tree.leaves(variables))
         # A norm of each level, and its rate if it learns.
         counts[run] -= 48 * max(levels, 1) + levels
@@ -107,8 +103,8 @@ def test_runs_have_equally_many_weights():
 def test_levels_begin_with_the_same_rate_per_token():
     settings = {"pairs": 12, "width": 48, "layers": 1, "rate": 0.5}
     settings |= {"languages": 2}
-    model = language_stream.make_model("hope-3", settings)
-    variables = language_stream.init(model, 0)
+    model = stream.make_model("hope-3", settings)
+    variables = stream.init(model, 0)
     _, rates = model.fast_parameters(variables["params"])
     periods = model.config.cms.periods
     assert periods == (PAIR, 4 * PAIR, 12 * PAIR)

@@ -6,7 +6,7 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from experiments import optimizer_lm
+from experiments.optimizers import optimizer_lm
 from nl_jax.errors import DivergedError
 from nl_jax.models import LanguageModel
 

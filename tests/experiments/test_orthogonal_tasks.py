@@ -7,8 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import orthogonal_tasks
-from experiments.task_sequence import forgotten, learn, loss, make_data
+from experiments.optimizers import orthogonal_tasks
+from experiments.optimizers.task_sequence import (
+    forgotten,
+    learn,
+    loss,
+    make_data,
+)
 
 
 def test_tasks_share_no_direction():
@@ -99,8 +104,11 @@ def test_script(script, tmp_path):
     [
         ("--optimizers=lion", "allowed are momentum, "),
         ("--tasks=1", "--tasks=1"),
-        ("--progress=much", "--progress: could not convert"),
-        ("--progress=0.5,1", "--progress: must be between 0 and 1"),
+        (
+            "--progress=much",
+            "--progress=much: must be between 0 and 1; c",
+        ),
+        ("--progress=0.5,1", "--progress=0.5,1: must be between 0 and 1"),
         ("--seeds=100", "--tuning_seeds: must not be among --seeds"),
     ],
 )

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import gradient_growth, mqar, recall_task
+from experiments.recall import gradient_growth, mqar, task
 from nl_jax.errors import InputError
 
 SHAPE = {"length": 64, "pairs": 8, "vocab": 512, "batch": 32}
 
 
 def test_every_key_is_asked_once_and_answered_by_its_value():
-    tokens, targets = recall_task.make_batch(np.random.default_rng(0), **SHAPE)
+    tokens, targets = task.make_batch(np.random.default_rng(0), **SHAPE)
     assert tokens.shape == targets.shape == (32, 64)
     for row, wanted in zip(tokens, targets, strict=True):
         keys, values = row[:16:2], row[1:16:2]
@@ -29,9 +29,7 @@ def test_every_key_is_asked_once_and_answered_by_its_value():
 
 def test_short_gaps_are_common_and_long_ones_exist():
     rng = np.random.default_rng(1)
-    _, targets = recall_task.make_batch(
-        rng, **SHAPE | {"batch": 2000, "pairs": 1}
-    )
+    _, targets = task.make_batch(rng, **SHAPE | {"batch": 2000, "pairs": 1})
     gaps = (np.nonzero(targets >= 0)[1] - 2) / 2
     slots = np.arange(1, 32) ** -0.99
     expected = slots / slots.sum()
@@ -49,7 +47,7 @@ def test_short_gaps_are_common_and_long_ones_exist():
 )
 def test_pairs_must_fit(change, words):
     with pytest.raises(InputError, match=words):
-        recall_task.make_batch(np.random.default_rng(0), **SHAPE | change)
+        task.make_batch(np.random.default_rng(0), **SHAPE | change)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +101,7 @@ def look_up(monkeypatch):
     drawn = []
 
     def make_batch(rng, **shape):
-        batch = recall_task.make_batch(rng, **shape)
+        batch = task.make_batch(rng, **shape)
         drawn.append((shape["length"], shape["batch"], int(batch[0].sum())))
         return batch
 
@@ -120,7 +118,7 @@ def look_up(monkeypatch):
             learning_rate=1e-9,
             target=0.9,
         )
-        slices = recall_task.parse_slices(["16:2", "32:4"], vocab=64, tokens=64)
+        slices = task.parse_slices(["16:2", "32:4"], vocab=64, tokens=64)
         return mqar.train("look-up", seed, slices, settings), [*drawn]
 
     return run
@@ -181,7 +179,7 @@ def test_a_finished_run_is_not_repeated(script, tmp_path, monkeypatch):
 @pytest.mark.parametrize("module", [mqar, gradient_growth])
 def test_wrong_flags(script, tmp_path, module):
     status, _, errors = script(module, "--runs=hopeless", f"--out={tmp_path}")
-    assert status == 2 and f"allowed are {', '.join(mqar.RUNS)}" in errors
+    assert status == 2 and f"allowed are {', '.join(task.RUNS)}" in errors
 
 
 def test_gradient_norms_are_written(script, tmp_path):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import stream_speed
+from experiments.streams import stream_speed
 from nl_jax.models import build
 
 

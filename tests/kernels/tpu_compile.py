@@ -164,8 +164,7 @@ def compile_train_step(model):
 
     from nl_jax.models import build, configure
     from nl_jax.training import mesh as mesh_lib
-    from nl_jax.training.programs import plan_state
-    from nl_jax.training.step import make_train_step
+    from nl_jax.training.step import make_train_step, plan_state
     from nl_jax.training.train_config import TrainConfig
 
     settings = configure(

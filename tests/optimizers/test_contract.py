@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint import v1 as ocp
 
-from nl_jax.training import load_tree, save_tree
 from tests.optimizers.cases import (
     CASES,
     NOT_LIKE_PARAMETERS,
@@ -209,9 +209,8 @@ def test_vmap_donation_and_shapes(name):
 def test_saved_and_restored(name, tmp_path):
     tx, update = compiled(name)
     params, state = run(tx, update, 2)
-    save_tree(tmp_path / "state", state, {})
-    shapes = jax.eval_shape(tx.init, PARAMS)
-    restored = load_tree(tmp_path / "state", shapes, {})
+    ocp.save(tmp_path / "state", state)
+    restored = ocp.load(tmp_path / "state", tx.init(PARAMS))
     assert_same(restored, state, rtol=0)
     expected, _ = update(gradients(5), state, params)
     assert_same(update(gradients(5), restored, params)[0], expected, rtol=0)

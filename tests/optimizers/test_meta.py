@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from nl_jax import optimizers as nl
-from nl_jax.training import load_tree, save_tree
 
 CURVATURE = np.array([4.0, 1.0, 0.25])
 
@@ -96,10 +96,10 @@ def test_it_is_a_plain_transformation(learned, tmp_path):
     update = jax.jit(chained.update, donate_argnums=1)
     out, _ = update(jnp.ones((1, 3)), chained.init(w), w)
     assert np.isfinite(out).all()
-    save_tree(tmp_path / "state", state, {})
     base = injected()
-    shapes = jax.eval_shape(base.init, w)
-    restored = nl.begin_with(base, load_tree(tmp_path / "state", shapes, {}))
+    ocp.save(tmp_path / "state", state)
+    loaded = ocp.load(tmp_path / "state", base.init(w))
+    restored = nl.begin_with(base, loaded)
     g = jnp.array([[1.0, -2.0, 0.5]])
     np.testing.assert_array_equal(
         restored.update(g, restored.init(w), w)[0],

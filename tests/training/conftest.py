@@ -1,12 +1,62 @@
 """A run so small that a test can do it whole."""
 
 import dataclasses
+import functools
 
+import jax
+import numpy as np
 import pytest
 
 from nl_jax.data import DataConfig
-from nl_jax.models import configure
-from nl_jax.training import OptimizerConfig, TrainConfig
+from nl_jax.models import LanguageModel, configure
+from nl_jax.training import (
+    OptimizerConfig,
+    TrainConfig,
+    TrainState,
+    make_optimizer,
+)
+
+LENGTHS = np.ones(256, np.int32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_little():
+    """Compilation is most of the time: it is done without optimising, and runs
+    read each other's programs, short ones too."""
+    seconds = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update(seconds, 0.0)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update(seconds, before)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def draw(model, key, tokens):
+    """Initial parameters, compiled once for each model."""
+    return model.init(key, tokens)
+
+
+def outer_optimizer(config, model, variables):
+    return make_optimizer(
+        config.optimizer,
+        config.steps,
+        model.logical_axes(),
+        model.parameter_periods(variables),
+    )
+
+
+def parts(config):
+    """The model, state, optimizer and one batch of a run."""
+    model = LanguageModel(config.model)
+    tokens = jax.random.randint(
+        jax.random.key(1), (config.batch_size, config.seq_len + 1), 0, 256
+    )
+    variables = draw(model, jax.random.key(0), tokens[:1, :1])
+    optimizer = outer_optimizer(config, model, variables)
+    state = TrainState(variables, jax.jit(optimizer.init)(variables))
+    return model, state, optimizer, tokens
 
 
 @pytest.fixture(scope="session")

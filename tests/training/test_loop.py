@@ -16,11 +16,12 @@ import pytest
 from nl_jax.data import DataConfig
 from nl_jax.errors import InputError
 from nl_jax.training import (
+    MeshConfig,
     OptimizerConfig,
     checkpoint,
     load_model,
     loop,
-    programs,
+    step,
     train,
 )
 
@@ -88,8 +89,8 @@ def test_a_run_writes_everything(finished):
 
 def test_without_a_workdir_nothing_is_written(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = train(tiny(steps=2))
-    assert result.step == 2 and not list(tmp_path.iterdir())
+    result = train(tiny())
+    assert result.step == 6 and not list(tmp_path.iterdir())
 
 
 def test_a_restart_gives_the_same_numbers(finished, copy, tiny):
@@ -134,23 +135,30 @@ def test_a_new_config_can_be_accepted(copy, tiny):
     assert losses(copy)[-1][0] == 8
 
 
-def test_an_older_checkpoint_goes_on(copy, finished, tiny):
-    """From before optimizers had names and matrix memories a layer."""
+def edit_configs(workdir, change):
+    """Changes the configuration in each of three checkpoints."""
     changed = 0
-    for path in (copy / "checkpoints").glob("*/meta/*"):
+    for path in (workdir / "checkpoints").glob("*/meta/*"):
         text = path.read_text()
         if '"matrix"' not in text:
             continue
         meta = json.loads(text)
-        model = meta["config"]["model"]
-        del meta["config"]["optimizer"]["name"]
-        del model["deep"], model["lstm"], model["cms"]["form"]
-        matrix = model.pop("matrix")
-        kept = ("beta_max", "chunk_size", "conv_width")
-        model["delta_net"] = {n: matrix[n] for n in kept} | {"gated": False}
+        change(meta["config"])
         path.write_text(json.dumps(meta))
         changed += 1
     assert changed == 3
+
+
+def test_a_checkpoint_from_before_some_field_goes_on(copy, finished, tiny):
+    """What it does not say has the field's default."""
+
+    def age(config):
+        del config["optimizer"]["name"], config["data"]["stdlib"]
+        model = config["model"]
+        del model["deep"], model["lstm"], model["cms"]["form"], model["matrix"]
+
+    edit_configs(copy, age)
+    assert load_model(copy).model.config == tiny().model
     shutil.rmtree(copy / "checkpoints" / "6")
     assert train(tiny(), copy).step == 6
     assert losses(copy) == losses(finished[0])
@@ -158,13 +166,22 @@ def test_an_older_checkpoint_goes_on(copy, finished, tiny):
         train(tiny(optimizer=OptimizerConfig(1e-2, 2, name="muon")), copy)
 
 
+def test_a_checkpoint_with_a_field_that_went_is_refused(copy, tiny):
+    edit_configs(copy, lambda config: config["model"].update(delta_net=1))
+    with pytest.raises(InputError, match=r"model.delta_net=1, but now.*None"):
+        train(tiny(accept_new_config=True), copy)
+    message = "a model of another version: unknown field delta_net"
+    with pytest.raises(InputError, match=message):
+        load_model(copy)
+
+
 def test_m3_goes_on_with_the_same_numbers(tiny, tmp_path):
     """From step 6: gathered for the slow momentum, which moves at step 8."""
     config = tiny(optimizer=OptimizerConfig(1e-2, 2, name="m3"), steps=10)
     whole = train(config, tmp_path)
     before = losses(tmp_path)
-    for step in (8, 10):
-        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    for number in (8, 10):
+        shutil.rmtree(tmp_path / "checkpoints" / str(number))
     again = train(config, tmp_path)
     assert losses(tmp_path) == before
     jax.tree.map(
@@ -185,10 +202,10 @@ def test_changed_text_is_refused(copy, tiny, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
     """Step 4 explodes, when it should be saved; that of step 2 is good."""
-    real = programs.make_train_step
+    real = step.make_train_step
 
     def exploding(*arguments):
-        step = real(*arguments)
+        whole = real(*arguments)
 
         def wrapped(state, tokens):
             counts = [
@@ -197,7 +214,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
                 if leaf.dtype == np.int32 and leaf.ndim == 0
             ]
             count = jax.numpy.stack(counts).max()
-            state, metrics = step(state, tokens)
+            state, metrics = whole(state, tokens)
             bad = jax.numpy.where(count >= 3, np.nan, 1.0)
             variables = jax.tree.map(
                 lambda leaf: leaf * bad.astype(leaf.dtype), state.variables
@@ -208,7 +225,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
 
         return wrapped
 
-    monkeypatch.setattr(programs, "make_train_step", exploding)
+    monkeypatch.setattr(step, "make_train_step", exploding)
     with pytest.raises(InputError, match=r"step 4: loss nan.*step 2.*good"):
         train(tiny(), tmp_path)
     loaded = load_model(tmp_path)
@@ -304,7 +321,5 @@ def test_a_signal_saves_and_stops(tiny, tmp_path, monkeypatch, finished):
 
 
 def test_the_mesh_must_fit_the_devices(tiny):
-    from nl_jax.training import MeshConfig
-
     with pytest.raises(InputError, match="must multiply to the 1 devices"):
         train(tiny(mesh=MeshConfig(data=3)))

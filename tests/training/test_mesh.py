@@ -1,5 +1,6 @@
 """Where things lie, and that it does not change what is computed."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from nl_jax.errors import InputError
-from nl_jax.training import MeshConfig, OptimizerConfig, to_json
+from nl_jax.training import MeshConfig, OptimizerConfig, to_json, train
 from nl_jax.training.mesh import check_batch, make_mesh, parameter_shardings
 from tests.devices import run_on_devices
 
@@ -18,30 +19,30 @@ import jax
 from nl_jax.models import configure
 from nl_jax.data import DataConfig
 from nl_jax.training import *
-here = pathlib.Path(sys.argv[1])
-fields = json.loads((here / "config.json").read_text())
-config = TrainConfig(
-    model=configure("hope", **fields["model"]),
-    data=DataConfig(**fields["data"]),
-    optimizer=OptimizerConfig(**fields["optimizer"]),
-    mesh=MeshConfig(**json.loads(sys.argv[3])),
-    steps=int(sys.argv[2]), batch_size=8, seq_len=16, eval_every=0,
-    checkpoint_every=2, accept_new_config=True,
-)
-result = train(config, here)
-spread = {
-    len(leaf.sharding.device_set) for leaf in jax.tree.leaves(result.variables)
-}
-whole = all(
-    leaf.sharding.is_fully_replicated
-    for leaf in jax.tree.leaves(result.variables)
-)
-print(json.dumps([max(spread), whole, result.held_out_bits_per_byte]))
+fields = json.loads(pathlib.Path(sys.argv[1], "config.json").read_text())
+kinds = {"data": DataConfig, "optimizer": OptimizerConfig, "mesh": MeshConfig,
+         "sample": SampleConfig}
+model = configure("hope", **fields.pop("model"))
+nested = {name: kind(**fields.pop(name)) for name, kind in kinds.items()}
+result = train(TrainConfig(model=model, **nested, **fields), sys.argv[1])
+leaves = jax.tree.leaves(result.variables)
+print(json.dumps([max(len(leaf.sharding.device_set) for leaf in leaves),
+                  all(leaf.sharding.is_fully_replicated for leaf in leaves)]))
 """
 
 
-def run(workdir, devices, steps, mesh):
-    out = run_on_devices(RUN, workdir, steps, json.dumps(mesh), devices=devices)
+def run_on_one(config, workdir):
+    leaves = jax.tree.leaves(train(config, workdir).variables)
+    return [
+        max(len(leaf.sharding.device_set) for leaf in leaves),
+        all(leaf.sharding.is_fully_replicated for leaf in leaves),
+    ]
+
+
+def run_on_eight(config, workdir):
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps(to_json(config)))
+    out = run_on_devices(RUN, workdir, devices=8)
     return json.loads(out.splitlines()[-1])
 
 
@@ -60,18 +61,17 @@ def test_eight_devices_compute_what_one_does(
     tiny, tmp_path, name, steps, moved_at
 ):
     """Batch over 2, parameters over 2 x 2; then the run goes on on one."""
-    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     # A rate that does not fall: the run that stops early is not a shorter one.
     optimizer = OptimizerConfig(1e-2, 2, final_rate=1.0, name=name)
-    config = to_json(tiny("transformer", optimizer=optimizer))
-    for folder in ("one", "eight"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "config.json").write_text(json.dumps(config))
-    alone = run(tmp_path / "one", 1, steps, {})
-    first = run(tmp_path / "eight", 8, moved_at, mesh)
-    assert first[:2] == [8, False]
-    moved = run(tmp_path / "eight", 1, steps, {})
-    assert alone[:2] == moved[:2] == [1, True]
+    config = tiny(
+        optimizer=optimizer, steps=steps, batch_size=8, accept_new_config=True
+    )
+    sharded = dataclasses.replace(config, mesh=mesh, steps=moved_at)
+    alone = run_on_one(config, tmp_path / "one")
+    assert run_on_eight(sharded, tmp_path / "eight") == [8, False]
+    moved = run_on_one(config, tmp_path / "eight")
+    assert alone == moved == [1, True]
     np.testing.assert_allclose(
         losses(tmp_path / "eight"), losses(tmp_path / "one"), rtol=1e-4
     )

@@ -1,7 +1,6 @@
 """The outer optimizer by name: what each learns, and what it is told."""
 
 import dataclasses
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +10,25 @@ import pytest
 
 from nl_jax.models import build
 from nl_jax.nested import describe
+from nl_jax.optimizers import NAMED
 from nl_jax.training import (
     OptimizerConfig,
+    TrainState,
     make_optimizer,
     make_schedule,
     make_train_step,
 )
-from nl_jax.training.train_config import OptimizerName
 from nl_jax.training.update_rules import matrix_dimensions
-from tests.training.test_step import LENGTHS, parts
+from tests.training.conftest import LENGTHS, outer_optimizer, parts
 
-NAMES = typing.get_args(OptimizerName)
-RATES = {"momentum": 0.1, "delta_momentum": 0.1, "deep_momentum": 0.1}
+NAMES = tuple(NAMED)
+RATES = {
+    "momentum": 0.1,
+    "delta_momentum": 0.1,
+    "deep_momentum": 0.1,
+    "sign_momentum": 2e-3,
+    "adagrad_memory": 3e-2,
+}
 
 
 def config(name, **changes):
@@ -31,37 +37,67 @@ def config(name, **changes):
     return OptimizerConfig(name=name, **fields | changes)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_optimizer_learns_a_batch(tiny, name):
-    model, state, optimizer, tokens = parts(
-        tiny(steps=30, optimizer=config(name))
+@pytest.fixture(scope="module")
+def gradients(tiny):
+    """A step whose optimizer leaves gradients as its state and moves nothing.
+
+    It is compiled once, and each rule's update for itself.
+    """
+    model, state, _, tokens = parts(tiny())
+    keep = optax.GradientTransformation(
+        lambda params: params,
+        lambda grads, _, params: (jax.tree.map(jnp.zeros_like, grads), grads),
     )
-    step = jax.jit(make_train_step(model, optimizer, LENGTHS))
-    before, losses = state.variables, []
+    step = jax.jit(make_train_step(model, keep, LENGTHS))
+
+    def find(variables):
+        (_, grads), metrics = step(TrainState(variables, variables), tokens)
+        sums = metrics["sums"]
+        return grads, float(sums.nats / sums.tokens)
+
+    return model, state.variables, find
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_learns_a_batch(tiny, gradients, name):
+    model, before, find = gradients
+    run = tiny(steps=30, optimizer=config(name))
+    optimizer = outer_optimizer(run, model, before)
+
+    @jax.jit
+    def update(grads, state, variables):
+        updates, state = optimizer.update(grads, state, variables)
+        return optax.apply_updates(variables, updates), state
+
+    after, state = before, jax.jit(optimizer.init)(before)
+    losses = []
     for _ in range(12):
-        state, metrics = step(state, tokens)
-        losses.append(float(metrics["sums"].nats / metrics["sums"].tokens))
+        grads, loss = find(after)
+        after, state = update(grads, state, after)
+        losses.append(loss)
     assert losses[-1] < losses[0] - 0.1
     for path, leaf in jax.tree_util.tree_leaves_with_path(before):
-        after = state.variables
+        found = after
         for key in path:
-            after = after[key.key]
-        assert np.isfinite(after).all()
-        assert np.any(after != leaf), jax.tree_util.keystr(path)
+            found = found[key.key]
+        assert np.isfinite(found).all()
+        assert np.any(found != leaf), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_level_table_shows_it(name):
+@pytest.fixture(scope="module")
+def declared():
+    """Shapes, logical axes and periods of Hope's parameters."""
     model = build("hope")
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
     )
-    optimizer = make_optimizer(
-        config(name),
-        10,
-        model.logical_axes(),
-        model.parameter_periods(shapes),
-    )
+    return shapes, model.logical_axes(), model.parameter_periods(shapes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_level_table_shows_it(declared, name):
+    shapes, *names = declared
+    optimizer = make_optimizer(config(name), 10, *names)
     rows = describe(optimizer, params=shapes).rows
     expected = {
         "adamw": ("ScaleByAdamState", "compress gradients"),
@@ -71,6 +107,10 @@ def test_the_level_table_shows_it(name):
         "momentum": ("gradient memory", "dot product"),
         "delta_momentum": ("gradient memory", "delta"),
         "deep_momentum": ("gradient memory", "l2"),
+        "sign_momentum": ("gradient memory", "dot product"),
+        "newton_schulz_memory": ("gradient memory", "dot product"),
+        "adagrad_memory": ("AdaGrad's memory", "l2"),
+        "learned_preconditioner": ("learned preconditioner", "l2"),
     }
     found = [row for row in rows if (row.name, row.objective) == expected[name]]
     assert found
@@ -143,28 +183,29 @@ def test_stacked_blocks_learn_as_they_would_alone(name):
         k: jax.random.normal(next(keys), (2, *s)) for k, s in shapes.items()
     }
 
-    def run(params, axes):
+    def trained(axes, starts):
         tx = make_optimizer(
             config(name, clip_norm=1e9, weight_decay=0.1),
             9,
             axes,
-            jax.tree.map(lambda _: 1, params),
+            dict.fromkeys(axes, 1),
         )
 
         @jax.jit
-        def step(params, state, t):
-            grads = jax.tree.map(lambda p: jnp.sin(3 * p) + p * t, params)
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
+        def train(params):
+            def step(t, carry):
+                params, state = carry
+                grads = jax.tree.map(lambda p: jnp.sin(3 * p) + p * t, params)
+                updates, state = tx.update(grads, state, params)
+                return optax.apply_updates(params, updates), state
 
-        state = tx.init(params)
-        for t in range(9):
-            params, state = step(params, state, t)
-        return params
+            return jax.lax.fori_loop(0, 9, step, (params, tx.init(params)))[0]
 
-    stacked = run(params, {k: ("layers", *v) for k, v in axes.items()})
-    for block in range(2):
-        alone = run(jax.tree.map(lambda p, i=block: p[i], params), axes)
+        return [train(params) for params in starts]
+
+    (stacked,) = trained({k: ("layers", *v) for k, v in axes.items()}, [params])
+    starts = [jax.tree.map(lambda p, i=i: p[i], params) for i in range(2)]
+    for block, alone in enumerate(trained(axes, starts)):
         for key, value in alone.items():
             np.testing.assert_allclose(
                 stacked[key][block], value, rtol=2e-4, atol=1e-5, err_msg=key
@@ -188,7 +229,7 @@ def test_matrices_step_as_far_as_adam_does(name):
         axes,
         jax.tree.map(lambda _: 1, grads),
     )
-    updates, _ = tx.update(grads, tx.init(grads), grads)
+    updates = jax.jit(lambda g: tx.update(g, tx.init(g), g)[0])(grads)
     for key in ("wide", "tall"):
         size = float(jnp.sqrt(jnp.mean(updates[key] ** 2)))
         assert 0.12 < size < 0.3, (key, size)
@@ -216,9 +257,10 @@ def test_adamw_is_that_of_optax():
     ends = []
     for tx in (ours, theirs):
         at, state = params, tx.init(params)
+        update = jax.jit(tx.update)
         for t in range(3):
             grads = jax.tree.map(lambda p, t=t: jnp.sin(9 * p + t), at)
-            updates, state = tx.update(grads, state, at)
+            updates, state = update(grads, state, at)
             at = optax.apply_updates(at, updates)
         ends.append(at)
     jax.tree.map(
@@ -234,6 +276,7 @@ def test_options_reach_the_rule():
     changed = dataclasses.replace(config("momentum"), b1=0.5, clip_norm=1e9)
     axes, params = {"w": ("embed",)}, {"w": jnp.ones(3)}
     tx = make_optimizer(changed, 1000, axes, {"w": 1})
-    _, state = tx.update(params, tx.init(params), params)
-    updates, _ = tx.update(params, state, params)
+    update = jax.jit(tx.update)
+    _, state = update(params, tx.init(params), params)
+    updates, _ = update(params, state, params)
     np.testing.assert_allclose(updates["w"], -0.15, rtol=1e-3)

@@ -7,18 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nl_jax.continual import PositionTable, Sampler, sample_token, state_norms
+from nl_jax.continual import (
+    PositionTable,
+    Sampler,
+    SamplerState,
+    load_state,
+    sample_token,
+    save_state,
+    state_norms,
+)
 from nl_jax.data import BPETokenizer, read_blocks
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
-from nl_jax.training import load_tree, save_tree, saved
+from nl_jax.models.language_model import ModelState
+from tests.training.conftest import draw
 
 
 @pytest.fixture(scope="module")
 def trained(tiny):
     model = LanguageModel(tiny("hope").model)
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return model, model.init(jax.random.key(0), tokens)
+    return model, draw(model, jax.random.key(0), tokens)
 
 
 def test_norms_name_each_leaf(trained):
@@ -77,18 +86,19 @@ def test_bad_files(tmp_path, content, words):
 
 def test_greedy_sampling_takes_the_best():
     logits = jnp.array([0.0, 2.0, 1.0])
+    sample = jax.jit(sample_token)
     for seed in range(5):
-        assert sample_token(jax.random.key(seed), logits, 0.0, 1.0) == 1
-        assert sample_token(jax.random.key(seed), logits, 9.0, 1e-3) == 1
+        assert sample(jax.random.key(seed), logits, 0.0, 1.0) == 1
+        assert sample(jax.random.key(seed), logits, 9.0, 1e-3) == 1
 
 
 def test_top_p_leaves_the_tail_out():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     keys = jax.random.split(jax.random.key(0), 2000)
-    draw = jax.jit(jax.vmap(sample_token, (0, None, None, None)))
-    counts = np.bincount(draw(keys, logits, 1.0, 0.75), minlength=4) / 2000
+    draw_all = jax.jit(jax.vmap(sample_token, (0, None, None, None)))
+    counts = np.bincount(draw_all(keys, logits, 1.0, 0.75), minlength=4) / 2000
     np.testing.assert_allclose(counts, [0.625, 0.375, 0, 0], atol=0.05)
-    counts = np.bincount(draw(keys, logits, 1.0, 1.0), minlength=4) / 2000
+    counts = np.bincount(draw_all(keys, logits, 1.0, 1.0), minlength=4) / 2000
     np.testing.assert_allclose(counts, [0.5, 0.3, 0.15, 0.05], atol=0.05)
 
 
@@ -97,41 +107,33 @@ def test_a_saved_stream_goes_on_as_if_it_had_not_stopped(trained, tmp_path):
     sampler = Sampler(model, variables, vocab_size=200, seed=3)
     sampler.feed(b"abc")
     first = list(sampler.draw(5, temperature=0.7, top_p=0.9))
-    save_tree(tmp_path / "state", sampler.state, {"model": 1})
-    shapes = jax.eval_shape(lambda: sampler.state)
+    path = tmp_path / "state"
+
+    def load(path, **choices):
+        choices = {"kind": SamplerState, "meta": {"step": 1}} | choices
+        return load_state(path, model, variables, **choices)
+
+    save_state(path, model, sampler.state, meta={"step": 1})
     expected = list(sampler.draw(5, temperature=0.7, top_p=0.9))
-    sampler.state = load_tree(tmp_path / "state", shapes, {"model": 1})
+    sampler.state = load(path)
     assert list(sampler.draw(5, temperature=0.7, top_p=0.9)) == expected
     assert max(first + expected) < 200
-    with pytest.raises(InputError, match="another model"):
-        load_tree(tmp_path / "state", shapes, {"model": 2})
-    with pytest.raises(InputError, match="does not exist"):
-        load_tree(tmp_path / "nothing", shapes, {"model": 1})
-    for file in (tmp_path / "state" / "tree" / "d").iterdir():
-        file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(InputError, match=r"model: it has meta.step=1, this"):
+        load(path, meta={"step": 2})
+    with pytest.raises(InputError, match="a SamplerState, not a ModelState"):
+        load(path, kind=ModelState)
+    with pytest.raises(InputError, match="nothing does not exist"):
+        load(tmp_path / "nothing")
+    with pytest.raises(InputError, match="a folder, as earlier versions"):
+        load(tmp_path)
+    path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(InputError, match="is damaged"):
-        load_tree(tmp_path / "state", shapes, {"model": 1})
-
-
-def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
-    path, tree = tmp_path / "state", {"a": jnp.arange(3.0)}
-    for factor in (1, 2):
-        save_tree(path, {"a": factor * tree["a"]}, {})
-
-    def stop(folder, *args, **options):
-        folder.mkdir()
-        raise OSError("no space left")
-
-    monkeypatch.setattr(saved.ocp, "save_checkpointables", stop)
-    with pytest.raises(InputError, match=r"could not save .*no space left"):
-        save_tree(path, tree, {})
-    found = load_tree(path, tree, {})
-    np.testing.assert_array_equal(found["a"], 2 * tree["a"])
+        load(path)
 
 
 def test_a_state_has_the_same_size_for_ever(trained):
     model, variables = trained
-    sampler = Sampler(model, variables)
+    sampler = Sampler(model, variables, vocab_size=200)
 
     def size():
         return sum(leaf.nbytes for leaf in jax.tree.leaves(sampler.state))

@@ -1,0 +1,200 @@
+"""What a run shows of itself: metrics in files, progress, figures."""
+
+import json
+import logging
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import jax
+import tqdm
+
+from nl_jax.errors import InputError
+
+_LOG = logging.getLogger(__name__)
+
+
+class MetricsWriter(Protocol):
+    """Takes numbers of one step; only process 0 has one."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Records values."""
+
+    def close(self) -> None:
+        """Finishes."""
+
+
+class JsonLines:
+    """One JSON object a line, on disk at once.
+
+    Args:
+        path: the file; it is continued if it exists.
+        last_step: lines of later steps, written by a run that was cut off
+            after its last checkpoint, are removed.
+    """
+
+    def __init__(self, path, last_step: int = 0):
+        self._path = pathlib.Path(path)
+        if self._path.exists():
+            kept = read_json_lines(self._path)
+            kept = [line for line in kept if line["step"] <= last_step]
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            fresh = self._path.with_suffix(".tmp")
+            fresh.write_text(text)
+            os.replace(fresh, self._path)
+        self._file = self._path.open("a", buffering=1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, through tensorboardX."""
+
+    def __init__(self, folder):
+        try:
+            import tensorboardX
+        except ImportError as error:
+            raise InputError(
+                "tensorboard=True needs the package tensorboardX: "
+                'pip install -e ".[tensorboard]"'
+            ) from error
+        self._writer = tensorboardX.SummaryWriter(str(folder))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a scalar for each value."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._writer.close()
+
+
+def read_json_lines(path) -> list[dict]:
+    """Returns the complete lines of a file; a cut-off last one is left out."""
+    out = []
+    for line in pathlib.Path(path).read_text().splitlines():
+        try:
+            out.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return out
+
+
+class Progress:
+    """Shows steps, values, speed and the time left; a context manager.
+
+    Args:
+        total: steps of the run.
+        start: steps that are done already.
+        unit_size: tokens in a step, for the speed.
+        seconds: between plain lines.
+    """
+
+    def __init__(
+        self, total: int, start: int, unit_size: int, seconds: float = 10.0
+    ):
+        self._total, self._start, self._unit = total, start, unit_size
+        self._seconds = seconds
+        self._began = self._shown = time.monotonic()
+        self._bar = None
+        if jax.process_index() == 0 and sys.stderr.isatty():
+            self._bar = tqdm.tqdm(
+                total=total, initial=start, unit="step", dynamic_ncols=True
+            )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *unused) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, step: int, loss: float, bits: float) -> float:
+        """Shows a step's numbers; returns tokens per second so far."""
+        now = time.monotonic()
+        done = max(step - self._start, 1)
+        speed = done * self._unit / max(now - self._began, 1e-9)
+        left = (self._total - step) * (now - self._began) / done
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"loss {loss:.3f}, {bits:.3f} bits/byte, {speed:,.0f} tok/s"
+            )
+            self._bar.update(step - self._bar.n)
+        elif (
+            now - self._shown >= self._seconds or step in (1, self._total)
+        ) and jax.process_index() == 0:
+            self._shown = now
+            _LOG.info(
+                "step %d/%d  loss %.3f  %.3f bits/byte  %s tokens/s  %s left",
+                step,
+                self._total,
+                loss,
+                bits,
+                f"{speed:,.0f}",
+                f"{int(left) // 60}:{int(left) % 60:02d}",
+            )
+        return speed
+
+
+def plot_losses(
+    path, records: Sequence[Mapping], references: Mapping[str, float]
+) -> None:
+    """Draws bits per byte of training and held-out text over steps.
+
+    Args:
+        path: of the image.
+        records: lines of ``metrics.jsonl``.
+        references: horizontal lines by name, such as gzip's bits per byte.
+    """
+    figure, axes = _figure()
+    for key, label, marker in (
+        ("bits_per_byte", "training batch", ""),
+        ("held_out_bits_per_byte", "held out", "o"),
+    ):
+        points = [(r["step"], r[key]) for r in records if key in r]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=marker, label=label)
+    for color, (name, value) in enumerate(references.items(), 2):
+        axes.axhline(value, color=f"C{color}", linestyle="--", label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("bits per byte")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_positions(path, rows: Sequence[Mapping]) -> None:
+    """Draws bits per byte over the position in a stream.
+
+    Args:
+        path: of the image.
+        rows: with ``start`` (bytes) and ``bits_per_byte``.
+    """
+    figure, axes = _figure()
+    axes.step(
+        [max(row["start"], 1) for row in rows],
+        [row["bits_per_byte"] for row in rows],
+        where="post",
+        marker="o",
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("position in the stream, bytes")
+    axes.set_ylabel("bits per byte")
+    figure.savefig(path, dpi=120)
+
+
+def _figure():
+    # Not pyplot: its figures are global, and it looks for a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    return figure, figure.subplots()

@@ -1,0 +1,193 @@
+"""Saved runs: loaded as a model, and compared with the run that continues."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.data import Tokenizer, from_json
+from nl_jax.errors import InputError
+from nl_jax.models import LanguageModel, ModelConfig, configure
+from nl_jax.training.checkpoint import Checkpoints
+from nl_jax.training.train_config import TrainConfig, to_json
+
+_FREE_FIELDS = (
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "tensorboard",
+    "accept_new_config",
+    "mesh.",
+    "sample.",
+)
+_FIXED_FIELDS = (
+    "model.",
+    "data.tokenizer",
+    "data.bpe_vocab_size",
+    "optimizer.name",  # The state in the checkpoint is this rule's.
+)
+
+
+class LoadedModel(NamedTuple):
+    """A trained model as a checkpoint holds it."""
+
+    model: LanguageModel
+    variables: Any
+    tokenizer: Tokenizer
+    meta: dict[str, Any]
+    """Everything else: ``config``, ``tokenizer``, ``data``, ``step``."""
+
+
+def load_model(workdir, step: int | None = None) -> LoadedModel:
+    """Loads a trained model; needs no config and no data.
+
+    Args:
+        workdir: of ``experiments.train_lm``.
+        step: which checkpoint; ``None`` for the newest.
+
+    Raises:
+        InputError: for a missing, damaged or foreign checkpoint, or a
+            tokenizer that does not match the model.
+    """
+    checkpoints = Checkpoints(workdir)
+    meta = checkpoints.meta(step)
+    try:
+        config = configure(ModelConfig(), **meta["config"]["model"])
+    except ValueError as error:
+        raise InputError(
+            f"{workdir} holds a model of another version: {error}"
+        ) from error
+    tokenizer, model = from_json(meta["tokenizer"]), LanguageModel(config)
+    check_tokenizer(tokenizer, meta["tokenizer"], model)
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
+    )
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device),
+        shapes,
+    )
+    variables = checkpoints.variables(meta["step"], shapes)
+    checkpoints.close()
+    return LoadedModel(model, variables, tokenizer, meta)
+
+
+def check_tokenizer(tokenizer: Tokenizer, saved: Mapping, model: LanguageModel):
+    """Checks that a tokenizer is the one that a model was trained with.
+
+    Raises:
+        InputError: if its hash differs or it has more ids than the model.
+    """
+    found = tokenizer.to_json()["hash"]
+    if found != saved["hash"]:
+        raise InputError(
+            f"the tokenizer ({found[:12]}) is not the one that the checkpoint "
+            f"was trained with ({saved['hash'][:12]}); use the tokenizer of "
+            "the checkpoint's own workdir"
+        )
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model's "
+            f"vocab_size={model.config.vocab_size} is smaller; leave "
+            "model.vocab_size unset to follow the tokenizer"
+        )
+
+
+def check_same_config(
+    workdir, saved: Mapping[str, Any], config: TrainConfig
+) -> None:
+    """Checks that a run continues with the configuration it began with.
+
+    With ``config.accept_new_config`` all may differ but the model, the
+    tokenizer and the optimizer's name.
+
+    Args:
+        workdir: for the message.
+        saved: configuration in the checkpoint.
+        config: configuration now.
+
+    Raises:
+        InputError: naming the first field that differs.
+    """
+    defaults = to_json(TrainConfig(model=ModelConfig()))
+    for name, old, new in differences(saved, to_json(config), defaults):
+        fixed = name.startswith(_FIXED_FIELDS)
+        if name.startswith(_FREE_FIELDS):
+            continue
+        if config.accept_new_config and not fixed:
+            continue
+        remedy = "use another --workdir"
+        if not fixed:
+            remedy += ", or go on with --config.accept_new_config=True"
+        raise InputError(
+            f"{workdir} holds a run with {name}={old!r}, but now "
+            f"{name}={new!r}; {remedy}"
+        )
+
+
+def check_text(workdir, saved: str, sha256: str, *, accept: bool) -> None:
+    """Checks that a run reads the text that it began with.
+
+    Args:
+        workdir: for the message.
+        saved: hash of the text in the checkpoint.
+        sha256: hash of the text now.
+        accept: allow another text.
+
+    Raises:
+        InputError: if the hashes differ.
+    """
+    if saved != sha256 and not accept:
+        raise InputError(
+            f"the text has changed since {workdir} was begun (sha256 "
+            f"{saved[:12]}, now {sha256[:12]}; the default text differs "
+            "between Python versions); restore it, use another --workdir, or "
+            "go on with --config.accept_new_config=True"
+        )
+
+
+def differences(
+    saved: Mapping, own: Mapping, defaults: Mapping
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the fields in which two configurations differ.
+
+    Args:
+        saved: one of a file, which may be from before some field existed.
+        own: one of today.
+        defaults: what a field had as its value before it existed.
+
+    Yields:
+        Name, saved value and own value.
+
+    Example:
+        >>> old, new = {"a": {"b": 1}}, {"a": {"b": 2, "c": 0}}
+        >>> list(differences(old, new, {"a": {"b": 0, "c": 0}}))
+        [('a.b', 1, 2)]
+    """
+    flat_saved, flat_own = _flat(_overlay(defaults, saved)), _flat(own)
+    for name in sorted({*flat_saved, *flat_own}):
+        old, new = flat_saved.get(name), flat_own.get(name)
+        if old != new:
+            yield name, old, new
+
+
+def _overlay(defaults: Mapping, saved: Mapping) -> dict[str, Any]:
+    """Fills what ``saved`` has no field for, at any depth."""
+    out = {**defaults, **saved}
+    for name, value in saved.items():
+        default = defaults.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            out[name] = _overlay(default, value)
+    return out
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out
