@@ -128,23 +128,14 @@ class CausalAttention(nn.Module):
         return self.config.kv_heads or self.n_heads
 
     @nn.compact
-    def __call__(
-        self,
-        x: Stream,
-        state=None,
-        *,
-        aligned: bool = False,
-        empty: bool = False,
-    ):
+    def __call__(self, x: Stream, state=None, *, empty: bool = False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
         Args:
             x: tokens.
             state: fast state from the tokens before, or ``None`` to begin.
-            aligned: part of every mixer's signature; attention has no chunks.
             empty: every row of ``state`` has ``seen = 0``.
         """
-        del aligned
         config, d, heads = self.config, self.d_model, self.n_heads
         if d % (2 * heads):
             raise ValueError(f"2 * n_heads={2 * heads} must divide d_model={d}")

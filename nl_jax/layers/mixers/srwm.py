@@ -153,13 +153,8 @@ class SRWM(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
-        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
-
-        ``aligned`` is part of every mixer's signature; results here do not
-        depend on where chunks begin.
-        """
-        del aligned
+    def __call__(self, x: Stream, state=None):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d = self.config, self.d_model
         if d % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide d_model={d}")

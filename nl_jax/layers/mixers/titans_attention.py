@@ -22,7 +22,7 @@ is read token by token up to the end of the call.
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -52,6 +52,8 @@ _COMBINATIONS = ("context", "gate", "layer")
 @dataclasses.dataclass(frozen=True)
 class TitansAttentionConfig(MixerConfig):
     """Choices of :class:`TitansAttention`."""
+
+    has_grid: ClassVar[bool] = True
 
     combine: Literal["context", "gate", "layer"] = "context"
     """How memory and attention meet: MAC, MAG or MAL."""

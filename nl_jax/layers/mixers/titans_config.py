@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -33,6 +33,8 @@ class TitansConfig(MixerConfig):
         ValueError: at construction, naming the field, its value and what is
             allowed.
     """
+
+    has_grid: ClassVar[bool] = True
 
     architecture: str | Architecture = "residual"
     """Function of each memory, out of ``nl_jax.memory.ARCHITECTURES`` or of
