@@ -113,6 +113,7 @@ def associative_memory(
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from nl_jax.memory import Gates
         >>> memory = associative_memory("linear", "l2", "gd", chunk_size=1)
         >>> state = memory.init(jax.random.key(0), 4, 4)
         >>> k, v = jnp.eye(4)[:1], jnp.ones((1, 4))
