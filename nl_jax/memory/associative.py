@@ -26,7 +26,7 @@ from nl_jax.memory.state import (
     fresh,
 )
 from nl_jax.memory.token_wise import advance_by_token
-from nl_jax.remat import remat_scan
+from nl_jax.memory.walk import remat_scan
 from pallas_kernels.delta_memory import chunk_step, unit_lower_inverse
 
 Read = Literal["before", "after", "chunk"]
@@ -176,7 +176,7 @@ def associative_memory(
         read: ``"before"`` or ``"after"`` the write of the same token, or at
             the weights of the ``"chunk"``'s start.
         remat: chunks per state that is kept for the backward pass, see
-            :func:`nl_jax.remat.remat_scan`.
+            :func:`nl_jax.memory.walk.remat_scan`.
         implementation: what runs the whole chunks of a stream that is
             ``aligned``, see ``pallas_kernels.mlp_memory.memory_scan``; not for
             what goes token by token, averages chunks, has another ``remat`` or

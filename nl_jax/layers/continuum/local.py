@@ -35,7 +35,7 @@ from nl_jax.layers.continuum.steps import (
     writes,
 )
 from nl_jax.layers.norms import rms_norm
-from nl_jax.remat import remat_scan
+from nl_jax.memory.walk import remat_scan
 
 
 class LocalLevel(NamedTuple):

@@ -37,7 +37,7 @@ from nl_jax.layers.continuum.steps import (
     select_rows,
     writes,
 )
-from nl_jax.remat import remat_scan
+from nl_jax.memory.walk import remat_scan
 
 
 def initial_state(config, params, mixers, batch_size) -> CMSState:

@@ -41,7 +41,7 @@ from nl_jax.layers.norms import rms_norm
 from nl_jax.memory import blocks
 from nl_jax.memory.fused import read_whole_chunks
 from nl_jax.memory.state import MemoryState, fresh
-from nl_jax.remat import remat_scan
+from nl_jax.memory.walk import remat_scan
 
 
 class TitansState(NamedTuple):
