@@ -49,7 +49,7 @@ from experiments import class_inputs, cli
 from experiments.class_data import class_tasks
 from experiments.class_learners import ClassMeans, Mahalanobis, Softmax
 from experiments.class_matrix import accuracy_matrix, measure
-from experiments.class_memory import ContinuumMemory, Level, split_levels
+from experiments.class_memory import ContinuumMemory, LevelChoice, split_levels
 from experiments.class_report import summarize
 from experiments.records import Records
 from nl_jax.errors import InputError
@@ -120,7 +120,7 @@ def make_learner(name, classes, seed, settings):
         return Mahalanobis(width, classes, settings["shrinkage"])
     periods, retentions = settings["periods"], settings["retentions"]
     if name == "slow level alone":
-        levels = [Level(width, periods[-1], retentions[-1])]
+        levels = [LevelChoice(width, periods[-1], retentions[-1])]
     else:
         levels = split_levels(width, int(name[0]), periods, retentions)
     return ContinuumMemory(levels, classes, settings["ridge"], settings["rate"])

@@ -38,7 +38,7 @@ from absl import flags
 from experiments import class_inputs, cli, report
 from experiments.class_data import class_tasks
 from experiments.class_matrix import accuracy_matrix, measure
-from experiments.class_memory import ContinuumMemory, Level
+from experiments.class_memory import ContinuumMemory, LevelChoice
 from experiments.class_report import cell, shares
 from experiments.records import Records
 from nl_jax.errors import InputError
@@ -88,7 +88,7 @@ def make_levels(width, count, slowest, ratio, retention, share):
     part = max(1, int(width * share))
     widths = [part] * (count - 1) + [width - part * (count - 1)]
     return [
-        Level(own, period, retention if period > 1 else 0.0)
+        LevelChoice(own, period, retention if period > 1 else 0.0)
         for own, period in zip(widths, periods, strict=True)
     ]
 

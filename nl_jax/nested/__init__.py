@@ -7,7 +7,12 @@ from nl_jax.nested.describe import (
     describe,
 )
 from nl_jax.nested.frequency import EveryState, every
-from nl_jax.nested.level import Level, NestedSystem, gradient_level
+from nl_jax.nested.level import (
+    Level,
+    LevelState,
+    NestedSystem,
+    gradient_level,
+)
 from nl_jax.nested.transfer import (
     backpropagation,
     direct_nonparametric,
@@ -20,6 +25,7 @@ __all__ = [
     "EveryState",
     "Level",
     "LevelRow",
+    "LevelState",
     "LevelTable",
     "NestedSystem",
     "SupportsLevels",
