@@ -11,6 +11,7 @@ from nl_jax.nested.level import (
     Level,
     LevelState,
     NestedSystem,
+    fresh_level,
     gradient_level,
 )
 from nl_jax.nested.transfer import (
@@ -34,6 +35,7 @@ __all__ = [
     "direct_nonparametric",
     "direct_parametric",
     "every",
+    "fresh_level",
     "generation",
     "gradient_level",
     "initialization",

@@ -7,11 +7,10 @@ r"""Update frequency as a gradient transformation (arXiv 2512.24695, eq. 71).
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from nl_jax.checks import check_choice, check_count, check_real
-from nl_jax.nested.level import Level, LevelState
+from nl_jax.nested.level import Level, LevelState, fresh_level
 
 
 class EveryState(NamedTuple):
@@ -71,15 +70,13 @@ def every(
         return optax.tree.cast_like(out, updates), after
 
     def start(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        count = jnp.zeros((), jnp.int32)
-        return LevelState(zeros, zeros, inner.init(params), count)
+        return fresh_level(optax.tree.zeros_like(params), inner.init(params))
 
     level = Level(start, step, period)
 
     def init(params):
         check_real(params)
-        _, gathered, inner_state, calls = start(params)
+        _, gathered, inner_state, calls = level.init(params)
         return EveryState(calls, gathered, inner_state, _Static(period))
 
     def update(updates, state, params=None, **extra):

@@ -46,6 +46,12 @@ class LevelState(NamedTuple):
     """Ticks since its last step, an int32 scalar or ``[B]``, one per row."""
 
 
+def fresh_level(params: Any, inner: Any = ()) -> LevelState:
+    """Returns a state that has gathered nothing yet, not even a tick."""
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return LevelState(params, zeros, inner, jnp.zeros((), jnp.int32))
+
+
 def add_up(state: LevelState, new: Any, *seen: Any) -> Any:
     """Returns what a level has gathered plus ``new``; ``seen`` is not used."""
     del seen
@@ -64,7 +70,7 @@ class Level(NamedTuple):
 
     Example:
         >>> level = Level(
-        ...     lambda w: LevelState(w, jnp.zeros_like(w), (), 0),
+        ...     fresh_level,
         ...     lambda state, new: (state.params + state.gathered, ()),
         ...     period=2,
         ... )
@@ -169,11 +175,7 @@ def gradient_level(
     check_count("period", period, least=0)
 
     def init(params):
-        zeros, inner = (), ()
-        if period:
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            inner = optimizer.init(params)
-        return LevelState(params, zeros, inner, jnp.zeros((), jnp.int32))
+        return fresh_level(params, optimizer.init(params) if period else ())
 
     def gather(state, others, context):
         others = jax.lax.stop_gradient(others)

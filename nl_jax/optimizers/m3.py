@@ -39,7 +39,7 @@ import optax
 
 from nl_jax.checks import check_choice, check_count, check_real
 from nl_jax.nested.describe import LevelRow
-from nl_jax.nested.level import Level, LevelState
+from nl_jax.nested.level import Level, LevelState, fresh_level
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     as_matrices,
@@ -191,8 +191,8 @@ def scale_by_m3(
         return slow, optax.tree.cast_like(said, slow)
 
     def begin(params):
-        zeros = (optax.tree.zeros_like(params) for _ in range(3))
-        return LevelState(*zeros, jnp.zeros((), jnp.int32))
+        slow, said = (optax.tree.zeros_like(params) for _ in range(2))
+        return fresh_level(slow, said)
 
     slow_level = Level(begin, move, period)
 

@@ -16,6 +16,7 @@ from nl_jax.nested import (
     direct_nonparametric,
     direct_parametric,
     every,
+    fresh_level,
     generation,
     gradient_level,
     initialization,
@@ -176,14 +177,11 @@ def test_a_memory_is_a_level_ticked_token_by_token(chunk, decay):
         surprise = jax.grad(loss)(state.params, others, token)
         return kept - surprise - state.params
 
-    def init(w):
-        return LevelState(w, jnp.zeros_like(w), (), jnp.zeros((), jnp.int32))
-
     def step(state, *seen):
         del seen
         return state.params + state.gathered, ()
 
-    level = Level(init, step, chunk, gather)
+    level = Level(fresh_level, step, chunk, gather)
     sign = 1
     if not decay:  # Then it is what ``gradient_level`` makes of the loss.
         level, sign = gradient_level(loss, optax.sgd(1.0), chunk), -1

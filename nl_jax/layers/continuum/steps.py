@@ -14,7 +14,13 @@ import jax.numpy as jnp
 
 from nl_jax.layers.continuum.adaptation import decide, no_signal
 from nl_jax.layers.continuum.probes import gather_deltas
-from nl_jax.nested.level import Level, LevelState, add_up, select_rows
+from nl_jax.nested.level import (
+    Level,
+    LevelState,
+    add_up,
+    fresh_level,
+    select_rows,
+)
 
 
 class CMSState(NamedTuple):
@@ -85,13 +91,8 @@ def make_level(config: Any, index: int, rate: Any) -> Level:
     optimizer, delta = config.optimizers[index], config.deltas[index]
 
     def init(weights):
-        batch = len(jax.tree.leaves(weights)[0])
-        return LevelState(
-            weights,
-            jax.tree.map(jnp.zeros_like, weights),
-            _each(lambda tx, w: tx.init(w))(optimizer, weights),
-            jnp.zeros((batch,), jnp.int32),
-        )
+        inner = _each(lambda tx, w: tx.init(w))(optimizer, weights)
+        return fresh_level(weights, inner)
 
     def gather(state, new, valid):
         if not delta:
