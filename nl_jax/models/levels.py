@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from nl_jax.layers.continuum.cms_table import cms_level_rows
 from nl_jax.memory import MATRIX_RULES
 from nl_jax.nested import LevelRow
 from nl_jax.nested.describe import count_bytes, count_parameters
@@ -28,45 +29,13 @@ def level_rows(model) -> list[LevelRow]:
     kind = model.config.mixer
     choices = getattr(model.config, kind)
     rows = _MIXER_ROWS[kind](choices, mixer, state.mixers)
+    rows += cms_level_rows(
+        model.config.cms,
+        params["blocks"]["cms"],
+        state.cms,
+        model.config.n_layers,
+    )
     counted = sum(row.parameters for row in rows)
-    config = model.config.cms
-    inner = model.learns_in_context
-    parts = config.blocks(model.config.n_layers)
-    for index, period in enumerate(config.periods):
-        kinds = {"swiglu": "SwiGLU MLP", "gelu": "GELU MLP"}
-        architecture = kinds[config.mlp]
-        weights = [
-            leaf
-            for key, leaf in params["blocks"]["cms"].items()
-            if key.startswith(config.prefixes[index])
-        ]
-        if config.placement == "depth":
-            blocks = parts[index]
-            architecture += f", blocks {blocks.start + 1} to {blocks.stop}"
-            weights = [_cut(leaf, blocks) for leaf in weights]
-        size = 0
-        if inner:
-            fast = (state.cms.fast[index], state.cms.gathered[index])
-            size = count_bytes(fast)
-        rows.append(
-            LevelRow(
-                name=f"cms.level_{index + 1}",
-                memory_of="tokens of its period",
-                architecture=architecture,
-                objective=(
-                    "own values"
-                    if inner and config.objective == "local"
-                    else "next token"
-                ),
-                rule=_inner_rule(config, index) if inner else "outer optimizer",
-                # At rate 0 nothing but the optimizer moves a level, every step.
-                period=period if inner or config.objective == "outer" else 1,
-                unit="tokens" if inner else "steps",
-                parameters=count_parameters(weights),
-                state_bytes=size,
-            )
-        )
-        counted += count_parameters(weights)
     rows.append(
         LevelRow(
             name="slow parameters",
@@ -81,28 +50,6 @@ def level_rows(model) -> list[LevelRow]:
         )
     )
     return rows
-
-
-_INNER = {
-    "sgd": "GD",
-    "momentum": "GD, momentum",
-    "adam": "Adam",
-    "delta_momentum": "delta momentum",
-    "m3": "M3",
-    "dgd": "DGD",
-}
-
-
-def _inner_rule(config, index):
-    rule = f"{_INNER.get(config.inners[index], 'optax')} in context"
-    if config.adaptive != "none" and index:
-        rule += f", at {config.adaptive}"
-    return rule
-
-
-def _cut(leaf, blocks):
-    count = blocks.stop - blocks.start
-    return jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
 
 
 def _titans(titans, params, state):

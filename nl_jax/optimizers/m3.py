@@ -39,7 +39,7 @@ import optax
 
 from nl_jax.checks import check_choice, check_count, check_real
 from nl_jax.nested.describe import LevelRow
-from nl_jax.nested.frequency import when_due
+from nl_jax.nested.level import Level, LevelState, fresh_level
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     as_matrices,
@@ -138,11 +138,12 @@ def scale_by_m3(
 
     def init(params):
         check_real(params)
-        zeros = (optax.tree.zeros_like(params) for _ in range(5))
+        fast, second = (optax.tree.zeros_like(params) for _ in range(2))
+        slow, gathered, said, count = slow_level.init(params)
         facts = MemoryFacts(
             "linear", "dot product", "momentum, orthogonalised", period
         )
-        return ScaleByM3State(jnp.zeros((), jnp.int32), *zeros, facts)
+        return ScaleByM3State(count, fast, slow, second, gathered, said, facts)
 
     def add(moment, g, decay):
         kept, taken = (decay, 1 - decay) if ema else (1.0, decay)
@@ -180,6 +181,21 @@ def scale_by_m3(
         share = jnp.where(tells, x / jnp.where(tells, mean, 1), 1)
         return back(damping + (1 - damping) * jnp.sqrt(share)) + eps
 
+    def move(state, grads, count):
+        del grads
+        taken = state.gathered
+        if ema:
+            taken = jax.tree.map(lambda g: g / period, taken)
+        slow = add(state.params, taken, b3)
+        said = orthogonal(corrected(slow, b3, count // period))
+        return slow, optax.tree.cast_like(said, slow)
+
+    def begin(params):
+        slow, said = (optax.tree.zeros_like(params) for _ in range(2))
+        return fresh_level(slow, said)
+
+    slow_level = Level(begin, move, period)
+
     def update(updates, state, params=None, **extra):
         del params, extra
         count = optax.safe_increment(state.count)
@@ -187,21 +203,12 @@ def scale_by_m3(
         fast = add(state.fast, grads, b1)
         second = add(state.second, jax.tree.map(jnp.square, grads), b2)
 
-        def move(gathered, slow, said):
-            del said
-            taken = gathered
-            if ema:
-                taken = jax.tree.map(lambda g: g / period, gathered)
-            slow = add(slow, taken, b3)
-            said = orthogonal(corrected(slow, b3, count // period))
-            return slow, optax.tree.cast_like(said, slow)
-
-        gathered, (slow, said) = when_due(
-            count % period == 0,
+        slow, gathered, said, _ = slow_level.update(
+            LevelState(
+                state.slow, state.gathered, state.said, state.count % period
+            ),
             grads,
-            state.gathered,
-            move,
-            (state.slow, state.said),
+            count,
         )
         first = orthogonal(corrected(fast, b1, count))
         leaves, treedef = jax.tree.flatten(updates)

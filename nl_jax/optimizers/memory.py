@@ -27,7 +27,7 @@ import optax
 from nl_jax.checks import check_count, check_real, choose, leaf_name
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, Architecture, Objective
 from nl_jax.nested.describe import LevelRow
-from nl_jax.nested.frequency import when_due
+from nl_jax.nested.level import Level, LevelState, add_up
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     MatrixFunction,
@@ -124,6 +124,7 @@ def scale_by_memory(
     inner = optax.sgd(1.0) if inner is None else inner
     inner = optax.with_extra_args_support(inner)
     linear = function is ARCHITECTURES["linear"]
+    waits = period > 1
     facts = MemoryFacts(
         function.name, goal.name.replace("_", " "), rule, period
     )
@@ -150,8 +151,7 @@ def scale_by_memory(
         # The last layer begins at zero: a new memory passes gradients on.
         return (*weights[:-1], jnp.zeros_like(weights[-1]))
 
-    def init(params):
-        check_real(params)
+    def start(params):
         leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
         # Without leaves it may be a placeholder, which no numbers fit.
         dims = resolve_dimensions(dimension_numbers, params) if leaves else ()
@@ -159,14 +159,16 @@ def scale_by_memory(
             begin(path, leaf, d)
             for (path, leaf), d in zip(leaves, dims, strict=True)
         )
-        waits = period > 1
+        output = optax.tree.zeros_like(params) if waits and linear else None
+        gathered = optax.tree.zeros_like(params) if waits else None
+        count = jnp.zeros((), jnp.int32)
+        return LevelState((memory, output), gathered, inner.init(memory), count)
+
+    def init(params):
+        check_real(params)
+        (memory, output), gathered, inner_state, count = start(params)
         return ScaleByMemoryState(
-            count=jnp.zeros((), jnp.int32),
-            memory=memory,
-            inner=inner.init(memory),
-            gathered=optax.tree.zeros_like(params) if waits else None,
-            output=optax.tree.zeros_like(params) if waits and linear else None,
-            facts=facts,
+            count, memory, inner_state, gathered, output, facts
         )
 
     def surprise(memory, leaf, dims):
@@ -213,35 +215,39 @@ def scale_by_memory(
             out.append(back(g).astype(leaf.dtype))
         return treedef.unflatten(out)
 
+    def gather(state, updates, extra):
+        del extra
+        return add_up(state, updates) if waits else updates
+
+    def act(state, updates, extra):
+        del updates
+        memory, inner_state = write(
+            state.gathered, state.params[0], state.inner, extra
+        )
+        said = read(memory, state.gathered) if linear else None
+        return (memory, said), inner_state
+
+    level = Level(start, act, period, gather)
+
     def update(updates, state, params=None, **extra):
         del params
-        count = optax.safe_increment(state.count)
-        if period == 1:
-            memory, inner_state = write(
-                updates, state.memory, state.inner, extra
-            )
-            out = read(memory, updates)
-            return out, state._replace(
-                count=count, memory=memory, inner=inner_state
-            )
-
-        def act(gathered, memory, inner_state, said):
-            memory, inner_state = write(gathered, memory, inner_state, extra)
-            if linear:
-                said = read(memory, gathered)
-            return memory, inner_state, said
-
-        gathered, (memory, inner_state, said) = when_due(
-            count % period == 0,
-            updates,
+        before = LevelState(
+            (state.memory, state.output),
             state.gathered,
-            act,
-            (state.memory, state.inner, state.output),
+            state.inner,
+            state.count % period,
+        )
+        (memory, said), gathered, inner_state, _ = level.update(
+            before, updates, extra
         )
         out = said if linear else read(memory, updates)
-        out = optax.tree.cast_like(out, updates)
-        return out, ScaleByMemoryState(
-            count, memory, inner_state, gathered, said, state.facts
+        return optax.tree.cast_like(out, updates), ScaleByMemoryState(
+            count=optax.safe_increment(state.count),
+            memory=memory,
+            inner=inner_state,
+            gathered=gathered if waits else None,
+            output=said if waits else None,
+            facts=state.facts,
         )
 
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
