@@ -41,42 +41,29 @@ def _decayed(scale_by):
     return make
 
 
+def _named(name, **options):
+    return _decayed(functools.partial(nl.NAMED[name].build, **options))
+
+
 OPTIMIZERS = {
-    "adamw": (3e-3, _decayed(optax.scale_by_adam)),
+    "adamw": (3e-3, _named("adamw")),
     "muon": (
         1e-2,
         lambda rate, decay: optax.contrib.muon(
             rate, weight_decay=decay, adam_weight_decay=decay
         ),
     ),
-    "m3": (1e-2, _decayed(nl.scale_by_m3)),
+    "m3": (1e-2, _named("m3")),
     "m3 as printed": (
         1e-4,
-        _decayed(
-            lambda: nl.scale_by_m3(accumulation="sum", second_moment="absolute")
-        ),
+        _named("m3", accumulation="sum", second_moment="absolute"),
     ),
-    "m3 sums": (
-        1e-2,
-        _decayed(lambda: nl.scale_by_m3(accumulation="sum")),
-    ),
-    "m3 absolute": (
-        3e-5,
-        _decayed(lambda: nl.scale_by_m3(second_moment="absolute")),
-    ),
-    "momentum": (0.02, _decayed(nl.scale_by_preconditioned_momentum)),
-    "delta momentum": (
-        0.02,
-        _decayed(lambda: nl.scale_by_delta_momentum(0.1, normalize=True)),
-    ),
-    "deep momentum": (
-        0.02,
-        _decayed(lambda: nl.scale_by_deep_momentum(expansion=1)),
-    ),
-    "learned preconditioner": (
-        1e-2,
-        _decayed(nl.scale_by_learned_preconditioner),
-    ),
+    "m3 sums": (1e-2, _named("m3", accumulation="sum")),
+    "m3 absolute": (3e-5, _named("m3", second_moment="absolute")),
+    "momentum": (0.02, _named("momentum")),
+    "delta momentum": (0.02, _named("delta_momentum")),
+    "deep momentum": (0.02, _named("deep_momentum")),
+    "learned preconditioner": (1e-2, _named("learned_preconditioner")),
 }
 """The middle of the rates, and a function of schedule and weight decay."""
 

@@ -4,6 +4,7 @@ from nl_jax.layers.continuum.cms_config import CMSConfig
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.cms_objectives import CMS_OBJECTIVES
 from nl_jax.layers.continuum.module import ContinuumMemory
+from nl_jax.layers.mixers import MIXERS, mixer_name
 from nl_jax.layers.mixers.attention import (
     AttentionConfig,
     AttentionState,
@@ -26,6 +27,7 @@ from nl_jax.layers.mixers.matrix_memory import (
     MatrixMemoryConfig,
     MatrixMemoryState,
 )
+from nl_jax.layers.mixers.mixer import MixerConfig, token_level
 from nl_jax.layers.mixers.samba import Samba, SambaConfig, SambaState
 from nl_jax.layers.mixers.srwm import (
     SRWM,
@@ -52,6 +54,7 @@ from nl_jax.layers.short_conv import next_tail, short_conv
 __all__ = [
     "CMS_OBJECTIVES",
     "LSTM",
+    "MIXERS",
     "SRWM",
     "AttentionConfig",
     "AttentionState",
@@ -70,6 +73,7 @@ __all__ = [
     "MatrixMemory",
     "MatrixMemoryConfig",
     "MatrixMemoryState",
+    "MixerConfig",
     "NormConfig",
     "SRWMConfig",
     "SRWMState",
@@ -84,10 +88,12 @@ __all__ = [
     "TitansState",
     "l2_normalize",
     "layer_norm",
+    "mixer_name",
     "next_tail",
     "rms_norm",
     "rotate",
     "selective_scan",
     "self_referential_scan",
     "short_conv",
+    "token_level",
 ]

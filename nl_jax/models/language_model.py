@@ -18,8 +18,7 @@ from nl_jax.layers import ContinuumMemory
 from nl_jax.layers.continuum.cms_objective import Reader
 from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import declare_norm, normalize
-from nl_jax.models.block import Block
-from nl_jax.models.levels import level_rows
+from nl_jax.models.block import Block, level_rows
 from nl_jax.models.model_config import ModelConfig, configure
 from nl_jax.nested import LevelRow
 
@@ -225,8 +224,11 @@ class LanguageModel:
         return jax.tree_util.tree_map_with_path(period, variables)
 
     def levels(self) -> list[LevelRow]:
-        """Returns the model's rows of the level table, read off its shapes."""
-        return level_rows(self)
+        """Returns the model's rows of the level table, for one batch row."""
+        tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        variables = jax.eval_shape(self.init, jax.random.key(0), tokens)
+        state = jax.eval_shape(lambda v: self.init_state(v, 1), variables)
+        return level_rows(self.config, variables["params"], state)
 
     @property
     def learns_in_context(self) -> bool:
@@ -278,7 +280,7 @@ class LanguageModel:
             **declare_norm(_draw, config.norm, "norm", config.d_model),
         }
         if config.learned_positions:
-            rows = config.attention.window
+            rows = config.choices.window
             box = table(jax.random.fold_in(embed_rng, 1), rows)
             params["positions"] = box.replace(names=(None, "embed"))
         if not config.tie_embeddings:

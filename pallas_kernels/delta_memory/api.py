@@ -11,8 +11,9 @@ from pallas_kernels.delta_memory.derivative import (
     Options,
     differentiable_scan,
 )
-from pallas_kernels.delta_memory.dispatch import choose
+from pallas_kernels.delta_memory.kernels import PLAIN, choose
 from pallas_kernels.delta_memory.reference import delta_scan_reference
+from pallas_kernels.dispatch import name_on
 
 READS = ("before", "after", "chunk")
 
@@ -103,17 +104,16 @@ def delta_scan(
     values = w, s, x, g, q, log_alpha, beta, log_mu
     arrays = dict(zip(NAMES, values, strict=True))
     _validate(**arrays, chunk_size=chunk_size, read=read)
-    name, kernels, block = choose(
+    choice, block = choose(
         arrays, chunk_size, read, implementation, bool(interpret)
     )
-    if name in ("reference", "chunked"):
+    if choice in PLAIN:
         run = {"reference": delta_scan_reference, "chunked": delta_scan_chunked}
-        return run[name](**arrays, chunk_size=chunk_size, read=read)
+        return run[choice](**arrays, chunk_size=chunk_size, read=read)
     if log_mu is not None and s is None:
         arrays["s"] = jnp.zeros_like(w)
     options = Options(
-        name,
-        kernels,
+        choice,
         block=block,
         chunk=_plain_chunk(chunk_size, read),
         read=read,
@@ -169,8 +169,7 @@ def implementation_for(
     values = w, s, x, g, q, log_alpha, beta, log_mu
     arrays = dict(zip(NAMES, values, strict=True))
     _validate(**arrays, chunk_size=chunk_size, read=read)
-    _, kernels, _ = choose(arrays, chunk_size, read, None)
-    return dict(kernels).get(platform, "chunked")
+    return name_on(platform, choose(arrays, chunk_size, read, None)[0], PLAIN)
 
 
 def _plain_chunk(chunk_size, read):

@@ -17,7 +17,8 @@ from pallas_kernels.delta_memory.chunked import (
     delta_scan_chunked,
     join_chunks,
 )
-from pallas_kernels.delta_memory.dispatch import KERNELS
+from pallas_kernels.delta_memory.kernels import KERNELS
+from pallas_kernels.dispatch import Choice, run_kernels
 from pallas_kernels.restart import restartable
 
 NAMES = ("w", "s", "x", "g", "q", "log_alpha", "beta", "log_mu")
@@ -27,10 +28,8 @@ NAMES = ("w", "s", "x", "g", "q", "log_alpha", "beta", "log_mu")
 class Options(NamedTuple):
     """Static choices of :func:`differentiable_scan`."""
 
-    implementation: str | None
-    """Out of ``KERNELS``, or ``None`` for what the platform has."""
-    kernels: tuple[tuple[str, str], ...]
-    """What that is: platforms with a kernel and its name, see ``choose``."""
+    choice: Choice
+    """Of one or more ``KERNELS``."""
     block: int
     """Tokens between saved states."""
     chunk: int
@@ -61,21 +60,16 @@ def differentiable_scan(arrays, options: Options):
 
 
 def _run(way, operands, plain, options, **more):
-    """The kernel that is named, or what there is for the platform."""
-
-    def kernel(name):
+    def bind(kernel):
         return functools.partial(
-            getattr(KERNELS[name], way),
+            getattr(kernel, way),
             block=options.block,
             read=options.read,
             interpret=options.interpret,
             **more,
         )
 
-    if options.implementation is not None:
-        return kernel(options.implementation)(*operands)
-    kernels = {platform: kernel(name) for platform, name in options.kernels}
-    return jax.lax.platform_dependent(*operands, default=plain, **kernels)
+    return run_kernels(options.choice, KERNELS, bind, plain, *operands)
 
 
 def _cut(arrays, options):

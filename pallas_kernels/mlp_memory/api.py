@@ -7,14 +7,16 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from pallas_kernels import device
+from pallas_kernels.dispatch import choose_kernels, name_on, run_kernels
 from pallas_kernels.mlp_memory import chunked, tpu, triton
 from pallas_kernels.mlp_memory.step import trace
 from pallas_kernels.restart import restartable
 
+PLAIN = ("chunked",)
 KERNELS = {"pallas_tpu": ("tpu", tpu), "pallas_triton": ("cuda", triton)}
-"""By name: the platform and the module."""
-IMPLEMENTATIONS = ("chunked", *KERNELS)
+"""Modules with ``why_not``, ``why_not_step``, ``forward`` and ``backward``; see
+``pallas_kernels.dispatch.Kernels``."""
+IMPLEMENTATIONS = (*PLAIN, *KERNELS)
 _LEAST = 128
 """Fewer tokens are not worth a program."""
 
@@ -86,50 +88,31 @@ def memory_scan(
     """
     _validate(state, tokens, gates, chunk_size)
     arrays = {"state": state, "tokens": tokens, "gates": gates}
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"implementation={implementation!r} does not exist here; allowed: "
-            f"None, {', '.join(map(repr, IMPLEMENTATIONS))}"
-        )
     plain = functools.partial(chunked.scan, step, chunk_size=chunk_size)
-    if implementation == "chunked":
+    program = functools.cache(lambda: trace(step, arrays, chunk_size))
+    interpreted = bool(interpret) and implementation is not None
+
+    def why_not(kernel):
+        # The step is traced only for what can run its arrays.
+        return kernel.why_not(
+            state, tokens, gates, chunk_size, interpreted
+        ) or _why_not_step(kernel, program())
+
+    choice = choose_kernels(
+        implementation, PLAIN, KERNELS, why_not, worth=_worth(tokens)
+    )
+    if choice in PLAIN:
         return plain(arrays)
-    if implementation is None:
-        kernels = _offered(state, tokens, gates, chunk_size)
-        if kernels:
-            program = trace(step, arrays, chunk_size)
-            kernels = [n for n in kernels if not _why_not_step(n, program)]
-        if not kernels:
-            return plain(arrays)
-    else:
-        kernels = [implementation]
-        _, kernel = KERNELS[implementation]
-        if reason := kernel.why_not(
-            state, tokens, gates, chunk_size, bool(interpret)
-        ) or _why_not_step(implementation, trace(step, arrays, chunk_size)):
-            raise ValueError(
-                f"implementation={implementation!r} cannot run: {reason}"
-            )
 
     def run(way, *operands, **options):
-        def kernel(name):
-            return functools.partial(
-                getattr(KERNELS[name][1], way),
-                step,
-                chunk_size=chunk_size,
-                interpret=interpret,
-                **options,
-            )
+        options["chunk_size"] = chunk_size
 
-        if implementation is not None:
-            return kernel(implementation)(*operands)
-        default = functools.partial(
-            getattr(chunked, way), step, chunk_size=chunk_size, **options
-        )
-        by_platform = {KERNELS[name][0]: kernel(name) for name in kernels}
-        return jax.lax.platform_dependent(
-            *operands, default=default, **by_platform
-        )
+        def bind(kernel):
+            run = getattr(kernel, way)
+            return functools.partial(run, step, interpret=interpret, **options)
+
+        default = functools.partial(getattr(chunked, way), step, **options)
+        return run_kernels(choice, KERNELS, bind, default, *operands)
 
     forward, backward = (
         functools.partial(run, way) for way in ("forward", "backward")
@@ -161,28 +144,25 @@ def implementation_for(
         ... ]
         ['pallas_tpu', 'pallas_triton', 'chunked']
     """
-    offered = _offered(state, tokens, gates, chunk_size)
-    names = {KERNELS[name][0]: name for name in offered}
-    return names.get(platform, "chunked")
+    choice = choose_kernels(
+        None,
+        PLAIN,
+        KERNELS,
+        lambda kernel: kernel.why_not(state, tokens, gates, chunk_size),
+        worth=_worth(tokens),
+    )
+    return name_on(platform, choice, PLAIN)
 
 
-def _why_not_step(name, program):
+def _why_not_step(kernel, program):
     """Why a kernel cannot run a step; its derivative is ours, not JAX's."""
     if program.consts:
         return "the step holds arrays of its own"
-    return KERNELS[name][1].why_not_step(program)
+    return kernel.why_not_step(program)
 
 
-def _offered(state, tokens, gates, chunk_size):
-    """The kernels that can run where they have their hardware."""
-    if tokens[0].shape[-2] < _LEAST:
-        return ()
-    return tuple(
-        name
-        for name, (platform, kernel) in KERNELS.items()
-        if kernel.why_not(state, tokens, gates, chunk_size) is None
-        and not device.unsupported(platform)
-    )
+def _worth(tokens):
+    return tokens[0].shape[-2] >= _LEAST
 
 
 def _validate(state, tokens, gates, chunk_size):

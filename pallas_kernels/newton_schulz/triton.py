@@ -47,7 +47,7 @@ def why_not(x, interpret=False) -> str | None:
     return None
 
 
-def newton_schulz_triton(x, schedule, eps, interpret=False):
+def forward(x, schedule, eps, interpret=False):
     """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x

@@ -9,14 +9,14 @@ from nl_jax.checks import check_choice, check_count, choose
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.cms_objectives import CMS_OBJECTIVES
 from nl_jax.layers.continuum.level_mlp import MATRICES
-from nl_jax.optimizers import scale_by_delta_momentum, scale_by_m3
+from nl_jax.optimizers import NAMED
 
 INNER_OPTIMIZERS: dict[str, optax.GradientTransformation] = {
     "sgd": optax.identity(),
+    **{name: row.build() for name, row in NAMED.items()},
     "momentum": optax.trace(0.9),
     "adam": optax.scale_by_adam(),
-    "delta_momentum": scale_by_delta_momentum(0.9),
-    "m3": scale_by_m3(),
+    "delta_momentum": NAMED["delta_momentum"].build(rho=0.9, normalize=False),
     # What it gathers is its step: nl_jax.layers.continuum.probes.
     "dgd": optax.identity(),
 }

@@ -66,7 +66,9 @@ def cms_level_rows(
 
 
 def _rule(config, index):
-    rule = f"{_INNER.get(config.inners[index], 'optax')} in context"
+    inner = config.inners[index]
+    name = inner if isinstance(inner, str) else "optax"
+    rule = f"{_INNER.get(name, name)} in context"
     if config.adaptive != "none" and index:
         rule += f", at {config.adaptive}"
     return rule

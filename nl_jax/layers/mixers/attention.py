@@ -17,13 +17,14 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
+from nl_jax.layers.mixers.mixer import MixerConfig, token_level
 from nl_jax.layers.mixing import Declare, empty_tails, mix
 from nl_jax.layers.pieces import scan_pieces
 from nl_jax.layers.rotary import rotate
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionConfig:
+class AttentionConfig(MixerConfig):
     """Choices of :class:`CausalAttention`."""
 
     window: int = 512
@@ -47,6 +48,37 @@ class AttentionConfig:
             check_count(name, getattr(self, name), least=0)
         if self.rope_base is not None and self.rope_base <= 1:
             raise ValueError(f"rope_base={self.rope_base} must be above 1")
+
+    def check(self, n_heads: int) -> None:
+        """Raises ``ValueError`` unless heads share keys and values evenly."""
+        shared = self.kv_heads or n_heads
+        if n_heads % shared:
+            raise ValueError(
+                f"attention.kv_heads={shared} must divide n_heads={n_heads}"
+            )
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        return CausalAttention(self, d_model, n_heads, dtype)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        learned = [v for k, v in params.items() if k.startswith("persistent_")]
+        tokens = f"the last {self.window} tokens"
+        if learned:
+            tokens += f", {self.persistent} learned ones"
+        return [
+            token_level(
+                name="attention",
+                memory_of=tokens,
+                architecture="non-parametric",
+                objective="L2, Nadaraya-Watson",
+                rule="closed form",
+                period=0,
+                params=learned,
+                state=(state.keys, state.values),
+            )
+        ]
 
 
 class AttentionState(NamedTuple):

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
+from nl_jax.layers.mixers.mixer import MixerConfig, token_level
 from nl_jax.layers.mixing import Declare
 from nl_jax.layers.pieces import scan_pieces
 from nl_jax.layers.short_conv import next_tail, short_conv
@@ -33,7 +34,7 @@ _SLOWEST, _FASTEST = 0.001, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class MambaConfig:
+class MambaConfig(MixerConfig):
     """Choices of :class:`Mamba`."""
 
     expansion: float = 2.0
@@ -53,6 +54,24 @@ class MambaConfig:
             raise ValueError(f"expansion={self.expansion} must be positive")
         for name in ("state_size", "step_rank", "conv_width", "chunk_size"):
             check_count(name, getattr(self, name))
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        return Mamba(self, d_model, n_heads, dtype)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        del params
+        return [
+            token_level(
+                name="mamba.state",
+                memory_of="ports B to inputs, per channel",
+                architecture=f"linear, {self.state_size} to 1",
+                objective="dot product",
+                rule="GD, channel decay",
+                state=state.hidden,
+            )
+        ]
 
 
 class MambaState(NamedTuple):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
+from nl_jax.layers.mixers.mixer import MixerConfig, token_level
 from nl_jax.layers.mixing import Declare, normalize_heads, split_heads
 from nl_jax.layers.pieces import scan_pieces
 from nl_jax.layers.short_conv import next_tail, short_conv
@@ -29,7 +30,7 @@ _RATES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class SRWMConfig:
+class SRWMConfig(MixerConfig):
     """Choices of :class:`SRWM`."""
 
     chunk_size: int = 64
@@ -41,6 +42,24 @@ class SRWMConfig:
     def __post_init__(self):
         for name in ("chunk_size", "conv_width"):
             check_count(name, getattr(self, name))
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        return SRWM(self, d_model, n_heads, dtype)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        return [
+            token_level(
+                name="srwm.memory",
+                memory_of="own keys to own values",
+                architecture="linear, generates itself",
+                objective="l2",
+                rule="GD",
+                params=params["memory"],
+                state=state.memory,
+            )
+        ]
 
 
 class SRWMState(NamedTuple):

@@ -38,6 +38,7 @@ from nl_jax.layers.mixers.deep_memory import (
     DeepMemoryConfig,
     DeepMemoryState,
 )
+from nl_jax.layers.mixers.mixer import MixerConfig
 from nl_jax.layers.mixing import Declare, split_heads
 from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.layers.pieces import scan_pieces
@@ -47,7 +48,7 @@ _COMBINATIONS = ("context", "gate", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
-class TitansAttentionConfig:
+class TitansAttentionConfig(MixerConfig):
     """Choices of :class:`TitansAttention`."""
 
     combine: Literal["context", "gate", "layer"] = "context"
@@ -68,6 +69,26 @@ class TitansAttentionConfig:
         # Each token and what the memory says of it.
         window = 2 * self.memory.chunk_size
         return dataclasses.replace(self.attention, window=window)
+
+    @property
+    def cycle(self) -> int:
+        """Tokens of a chunk of the memory."""
+        return self.memory.chunk_size
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        return TitansAttention(self, d_model, n_heads, dtype)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        attention = self.attention_layer.levels(
+            params["attention"], state.attention
+        )
+        if self.combine == "context":
+            size, learned = self.memory.chunk_size, self.attention.persistent
+            tokens = f"its {size} tokens and answers to them, {learned} learned"
+            attention = [dataclasses.replace(attention[0], memory_of=tokens)]
+        return self.memory.levels(params["memory"], state.memory) + attention
 
 
 class TitansAttentionState(NamedTuple):
