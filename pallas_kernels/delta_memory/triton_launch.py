@@ -118,9 +118,12 @@ class Run:
 
     def divide(self, given):
         """Returns ``given`` with the factors of products split into parts."""
+        # In the order of names: that of a set differs between processes, and
+        # with it the key of the compilation cache.
         return given | {
-            name: jnp.stack(split(given[name], self.low), 1)
-            for name in given.keys() & SPLIT
+            name: jnp.stack(split(value, self.low), 1)
+            for name, value in given.items()
+            if name in SPLIT
         }
 
     def pairs(self, given, wanted=()):
