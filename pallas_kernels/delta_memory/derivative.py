@@ -28,9 +28,9 @@ class Options(NamedTuple):
     """Static options of :func:`differentiable_scan`."""
 
     implementation: str | None
-    """A name in ``KERNELS``; ``None`` for a choice by platform."""
+    """Out of ``KERNELS``, or ``None`` for what the platform has."""
     kernels: tuple[tuple[str, str], ...]
-    """That choice: platforms and names of kernels, see ``choose``."""
+    """What that is: platforms with a kernel and its name, see ``choose``."""
     block: int
     """Tokens between saved states."""
     chunk: int
@@ -60,12 +60,12 @@ def differentiable_scan(arrays, options: Options):
     return restartable(forward, backward, plain)(arrays)
 
 
-def _run(direction, operands, plain, options, **more):
-    """Runs the named kernel, or the one of the platform."""
+def _run(way, operands, plain, options, **more):
+    """The kernel that is named, or what there is for the platform."""
 
     def kernel(name):
         return functools.partial(
-            getattr(KERNELS[name], direction),
+            getattr(KERNELS[name], way),
             block=options.block,
             read=options.read,
             interpret=options.interpret,

@@ -48,7 +48,7 @@ def why_not(x, interpret=False) -> str | None:
 
 
 def newton_schulz_tpu(x, schedule, eps, interpret=False):
-    """:func:`newton_schulz` with coefficients ``[steps, 3]``."""
+    """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     call = functools.partial(
