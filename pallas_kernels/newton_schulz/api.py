@@ -148,7 +148,7 @@ def _with_kernel(x, schedule, eps, implementation, interpret):
 
 @_with_kernel.defjvp
 def _derivative(schedule, eps, implementation, interpret, primals, tangents):
-    # A derivative needs intermediates that kernels do not store.
+    # The intermediates that a derivative needs stay on no chip.
     del implementation, interpret
     plain = functools.partial(newton_schulz_batched, schedule=schedule, eps=eps)
     return jax.jvp(plain, primals, tangents)
