@@ -48,10 +48,12 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
 
 
 def choose(name: str, value: str | T, table: Mapping[str, T]) -> T:
-    """Returns the entry that a name stands for, or the object itself.
+    """Returns the entry of ``table`` named ``value``, or ``value`` itself.
+
+    Only strings are looked up.
 
     Raises:
-        InputError: for a name that is not in the table.
+        InputError: for a string that is not in ``table``.
 
     Example:
         >>> choose("rate", "slow", {"slow": 0.1}), choose("rate", 0.5, {})
