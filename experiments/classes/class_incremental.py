@@ -46,7 +46,11 @@ from experiments.classes import inputs
 from experiments.classes.data import class_tasks
 from experiments.classes.learners import ClassMeans, Mahalanobis, Softmax
 from experiments.classes.matrix import accuracy_matrix, measure
-from experiments.classes.memory import ContinuumMemory, Level, split_levels
+from experiments.classes.memory import (
+    ContinuumMemory,
+    LevelChoice,
+    split_levels,
+)
 from experiments.classes.summary import summarize
 from experiments.shared import flags
 from experiments.shared.records import Records
@@ -116,7 +120,7 @@ def make_learner(name, classes, seed, settings):
         return Mahalanobis(width, classes, settings["shrinkage"])
     periods, retentions = settings["periods"], settings["retentions"]
     if name == "slow level alone":
-        levels = [Level(width, periods[-1], retentions[-1])]
+        levels = [LevelChoice(width, periods[-1], retentions[-1])]
     else:
         levels = split_levels(width, int(name[0]), periods, retentions)
     return ContinuumMemory(levels, classes, settings["ridge"], settings["rate"])

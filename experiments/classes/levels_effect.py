@@ -36,7 +36,7 @@ import numpy as np
 from experiments.classes import inputs
 from experiments.classes.data import class_tasks
 from experiments.classes.matrix import accuracy_matrix, measure
-from experiments.classes.memory import ContinuumMemory, Level
+from experiments.classes.memory import ContinuumMemory, LevelChoice
 from experiments.classes.summary import cell, shares
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
@@ -84,7 +84,7 @@ def make_levels(width, count, slowest, ratio, retention, share):
     part = max(1, int(width * share))
     widths = [part] * (count - 1) + [width - part * (count - 1)]
     return [
-        Level(own, period, retention if period > 1 else 0.0)
+        LevelChoice(own, period, retention if period > 1 else 0.0)
         for own, period in zip(widths, periods, strict=True)
     ]
 

@@ -33,10 +33,11 @@ import numpy as np
 import scipy.linalg
 
 from nl_jax.memory import delta_scan
+from nl_jax.nested import Level, LevelState
 
 
 @dataclasses.dataclass(frozen=True)
-class Level:
+class LevelChoice:
     """What is chosen of a level."""
 
     width: int
@@ -50,7 +51,7 @@ class Level:
 
 def split_levels(
     width: int, levels: int, periods: list[int], retentions: list[float]
-) -> list[Level]:
+) -> list[LevelChoice]:
     """Shares features out: a sixteenth to each faster level.
 
     Args:
@@ -68,7 +69,7 @@ def split_levels(
     part = width // 16
     widths = [part] * (levels - 1) + [width - part * (levels - 1)]
     return [
-        Level(*each)
+        LevelChoice(*each)
         for each in zip(widths, periods, [0.0, *retentions], strict=False)
     ]
 
@@ -86,51 +87,43 @@ class ContinuumMemory:
     """
 
     def __init__(
-        self, levels: list[Level], classes: int, ridge: float, rate: float
+        self, levels: list[LevelChoice], classes: int, ridge: float, rate: float
     ):
-        self.levels = levels
-        self.ridge = ridge
-        self.rate = rate
+        self._classes = classes
         self._ends = np.cumsum([level.width for level in levels])
-        self._weights = [
-            np.zeros((level.width, classes), np.float32) for level in levels
-        ]
-        self._metrics = [
-            np.eye(level.width if level.period > 1 else 0, dtype=np.float32)
-            * np.float32(ridge)
+        self._levels = [
+            proximal_level(level, ridge)
+            if level.period > 1
+            else delta_level(rate)
             for level in levels
         ]
-        self._gathered = [
-            (np.zeros_like(metric), np.zeros_like(w))
-            for metric, w in zip(self._metrics, self._weights, strict=True)
+        self._states = [
+            made.init(np.zeros((level.width, classes), np.float32))
+            for made, level in zip(self._levels, levels, strict=True)
         ]
         self._count = 0
 
     @property
     def parameters(self) -> int:
         """Weights of all levels."""
-        return sum(w.size for w in self._weights)
+        return sum(state.params.size for state in self._states)
 
     @property
     def state_size(self) -> int:
         """Numbers that the levels keep beside their weights."""
-        return sum(
-            2 * level.width**2 + w.size
-            for level, w in zip(self.levels, self._weights, strict=True)
-            if level.period > 1
-        )
+        kept = [(state.gathered, state.inner) for state in self._states]
+        return sum(leaf.size for leaf in jax.tree.leaves(kept))
 
     def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
         """Reads a part of the stream, ``[N, width]`` and ``[N]``, in order."""
-        classes = self._weights[0].shape[1]
         parts = np.split(x, self._ends[:-1], 1)
-        values = np.eye(classes, dtype=np.float32)[labels]
-        self._read(len(self.levels) - 1, parts, values, self._count)
+        values = np.eye(self._classes, dtype=np.float32)[labels]
+        self._read(len(self._levels) - 1, parts, values, self._count)
         self._count += len(x)
 
     def scores(self, x: np.ndarray) -> np.ndarray:
         """What all levels say together, ``[N, classes]``."""
-        return x @ np.concatenate(self._weights)
+        return x @ np.concatenate([state.params for state in self._states])
 
     def _read(self, i, parts, left, begun):
         """Lets level ``i`` and faster ones read what begins at ``begun``.
@@ -141,39 +134,65 @@ class ContinuumMemory:
             left: what slower levels leave over.
             begun: samples before these.
         """
-        period = self.levels[i].period
-        if period == 1:
-            self._weights[i] = _delta_rule(
-                self._weights[i], parts[i], left, self.rate
-            )
+        level, states = self._levels[i], self._states
+        if level.period == 1:
+            states[i] = level.update(states[i], parts[i], left, due=True)
             return
-        cuts = range(period - begun % period, len(left), period)
+        cuts = range(
+            level.period - begun % level.period, len(left), level.period
+        )
         for rows in np.split(np.arange(len(left)), cuts):
             piece = slice(rows[0], rows[-1] + 1)
             mine = [part[piece] for part in parts]
-            over = left[piece] - mine[i] @ self._weights[i]
+            over = left[piece] - mine[i] @ states[i].params
             if i:
                 self._read(i - 1, mine, over, begun + piece.start)
-            products, gradient = self._gathered[i]
-            products += mine[i].T @ mine[i]
-            gradient += mine[i].T @ over
-            if (begun + piece.stop) % period == 0:
-                self._step(i)
+            new = mine[i].T @ mine[i], mine[i].T @ over
+            due = bool((begun + piece.stop) % level.period == 0)
+            states[i] = level.update(states[i], new, due=due, count=len(rows))
+            if due:
+                self._restart(i)
 
-    def _step(self, i):
-        """Takes the proximal step; faster levels begin again."""
-        products, gradient = self._gathered[i]
-        metric, rho = self._metrics[i], self.levels[i].retention
-        metric *= rho
-        metric.flat[:: len(metric) + 1] += (1 - rho) * self.ridge
-        metric += products
+    def _restart(self, count):
+        """Lets the fastest levels begin again, but for their metrics."""
+        for j in range(count):
+            none = self._levels[j].init(np.zeros_like(self._states[j].params))
+            self._states[j] = none._replace(inner=self._states[j].inner)
+
+
+def proximal_level(choice: LevelChoice, ridge: float) -> Level:
+    """Returns a level that takes the proximal step on its sums."""
+    rho, start = choice.retention, np.eye(choice.width, dtype=np.float32)
+    start *= np.float32(ridge)
+
+    def init(weights):
+        return LevelState(
+            weights, (np.zeros_like(start), np.zeros_like(weights)), start, 0
+        )
+
+    def step(state, new):
+        del new
+        products, gradient = state.gathered
+        metric = rho * state.inner + (1 - rho) * start + products
         # The gradient is that at the weights, which it moves.
-        self._weights[i] += scipy.linalg.solve(metric, gradient, assume_a="pos")
-        for j in range(i + 1):
-            for held in self._gathered[j]:
-                held[:] = 0
-        for weights in self._weights[:i]:
-            weights[:] = 0
+        moved = scipy.linalg.solve(metric, gradient, assume_a="pos")
+        return state.params + moved, metric
+
+    return Level(init, step, choice.period)
+
+
+def delta_level(rate: float) -> Level:
+    """Returns a level of period 1: the delta rule, many ticks in one scan."""
+
+    def step(state, x, values):
+        return _delta_rule(state.params, x, values, rate), ()
+
+    return Level(
+        lambda weights: LevelState(weights, (), (), 0),
+        step,
+        1,
+        gather=lambda state, x, values: (),
+    )
 
 
 def _delta_rule(weights, x, values, rate):

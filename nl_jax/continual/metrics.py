@@ -6,7 +6,7 @@ All functions take the same arguments:
   task ``i``.
 - ``b``, ``[T]``: accuracies of an untrained model, which only
   :func:`forward_transfer` reads; ``None`` elsewhere.
-- ``convention``: whose definition is meant where libraries differ.
+- ``convention``: source of the definition where libraries differ.
 
 Accuracies are in [0, 1] and all tasks have the same weight. Entries that a
 metric does not read may be NaN; for others that are not accuracies, for too few

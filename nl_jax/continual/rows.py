@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from nl_jax.continual.validation import check_rows, check_state, fresh_state
-from nl_jax.layers.continuum.steps import select_rows
 from nl_jax.models import LanguageModel
+from nl_jax.nested.level import select_rows
 
 T = TypeVar("T")
 

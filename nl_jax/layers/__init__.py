@@ -1,6 +1,8 @@
 """Flax Linen modules: they own slow parameters and call pure functions."""
 
 from nl_jax.layers.continuum.cms_config import CMSConfig
+from nl_jax.layers.continuum.cms_objective import CMSObjective
+from nl_jax.layers.continuum.cms_objectives import CMS_OBJECTIVES
 from nl_jax.layers.continuum.module import ContinuumMemory
 from nl_jax.layers.mixers import MIXERS, mixer_name
 from nl_jax.layers.mixers.attention import (
@@ -50,12 +52,14 @@ from nl_jax.layers.rotary import rotate
 from nl_jax.layers.short_conv import next_tail, short_conv
 
 __all__ = [
+    "CMS_OBJECTIVES",
     "LSTM",
     "MIXERS",
     "SRWM",
     "AttentionConfig",
     "AttentionState",
     "CMSConfig",
+    "CMSObjective",
     "CausalAttention",
     "ContinuumMemory",
     "DeepMemory",

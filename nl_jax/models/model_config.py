@@ -81,7 +81,7 @@ class ModelConfig(_Choices):
                 f"bounds them, not with {self.mixer!r}"
             )
         self.choices.check(self.n_heads)
-        inner = self.cms.objective != "outer"
+        inner = self.cms.goal.unit == "tokens"
         if inner and self.cms.layers > self.n_layers:
             raise ValueError(
                 f"cms.layers={self.cms.layers} must be at most "
@@ -94,8 +94,7 @@ class ModelConfig(_Choices):
                 f"level needs a block that learns in context; there are {own}"
             )
         fastest = self.cms.periods[0]
-        replayed = self.cms.objective == "next_token"
-        if replayed and fastest % self.cycle:
+        if self.cms.goal.replays and fastest % self.cycle:
             raise ValueError(
                 f"cms.periods={self.cms.periods}: the fastest, {fastest}, must "
                 f"be a multiple of {self.cycle} tokens, where the chunks of "

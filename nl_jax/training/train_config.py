@@ -163,7 +163,7 @@ class TrainConfig:
                 f"batch_size={self.batch_size}"
             )
         cms = self.model.cms
-        if cms.objective == "next_token" and self.seq_len % cms.periods[0]:
+        if cms.goal.replays and self.seq_len % cms.periods[0]:
             raise InputError(
                 f"seq_len={self.seq_len} must be a multiple of the fastest of "
                 f"model.cms.periods={cms.periods}, {cms.periods[0]} tokens"

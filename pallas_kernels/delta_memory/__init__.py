@@ -1,4 +1,4 @@
-"""The one recurrence of every matrix memory, see :func:`delta_scan`."""
+"""The recurrence of every matrix memory, see :func:`delta_scan`."""
 
 from pallas_kernels.delta_memory.api import delta_scan, implementation_for
 from pallas_kernels.delta_memory.chunked import chunk_step, delta_scan_chunked

@@ -1,8 +1,8 @@
-"""What every kernel of the delta memory shares: its derivative.
+"""The derivative that all kernels of the delta memory share.
 
-Whether a pass is a kernel or the scan of :func:`chunk_step` is settled when the
-program is lowered for a platform, not before: it can be compiled ahead of time
-for another one.
+Both passes run a kernel or the scan of :func:`chunk_step`, whichever belongs to
+the platform that the program is lowered for, which may be another one than this
+process's (ahead-of-time compilation).
 """
 
 import functools
@@ -22,18 +22,18 @@ from pallas_kernels.dispatch import Choice, run_kernels
 from pallas_kernels.restart import restartable
 
 NAMES = ("w", "s", "x", "g", "q", "log_alpha", "beta", "log_mu")
-"""``delta_scan``'s arrays in the order of its arguments."""
+"""Names of ``delta_scan``'s arrays, in the order of its arguments."""
 
 
 class Options(NamedTuple):
-    """Static choices of :func:`differentiable_scan`."""
+    """Static options of :func:`differentiable_scan`."""
 
     choice: Choice
     """Of one or more ``KERNELS``."""
     block: int
     """Tokens between saved states."""
     chunk: int
-    """Tokens per chunk outside of kernels; divides ``block``."""
+    """Tokens per chunk of the plain scan, a divisor of ``block``."""
     read: str
     """As in ``delta_scan``."""
     interpret: object = False
@@ -41,7 +41,7 @@ class Options(NamedTuple):
 
 
 def differentiable_scan(arrays, options: Options):
-    """``delta_scan`` on its arrays by name; ``s`` goes with ``log_mu``."""
+    """Runs ``delta_scan`` on arrays by name; ``log_mu`` needs an ``s``."""
 
     def forward(arrays, save):
         plain = functools.partial(_plain_forward, options=options, save=save)
@@ -73,7 +73,7 @@ def _run(way, operands, plain, options, **more):
 
 
 def _cut(arrays, options):
-    """State, tokens and their validity, ``[blocks, chunks, ..., C, ...]``."""
+    """Returns state, tokens ``[blocks, chunks, ..., C, ...]`` and ``valid``."""
     values = [arrays[name] for name in NAMES]
     state, chunks = cut_into_chunks(values, options.chunk, options.block)
     per_block = options.block // options.chunk
@@ -84,7 +84,10 @@ def _cut(arrays, options):
 
 
 def _walk(state, tokens, valid, options):
-    """The few chunks of one block; a scan would copy what their vjp keeps."""
+    """Runs the few chunks of one block.
+
+    They are unrolled because a scan would copy the residuals of their vjp.
+    """
     outputs = []
     for index in range(tokens[0].shape[0]):
         chunk = jax.tree.map(lambda v: v[index], (*tokens, valid))  # noqa: B023
@@ -129,7 +132,7 @@ def _plain_backward(arrays, starts, cotangents, *, options):
 
 
 def _blocks_of(o, shape):
-    """The way back from :func:`_join`, onto ``[blocks, chunks, ..., C, _]``."""
+    """Transpose of :func:`_join`: ``[blocks, chunks, ..., C, d_out]``."""
     like = (*shape[:2], *o.shape[:-2], shape[-2], o.shape[-1])
     join = functools.partial(_join, length=o.shape[-2])
     return jax.linear_transpose(join, jax.ShapeDtypeStruct(like, o.dtype))(o)[0]

@@ -38,42 +38,40 @@ def memory_scan(
 ) -> tuple[Float[Array, "... T d_out"], State]:
     """Runs a memory of one or more matrices over a sequence, chunk by chunk.
 
-    What the memory is, an MLP whose layers each follow the recurrence of
-    :func:`pallas_kernels.delta_memory.delta_scan` for instance, is its chunk
-    step: whoever calls writes it once in ``jax.numpy``, and it is the body of
-    the scan and of the kernels. Those keep all matrices, momenta too, in a
-    TPU's vector memory from the first token to the last, and run ``jax.vjp``
-    of the step on the way back.
+    The chunk step defines the memory, for instance an MLP whose layers each
+    follow the recurrence of :func:`pallas_kernels.delta_memory.delta_scan`. It
+    is written in ``jax.numpy`` and is the body of the scan and of the kernels.
+    The TPU kernels keep all matrices, momenta included, in vector memory from
+    the first token to the last, and run the step's ``jax.vjp`` backward.
 
     Args:
-        step: ``(state, tokens, gates, valid, inverse) -> (o, state)`` on one
-            chunk, ``[heads, C, d]`` tokens and ``[heads, C]`` gates; ``valid``
-            is ``[1, C]``, False where a token is padding and must change
-            nothing, or ``None``; ``inverse`` is for ``chunk_step``. A pure
-            function; one that holds arrays of its own has no kernel, nor has
-            on TPUs one with operations of
+        step: pure function ``(state, tokens, gates, valid, inverse) ->
+            (o, state)`` on one chunk, ``[heads, C, d]`` tokens and
+            ``[heads, C]`` gates. ``valid`` is ``[1, C]``, False for padding,
+            which must change nothing, or ``None``; ``inverse`` is to be passed
+            to ``chunk_step``. Kernels support no step that closes over arrays,
+            those for TPUs none with an operation in
             :data:`pallas_kernels.mlp_memory.tpu.MISSING`.
         state: matrices before the first token, ``[*lead, d_in, d_out]``.
-        tokens: arrays ``[*lead, T, d]``, the first of the outputs' dtype.
+        tokens: arrays ``[*lead, T, d]``, the first with the outputs' dtype.
         gates: arrays ``[*lead, T]``.
         chunk_size: tokens per chunk. Results depend on it.
         implementation: ``"chunked"`` (plain ``jax.numpy``), ``"pallas_tpu"``
-            (one kernel each way), ``"pallas_triton"`` (plain, but for the
-            triangular inverse), or ``None`` for the best that the platform
-            offers for which the program is lowered;
-            :func:`implementation_for` says which. A kernel's gradient is not
-            for forward-mode differentiation.
-        interpret: run kernels without their hardware, slowly, for tests: as
-            in ``pl.pallas_call``.
+            (one kernel in each direction), ``"pallas_triton"`` (plain except
+            for the triangular inverse), or ``None`` for the best one on the
+            platform that the program is lowered for, see
+            :func:`implementation_for`. Kernels do not support forward-mode
+            differentiation.
+        interpret: whether to run kernels without their hardware, slowly, for
+            tests, as in ``pl.pallas_call``.
 
     Returns:
-        ``(o, state)``: outputs ``[*lead, T, d_out]`` and the final state.
-        Gradients reach every array, and cotangents of the final state are
-        accepted.
+        ``(o, state)``: outputs ``[*lead, T, d_out]`` and the final state. All
+        arrays have gradients, and the final state accepts cotangents.
 
     Raises:
         ValueError: if a shape or the implementation is not as described, or
-            the one that is named cannot run.
+            the named implementation cannot run.
 
     Example:
         >>> import jax.numpy as jnp
@@ -123,11 +121,13 @@ def memory_scan(
 def implementation_for(
     platform: str, state, tokens, gates, *, chunk_size: int
 ) -> str:
-    """Names what ``memory_scan(..., implementation=None)`` runs on a platform.
+    """Returns the implementation that ``memory_scan`` chooses for a platform.
 
     Args:
-        platform: what is lowered for, ``"tpu"``, ``"cpu"``, ``"cuda"``.
-        state: see :func:`memory_scan`; shapes and dtypes are enough.
+        platform: platform of the compiled program: ``"tpu"``, ``"cpu"`` or
+            ``"cuda"``.
+        state: see :func:`memory_scan`; for all arrays, shapes and dtypes
+            suffice.
         tokens: see :func:`memory_scan`.
         gates: see :func:`memory_scan`.
         chunk_size: see :func:`memory_scan`.

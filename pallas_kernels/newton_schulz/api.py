@@ -24,8 +24,9 @@ COEFFICIENTS = {
     "quintic": (3.4445, -4.7750, 2.0315),
     "cubic": (1.5, -0.5, 0.0),
 }
-"""``quintic``: fast to about 1 and then to and fro (Muon's). ``cubic``: slow,
-converges to 1; gradient descent on ``|| O^T O - I ||^2 / 2`` with step 1/4."""
+"""``quintic``: quickly moves singular values close to 1, around which they then
+oscillate (Muon's). ``cubic``: slowly converges to 1; gradient descent on
+``|| O^T O - I ||^2 / 2`` with step 1/4."""
 
 
 def newton_schulz(
@@ -44,26 +45,27 @@ def newton_schulz(
     .. math::
         X_{i+1} = a X_i + b (X_i X_i^\top) X_i + c (X_i X_i^\top)^2 X_i
 
-    which for an inner optimisation in place of a decomposition is eq. 43-44 of
-    arXiv 2512.24695. Differentiable; a matrix of zeros stays one.
+    which is an inner optimisation, eq. 43-44 of arXiv 2512.24695. It is
+    differentiable, and maps a matrix of zeros to zeros.
 
     Args:
-        x: matrices, ``[..., m, n]``; the dtype is that of all products.
-        steps: iterations; ignored where ``coefficients`` has one row for each.
-        coefficients: a name in ``COEFFICIENTS``, ``(a, b, c)`` or such a row
+        x: matrices, ``[..., m, n]``; their dtype is that of all products.
+        steps: number of iterations, unless ``coefficients`` has a row for
+            each.
+        coefficients: a name in ``COEFFICIENTS``, ``(a, b, c)``, or one such row
             per step.
         eps: added to the norm.
         implementation: ``"reference"``, ``"batched"`` (plain ``jax.numpy``),
-            ``"pallas_tpu"``, ``"pallas_triton"`` (kernels; where a derivative
-            is taken the batched form runs in their place), or ``None`` for the
-            best that the platform offers for which the program is lowered;
-            :func:`implementation_for` says which.
-        interpret: run kernels without their hardware, slowly, for tests: as
-            in ``pl.pallas_call``.
+            ``"pallas_tpu"`` or ``"pallas_triton"`` (kernels, replaced by the
+            batched form where a derivative is taken), or ``None`` for the best
+            one on the platform that the program is lowered for, see
+            :func:`implementation_for`.
+        interpret: whether to run kernels without their hardware, slowly, for
+            tests, as in ``pl.pallas_call``.
 
     Raises:
-        ValueError: if an argument is not as described, or the implementation
-            that is named cannot run.
+        ValueError: if an argument is not as described, or the named
+            implementation cannot run.
 
     Source: Bernstein and Newhouse, arXiv 2409.20325; Jordan, Muon.
 
@@ -89,10 +91,11 @@ def newton_schulz(
 
 
 def implementation_for(platform: str, x) -> str:
-    """Names what ``newton_schulz(x)`` runs on a platform.
+    """Returns the implementation that ``newton_schulz`` chooses.
 
     Args:
-        platform: what is lowered for, ``"tpu"``, ``"cpu"``, ``"cuda"``.
+        platform: platform of the compiled program: ``"tpu"``, ``"cpu"`` or
+            ``"cuda"``.
         x: an array, or its shape and dtype.
 
     Example:

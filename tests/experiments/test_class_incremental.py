@@ -17,7 +17,11 @@ from experiments.classes.data import (
 from experiments.classes.features import make_features
 from experiments.classes.learners import ClassMeans, Mahalanobis, Softmax
 from experiments.classes.matrix import METRICS
-from experiments.classes.memory import ContinuumMemory, Level, split_levels
+from experiments.classes.memory import (
+    ContinuumMemory,
+    LevelChoice,
+    split_levels,
+)
 from nl_jax.continual import metrics
 from nl_jax.errors import InputError
 from tests.experiments.conftest import word_table
@@ -230,7 +234,9 @@ def test_a_level_that_keeps_all_is_ridge_regression_in_any_order():
     x, labels = draw(0)
     exact = x @ ridge(x.astype(float), np.eye(CLASSES)[labels], 0.5)
     for stream in ((x, labels), by_class(x, labels)):
-        memory = ContinuumMemory([Level(WIDTH, 8, 1.0)], CLASSES, 0.5, 0.1)
+        memory = ContinuumMemory(
+            [LevelChoice(WIDTH, 8, 1.0)], CLASSES, 0.5, 0.1
+        )
         for part in np.array_split(np.arange(len(x)), 7):
             memory.learn(stream[0][part], stream[1][part])
         assert memory.scores(x) == pytest.approx(exact, abs=1e-4)
@@ -238,7 +244,7 @@ def test_a_level_that_keeps_all_is_ridge_regression_in_any_order():
 
 def test_a_level_of_period_one_is_the_normalised_delta_rule():
     x, labels = draw(0, count=70)
-    memory = ContinuumMemory([Level(WIDTH, 1, 0.0)], CLASSES, 0.5, 0.3)
+    memory = ContinuumMemory([LevelChoice(WIDTH, 1, 0.0)], CLASSES, 0.5, 0.3)
     memory.learn(x[:10], labels[:10])
     memory.learn(x[10:], labels[10:])
     w = np.zeros((WIDTH, CLASSES))
@@ -253,7 +259,11 @@ def test_a_level_of_period_one_is_the_normalised_delta_rule():
 def test_three_levels_are_their_plain_formula():
     """Sample by sample in float64, whatever the pieces of the stream."""
     x, labels = draw(0, count=46)
-    levels = [Level(2, 1, 0.0), Level(4, 4, 0.5), Level(10, 12, 1.0)]
+    levels = [
+        LevelChoice(2, 1, 0.0),
+        LevelChoice(4, 4, 0.5),
+        LevelChoice(10, 12, 1.0),
+    ]
     lam, rate = 0.5, 0.3
     memory = ContinuumMemory(levels, CLASSES, lam, rate)
     for part in np.split(np.arange(46), [3, 17, 24, 25]):

@@ -1,12 +1,15 @@
-"""The rows of the level table that a continuum memory has."""
+"""The rows of a continuum memory in the level table."""
+
+from typing import Any
 
 import jax
 
 from nl_jax.layers.continuum.cms_config import CMSConfig
-from nl_jax.nested import LevelRow
-from nl_jax.nested.describe import count_bytes, count_parameters
+from nl_jax.layers.continuum.steps import CMSState
+from nl_jax.nested.describe import LevelRow, count_bytes, count_parameters
 
-_RULES = {
+_ARCHITECTURES = {"swiglu": "SwiGLU MLP", "gelu": "GELU MLP"}
+_INNER = {
     "sgd": "GD",
     "momentum": "GD, momentum",
     "adam": "Adam",
@@ -16,46 +19,47 @@ _RULES = {
 }
 
 
-def cms_level_rows(config: CMSConfig, params, state, n_layers: int):
-    """Returns one row for each level.
+def cms_level_rows(
+    config: CMSConfig, params: Any, state: CMSState | None, n_layers: int
+) -> list[LevelRow]:
+    """Returns one row per level.
 
     Args:
-        config: of the continuum memory.
-        params: shapes of the continuum memory's parameters in all blocks.
-        state: shapes of the state of levels that learn in context, or ``None``.
-        n_layers: blocks of the model.
+        config: of the levels.
+        params: of the ``ContinuumMemory`` of all blocks, or their shapes.
+        state: for one batch row, where levels learn in context.
+        n_layers: number of blocks.
     """
-    inner = state is not None
-    parts = config.blocks(n_layers)
     rows = []
     for index, period in enumerate(config.periods):
-        kinds = {"swiglu": "SwiGLU MLP", "gelu": "GELU MLP"}
-        architecture = kinds[config.mlp]
         weights = [
             leaf
             for key, leaf in params.items()
             if key.startswith(config.prefixes[index])
         ]
+        architecture = _ARCHITECTURES[config.mlp]
         if config.placement == "depth":
-            blocks = parts[index]
+            blocks = config.blocks(n_layers)[index]
             architecture += f", blocks {blocks.start + 1} to {blocks.stop}"
             weights = [_cut(leaf, blocks) for leaf in weights]
-        size = 0
-        if inner:
-            size = count_bytes((state.fast[index], state.gathered[index]))
-        own_values = inner and config.objective == "local"
+        fast = state and (state.fast[index], state.gathered[index])
+        in_context = config.learns
         rows.append(
             LevelRow(
                 name=f"cms.level_{index + 1}",
                 memory_of="tokens of its period",
                 architecture=architecture,
-                objective="own values" if own_values else "next token",
-                rule=_rule(config, index) if inner else "outer optimizer",
+                objective=(
+                    config.goal.compresses if in_context else "next token"
+                ),
+                rule=_rule(config, index) if in_context else "outer optimizer",
                 # At rate 0 nothing but the optimizer moves a level, every step.
-                period=period if inner or config.objective == "outer" else 1,
-                unit="tokens" if inner else "steps",
+                period=(
+                    period if in_context or config.goal.unit == "steps" else 1
+                ),
+                unit="tokens" if in_context else "steps",
                 parameters=count_parameters(weights),
-                state_bytes=size,
+                state_bytes=count_bytes(fast),
             )
         )
     return rows
@@ -64,7 +68,7 @@ def cms_level_rows(config: CMSConfig, params, state, n_layers: int):
 def _rule(config, index):
     inner = config.inners[index]
     name = inner if isinstance(inner, str) else "optax"
-    rule = f"{_RULES.get(name, name)} in context"
+    rule = f"{_INNER.get(name, name)} in context"
     if config.adaptive != "none" and index:
         rule += f", at {config.adaptive}"
     return rule
