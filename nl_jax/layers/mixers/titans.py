@@ -67,9 +67,10 @@ class SelfModifyingTitans(nn.Module):
         >>> import jax, jax.numpy as jnp
         >>> layer = SelfModifyingTitans(TitansConfig(), d_model=8, n_heads=2)
         >>> x = jnp.ones((1, 5, 8))
-        >>> variables = layer.init(jax.random.key(0), x)
-        >>> y, state = layer.apply(variables, x[:, :3])
-        >>> rest, state = layer.apply(variables, x[:, 3:], state)
+        >>> variables = jax.jit(layer.init)(jax.random.key(0), x)
+        >>> apply = jax.jit(layer.apply)
+        >>> y, state = apply(variables, x[:, :3])
+        >>> rest, state = apply(variables, x[:, 3:], state)
         >>> y.shape, rest.shape
         ((1, 3, 8), (1, 2, 8))
     """
