@@ -37,7 +37,7 @@ import optax
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.probes import probed, writes
 from nl_jax.layers.continuum.steps import advance_levels, begin
-from nl_jax.memory.walk import chunk_scan, remat_scan
+from nl_jax.memory.walk import chunk_scan
 from nl_jax.nested.level import select_rows
 
 
@@ -147,14 +147,12 @@ def _read_tokens(reader, tokens, mixers, cms):
     """Token by token, from anywhere, rows at different positions."""
     chunk = reader.config.periods[0]
 
-    def step(carry, token):
+    def step(carry, token, *_):
         mixers, cms = carry
-        logits, mixers, _ = reader.forward(
-            token[:, None], mixers, cms.fast, False
-        )
+        logits, mixers, _ = reader.forward(token, mixers, cms.fast, False)
         place = cms.position % chunk
         held = jax.vmap(lambda row, at, new: row.at[at].set(new))(
-            cms.tokens, place, token
+            cms.tokens, place, token[:, 0]
         )
         due = place == chunk - 1
         waiting = cms._replace(tokens=held, position=cms.position + 1)
@@ -169,13 +167,13 @@ def _read_tokens(reader, tokens, mixers, cms):
             return waiting
 
         cms = jax.lax.cond(jnp.any(due), close, wait, mixers, waiting)
-        return (mixers, cms), logits[:, 0]
+        return (mixers, cms), logits
 
+    carry = mixers, cms
     if tokens.shape[1] == 1:
-        (mixers, cms), logits = step((mixers, cms), tokens[:, 0])
-        return logits[:, None], mixers, cms
-    # No chunk_scan: to it a piece of one token would close the mixers' chunks.
-    (mixers, cms), logits = remat_scan(
-        step, (mixers, cms), tokens.swapaxes(0, 1)
-    )
-    return logits.swapaxes(0, 1), mixers, cms
+        (mixers, cms), logits = step(carry, tokens)
+    else:
+        (mixers, cms), logits = chunk_scan(
+            step, carry, tokens, size=1, axis=1, remat=None
+        )
+    return logits, mixers, cms
