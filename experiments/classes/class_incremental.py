@@ -39,13 +39,10 @@ Results go to ``--out``: finished runs as lines of JSON, tables, a record with
 every ``R``, a plot. Finished runs are not repeated.
 """
 
-import functools
 import itertools
 
 from experiments.classes import inputs
-from experiments.classes.data import class_tasks
 from experiments.classes.learners import ClassMeans, Mahalanobis, Softmax
-from experiments.classes.matrix import accuracy_matrix, measure
 from experiments.classes.memory import (
     ContinuumMemory,
     LevelChoice,
@@ -131,24 +128,12 @@ def main(values: flags.FlagValues) -> None:
     _check_levels(values.periods, values.retentions)
     texts, settings = inputs.load(values)
     settings |= flags.pick(values, _SETTINGS)
-    classes = len(texts.classes)
-    class_tasks(classes, values.tasks, 0)
     records = Records(f"{values.out}/class_incremental.jsonl", settings)
-
-    @functools.cache
-    def features():
-        return inputs.read_features(texts, settings)
+    features, learn = inputs.make_run(texts, settings)
 
     def run(learner, seed):
-        R = accuracy_matrix(
-            make_learner(learner, classes, seed, settings),
-            texts,
-            features(),
-            class_tasks(classes, values.tasks, seed),
-            seed,
-            at_once=learner == "joint",
-        )
-        return {"R": R, **measure(R)}
+        own = make_learner(learner, len(texts.classes), seed, settings)
+        return learn(own, seed, at_once=learner == "joint")
 
     sweep(
         records,
@@ -156,6 +141,7 @@ def main(values: flags.FlagValues) -> None:
         run,
         after="seed {seed}, {learner}: {average_accuracy[gem]:.1%}, "
         "{seconds} s",
+        prepare=features,
     )
     cells = grid(learner=values.learners, seed=values.seeds)
     rows = [records.find(**cell) for cell in cells]

@@ -1,18 +1,20 @@
 """What scripts about classes are asked for: texts and how they are read."""
 
+import functools
 import hashlib
+from collections.abc import Callable
 from typing import Any, get_args
-
-import numpy as np
 
 from experiments.classes import minilm
 from experiments.classes.data import (
     Texts,
+    class_tasks,
     read_texts,
     standard_library,
     validation,
 )
 from experiments.classes.features import Kind, make_features
+from experiments.classes.matrix import accuracy_matrix, measure
 from experiments.shared import flags
 
 
@@ -54,16 +56,36 @@ def load(values: flags.FlagValues) -> tuple[Texts, dict[str, Any]]:
     return texts, settings | {"sha256": _digest(texts)}
 
 
-def read_features(
+def make_run(
     texts: Texts, settings: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns features of the texts to learn and of those to be tested on."""
-    print(f"features of {len(texts.train)} texts", flush=True)
-    chosen = settings["width"], settings["scale"], settings["features"]
-    return (
-        make_features(texts.train, *chosen),
-        make_features(texts.test, *chosen),
-    )
+) -> tuple[Callable[[], Any], Callable[..., dict[str, Any]]]:
+    """Returns two functions that all runs of a command share.
+
+    The first reads the features of all texts, once; the second takes a learner,
+    a seed and whether all tasks are learned ``at_once``, and returns the matrix
+    ``R`` and its metrics.
+
+    Raises:
+        InputError: if there are fewer classes than tasks.
+    """
+    classes, count = len(texts.classes), settings["tasks"]
+    class_tasks(classes, count, 0)
+
+    @functools.cache
+    def features():
+        print(f"features of {len(texts.train)} texts", flush=True)
+        chosen = settings["width"], settings["scale"], settings["features"]
+        return (
+            make_features(texts.train, *chosen),
+            make_features(texts.test, *chosen),
+        )
+
+    def run(learner, seed, at_once=False):
+        tasks = class_tasks(classes, count, seed)
+        R = accuracy_matrix(learner, texts, features(), tasks, seed, at_once)
+        return {"R": R, **measure(R)}
+
+    return features, run
 
 
 def _digest(texts):

@@ -28,14 +28,11 @@ Results go to ``--out``: finished runs as lines of JSON, tables, a record, a
 plot. Finished runs are not repeated.
 """
 
-import functools
 import time
 
 import numpy as np
 
 from experiments.classes import inputs
-from experiments.classes.data import class_tasks
-from experiments.classes.matrix import accuracy_matrix, measure
 from experiments.classes.memory import ContinuumMemory, LevelChoice
 from experiments.classes.summary import cell, shares
 from experiments.shared import flags, plot, table
@@ -94,27 +91,15 @@ def main(values: flags.FlagValues) -> None:
     _check_levels(values)
     texts, settings = inputs.load(values)
     settings |= flags.pick(values, _SETTINGS)
-    classes = len(texts.classes)
-    class_tasks(classes, values.tasks, 0)
     records = Records(f"{values.out}/levels_effect.jsonl", settings)
-
-    @functools.cache
-    def features():
-        return inputs.read_features(texts, settings)
+    features, learn = inputs.make_run(texts, settings)
 
     def run(levels, slowest, seed):
-        own = make_levels(
-            values.width,
-            levels,
-            slowest,
-            values.ratio,
-            values.retention,
-            values.share,
-        )
+        chosen = values.ratio, values.retention, values.share
+        own = make_levels(values.width, levels, slowest, *chosen)
+        classes = len(texts.classes)
         memory = ContinuumMemory(own, classes, values.ridge, values.rate)
-        tasks = class_tasks(classes, values.tasks, seed)
-        R = accuracy_matrix(memory, texts, features(), tasks, seed)
-        return {"R": R, **measure(R)}
+        return learn(memory, seed)
 
     sweep(
         records,
@@ -122,6 +107,7 @@ def main(values: flags.FlagValues) -> None:
         run,
         after="levels {levels}, slowest {slowest}, seed {seed}: "
         "{average_accuracy[gem]:.1%}, {seconds} s",
+        prepare=features,
         clock=time.process_time,
     )
     cells = grid(

@@ -106,20 +106,9 @@ def _run(arrays, chunk, implementation, interpret):
 
 
 def _step(state, tokens, gates, valid, inverse):
-    def advance(*arrays):
-        w, x, g, q, log_alpha, beta = arrays
-        return chunk_step(
-            w,
-            None,
-            x,
-            g,
-            q,
-            log_alpha,
-            beta,
-            read="after",
-            valid=valid,
-            inverse=inverse,
-        )[:2]
+    def advance(w, *arrays):
+        options = {"read": "after", "valid": valid, "inverse": inverse}
+        return chunk_step(w, None, *arrays, **options)[:2]
 
     return _layers(state, tokens, gates, advance)
 
@@ -127,19 +116,9 @@ def _step(state, tokens, gates, valid, inverse):
 def _truth(arrays, chunk):
     """In float32, token after token between the starts of chunks."""
 
-    def advance(*arrays):
-        w, x, g, q, log_alpha, beta = arrays
-        return delta_memory.delta_scan(
-            w,
-            None,
-            x,
-            g,
-            q,
-            log_alpha,
-            beta,
-            read="after",
-            implementation="reference",
-        )[:2]
+    def advance(w, *arrays):
+        options = {"read": "after", "implementation": "reference"}
+        return delta_memory.delta_scan(w, None, *arrays, **options)[:2]
 
     def cut(value):
         value = value.astype(jnp.float32)

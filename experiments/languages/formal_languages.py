@@ -42,7 +42,6 @@ plot. Finished runs are not repeated.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -50,6 +49,7 @@ from experiments.languages.formal import LANGUAGES, draw
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
 from experiments.shared.sweep import grid, sweep
+from experiments.shared.training import asked_loss, make_step
 from nl_jax.models import build
 from nl_jax.nested.describe import count_parameters
 
@@ -136,18 +136,10 @@ def train(run, name, seed, values):
         ),
     )
 
-    @jax.jit
-    def step(variables, state, symbols, labels):
-        def loss(variables):
-            logits, _ = model.apply(variables, symbols)
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                logits, jnp.maximum(labels, 0)
-            )
-            return (losses * (labels >= 0)).sum() / (labels >= 0).sum()
+    def loss(variables, symbols, labels):
+        return asked_loss(model.apply(variables, symbols)[0], labels)
 
-        value, grads = jax.value_and_grad(loss)(variables)
-        updates, state = tx.update(grads, state, variables)
-        return optax.apply_updates(variables, updates), state, value
+    step = make_step(loss, tx)
 
     @jax.jit
     def right(variables, symbols, labels):

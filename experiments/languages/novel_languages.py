@@ -51,9 +51,11 @@ from nl_jax.nested.describe import count_parameters
 _SETTINGS = {
     "steps": flags.integer(250, "Steps of training."),
     "batch": flags.integer(8, "Streams per step."),
-    "width": flags.integer(32, "Of the model; a multiple of 8.", 8, 8),
+    "width": flags.integer(32, "Of the model; a multiple of 8.", multiple_of=8),
     "layers": flags.integer(1, "Blocks."),
-    "pairs": flags.integer(12, "Of each language; a multiple of 4.", 4, 4),
+    "pairs": flags.integer(
+        12, "Of each language; a multiple of 4.", multiple_of=4
+    ),
     "trained_languages": flags.integer(2, "In a stream of training."),
     "languages": flags.integer(3, "In a stream of the test.", 2),
     "streams": flags.integer(64, "Of the test."),

@@ -14,6 +14,7 @@ from experiments.languages.invented import (
     make_pairs,
     make_sentences,
 )
+from experiments.shared.training import make_step
 from nl_jax.errors import InputError
 from nl_jax.models import build
 
@@ -105,22 +106,17 @@ def train(model, seed, settings):
         optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.98)
     )
 
-    @jax.jit
-    def step(variables, state, pairs):
-        def loss(variables):
-            tokens = pairs.reshape(len(pairs), -1)
-            logits, _ = model.apply(variables, tokens)
-            logits = logits.reshape(*pairs.shape, -1)
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                logits[:, :, PROMPT - 1 : -1], pairs[:, :, PROMPT:]
-            )
-            # To have learned and to remember weigh the same.
-            return (losses[:, :read].mean() + losses[:, read:].mean()) / 2
+    def loss(variables, pairs):
+        tokens = pairs.reshape(len(pairs), -1)
+        logits, _ = model.apply(variables, tokens)
+        logits = logits.reshape(*pairs.shape, -1)
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits[:, :, PROMPT - 1 : -1], pairs[:, :, PROMPT:]
+        )
+        # To have learned and to remember weigh the same.
+        return (losses[:, :read].mean() + losses[:, read:].mean()) / 2
 
-        value, grads = jax.value_and_grad(loss)(variables)
-        updates, state = tx.update(grads, state, variables)
-        return optax.apply_updates(variables, updates), state, value
-
+    step = make_step(loss, tx)
     rng = np.random.default_rng((seed, 0))
     state, losses = tx.init(variables), []
     for number in range(1, steps + 1):

@@ -66,11 +66,11 @@ _SETTINGS = {
     "most": flags.integer(32, "The same, at most.", 2),
     "steps": flags.integer(400, "Training steps of the static network."),
     "length": flags.integer(
-        8192, "Bytes of a stream; a multiple of 16.", 64, CHUNK
+        8192, "Bytes of a stream; a multiple of 16.", 64, multiple_of=CHUNK
     ),
     "rows": flags.integer(4, "Streams of each seed."),
     "segment": flags.integer(1024, "Bytes between changes of the source.", 16),
-    "width": flags.integer(32, "Of the model, a multiple of 8.", 8, 8),
+    "width": flags.integer(32, "Of the model, a multiple of 8.", multiple_of=8),
 }
 FLAGS = {
     "arms": flags.words(

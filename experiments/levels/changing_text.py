@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.shared.training import make_step
 from nl_jax.data import DataConfig, load_corpus
 from nl_jax.models import build
 
@@ -80,22 +81,17 @@ def train(width: int, texts: list[np.ndarray], steps: int, seed: int):
         optax.adamw(optax.cosine_decay_schedule(5e-3, steps)),
     )
 
-    @jax.jit
-    def step(variables, state, tokens):
-        def loss(variables):
-            return nats(static.apply(variables, tokens)[0], tokens).mean()
+    def loss(variables, tokens):
+        return nats(static.apply(variables, tokens)[0], tokens).mean()
 
-        grads = jax.grad(loss)(variables)
-        updates, state = optimizer.update(grads, state, variables)
-        return optax.apply_updates(variables, updates), state
-
+    step = make_step(loss, optimizer)
     state = optimizer.init(variables)
     for _ in range(steps):
         rows = []
         for text in texts * 8:
             at = int(rng.integers(len(text) - 129))
             rows.append(text[at : at + 129])
-        variables, state = step(variables, state, np.stack(rows))
+        variables, state, _ = step(variables, state, np.stack(rows))
     return variables
 
 

@@ -56,7 +56,7 @@ _PASSES = ("forward", "both")
 _SETTINGS = {
     "chunk": flags.integer(16, "Tokens between steps of the faster level.", 2),
     "slower": flags.integer(4, "Such chunks between steps of the slower one."),
-    "width": flags.integer(64, "Of the model, a multiple of 8.", 8, 8),
+    "width": flags.integer(64, "Of the model, a multiple of 8.", multiple_of=8),
     "layers": flags.integer(1, "Blocks."),
     "batch": flags.integer(1, "Rows, each with its own fast weights."),
     "rounds": flags.integer(

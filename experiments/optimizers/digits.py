@@ -72,7 +72,7 @@ _SETTINGS = {
     "steps": flags.integer(400, "Steps."),
     "batch": flags.integer(64, "Images per step."),
     "layers": flags.integer(4, "Layers."),
-    "width": flags.integer(64, "Width, a multiple of 4 heads.", 1, 4),
+    "width": flags.integer(64, "Width, a multiple of 4 heads.", multiple_of=4),
     "weight_decay": flags.number(0.05, "Decoupled.", 0.0),
 }
 FLAGS = {

@@ -28,6 +28,7 @@ from experiments.recall.task import RUNS, make_batch, make_model, parse_slices
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
 from experiments.shared.sweep import grid, sweep
+from experiments.shared.training import asked_loss
 from nl_jax.nested.describe import count_parameters
 
 _EVERY = 25  # Steps of each slice per reported accuracy.
@@ -80,12 +81,7 @@ def train(run, seed, slices, settings):
     def gradients(variables, tokens, targets):
         def loss(variables):
             logits, _ = model.apply(variables, tokens)
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                logits, jnp.maximum(targets, 0)
-            )
-            asked = targets >= 0
-            right = _share(logits, targets)
-            return (losses * asked).sum() / asked.sum(), right
+            return asked_loss(logits, targets), _share(logits, targets)
 
         return jax.grad(loss, has_aux=True)(variables)
 

@@ -18,6 +18,7 @@ def integer(
     default: int | None,
     text: str,
     least: int | None = 1,
+    *,
     multiple_of: int = 1,
 ) -> Flag:
     """A whole number with a lower bound, or a multiple of another."""

@@ -37,6 +37,7 @@ def sweep(
     *,
     before: str = "",
     after: str = "",
+    prepare: Callable[[], Any] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
     """Runs the cells that have no record yet; returns the rows of all.
@@ -49,6 +50,7 @@ def sweep(
         run: takes the cell as keyword arguments.
         before: is formatted with the cell and printed before it runs.
         after: is formatted with the row and printed when it is on disk.
+        prepare: is called before a run, outside of what is timed.
         clock: by which seconds are counted.
 
     Example:
@@ -66,6 +68,7 @@ def sweep(
         if row is None:
             if before:
                 print(before.format_map(cell), flush=True)
+            prepare()
             begun = clock()
             found = run(**cell)
             seconds = round(clock() - begun, 2)

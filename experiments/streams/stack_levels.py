@@ -50,7 +50,7 @@ FLAGS = {
         ["topics", "modules"],
         "Out of modules, topics, speeches, and folders of .txt files.",
     ),
-    "tokens": flags.integer(1024, "Of each document, even.", 4, 2),
+    "tokens": flags.integer(1024, "Of each document, even.", 4, multiple_of=2),
     "window": flags.integer(None, "Of attention; default all."),
     "periods": flags.integers([64, 256], "Of the levels.", 2),
     "layers": flags.integer(8, "Last blocks that learn."),

@@ -35,6 +35,8 @@ def chunk_scan(
     position: int | jax.Array = 0,
     axis: int = 0,
     remat: int | None = 1,
+    whole: Callable[[Carry, Any], tuple[Carry, Any]] | None = None,
+    drop_start: bool = False,
 ) -> tuple[Carry, Any]:
     """Walks over a stretch of a stream, at most a chunk at a time.
 
@@ -60,6 +62,11 @@ def chunk_scan(
             then are the first axis beside the tokens' in every array.
         axis: where inputs, pieces and outputs have their tokens.
         remat: as ``every`` in :func:`remat_scan`.
+        whole: ``(state, inputs) -> (state, outputs)``, what reads all whole
+            chunks at once in place of a scan, where no masks are needed.
+        drop_start: the memories in the state have this grid: a scan of whole
+            chunks need not carry, and keep for the backward pass, what they
+            were at a chunk's start beside their weights.
 
     Returns:
         ``(state, outputs)``, the outputs of all tokens.
@@ -91,39 +98,50 @@ def chunk_scan(
         state, out = step(state, back(chunk), valid, closes)
         return state, first(out)
 
-    walk = _from_boundary if fresh else functools.partial(_on_grid, position)
-    state, out = walk(piece, state, first(inputs), size, remat)
-    return state, back(out)
-
-
-def _from_boundary(step, state, inputs, size, remat):
-    length = jax.tree.leaves(inputs)[0].shape[0]
-    whole = length - length % size
+    tokens = first(inputs)
+    if not fresh:
+        state, out = _on_grid(piece, state, tokens, size, position, remat)
+        return state, back(out)
+    rest = length % size
     parts = []
-    if whole:
+    if length > rest:
+        chunks = jax.tree.map(lambda a: a[: length - rest], tokens)
+        if whole is not None:
+            state, out = whole(state, back(chunks))
+            out = first(out)
+        else:
+            state, out = _whole_chunks(
+                piece, state, chunks, size, remat, drop_start
+            )
+        parts.append(out)
+    if rest:
 
-        def chunk(state, piece):
-            state, out = step(with_start(state), piece, None, True)
-            return without_start(state), out
-
-        cut = jax.tree.map(
-            lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), inputs
-        )
-        state, out = remat_scan(chunk, without_start(state), cut, every=remat)
-        state = with_start(state)
-        parts.append(jax.tree.map(_flat, out))
-    if whole < length:
-
-        def last(state, piece):
-            return step(state, piece, None, False)
+        def last(state, chunk):
+            return piece(state, chunk, None, False)
 
         last = last if remat == 0 else jax.checkpoint(last)
-        state, out = last(state, jax.tree.map(lambda a: a[whole:], inputs))
+        state, out = last(state, jax.tree.map(lambda a: a[-rest:], tokens))
         parts.append(out)
-    return state, jax.tree.map(lambda *a: _join(a), *parts)
+    return state, back(jax.tree.map(lambda *a: _join(a), *parts))
 
 
-def _on_grid(position, step, state, inputs, size, remat):
+def _whole_chunks(step, state, inputs, size, remat, drop_start):
+    def drop(state):
+        return without_start(state) if drop_start else state
+
+    def restore(state):
+        return with_start(state) if drop_start else state
+
+    def body(state, chunk):
+        state, out = step(restore(state), chunk, None, True)
+        return drop(state), out
+
+    chunks = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), inputs)
+    state, out = remat_scan(body, drop(state), chunks, every=remat)
+    return restore(state), jax.tree.map(_flat, out)
+
+
+def _on_grid(step, state, inputs, size, position, remat):
     offset = jnp.asarray(position % size)
     length = jax.tree.leaves(inputs)[0].shape[0]
     count = -(-(length + size - 1) // size)
@@ -163,11 +181,7 @@ def _join(parts):
 
 
 def without_start(state: Any) -> Any:
-    """Drops what memories were at their chunk's start, where that is now.
-
-    At a boundary it is the weights: a scan over whole chunks would carry, and
-    keep for the backward pass, the same arrays twice.
-    """
+    """Drops what memories were at their chunk's start, where that is now."""
     return _each_memory(lambda memory: (), state)
 
 

@@ -42,12 +42,13 @@ class Block(nn.Module):
         Where ``fast`` is a state of levels, outputs are those and the levels'
         state; see ``ContinuumMemory``.
         """
-        stream = {"stream": x} if self.config.choices.takes_stream else {}
+        choices = self.config.choices
+        options = {"stream": x} if choices.takes_stream else {}
+        options |= {"aligned": aligned} if choices.has_grid else {}
         y, state = self.mixer(
             normalize(self.config.norm, self.norm, "norm", x),
             state,
-            aligned=aligned,
-            **stream,
+            **options,
         )
         return self.cms(x + y, fast, aligned=aligned), state
 

@@ -42,9 +42,10 @@ class LanguageModel:
         >>> import jax, jax.numpy as jnp
         >>> model = build("hope", d_model=16, n_heads=2)
         >>> tokens = jnp.arange(6)[None]
-        >>> variables = model.init(jax.random.key(0), tokens)
-        >>> logits, state = model.apply(variables, tokens)
-        >>> more, state = model.apply(variables, tokens[:, :1], state)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), tokens)
+        >>> apply = jax.jit(model.apply)
+        >>> logits, state = apply(variables, tokens)
+        >>> more, state = apply(variables, tokens[:, :1], state)
         >>> logits.shape, more.shape
         ((1, 6, 256), (1, 1, 256))
     """

@@ -49,10 +49,10 @@ def scale_by_deep_momentum(
             columns, which the message names.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> tx = scale_by_deep_momentum()
         >>> g = jnp.array([[1.0, -2.0]])
-        >>> updates, _ = tx.update(g, tx.init(g))
+        >>> updates, _ = jax.jit(tx.update)(g, jax.jit(tx.init)(g))
         >>> bool((updates * g > 0).all())
         True
     """

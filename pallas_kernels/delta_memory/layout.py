@@ -60,12 +60,7 @@ def plan_for(arrays, chunk) -> Plan:
 
 
 def why_not(arrays, interpret) -> str | None:
-    """Returns why no kernel can run, ``None`` if some may.
-
-    Args:
-        arrays: ``delta_scan``'s arrays, or their shapes, by name.
-        interpret: whether kernels would run without their hardware.
-    """
+    """Returns why no kernel can run on arrays, or shapes, else ``None``."""
     if explicit := explicit_axes():
         return f"mesh axes {explicit} are Explicit, must be Auto"
     x = arrays["x"]

@@ -34,13 +34,7 @@ _TOKENS = ("x", "g", "q", "gates")
 
 
 def why_not(arrays, block, read, interpret=False) -> str | None:
-    """Returns why the kernels cannot run, ``None`` if they can.
-
-    Args:
-        arrays: ``delta_scan``'s arrays, or their shapes, by name.
-        block: tokens per chunk.
-        read: as in ``delta_scan``.
-        interpret: whether the kernels would run without their hardware.
+    """Returns why the kernels cannot run on arrays, or shapes, else ``None``.
 
     Example:
         >>> x = jax.ShapeDtypeStruct((1, 128, 64), jnp.float16)

@@ -36,14 +36,7 @@ MISSING = frozenset(_NAMES.split())
 
 
 def why_not(state, tokens, gates, chunk_size, interpret=False) -> str | None:
-    """Returns why the kernels cannot run, ``None`` if they can.
-
-    Args:
-        state: matrices of the memory, or their shapes.
-        tokens: see ``memory_scan``.
-        gates: see ``memory_scan``.
-        chunk_size: tokens per chunk.
-        interpret: whether the kernels would run without their hardware.
+    """Returns why the kernels cannot run on arrays, or shapes, else ``None``.
 
     Example:
         >>> w = jax.ShapeDtypeStruct((1, 64, 64), jnp.float32)
@@ -76,11 +69,7 @@ def why_not(state, tokens, gates, chunk_size, interpret=False) -> str | None:
 
 
 def why_not_step(program) -> str | None:
-    """Returns why the kernels cannot run a step, ``None`` if they can.
-
-    Args:
-        program: the step, from :func:`pallas_kernels.mlp_memory.step.trace`.
-    """
+    """Returns why the kernels cannot run a traced step, else ``None``."""
     missing = primitives(program) & MISSING
     if missing:
         return f"kernels do not have {', '.join(sorted(missing))}"

@@ -17,14 +17,7 @@ from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
 
 
 def why_not(state, tokens, gates, chunk_size, interpret=False) -> str | None:
-    """Returns why the kernel cannot run, ``None`` if it can.
-
-    Args:
-        state: matrices of the memory, or their shapes.
-        tokens: see ``memory_scan``.
-        gates: see ``memory_scan``.
-        chunk_size: tokens per chunk.
-        interpret: whether the kernel would run without its hardware.
+    """Returns why the kernel cannot run on arrays, or shapes, else ``None``.
 
     Example:
         >>> w = jax.ShapeDtypeStruct((1, 64, 64), jnp.float32)

@@ -23,11 +23,7 @@ MAX_SIDE = 512
 
 
 def why_not(x, interpret=False) -> str | None:
-    """Returns why the kernel cannot run on ``x``, ``None`` if it can.
-
-    Args:
-        x: an array, or its shape and dtype.
-        interpret: whether the kernel would run without its hardware.
+    """Returns why the kernel cannot run on ``x``, or its shape, else ``None``.
 
     Example:
         >>> why_not(jax.ShapeDtypeStruct((4, 1024, 1024), jnp.float32))

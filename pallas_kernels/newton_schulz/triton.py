@@ -30,11 +30,7 @@ DEPTH = 32
 
 
 def why_not(x, interpret=False) -> str | None:
-    """Returns why no kernel can run on ``x``, ``None`` if one can.
-
-    Args:
-        x: an array, or its shape and dtype.
-        interpret: whether the kernel would run without its hardware.
+    """Returns why no kernel can run on ``x``, or its shape, else ``None``.
 
     Example:
         >>> why_not(jax.ShapeDtypeStruct((4, 512, 600), jnp.float32))

@@ -1,7 +1,5 @@
 """Novel languages: the generator, one small run, wrong flags."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -124,12 +122,10 @@ TINY = (
 )
 
 
-def test_a_run_is_kept(script, tmp_path):
-    flags = (*TINY, "--runs=hope-1,in context", f"--out={tmp_path}")
-    status, out, errors = script(novel_languages, *flags)
-    assert status == 0, errors
+def test_a_run_is_kept(finished):
+    flags = (*TINY, "--runs=hope-1,in context")
+    out, record = finished(novel_languages, *flags)
     assert "seed 0, hope-1" in out and "step 2 loss" in out
-    record = json.loads((tmp_path / "novel_languages.json").read_text())
     assert [row["run"] for row in record["rows"]] == ["hope-1", "in context"]
     for row in record["rows"]:
         for unit in ("syllables", "sentences"):
@@ -139,9 +135,8 @@ def test_a_run_is_kept(script, tmp_path):
                 metrics.forgetting(R), abs=1e-4
             )
         assert np.isfinite(row["losses"]).all() and len(row["losses"]) == 2
-    assert (tmp_path / "novel_languages.png").stat().st_size
-    status, again, _ = script(novel_languages, *flags)
-    assert status == 0 and again in out and "step" not in again
+    again, _ = finished(novel_languages, *flags)
+    assert again in out and "step" not in again
 
 
 @pytest.mark.parametrize(
@@ -155,8 +150,5 @@ def test_a_run_is_kept(script, tmp_path):
         ("--seeds=a", "--seeds=a"),
     ],
 )
-def test_wrong_flags(script, tmp_path, flag, words):
-    out = tmp_path / "out"
-    status, _, errors = script(novel_languages, *TINY, flag, f"--out={out}")
-    assert status == 2 and len(errors.splitlines()) == 1 and words in errors
-    assert not out.exists()
+def test_wrong_flags(refused, flag, words):
+    refused(novel_languages, words, *TINY, flag)

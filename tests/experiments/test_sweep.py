@@ -9,8 +9,8 @@ from experiments.shared.records import Records
 from experiments.shared.sweep import StoppedError, grid, grouped, sweep
 
 FLAGS = {
-    "width": flags.integer(8, "Of all.", 1, 4),
-    "tokens": flags.integer(2, "Even.", 1, 2),
+    "width": flags.integer(8, "Of all.", multiple_of=4),
+    "tokens": flags.integer(2, "Even.", multiple_of=2),
     "rate": flags.number(0.5, "Real.", 0.0, 1.0),
     "runs": flags.words(["a"], known=["a", "b"]),
     "free": flags.words(["x"]),

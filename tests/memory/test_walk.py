@@ -166,7 +166,9 @@ def test_whole_chunks_keep_a_memory_once_for_the_backward_pass():
         return memory._replace(start=(w,), weights=(w,)), y
 
     def loss(w, xs):
-        state, y = chunk_scan(step, fresh((w,), False), xs, size=4)
+        state, y = chunk_scan(
+            step, fresh((w,), False), xs, size=4, drop_start=True
+        )
         return (y**2).sum() + (state.start[0] * state.weights[0]).sum()
 
     arrays = jnp.eye(width), jnp.ones((4 * chunks, width))

@@ -11,7 +11,7 @@ updates.
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -56,6 +56,8 @@ class DeepMemoryConfig(MixerConfig):
         ValueError: at construction, naming the field, its value and what is
             allowed.
     """
+
+    has_grid: ClassVar[bool] = True
 
     architecture: str | Architecture = "mlp"
     """Function of the memory, out of ``nl_jax.memory.ARCHITECTURES`` or, as

@@ -77,9 +77,8 @@ class LSTM(nn.Module):
         return LSTMState(zeros, zeros)
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+    def __call__(self, x: Stream, state=None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
-        del aligned
         state = self.initial_state(x.shape[0]) if state is None else state
 
         def named(init, *axes):

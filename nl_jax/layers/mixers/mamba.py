@@ -26,8 +26,8 @@ from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
 from nl_jax.layers.mixers.mixer import MixerConfig, token_level
 from nl_jax.layers.mixing import Declare
-from nl_jax.layers.pieces import scan_pieces
 from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.memory.walk import chunk_scan
 
 _SLOWEST, _FASTEST = 0.001, 0.1
 """Range of the initial steps, uniform in the logarithm (section 3.6)."""
@@ -111,8 +111,7 @@ def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
         kept, added = right
         return left[0] * kept, left[1] * kept + added
 
-    @jax.checkpoint
-    def chunk(h, inputs):
+    def chunk(h, inputs, *_):
         x, delta, b, c = (value.astype(h.dtype) for value in inputs)
         kept = jnp.exp(delta[..., None] * a.astype(h.dtype))
         added = (delta * x)[..., None] * b[:, :, None]
@@ -121,7 +120,8 @@ def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
         _, states = jax.lax.associative_scan(join, (kept, added), axis=1)
         return states[:, -1], jnp.einsum("bten,btn->bte", states, c)
 
-    h, y = scan_pieces(chunk, h, (x, delta, b, c), chunk_size)
+    inputs = (x, delta, b, c)
+    h, y = chunk_scan(chunk, h, inputs, size=chunk_size, axis=1)
     return y, h
 
 
@@ -154,13 +154,8 @@ class Mamba(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
-        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
-
-        ``aligned`` is part of every mixer's signature; results here do not
-        depend on where chunks begin.
-        """
-        del aligned
+    def __call__(self, x: Stream, state=None):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, width = self.config, self.d_model, self.width
         rank, size = -(-d // config.step_rank), config.state_size
         declare = Declare(self, self.dtype)

@@ -175,13 +175,8 @@ class MatrixMemory(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
-        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
-
-        ``aligned`` is part of every mixer's signature; results here do not
-        depend on where chunks begin.
-        """
-        del aligned
+    def __call__(self, x: Stream, state=None):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, heads = self.config, self.d_model, self.n_heads
         rule = config.recurrence
         if d % heads:

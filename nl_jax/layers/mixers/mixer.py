@@ -27,6 +27,9 @@ class MixerConfig(abc.ABC):
     takes_stream: ClassVar[bool] = False
     """Whether the module is also given ``stream``, what its input was before
     the norm, because it adds to that layer by layer."""
+    has_grid: ClassVar[bool] = False
+    """Whether results depend on where chunks begin; the module is then told
+    ``aligned``, whether every row of the state stands there."""
 
     @property
     def cycle(self) -> int:
@@ -41,8 +44,9 @@ class MixerConfig(abc.ABC):
     def build(self, d_model: int, n_heads: int, dtype: Any) -> nn.Module:
         """Returns the module.
 
-        It is called as ``(x, state=None, *, aligned=False) -> (y, state)``, on
-        ``x`` of ``[B, T, D]``, and has ``initial_state(batch_size)``.
+        It is called as ``(x, state=None) -> (y, state)``, on ``x`` of
+        ``[B, T, D]``, with ``stream=`` and ``aligned=`` where the choices say
+        so, and has ``initial_state(batch_size)``.
         """
 
     @abc.abstractmethod

@@ -109,24 +109,15 @@ class Samba(nn.Module):
         )
 
     @nn.compact
-    def __call__(
-        self,
-        x: Stream,
-        state=None,
-        *,
-        aligned: bool = False,
-        stream: Stream | None = None,
-    ):
+    def __call__(self, x: Stream, state=None, *, stream: Stream | None = None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
         Args:
             x: tokens, normalised.
             state: fast state from the tokens before, or ``None`` to begin.
-            aligned: part of every mixer's signature; no chunks matter here.
             stream: what ``x`` was before its norm, to which the layers add;
                 ``x`` itself if ``None``.
         """
-        del aligned
         declare = Declare(self, self.dtype)
         ones = nn.initializers.ones
         scale = declare("attention_scale", ones, (self.d_model,), ("embed",))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -10,9 +10,11 @@ import jax.numpy as jnp
 
 from nl_jax.checks import check_choice, check_count, choose
 from nl_jax.layers.mixers.mixer import MixerConfig, token_level, what_scans
+from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, RULES
 from nl_jax.memory.architecture import Architecture
 from nl_jax.memory.architectures import linear
+from nl_jax.memory.associative import Memory, associative_memory
 from nl_jax.memory.objective import Objective
 from nl_jax.memory.rule import LearningRule
 from pallas_kernels.mlp_memory import IMPLEMENTATIONS
@@ -31,6 +33,8 @@ class TitansConfig(MixerConfig):
         ValueError: at construction, naming the field, its value and what is
             allowed.
     """
+
+    has_grid: ClassVar[bool] = True
 
     architecture: str | Architecture = "residual"
     """Function of each memory, out of ``nl_jax.memory.ARCHITECTURES`` or of
@@ -116,6 +120,7 @@ class TitansConfig(MixerConfig):
         check_count("remat", self.remat, 0)
         if not 0 < self.eta_max <= 2:
             raise ValueError(f"eta_max={self.eta_max} must be in (0, 2]")
+        _ = self.memory  # Says which choices do not go together.
 
     @property
     def memory_architecture(self) -> Architecture:
@@ -191,12 +196,45 @@ class TitansConfig(MixerConfig):
         )
 
     @property
-    def in_chunks(self) -> bool:
-        """Whether ``memory_scan`` can take the answering memory's chunks.
+    def memory(self) -> Memory:
+        """The memory that answers."""
+        # Where all share one recurrence it is that of an identity.
+        shared = self.shares_recurrence
+        return self._memory(
+            (lambda _, v: v) if shared else self._target(rms_norm),
+            chunk_size=self.memory_chunk_size,
+            implementation=self.implementation,
+        )
 
-        Other objectives' gradients do not compile for TPUs.
-        """
-        return self.remat == 1 and self.inner_objective.curvature is not None
+    @property
+    def generators(self) -> Memory:
+        """The memories that generate, which have one axis more."""
+        # They feed on what they write: targets as long as the keys let a
+        # write weigh no more than what it joins.
+        target = self._target(l2_normalize)
+        return self._memory(target, chunk_size=self.chunk_size)
+
+    def _target(self, normalize):
+        """The self-generated value ``M(v)`` of eq. 87."""
+        raw = self.literal or self.value_norm == "input"
+
+        def target(weights, v):
+            made = self.memory_architecture.apply(weights, v)
+            return made if raw else normalize(made)
+
+        return target
+
+    def _memory(self, target, **options):
+        return associative_memory(
+            self.memory_architecture,
+            self.inner_objective,
+            self.learning_rule,
+            momentum=self.momentum,
+            read=self.read,
+            remat=self.remat,
+            target=target,
+            **options,
+        )
 
     @property
     def cycle(self) -> int:
@@ -249,7 +287,7 @@ class TitansConfig(MixerConfig):
         """What runs the chunks of the answering memory on the devices here."""
         if self.shares_recurrence:
             return ""
-        if not self.in_chunks:
+        if not self.memory.in_chunks:
             return "chunked"
         return what_scans(
             state.memory,
