@@ -37,6 +37,16 @@ gc.set_threshold(50_000, 20, 20)  # A fifth of all tracing is saved.
 flags.FLAGS(sys.argv[:1])  # Grain reads absl's flags.
 
 
+@pytest.fixture(autouse=True)
+def _optimise(request):
+    """Where a test is marked so: for the last digits of float32."""
+    few = jax.config.read("jax_disable_most_optimizations")
+    marked = request.node.get_closest_marker("optimised") is not None
+    jax.config.update("jax_disable_most_optimizations", few and not marked)
+    yield
+    jax.config.update("jax_disable_most_optimizations", few)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
     """Each compiled program holds memory maps, of which Linux allows a process
