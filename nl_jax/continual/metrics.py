@@ -2,8 +2,10 @@
 
 Every function takes ``R``, ``[T, T]``, where ``R[i, j]`` is the accuracy on
 task ``j`` after learning task ``i``, and ``b``, ``[T]``, the accuracy of a
-model that has learned nothing. Accuracies are in [0, 1] and tasks weigh the
-same. Only entries that a metric reads have to be there; others may be NaN.
+model that has learned nothing, which only forward transfer reads. Accuracies
+are in [0, 1] and tasks weigh the same. Only entries that a metric reads have to
+be there; others may be NaN. For anything else, and for fewer than the two tasks
+that forgetting and both transfers compare, there is a ``ValueError``.
 
 Libraries disagree about three of them. ``convention`` says whose is meant:
 
@@ -64,14 +66,6 @@ def average_accuracy(
 ) -> float:
     """Mean accuracy over all tasks at the end, ACC of GEM.
 
-    Args:
-        R: accuracies, ``[T, T]``.
-        b: not read.
-        convention: all are the same.
-
-    Raises:
-        ValueError: if the last row of ``R`` is not all accuracies.
-
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
         >>> round(average_accuracy(R), 4)
@@ -88,14 +82,6 @@ def average_incremental_accuracy(
     R: Any, b: Any = None, convention: Convention = "gem"
 ) -> float:
     """Mean over time of the mean accuracy on the tasks seen so far (iCaRL).
-
-    Args:
-        R: accuracies, ``[T, T]``; read up to the diagonal.
-        b: not read.
-        convention: all are the same.
-
-    Raises:
-        ValueError: if what is read of ``R`` is not all accuracies.
 
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
@@ -117,14 +103,6 @@ def accuracy_a(R: Any, b: Any = None, convention: Convention = "gem") -> float:
 
     Later times weigh more than in :func:`average_incremental_accuracy`.
 
-    Args:
-        R: accuracies, ``[T, T]``; read up to the diagonal.
-        b: not read.
-        convention: all are the same.
-
-    Raises:
-        ValueError: if what is read of ``R`` is not all accuracies.
-
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
         >>> round(accuracy_a(R), 4)
@@ -143,15 +121,6 @@ def forgetting(R: Any, b: Any = None, convention: Convention = "gem") -> float:
 
     (Chaudhry et al., eq. 3). Avalanche compares with the accuracy just after
     the task was learned, :math:`R_{jj}`, in place of the best since then.
-
-    Args:
-        R: accuracies, ``[T, T]``; read up to the diagonal.
-        b: not read.
-        convention: ``"gem"`` and ``"continuum"`` are Chaudhry's.
-
-    Raises:
-        ValueError: for fewer than two tasks, or if what is read of ``R`` is
-            not all accuracies.
 
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
@@ -180,15 +149,6 @@ def backward_transfer(
 
     On the left GEM's, and Avalanche's; on the right that of Díaz-Rodríguez et
     al., ``"continuum"``, at every time instead of at the end.
-
-    Args:
-        R: accuracies, ``[T, T]``.
-        b: not read.
-        convention: see above.
-
-    Raises:
-        ValueError: for fewer than two tasks, or if what is read of ``R`` is
-            not all accuracies.
 
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
@@ -220,16 +180,6 @@ def forward_transfer(
     has learned nothing. On the right that of Díaz-Rodríguez et al.,
     ``"continuum"``: all tasks to come, with nothing taken off.
 
-    Args:
-        R: accuracies, ``[T, T]``; read above the diagonal.
-        b: accuracies of a model that has learned nothing, ``[T]``; not read
-            with ``"continuum"``.
-        convention: see above.
-
-    Raises:
-        ValueError: for fewer than two tasks, if ``b`` is read and missing, or
-            if what is read is not all accuracies.
-
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
         >>> round(forward_transfer(R, [0.1, 0.1, 0.1]), 4)
@@ -260,14 +210,6 @@ def remembering(R: Any, b: Any = None, convention: Convention = "gem") -> float:
     r"""REM of Díaz-Rodríguez et al., 1 when nothing is forgotten.
 
     .. math:: 1 - |\min(\mathrm{BWT}, 0)|
-
-    Args:
-        R: accuracies, ``[T, T]``.
-        b: not read.
-        convention: whose :func:`backward_transfer`.
-
-    Raises:
-        ValueError: as :func:`backward_transfer`.
 
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]

@@ -110,8 +110,8 @@ def chunk_step(
         # Einsum makes a shared operand's missing axes columns of the other,
         # and transposes them back; as a batch they stay where they are.
         lead = jnp.broadcast_shapes(*(o.shape[:-2] for o in operands))
-        operands = [jnp.broadcast_to(o, lead + o.shape[-2:]) for o in operands]
-        return jnp.einsum(spec, *operands, preferred_element_type=acc)
+        wide = [jnp.broadcast_to(o, lead + o.shape[-2:]) for o in operands]
+        return jnp.einsum(spec, *wide, preferred_element_type=acc)
 
     def gather(weights, a, b, mixed, similarity):
         """``a W_0 + b S_0`` seen from ``weights`` plus the writes."""

@@ -312,8 +312,8 @@ class Run:
         count = given["rows"].shape[0]
         sizes = self.sizes | {"r": count}
         outputs = {n: self.like(n, sizes) for n in wanted}
-        part = {"r": (None, 0)}
-        grid = (count,)
+        part: dict[str, tuple[int | None, int]] = {"r": (None, 0)}
+        grid: tuple[int, ...] = (count,)
         if walk:
             grid = (count, sizes["j"] // self.tile)
             part["j"] = (self.tile, 1)

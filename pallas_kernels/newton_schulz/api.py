@@ -1,7 +1,7 @@
 """Signature, validation and dispatch of the orthogonalisation."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -132,7 +132,7 @@ def _offered(x):
 def _with_kernel(x, schedule, eps, implementation, interpret):
     """``implementation``: one by name, or by platform those that may run."""
     options = {"schedule": schedule, "eps": eps}
-    run = {
+    run: dict[str, Callable] = {
         name: functools.partial(kernel, **options, interpret=interpret)
         for name, (_, kernel, _) in KERNELS.items()
     }
