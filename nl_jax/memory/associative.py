@@ -203,10 +203,9 @@ def associative_memory(
         )
 
     def piece(memory, inputs, valid, closes):
-        *tokens, gates = inputs
-        o, memory = step(
-            memory, *tokens, _narrow(gates, keep), valid=valid, closes=closes
-        )
+        k, v, q, gates = inputs
+        gates = _narrow(gates, keep)
+        o, memory = step(memory, k, v, q, gates, valid=valid, closes=closes)
         return memory, o
 
     def whole(memory, inputs):
@@ -215,10 +214,14 @@ def associative_memory(
         state, parts = jax.tree.flatten(without_start(memory))
 
         def run(state, tokens, gates, valid, inverse):
+            k, v, q = tokens
+            memory, gates = parts.unflatten(state), kinds.unflatten(gates)
             o, after = step(
-                with_start(parts.unflatten(state)),
-                *tokens,
-                kinds.unflatten(gates),
+                with_start(memory),
+                k,
+                v,
+                q,
+                gates,
                 valid=valid,
                 inverse=inverse,
             )

@@ -13,7 +13,7 @@ matrix that the token before left behind, so it is read token by token, at
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -134,7 +134,7 @@ class SRWM(nn.Module):
     def setup(self):
         """Declares the initial matrices."""
         d = self.d_model // self.n_heads
-        self.initial = self.param(
+        self.initial: Any = self.param(
             "memory",
             nn.with_logical_partitioning(
                 nn.initializers.normal(d**-0.5),

@@ -217,11 +217,12 @@ class SelfModifyingTitans(nn.Module):
 
         @jax.vmap
         def read(x, state):
-            *memories, position = state
-            y, *memories = read_shared(
-                parts, self.config, x, *memories, 0 if aligned else position
+            generators, memory, tails, position = state
+            at = 0 if aligned else position
+            y, generators, memory, tails = read_shared(
+                parts, self.config, x, generators, memory, tails, at
             )
-            return y, TitansState(*memories, position)
+            return y, TitansState(generators, memory, tails, position)
 
         return read(x, state)
 

@@ -22,7 +22,7 @@ is read token by token up to the end of the call.
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -200,6 +200,8 @@ class TitansAttention(nn.Module):
         def segment(state, inputs, aligned=False):
             """Tokens of one segment; from its start on if ``aligned``."""
             x, q = inputs
+            learner: Any
+            cache: Any
             learner, cache = state
             q = l2_normalize(split_heads(q, self.n_heads))
             h = rms_norm(jax.vmap(recall)(learner.memory, q))
@@ -240,4 +242,6 @@ class TitansAttention(nn.Module):
         else:
             starts = jnp.all(state.memory.memory.position == 0)
             fast, o = jax.lax.cond(starts, at_once, one_by_one, fast, inputs)
-        return o, TitansAttentionState(*fast, next_tail(raw, state.tail))
+        learner, cache = fast
+        tail = next_tail(raw, state.tail)
+        return o, TitansAttentionState(learner, cache, tail)

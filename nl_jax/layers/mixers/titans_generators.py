@@ -196,7 +196,8 @@ def _convolve(raw, kernel, tail, valid):
     """Short convolution of a piece whose tokens may not fill it."""
     width = tail.shape[0]
     extended = jnp.concatenate([jnp.zeros_like(tail), raw])
-    first, end = 0, raw.shape[0]
+    first: int | jax.Array = 0
+    end = raw.shape[0]
     if valid is not None:
         first = jnp.argmax(valid)
         end = first + valid.sum()
