@@ -1,14 +1,14 @@
-"""Every dimension's name, and the arrays that public functions pass around.
+"""Names of dimensions, and types of the arrays in public signatures.
 
 ==== ==========================================================
-Name What it counts
+Name Meaning
 ==== ==========================================================
-B    rows of a batch, each with a context of its own
+B    batch size; each row has its own context
 T    tokens of a call
 C    tokens of a chunk
-V    token ids
+V    size of the vocabulary
 D    width of the model
-H    heads
+H    number of heads
 d    width of a head, ``D / H``; ``d_in``, ``d_out`` of a memory
 n    memories of a head; fast layers of a model
 ==== ==========================================================
@@ -22,20 +22,20 @@ from jaxtyping import Array, Float, Int
 Ids = Int[Array, "B T"]
 """Token ids."""
 Stream = Float[Array, "B T D"]
-"""The residual stream, or what a layer adds to it."""
+"""The residual stream, or a layer's contribution to it."""
 Channels = Float[Array, "... D"]
-"""Anything of the model's width, or a head's."""
+"""Any array whose last axis is the width of the model, or of a head."""
 Channel = Float[Array, "D"]
-"""A scale or bias per channel."""
+"""One scale or bias per channel."""
 Logits = Float[Array, "B T V"]
-"""Scores of the token after each, ``float32`` or wider."""
+"""Scores of the next token at each position, ``float32`` or wider."""
 Losses = Float[Array, "B T"]
 """Nats per token."""
 Weight = Float[Array, "... d_in d_out"]
-"""One matrix of a memory."""
+"""Weight matrix of a memory."""
 Keys = Float[Array, "... T d_in"]
 """Keys or queries of a memory."""
 Values = Float[Array, "... T d_out"]
 """Values, writes or outputs of a memory."""
 PerToken = Float[Array, "... T"]
-"""A gate: retention, step, momentum's decay."""
+"""A gate per token: retention, step size or momentum decay."""

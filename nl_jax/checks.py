@@ -1,6 +1,6 @@
-"""What arguments must be, and one way of saying that one is not."""
+"""Checks of arguments, with error messages of one form."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -12,13 +12,13 @@ NO_PARAMS = (
     "You are using a transformation that requires the current value of "
     "parameters, but you are not passing `params` when calling `update`."
 )
-"""What optax says; it does not export it."""
+"""Message of optax, which does not export it."""
 
 T = TypeVar("T")
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises ``InputError`` unless ``value`` is an integer of ``least``.
+    """Raises ``InputError`` unless ``value`` is an integer >= ``least``.
 
     Example:
         >>> check_count("period", 0)
@@ -47,29 +47,59 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
         )
 
 
-def choose(name: str, value: str | T, table: Mapping[str, T]) -> T:
-    """Returns the entry that a name stands for, or the object itself.
+def choose(
+    name: str,
+    value: str | T,
+    table: Mapping[str, T],
+    kind: type = object,
+    fits: Callable[[T], bool] = lambda entry: True,
+) -> T:
+    """Returns the entry of ``table`` named ``value``, or ``value`` itself.
+
+    Only strings are looked up.
+
+    Args:
+        name: of the argument, for messages.
+        value: a name out of the table, or an object.
+        table: where a user may enter objects, at any time.
+        kind: what an object must be an instance of.
+        fits: whether an entry, or an object, is allowed here.
 
     Raises:
-        InputError: for a name that is not in the table.
+        InputError: for a name that is not in the table, an object of another
+            type, and what does not fit.
 
     Example:
-        >>> choose("rate", "slow", {"slow": 0.1}), choose("rate", 0.5, {})
+        >>> table = {"slow": 0.1, "none": 0.0}
+        >>> choose("rate", "slow", table), choose("rate", 0.5, table)
         (0.1, 0.5)
+        >>> choose("rate", "fast", table)
+        Traceback (most recent call last):
+        ...
+        nl_jax.errors.InputError: rate='fast' must be one of 'slow', 'none'; \
+a new name has to be put into that table first
     """
     if not isinstance(value, str):
-        return value
-    check_choice(name, value, table)
-    return table[value]
+        found, known = value, isinstance(value, kind)
+    elif known := value in table:
+        found = table[value]
+    if known and fits(found):
+        return found
+    names = [repr(key) for key, entry in table.items() if fits(entry)]
+    own = "" if kind is object else f", or of type {kind.__name__}"
+    raise InputError(
+        f"{name}={value!r} must be one of {', '.join(names)}{own}; a new name "
+        "has to be put into that table first"
+    )
 
 
 def leaf_name(path: tuple) -> str:
-    """Returns how a message calls the leaf at a path of a tree."""
+    """Returns the name of a leaf for messages, from its path in a tree."""
     return jax.tree_util.keystr(path) or "the leaf"
 
 
 def check_real(tree: Any) -> None:
-    """Raises ``ValueError`` for leaves that are not of real numbers.
+    """Raises ``ValueError`` unless all leaves are of real numbers.
 
     Example:
         >>> check_real({"ids": jnp.arange(2)})  # doctest: +ELLIPSIS

@@ -1,7 +1,7 @@
 """Kernels for associative memories: one folder per operation.
 
-Each folder holds a token-by-token ``reference``, an exact ``chunked`` form in
-plain ``jax.numpy``, a ``tpu`` kernel whose body is that form, ``shapes`` of
-real models and an ``api`` that validates and dispatches by the platform that a
-program is lowered for. Nothing here knows about :mod:`nl_jax`.
+Each folder holds a simple ``reference``, an exact fast form in plain
+``jax.numpy``, a ``tpu`` kernel whose body is that form, ``shapes`` of real
+models, and an ``api`` that validates arguments and dispatches by the platform
+a program is lowered for. Nothing here depends on :mod:`nl_jax`.
 """

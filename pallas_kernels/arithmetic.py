@@ -1,4 +1,4 @@
-"""Arithmetic whose derivatives TPU kernels have."""
+"""Arithmetic that TPU kernels can differentiate."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,9 @@ import jax.numpy as jnp
 
 @jax.custom_jvp
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    """``a / b``, differentiated by dividing.
+    """Returns ``a / b``, with a derivative made of divisions.
 
-    JAX's own derivative has a power of -2, which kernels cannot be lowered
-    with.
+    JAX's own derivative contains a power of -2, which kernels do not support.
 
     Example:
         >>> float(jax.grad(divide, 1)(3.0, 2.0))
@@ -27,7 +26,9 @@ def _divide_jvp(primals, tangents):
 
 
 def one_minus_exp(x: jax.Array) -> jax.Array:
-    """``1 - exp(x)`` with the digits of ``expm1``, which kernels lack.
+    """Returns ``1 - exp(x)``, as accurately as ``-expm1(x)``.
+
+    Kernels do not support ``expm1``.
 
     Example:
         >>> float(one_minus_exp(-jnp.inf))

@@ -1,9 +1,8 @@
-"""Which accelerators the kernels were written for.
+"""Properties of the accelerator that a program is compiled for.
 
-A program may be compiled for a device that is not there: a mesh that is set
-(``jax.sharding.use_abstract_mesh``) names it. Otherwise the devices of this
-process are asked. Nothing here chooses a platform; that is settled when a
-program is lowered.
+The abstract mesh (``jax.sharding.use_abstract_mesh``) may name a device that
+this process does not have; otherwise it is the process's own. Nothing here
+chooses a platform, which is known when a program is lowered.
 """
 
 import functools
@@ -12,7 +11,7 @@ import warnings
 import jax
 
 VMEM_BYTES = 48 * 2**20
-"""What a kernel may use of a TPU's vector memory; the least has 64 MiB."""
+"""Vector memory that a kernel may use; the smallest TPU has 64 MiB."""
 _CAPABILITIES = {
     "V100": (7, 0),
     "T4": (7, 5),
@@ -26,41 +25,40 @@ _CAPABILITIES = {
     "B200": (10, 0),
     "GB200": (10, 0),
 }
-"""CUDA compute capability by name, for devices that are not there."""
+"""CUDA compute capability by name, for devices this process does not have."""
 LEAST_CAPABILITY = (8, 0)
-"""The first GPUs that multiply bfloat16."""
+"""Compute capability of the first GPUs with bfloat16 products."""
 OLD_TPUS = ("TPU v2", "TPU v3", "TPU v4")
-"""Their vector memory is smaller than the kernels' blocks."""
+"""TPUs whose vector memory is smaller than the kernels' blocks."""
 
 
 def device_kind(platform: str) -> str | None:
-    """What a mesh or this process says of its devices, e.g. ``"TPU v6e"``.
+    """Returns the name of the target device, for instance ``"TPU v6e"``.
 
     Args:
         platform: ``"tpu"`` or ``"cuda"``.
 
     Returns:
-        ``None`` where there is no such device and no mesh names one.
+        The name, or ``None`` if neither the mesh nor this process has a device
+        of the platform.
 
     Example:
-        >>> device_kind("tpu") is None  # where this is a CPU
+        >>> device_kind("tpu") is None  # on a CPU
         True
     """
     named = jax.sharding.get_abstract_mesh().abstract_device
     if named is not None:
-        meant = {"gpu": "cuda"}.get(named.platform, named.platform)
-        return named.device_kind if meant == platform else None
+        target = {"gpu": "cuda"}.get(named.platform, named.platform)
+        return named.device_kind if target == platform else None
     device = _local(platform)
     return None if device is None else device.device_kind
 
 
 def here() -> str:
-    """The platform that this process' programs are lowered for.
-
-    For reports; what runs is settled by the lowering.
+    """Returns the default platform of this process, for reports.
 
     Example:
-        >>> here()  # where this is a CPU
+        >>> here()  # on a CPU
         'cpu'
     """
     platform = jax.devices()[0].platform
@@ -68,7 +66,7 @@ def here() -> str:
 
 
 def gpu_capability() -> tuple[int, int] | None:
-    """CUDA compute capability of the GPU that is meant; ``None``: unknown."""
+    """Returns the target GPU's CUDA compute capability, ``None`` if unknown."""
     kind = device_kind("cuda")
     device = _local("cuda")
     if device is not None and kind == device.device_kind:
@@ -81,11 +79,12 @@ def gpu_capability() -> tuple[int, int] | None:
 
 
 def unsupported(platform: str) -> bool:
-    """Whether the device that is meant is too old for kernels; warns once.
+    """Returns whether the target device is too old for kernels; warns once.
+
+    Unknown devices are taken to be new enough.
 
     Args:
-        platform: ``"tpu"`` or ``"cuda"``; a device of which nothing is known
-            counts as new.
+        platform: ``"tpu"`` or ``"cuda"``.
     """
     kind = device_kind(platform)
     if platform == "tpu":
@@ -102,7 +101,7 @@ def unsupported(platform: str) -> bool:
 def _local(platform):
     try:
         return jax.local_devices(backend=platform)[0]
-    except RuntimeError:  # No such backend in this process.
+    except RuntimeError:  # This process has no such backend.
         return None
 
 

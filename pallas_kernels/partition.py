@@ -1,8 +1,8 @@
-"""Kernels on meshes: each device runs its own batch rows and heads.
+"""Kernels on meshes, where each device runs its own batch rows and heads.
 
-The compiler cannot cut a kernel into pieces, so where a mesh is set
-(``jax.set_mesh``) a kernel goes through ``jax.shard_map``. Rows and heads are
-independent: nothing is communicated.
+The compiler cannot partition a kernel, so under a mesh (``jax.set_mesh``)
+kernels run through ``jax.shard_map``. Rows and heads are independent: there is
+no communication.
 """
 
 import math
@@ -11,11 +11,12 @@ import jax
 from jax.sharding import AxisType, PartitionSpec
 
 HEAD_AXES = ("tensor", "model")
-"""Mesh axes, by name, that heads lie on; the batch lies on all others."""
+"""Names of the mesh axes that heads are sharded over; the batch is sharded
+over all others."""
 
 
 def explicit_axes() -> tuple[str, ...]:
-    """The mesh axes set by ``jax.set_mesh`` whose type is ``Explicit``."""
+    """Returns the axes of the current mesh whose type is ``Explicit``."""
     mesh = jax.sharding.get_abstract_mesh()
     return tuple(
         name
@@ -25,9 +26,9 @@ def explicit_axes() -> tuple[str, ...]:
 
 
 def lead_spec(lead: tuple[int, ...]) -> PartitionSpec:
-    """Which mesh axes the leading axes ``[batch, heads, ...]`` lie on.
+    """Returns the sharding of leading axes ``[batch, heads, ...]``.
 
-    A mesh axis that does not divide what is left of its axis is not used.
+    A mesh axis is left out where it does not divide the rest of an axis.
 
     Example:
         >>> import jax
@@ -55,17 +56,40 @@ def lead_spec(lead: tuple[int, ...]) -> PartitionSpec:
 
 
 def over_mesh(function, in_specs, out_specs):
-    """``function``, through ``jax.shard_map`` where a mesh is set.
+    """Returns ``function``, mapped over the devices if there is a mesh.
 
     Args:
-        function: of arrays, on one device's part.
-        in_specs: a prefix of its arguments' tree, from :func:`lead_spec`.
-        out_specs: the same for its results.
+        function: function of one device's part of the arrays.
+        in_specs: specs from :func:`lead_spec`, a prefix of the tree of
+            arguments.
+        out_specs: the same for the results.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    # Inside somebody's own shard_map arrays are parts already.
+    # Inside the caller's own shard_map, arrays are parts already.
     if AxisType.Auto not in mesh.axis_types:
         return function
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
+
+
+def call_over_mesh(function, inputs, lead):
+    """Calls a function from named arrays to named arrays over the mesh.
+
+    Args:
+        function: function of one device's part of ``inputs``.
+        inputs: arrays, or tuples of arrays, by name. They begin with ``lead``,
+            those named ``starts`` or ``*_start`` after one axis of chunks.
+        lead: leading axes ``[batch, heads, ...]``.
+    """
+    spec = lead_spec(lead)
+    stacked = jax.P(None, *spec)
+
+    def specs(values):
+        return {
+            name: stacked if name.endswith(("_start", "starts")) else spec
+            for name in values
+        }
+
+    out_specs = specs(jax.eval_shape(function, inputs))
+    return over_mesh(function, (specs(inputs),), out_specs)(inputs)

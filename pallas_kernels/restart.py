@@ -1,8 +1,8 @@
-"""What kernels with a memory share: their derivative.
+"""The derivative that kernels of memories share.
 
 The forward pass saves its inputs and the state at the start of each block of
-tokens, whatever runs; the backward pass starts over from those. Kernels have no
-second derivative, so that of the backward pass is taken from plain code.
+tokens, from which the backward pass recomputes the rest. Kernels cannot be
+differentiated: second derivatives are those of equivalent plain code.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,18 @@ def restartable(
     backward: Callable[[Arrays, Any, Any], Arrays],
     plain: Callable[[Arrays], Any],
 ) -> Callable[[Arrays], Any]:
-    """Makes a function that JAX differentiates, twice too.
+    """Returns a function with first and second derivatives in reverse mode.
 
     Args:
-        forward: ``(arrays, save=) -> (out, starts)``; ``starts`` are the saved
-            states if ``save``, else anything.
+        forward: ``(arrays, save=) -> (out, starts)``, where ``starts`` are the
+            saved states if ``save``, else anything.
         backward: ``(arrays, starts, cotangents of out) -> cotangents of
-            arrays``, of their structure.
-        plain: ``arrays -> out``, the same in code that JAX differentiates.
+            arrays``, with the structure of ``arrays``.
+        plain: ``arrays -> out``, the same function in code that JAX can
+            differentiate.
 
     Returns:
-        ``arrays -> out``. Forward-mode differentiation is not for it.
+        The function ``arrays -> out``, without forward-mode derivatives.
 
     Example:
         >>> def forward(x, save):
@@ -59,7 +60,7 @@ def restartable(
         return out, (arrays, starts)
 
     def save_and_show(arrays):
-        # A second derivative looks into the forward pass of the first.
+        # A second derivative differentiates the first one's forward pass.
         out, starts = saving(arrays)
         return (out, starts), (arrays, starts)
 
@@ -75,11 +76,12 @@ def restartable(
 
         _, pull = jax.vjp(gradient, arrays, cotangents)
         arrays, cotangents = pull(cotangent)
-        # The saved states follow from the arrays, which got all of it.
+        # The saved states are functions of the arrays, whose cotangents
+        # already contain their part.
         return arrays, jax.tree.map(jnp.zeros_like, starts), cotangents
 
     run.defvjp(save, lambda residuals, out: (restart(*residuals, out),))
-    # Nothing is asked of the saved states, see second_order.
+    # The saved states have zero cotangents, see second_order.
     saving.defvjp(
         save_and_show, lambda residuals, out: (restart(*residuals, out[0]),)
     )

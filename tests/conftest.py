@@ -1,14 +1,31 @@
-"""Strictness and speed for the whole suite."""
+"""Strictness and speed for the whole suite.
+
+Compilation is nearly all of the suite's time, so programs are compiled with
+few optimisations here: what they compute counts, not how fast.
+"""
 
 import os
 import sys
+from importlib.metadata import version
 
+# Programs are small: they are not worth LLVM's threads, nor, where JAX still
+# lets one choose, the newer emitters. A user's own flags come last and win.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_cpu_use_fusion_emitters=false"
+        if version("jaxlib").startswith("0.10.")
+        else "",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+)
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # A second run of the suite compiles nothing; CI starts from an empty folder.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "jax"),
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest

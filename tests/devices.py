@@ -13,12 +13,13 @@ def run_on_devices(program, *arguments, devices=8):
 
     It is optimised as programs of this process are.
     """
+    flags = f"--xla_force_host_platform_device_count={devices}"
     plain = jax.config.read("jax_disable_most_optimizations")
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
         env=os.environ
         | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(plain)),
         },

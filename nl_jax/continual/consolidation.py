@@ -67,14 +67,10 @@ def reset_level(
     cms: Any = state.cms
     if level == ALL_MIXERS:
         fresh = state._replace(mixers=start.mixers)
-        if model.config.cms.objective == "next_token" and cms is not None:
-            chunk = model.config.cms.periods[0]
-            fresh = fresh._replace(
-                cms=cms._replace(
-                    carry=start.mixers,
-                    position=cms.position - cms.position % chunk,
-                )
-            )
+        if cms is not None:
+            config = model.config.cms
+            cms = config.goal.drop_chunk(config, cms, start.mixers)
+            fresh = fresh._replace(cms=cms)
     else:
         fresh = state._replace(cms=_begin_level(cms, start.cms, int(level) - 1))
     if rows is None:

@@ -82,7 +82,7 @@ def inspect(
         >>> from nl_jax.models import build
         >>> model = build("lstm", d_model=8, n_heads=1, n_layers=1)
         >>> tokens = jnp.ones((1, 3), int)
-        >>> variables = model.init(jax.random.key(0), tokens)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), tokens)
         >>> report = inspect(model, variables, model.init_state(variables, 1))
         >>> report.finite, report.levels
         (True, ())

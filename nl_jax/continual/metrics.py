@@ -1,36 +1,34 @@
-"""What learning tasks one after another costs: metrics of one matrix.
+"""Metrics of continual learning on a sequence of tasks.
 
-Every function takes ``R``, ``[T, T]``, where ``R[i, j]`` is the accuracy on
-task ``j`` after learning task ``i``, and ``b``, ``[T]``, the accuracy of a
-model that has learned nothing, which only forward transfer reads. Accuracies
-are in [0, 1] and tasks weigh the same. Only entries that a metric reads have to
-be there; others may be NaN. For anything else, and for fewer than the two tasks
-that forgetting and both transfers compare, there is a ``ValueError``.
+All functions take the same arguments:
 
-Libraries disagree about three of them. ``convention`` says whose is meant:
+- ``R``, ``[T, T]``: ``R[i, j]`` is the accuracy on task ``j`` after learning
+  task ``i``.
+- ``b``, ``[T]``: accuracies of an untrained model, which only
+  :func:`forward_transfer` reads; ``None`` elsewhere.
+- ``convention``: source of the definition where libraries differ.
+
+Accuracies are in [0, 1] and all tasks have the same weight. Entries that a
+metric does not read may be NaN; for others that are not accuracies, for too few
+tasks and for an unknown convention the functions raise ``ValueError``.
+
+Libraries define three of the metrics differently:
 
 =================== ===================== ===================== ==============
 metric              ``"gem"``             ``"continuum"``       ``"avalanche"``
 =================== ===================== ===================== ==============
 forgetting          from the best         from the best         from the first
-backward transfer   at the end            at every time         at the end
+backward transfer   at the end            at all times          at the end
 forward transfer    next task, above b    all later tasks       next task,
                                                                 above b
 =================== ===================== ===================== ==============
 
 ``"gem"`` is Lopez-Paz & Ranzato (2017), with the forgetting of Chaudhry et al.
 (2018); ``"continuum"`` is Díaz-Rodríguez et al. (2018), whose formulas the
-library continuum sets out to compute (its release 1.2.7 sums over other
-indices: backward transfer leaves out the task just before, forward transfer is
-taken below the diagonal); ``"avalanche"`` is the library Avalanche, as 0.6.0
-does it. Metrics that are not in the table are the same in all three.
-
-The example of all docstrings:
-
->>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
->>> b = [0.1, 0.1, 0.1]
->>> round(average_accuracy(R), 4), round(accuracy_a(R), 4)
-(0.6667, 0.7333)
+library continuum follows (its release 1.2.7 sums over other indices: backward
+transfer omits the preceding task, forward transfer is taken below the
+diagonal); ``"avalanche"`` is the library Avalanche, version 0.6.0. Metrics that
+are not in the table are the same in all three.
 
 References:
     Lopez-Paz & Ranzato, *Gradient Episodic Memory*, arXiv 1706.08840.
@@ -58,13 +56,15 @@ __all__ = [
 ]
 
 Convention = Literal["gem", "continuum", "avalanche"]
-"""Whose definition is meant where they differ."""
+"""Source of the definitions where they differ."""
 
 
 def average_accuracy(
     R: Any, b: Any = None, convention: Convention = "gem"
 ) -> float:
     """Mean accuracy over all tasks at the end, ACC of GEM.
+
+    Reads the last row of ``R``.
 
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
@@ -82,6 +82,8 @@ def average_incremental_accuracy(
     R: Any, b: Any = None, convention: Convention = "gem"
 ) -> float:
     """Mean over time of the mean accuracy on the tasks seen so far (iCaRL).
+
+    Reads ``R`` on and below the diagonal.
 
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
@@ -101,7 +103,8 @@ def accuracy_a(R: Any, b: Any = None, convention: Convention = "gem") -> float:
 
     .. math:: \frac{2}{T(T+1)} \sum_{i \ge j} R_{ij}
 
-    Later times weigh more than in :func:`average_incremental_accuracy`.
+    Later times have more weight than in :func:`average_incremental_accuracy`.
+    Reads ``R`` on and below the diagonal.
 
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
@@ -114,13 +117,14 @@ def accuracy_a(R: Any, b: Any = None, convention: Convention = "gem") -> float:
 
 
 def forgetting(R: Any, b: Any = None, convention: Convention = "gem") -> float:
-    r"""What was known of the earlier tasks and is not any more.
+    r"""Mean loss of accuracy on all but the last task.
 
     .. math:: \frac{1}{T-1} \sum_{j<T} \Big(
        \max_{j \le l < T} R_{lj} - R_{Tj} \Big)
 
-    (Chaudhry et al., eq. 3). Avalanche compares with the accuracy just after
-    the task was learned, :math:`R_{jj}`, in place of the best since then.
+    This is Chaudhry et al., eq. 3. Avalanche replaces the best accuracy since
+    the task was learned by the first, :math:`R_{jj}`. Needs two tasks and reads
+    ``R`` on and below the diagonal.
 
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
@@ -142,13 +146,13 @@ def forgetting(R: Any, b: Any = None, convention: Convention = "gem") -> float:
 def backward_transfer(
     R: Any, b: Any = None, convention: Convention = "gem"
 ) -> float:
-    r"""What later tasks did to earlier ones; below 0 is forgetting.
+    r"""Mean effect of later tasks on earlier ones; negative for forgetting.
 
     .. math:: \frac{1}{T-1} \sum_{j<T} (R_{Tj} - R_{jj}) \qquad
        \frac{2}{T(T-1)} \sum_{j<i} (R_{ij} - R_{jj})
 
-    On the left GEM's, and Avalanche's; on the right that of Díaz-Rodríguez et
-    al., ``"continuum"``, at every time instead of at the end.
+    The left one, at the end, is GEM's and Avalanche's; the right one, at all
+    times, that of Díaz-Rodríguez et al., ``"continuum"``. Needs two tasks.
 
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
@@ -171,14 +175,15 @@ def backward_transfer(
 def forward_transfer(
     R: Any, b: Any = None, convention: Convention = "gem"
 ) -> float:
-    r"""What earlier tasks did for those not learned yet.
+    r"""Mean effect of earlier tasks on those not learned yet.
 
     .. math:: \frac{1}{T-1} \sum_{j>1} (R_{j-1,j} - b_j) \qquad
        \frac{2}{T(T-1)} \sum_{i<j} R_{ij}
 
-    On the left GEM's, and Avalanche's: the task to come, above a model that
-    has learned nothing. On the right that of Díaz-Rodríguez et al.,
-    ``"continuum"``: all tasks to come, with nothing taken off.
+    The left one is GEM's and Avalanche's: accuracy on the next task relative
+    to ``b``. The right one is that of Díaz-Rodríguez et al., ``"continuum"``:
+    accuracy on all later tasks, without ``b``. Needs two tasks and reads ``R``
+    above the diagonal.
 
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
@@ -211,6 +216,8 @@ def remembering(R: Any, b: Any = None, convention: Convention = "gem") -> float:
 
     .. math:: 1 - |\min(\mathrm{BWT}, 0)|
 
+    ``BWT`` is :func:`backward_transfer`.
+
     Example:
         >>> R = [[0.8, 0.1, 0.2], [0.9, 0.7, 0.3], [0.6, 0.5, 0.9]]
         >>> round(remembering(R), 4)
@@ -233,7 +240,7 @@ def _matrix(R, convention, least=1):
 
 
 def _needed(name, values, where):
-    """The entries that are read, all of them accuracies."""
+    """Returns ``values[where]``; raises unless all are accuracies."""
     bad = np.argwhere(where & ~((values >= 0) & (values <= 1))).tolist()
     if bad:
         value = values[tuple(bad[0])]

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from nl_jax.continual.validation import check_rows, check_state, fresh_state
-from nl_jax.layers.continuum.steps import select_rows
 from nl_jax.models import LanguageModel
+from nl_jax.nested.level import select_rows
 
 T = TypeVar("T")
 
@@ -38,15 +38,16 @@ def reset_rows(
         ValueError: for a state of another model or rows that it does not have.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from nl_jax.models import build
         >>> model = build("lstm", d_model=8, n_heads=1, n_layers=1)
         >>> tokens = jnp.ones((2, 3), int)
-        >>> variables = model.init(jax.random.key(0), tokens)
-        >>> _, state = model.apply(variables, tokens)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), tokens)
+        >>> apply = jax.jit(model.apply)
+        >>> _, state = apply(variables, tokens)
         >>> state = reset_rows(model, variables, state, 1)
-        >>> logits, _ = model.apply(variables, tokens, state)
-        >>> fresh, _ = model.apply(variables, tokens)
+        >>> logits, _ = apply(variables, tokens, state)
+        >>> fresh, _ = apply(variables, tokens)
         >>> (jnp.abs(logits - fresh).max((1, 2)) < 1e-6).tolist()
         [False, True]
     """

@@ -68,7 +68,7 @@ def stack_levels(
         pretrained = load_pretrained(pretrained)
     config = pretrained.model.config
     cms = config.cms
-    one_mlp = cms.objective == "outer" and len(cms.periods) == 1
+    one_mlp = cms.goal.unit == "steps" and len(cms.periods) == 1
     if config.mixer != "attention" or not one_mlp:
         raise ValueError(
             f"stacking needs a transformer with one MLP per block; this "

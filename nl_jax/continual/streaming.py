@@ -75,7 +75,8 @@ def stream(
         >>> import jax, jax.numpy as jnp
         >>> from nl_jax.models import build
         >>> model = build("lstm", d_model=8, n_heads=1, n_layers=1)
-        >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 1), int))
+        >>> tokens = jnp.zeros((1, 1), int)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), tokens)
         >>> for read in stream(model, variables, b"abcdefgh", chunk=3):
         ...     print(read.targets.tolist(), read.nats.shape)
         [[98, 99]] (1, 2)

@@ -1,7 +1,10 @@
 """Flax Linen modules: they own slow parameters and call pure functions."""
 
 from nl_jax.layers.continuum.cms_config import CMSConfig
+from nl_jax.layers.continuum.cms_objective import CMSObjective
+from nl_jax.layers.continuum.cms_objectives import CMS_OBJECTIVES
 from nl_jax.layers.continuum.module import ContinuumMemory
+from nl_jax.layers.mixers import MIXERS, mixer_name
 from nl_jax.layers.mixers.attention import (
     AttentionConfig,
     AttentionState,
@@ -24,6 +27,7 @@ from nl_jax.layers.mixers.matrix_memory import (
     MatrixMemoryConfig,
     MatrixMemoryState,
 )
+from nl_jax.layers.mixers.mixer import MixerConfig, token_level
 from nl_jax.layers.mixers.samba import Samba, SambaConfig, SambaState
 from nl_jax.layers.mixers.srwm import (
     SRWM,
@@ -48,11 +52,14 @@ from nl_jax.layers.rotary import rotate
 from nl_jax.layers.short_conv import next_tail, short_conv
 
 __all__ = [
+    "CMS_OBJECTIVES",
     "LSTM",
+    "MIXERS",
     "SRWM",
     "AttentionConfig",
     "AttentionState",
     "CMSConfig",
+    "CMSObjective",
     "CausalAttention",
     "ContinuumMemory",
     "DeepMemory",
@@ -66,6 +73,7 @@ __all__ = [
     "MatrixMemory",
     "MatrixMemoryConfig",
     "MatrixMemoryState",
+    "MixerConfig",
     "NormConfig",
     "SRWMConfig",
     "SRWMState",
@@ -80,10 +88,12 @@ __all__ = [
     "TitansState",
     "l2_normalize",
     "layer_norm",
+    "mixer_name",
     "next_tail",
     "rms_norm",
     "rotate",
     "selective_scan",
     "self_referential_scan",
     "short_conv",
+    "token_level",
 ]

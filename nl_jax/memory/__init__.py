@@ -39,6 +39,7 @@ from nl_jax.memory.rule import (
     muon,
     omega,
 )
+from nl_jax.memory.saved_names import TABLES, saved_name
 from nl_jax.memory.state import MemoryState, StreamState
 from pallas_kernels.delta_memory import delta_scan
 
@@ -48,6 +49,7 @@ __all__ = [
     "OBJECTIVES",
     "RETENTIONS",
     "RULES",
+    "TABLES",
     "Architecture",
     "Gates",
     "LearningRule",
@@ -79,4 +81,5 @@ __all__ = [
     "omega",
     "polynomial",
     "residual",
+    "saved_name",
 ]

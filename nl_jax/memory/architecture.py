@@ -33,6 +33,8 @@ class Architecture:
             ``1 / sqrt(d_in)`` of that layer.
         affine: whether the one layer's output is added to what does not
             depend on it: the memory is then affine in its weights.
+        bounded: whether a norm bounds the output's surprises, so that steps
+            need not be small.
         width: ``weights -> d_in``.
     """
 
@@ -41,6 +43,7 @@ class Architecture:
     widths: Callable[[int, int, int], tuple[tuple[int, int], ...]]
     gains: tuple[float, ...]
     affine: bool = False
+    bounded: bool = False
     width: Callable[[Weights], int] = lambda weights: weights[0].shape[-2]
 
     def init(

@@ -68,7 +68,9 @@ def deep_mlp(depth: int = 3, *, norm: bool = False) -> Architecture:
         return ((d_in, h), *(((h, h),) * (depth - 2)), (h, d_out))
 
     name = "mlp" if depth == 2 else f"mlp_{depth}"
-    return Architecture(name + "_norm" * norm, forward, widths, (1.0,) * depth)
+    return Architecture(
+        name + "_norm" * norm, forward, widths, (1.0,) * depth, bounded=norm
+    )
 
 
 mlp = deep_mlp(2)
@@ -78,6 +80,7 @@ linear_norm = Architecture(
     forward=lambda layers, x: x + _normalized(layers[0](x)),
     widths=linear.widths,
     gains=linear.gains,
+    bounded=True,
 )
 
 gated_mlp = Architecture(

@@ -1,8 +1,7 @@
 """Associative memory = architecture x objective x rule x retention.
 
 arXiv 2512.24695, Def. 1 and section 5. Surprises are taken at the weights of
-the chunk's start (eq. 90), so that a chunk is parallel; inside it every layer
-is one delta memory and reading stays causal, token by token.
+the chunk's start (eq. 90).
 """
 
 from collections.abc import Callable
@@ -12,13 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.checks import check_count, choose
-from nl_jax.memory import blocks
-from nl_jax.memory.architecture import Architecture
+from nl_jax.memory.architecture import Architecture, Weights
 from nl_jax.memory.architectures import ARCHITECTURES
-from nl_jax.memory.fused import read_whole_chunks
+from nl_jax.memory.chunk_wise import advance_by_chunk
 from nl_jax.memory.objective import OBJECTIVES, Objective, check_curvature
 from nl_jax.memory.retention import RETENTIONS, Retention
-from nl_jax.memory.rule import RULES, Gates, LearningRule, Write
+from nl_jax.memory.rule import RULES, LearningRule
 from nl_jax.memory.state import (
     MemoryState,
     StreamState,
@@ -26,8 +24,8 @@ from nl_jax.memory.state import (
     fresh,
 )
 from nl_jax.memory.token_wise import advance_by_token
-from nl_jax.remat import remat_scan
-from pallas_kernels.delta_memory import chunk_step, unit_lower_inverse
+from nl_jax.memory.walk import chunk_scan, with_start, without_start
+from pallas_kernels.mlp_memory import memory_scan
 
 Read = Literal["before", "after", "chunk"]
 _PARALLEL = 64
@@ -41,90 +39,9 @@ class Memory(NamedTuple):
     read: Callable[..., jax.Array]
     write: Callable[..., StreamState]
     scan: Callable[..., tuple[jax.Array, StreamState]]
+    step: Callable[..., tuple[jax.Array | None, MemoryState]]
     in_chunks: bool
     """Whether ``scan`` hands whole chunks to ``memory_scan`` where it may."""
-
-
-def advance(
-    architecture: Architecture,
-    state: MemoryState,
-    writes: tuple[Write, ...],
-    gates: Gates,
-    q: jax.Array | None,
-    *,
-    read: Read = "before",
-    valid: jax.Array | None = None,
-    closes: jax.Array | bool = True,
-    anchored: bool = False,
-    inverse: Callable[[jax.Array], jax.Array] = unit_lower_inverse,
-) -> tuple[jax.Array | None, MemoryState]:
-    """Writes a block of tokens into a memory and reads it causally.
-
-    Args:
-        architecture: the memory's function.
-        state: state before the block.
-        writes: what each layer is fed with, from ``LearningRule.writes``.
-        gates: retention and momentum, each ``[..., T]``.
-        q: where to read, ``[..., T, d_in]``; ``None`` to write only.
-        read: the weights that are read, see ``delta_scan``.
-        valid: ``[..., T]``, False where a slot holds no token.
-        closes: whether the block ends a chunk.
-        anchored: retention pulls towards the weights of the chunk's start,
-            not towards zero.
-        inverse: see ``chunk_step``.
-
-    Returns:
-        ``(o, state)``, outputs ``[..., T, d_out]`` or ``None``.
-    """
-    momentum = state.momentum or (None,) * len(writes)
-    after: list[tuple[jax.Array, jax.Array | None]] = []
-
-    def layer(w, s, write, anchor):
-        def call(q):
-            o, w_end, s_end = chunk_step(
-                w - anchor if anchored else w,
-                s,
-                write.x,
-                write.g,
-                q,
-                gates.log_alpha,
-                write.beta,
-                gates.log_mu,
-                read=read,
-                valid=valid,
-                inverse=inverse,
-            )
-            if anchored:
-                w_end = w_end + anchor
-                o = o if o is None else o + (q @ anchor.astype(q.dtype))
-            after.append((w_end, s_end))
-            return o
-
-        return call
-
-    layers = [
-        layer(*each)
-        for each in zip(
-            state.weights, momentum, writes, state.start, strict=True
-        )
-    ]
-    if q is None or read == "chunk":
-        for call in layers:
-            call(None)
-        o = None if q is None else architecture.apply(state.start, q)
-    else:
-        o = architecture.forward(layers, q)
-    weights = tuple(w for w, _ in after)
-    start = weights
-    if closes is not True:
-        start = tuple(
-            jnp.where(closes, new, old)
-            for new, old in zip(weights, state.start, strict=True)
-        )
-    moved = None
-    if state.momentum is not None:
-        moved = tuple(s for _, s in after if s is not None)
-    return o, MemoryState(start, weights, moved)
 
 
 def associative_memory(
@@ -138,6 +55,7 @@ def associative_memory(
     read: Read = "before",
     remat: int = 1,
     implementation: str | None = None,
+    target: Callable[[Weights, jax.Array], jax.Array] | None = None,
 ) -> Memory:
     r"""Builds a memory from its independent choices.
 
@@ -156,7 +74,11 @@ def associative_memory(
     * ``scan(state, k, v, q, gates, aligned=False) -> (o, state)``: both,
       causally. Any split of a sequence into calls gives the same numbers. A
       caller who knows that the state stands where a chunk begins, a new one
-      for instance, says ``aligned`` and saves a chunk of work.
+      for instance, says ``aligned`` and saves a chunk of work;
+    * ``step(memory, k, v, q, gates, valid=None, closes=True) -> (o, memory)``:
+      the same for tokens of one chunk, ``memory`` being that of a state, for
+      those who walk through time themselves with
+      :func:`nl_jax.memory.walk.chunk_scan`.
 
     With ``chunk_size=1`` every surprise is taken at the present weights: the
     recurrence itself. Where it is affine in the weights (one matrix, an
@@ -176,11 +98,14 @@ def associative_memory(
         read: ``"before"`` or ``"after"`` the write of the same token, or at
             the weights of the ``"chunk"``'s start.
         remat: chunks per state that is kept for the backward pass, see
-            :func:`nl_jax.remat.remat_scan`.
+            :func:`nl_jax.memory.walk.remat_scan`.
         implementation: what runs the whole chunks of a stream that is
             ``aligned``, see ``pallas_kernels.mlp_memory.memory_scan``; not for
             what goes token by token, averages chunks, has another ``remat`` or
             an objective without a ``curvature``.
+        target: ``(weights, v)``, what makes the values that are learned from
+            those given and the weights at the chunk's start, for memories
+            that generate their own; a pure function that holds no arrays.
 
     Raises:
         ValueError: for an unknown name, a ``chunk_size`` below 1, a negative
@@ -188,6 +113,7 @@ def associative_memory(
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from nl_jax.memory import Gates
         >>> memory = associative_memory("linear", "l2", "gd", chunk_size=1)
         >>> state = memory.init(jax.random.key(0), 4, 4)
         >>> k, v = jnp.eye(4)[:1], jnp.ones((1, 4))
@@ -198,16 +124,16 @@ def associative_memory(
     """
     arch = choose("architecture", architecture, ARCHITECTURES)
     goal = choose("objective", objective, OBJECTIVES)
-    step = choose("rule", rule, RULES)
+    descent = choose("rule", rule, RULES)
     keep = choose("retention", retention, RETENTIONS)
     check_count("chunk_size", chunk_size)
     check_count("remat", remat, 0)
-    alone = step.window == 1 and not step.orthogonal
-    if keep.mean and (momentum or step.delta or not alone):
+    alone = descent.window == 1 and not descent.orthogonal
+    if keep.mean and (momentum or descent.delta or not alone):
         raise ValueError(
             "retention='mean' goes with rule 'gd' and momentum=False"
         )
-    if step.delta and not keep.bare:
+    if descent.delta and not keep.bare:
         raise ValueError(
             f"retention={keep.name!r} goes with rules without a delta term: "
             "what is kept are not the weights"
@@ -220,12 +146,13 @@ def associative_memory(
         raise ValueError(
             f"implementation={implementation!r} must be None with "
             f"objective={goal.name!r}, retention={keep.name!r}, "
-            f"rule={step.name!r} and remat={remat}: they have only one"
+            f"rule={descent.name!r} and remat={remat}: they have only one"
         )
     affine = (
         chunk_size == 1
         and arch.affine
         and goal.curvature is not None
+        and target is None
         and not (momentum or by_token or keep.mean)
     )
 
@@ -234,8 +161,8 @@ def associative_memory(
         if not isinstance(weights, tuple):
             weights = arch.init(weights, d_in, d_out, lead=lead)
         held = None
-        if step.window > 1:
-            before = step.window - 1
+        if descent.window > 1:
+            before = descent.window - 1
             width = arch.width(weights)
             held = empty_window(weights, width, before, goal.threshold)
         state = fresh(weights, momentum, held)
@@ -245,106 +172,95 @@ def associative_memory(
         weights = tuple(map(keep.weights, state.memory.weights))
         return arch.apply(weights, q)
 
-    def read_and_write(memory, k, v, q, gates, share, **options):
+    def step(memory, k, v, q, gates, *, valid=None, closes=True, **options):
+        if target is not None:
+            v = target(tuple(map(keep.weights, memory.start)), v)
+        options |= {"read": read, "valid": valid, "closes": closes}
         if by_token:
             return advance_by_token(
-                arch, goal, step, keep, memory, k, v, q, gates, **options
+                arch, goal, descent, keep, memory, k, v, q, gates, **options
             )
-        if keep.mean:
-            # D_i = ((i - 1) D_{i-1} + g_i) / i, from the chunk's start.
-            kept = jnp.log1p(-share) + 0 * gates.log_alpha
-            gates = gates._replace(eta=gates.eta * share, log_alpha=kept)
-        find = step.affine_writes if affine else step.writes
+        find = descent.affine_writes if affine else descent.writes
+        if affine:  # Its chunks are of one token, which starts where it is.
+            options["closes"] = True
+            options["read"] = "before" if read == "chunk" else read
         writes = find(arch, goal, memory.start, k, v, gates)
-        return advance(
+        return advance_by_chunk(
             arch, memory, writes, gates, q, anchored=keep.mean, **options
         )
 
-    def read_chunk(memory, tokens, gates, **options):
-        k, v, q = tokens
-        writes = step.writes(arch, goal, memory.start, k, v, gates)
-        return advance(arch, memory, writes, gates, q, read=read, **options)
+    def piece(memory, inputs, valid, closes):
+        k, v, q, gates = inputs
+        gates = _narrow(gates, keep)
+        o, memory = step(memory, k, v, q, gates, valid=valid, closes=closes)
+        return memory, o
 
-    def run(state, k, v, q, gates, *, aligned=False):
+    def whole(memory, inputs):
+        *tokens, gates = inputs
+        gates, kinds = jax.tree.flatten(_narrow(gates, keep))
+        state, parts = jax.tree.flatten(without_start(memory))
+
+        def run(state, tokens, gates, valid, inverse):
+            k, v, q = tokens
+            memory, gates = parts.unflatten(state), kinds.unflatten(gates)
+            options = {"valid": valid, "inverse": inverse}
+            o, after = step(with_start(memory), k, v, q, gates, **options)
+            return o, tuple(jax.tree.leaves(without_start(after)))
+
+        o, state = memory_scan(
+            run,
+            tuple(state),
+            tuple(tokens),
+            tuple(gates),
+            chunk_size=chunk_size,
+            implementation=implementation,
+        )
+        return with_start(parts.unflatten(state)), o
+
+    def scan(state, k, v, q, gates, *, aligned=False):
         if affine:
             check_curvature(goal)
         length = k.shape[-2]
-        whole = length - length % chunk_size
+        position = 0 if aligned or affine else state.position
+        if keep.mean:
+            # D_i = ((i - 1) D_{i-1} + g_i) / i, from the chunk's start.
+            share = 1 / ((position + jnp.arange(length)) % chunk_size + 1)
+            kept = jnp.log1p(-share) + 0 * gates.log_alpha
+            gates = gates._replace(eta=gates.eta * share, log_alpha=kept)
         leads = {a.shape[:-2] for a in (*state.memory.weights, k, v)}
         leads |= {gate.shape[:-1] for gate in jax.tree.leaves(gates)}
-        fused = aligned and in_chunks and not affine and q is not None
-        if fused and whole and len(leads) == 1:
-            o, memory = read_whole_chunks(
-                read_chunk,
-                state.memory,
-                tuple(a[..., :whole, :] for a in (k, v, q)),
-                jax.tree.map(lambda gate: gate[..., :whole], gates),
-                chunk_size=chunk_size,
-                implementation=implementation,
-            )
-            state = state._replace(memory=memory)
-            if whole == length:
-                return o, state
-            k, v, q = (a[..., whole:, :] for a in (k, v, q))
-            gates = jax.tree.map(lambda gate: gate[..., whole:], gates)
-            more, state = run(state, k, v, q, gates, aligned=True)
-            return jnp.concatenate([o, more], -2), state
-        position = 0 if aligned or affine else state.position
-        size = _PARALLEL if affine else chunk_size
-        grid = blocks.cut(length, size, position)
-
-        def split(value, axis):
-            return grid.split(jnp.moveaxis(value, axis, 0))
-
-        arrays = jax.tree.map(lambda a: split(a, -2), (k, v, q))
-        channels = -2 if keep.channels else -1
-        gates = {
-            name: split(gate, channels if name == "log_alpha" else -1)
-            for name, gate in gates._asdict().items()
-            if gate is not None
-        }
-
-        def body(memory, block):
-            (k, v, q), gates, valid, closes, share = block
-            k, v, q = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -2), (k, v, q))
-            gates = {
-                name: jnp.moveaxis(
-                    gate, 0, channels if name == "log_alpha" else -1
-                )
-                for name, gate in gates.items()
-            }
-            o, memory = read_and_write(
-                memory,
-                k,
-                v,
-                q,
-                Gates(**gates),
-                share,
-                # The start of a chunk of one token is its token's.
-                read="before" if affine and read == "chunk" else read,
-                valid=valid,
-                closes=closes | affine,
-            )
-            return memory, None if o is None else jnp.moveaxis(o, -2, 0)
-
-        memory, o = remat_scan(
-            body,
+        fused = in_chunks and not affine and q is not None and len(leads) == 1
+        memory, o = chunk_scan(
+            piece,
             state.memory,
-            (
-                arrays,
-                gates,
-                grid.valid,
-                grid.closes,
-                grid.shares(position, size) if keep.mean else None,
-            ),
-            every=remat,
+            (k, v, q, _widen(gates, keep)),
+            size=_PARALLEL if affine else chunk_size,
+            position=position,
+            axis=-2,
+            remat=remat,
+            whole=whole if fused else None,
+            drop_start=True,
         )
-        if o is not None:
-            o = jnp.moveaxis(grid.join(o), 0, -2)
-        position = (state.position + length) % chunk_size
-        return o, StreamState(memory, position)
+        return o, StreamState(memory, (state.position + length) % chunk_size)
 
     def write(state, k, v, gates):
-        return run(state, k, v, None, gates)[1]
+        return scan(state, k, v, None, gates)[1]
 
-    return Memory(init, read_now, write, run, in_chunks and not affine)
+    in_chunks = in_chunks and not affine
+    return Memory(init, read_now, write, scan, step, in_chunks)
+
+
+def _widen(gates, retention):
+    """All gates with the tokens in the last axis but one."""
+    wide = jax.tree.map(lambda gate: gate[..., None], gates)
+    if retention.channels:
+        wide = wide._replace(log_alpha=gates.log_alpha)
+    return wide
+
+
+def _narrow(wide, retention):
+    """Undoes :func:`_widen`."""
+    gates = jax.tree.map(lambda gate: gate[..., 0], wide)
+    if retention.channels:
+        gates = gates._replace(log_alpha=wide.log_alpha)
+    return gates

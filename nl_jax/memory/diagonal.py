@@ -11,11 +11,11 @@ exponentials of differences of cumulative logarithms, channel by channel, which
 never overflow; that costs ``C^2 d_in`` numbers per chunk, so chunks are short.
 """
 
-import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Keys, Values, Weight
 from nl_jax.checks import check_count
+from nl_jax.memory.walk import chunk_scan
 from pallas_kernels.delta_memory import unit_lower_inverse
 
 
@@ -58,27 +58,13 @@ def diagonal_scan(
     check_count("chunk_size", chunk_size)
     if (a is None) != (b is None):
         raise ValueError("a and b are given together, or neither is")
-    length = k.shape[-2]
-    size = min(chunk_size, length)
-    count = -(-length // size)
 
-    def cut(x):
-        """``[..., T, d] -> [n, ..., C, d]``; zeros change nothing."""
-        if x is None:
-            return None
-        pad = [(0, 0)] * (x.ndim - 2) + [(0, count * size - length), (0, 0)]
-        x = jnp.pad(x, pad)
-        x = x.reshape(*x.shape[:-2], count, size, x.shape[-1])
-        return jnp.moveaxis(x, -3, 0)
-
-    @jax.checkpoint
-    def step(w, chunk):
+    def step(w, chunk, *_):
         return _chunk(w, *chunk)
 
-    w, o = jax.lax.scan(step, w, tuple(map(cut, (k, v, q, log_alpha, a, b))))
-    o = jnp.moveaxis(o, 0, -3)
-    o = o.reshape(*o.shape[:-3], count * size, o.shape[-1])
-    return o[..., :length, :], w
+    inputs = (k, v, q, log_alpha, a, b)
+    w, o = chunk_scan(step, w, inputs, size=chunk_size, axis=-2)
+    return o, w
 
 
 def _chunk(w, k, v, q, log_alpha, a, b):

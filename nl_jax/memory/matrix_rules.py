@@ -43,6 +43,9 @@ class MatrixRule:
         gates: what ``gates`` must hold beside ``log_alpha``, ``[..., T]`` or
             as said in the rule.
         memories: matrices per head.
+        decays: kinds of ``log_alpha`` that the rule takes, see
+            ``MatrixMemoryConfig.decay``.
+        unit_values: values must have length 1, because it erases along them.
     """
 
     name: str
@@ -50,6 +53,8 @@ class MatrixRule:
     scan: Callable[..., tuple[jax.Array, jax.Array]]
     gates: tuple[str, ...] = ()
     memories: int = 1
+    decays: tuple[str, ...] = ("none", "fixed", "scalar")
+    unit_values: bool = False
 
     def init(self, lead: tuple[int, ...], width: int) -> jax.Array:
         """Returns empty memories ``[*lead, memories, d, d]``."""
@@ -150,11 +155,22 @@ def _rwkv7(w, q, k, v, gates, **options):
 MATRIX_RULES = {
     rule.name: rule
     for rule in (
-        MatrixRule("hebbian", "dot product", _one(_hebbian)),
+        MatrixRule(
+            "hebbian",
+            "dot product",
+            _one(_hebbian),
+            decays=("none", "fixed", "scalar", "channel"),
+        ),
         MatrixRule("delta", "l2", _one(_delta), ("beta",)),
         MatrixRule("longhorn", "l2, proximal", _one(_longhorn), ("beta",)),
-        MatrixRule("oja", "Oja's", _oja, ("beta",)),
+        MatrixRule("oja", "Oja's", _oja, ("beta",), unit_values=True),
         MatrixRule("comba", "l2", _one(_comba), ("beta", "erase", "feedback")),
-        MatrixRule("rwkv7", "l2", _one(_rwkv7), ("removal", "rate")),
+        MatrixRule(
+            "rwkv7",
+            "l2",
+            _one(_rwkv7),
+            ("removal", "rate"),
+            decays=("channel",),
+        ),
     )
 }

@@ -40,6 +40,8 @@ class Retention:
         after: ``(kept, eta) -> kept``, after every write.
         channels: gates hold a share per channel of the key.
         mean: a chunk's gradients are averaged instead of summed.
+        gated: layers learn the kept share of each token.
+        words: for the level table; the name if ``None``.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Retention:
     after: Callable[[jax.Array, jax.Array], jax.Array] = _after
     channels: bool = False
     mean: bool = False
+    gated: bool = True
+    words: str | None = None
 
     @property
     def bare(self) -> bool:
@@ -68,7 +72,12 @@ def l2_decay(strength: float = 0.01) -> Retention:
         [2.0]
     """
     _check("strength", strength)
-    return Retention("l2", after=lambda kept, eta: kept / (1 + strength * eta))
+    return Retention(
+        "l2",
+        after=lambda kept, eta: kept / (1 + strength * eta),
+        gated=False,
+        words="weight decay",
+    )
 
 
 def elastic(sparsity: float = 0.001, strength: float = 0.01) -> Retention:
@@ -87,7 +96,7 @@ def elastic(sparsity: float = 0.001, strength: float = 0.01) -> Retention:
         size = jnp.maximum(jnp.abs(kept) - sparsity * eta, 0)
         return jnp.sign(kept) * size / (1 + strength * eta)
 
-    return Retention("elastic", after=after)
+    return Retention("elastic", after=after, gated=False, words="elastic net")
 
 
 def lq(q: float = 4.0) -> Retention:
@@ -114,7 +123,7 @@ def lq(q: float = 4.0) -> Retention:
         power = (jnp.abs(kept / top) ** q).sum((-2, -1), keepdims=True)
         return kept / (top * jnp.maximum(power, 1e-30) ** (1 / q)) ** (q - 2)
 
-    return Retention("lq", weights)
+    return Retention("lq", weights, words="l_q norm")
 
 
 def kl(scale: float = 1.0) -> Retention:
@@ -137,7 +146,7 @@ def kl(scale: float = 1.0) -> Retention:
         # Logits in units of weights: a write moves the one as the other.
         return scale * root * jax.nn.softmax(root * kept, axis=-2)
 
-    return Retention("kl", weights)
+    return Retention("kl", weights, words="KL on a simplex")
 
 
 def _check(name, value):
@@ -149,8 +158,8 @@ RETENTIONS = {
     r.name: r
     for r in (
         Retention("decay"),
-        Retention("channel", channels=True),
-        Retention("mean", mean=True),
+        Retention("channel", channels=True, words="decay by channel"),
+        Retention("mean", mean=True, gated=False, words="mean of a chunk"),
         l2_decay(),
         elastic(),
         lq(),

@@ -81,6 +81,11 @@ class LearningRule:
     window: int = 1
     orthogonal: bool = False
 
+    @property
+    def words(self) -> str:
+        """What the level table calls the step."""
+        return "Muon" if self.orthogonal else "DGD" if self.delta else "GD"
+
     def __post_init__(self):
         check_count("window", self.window)
         if self.delta and self.window > 1:

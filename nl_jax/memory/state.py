@@ -33,6 +33,15 @@ class MemoryState(NamedTuple):
     window: Pairs | None = None
     """The tokens before, as many as a rule looks back."""
 
+    def closed(self, closes: jax.Array | bool) -> "MemoryState":
+        """Begins a chunk at the present weights where one ``closes``."""
+        start = self.weights
+        if closes is not True:
+            start = jax.tree.map(
+                lambda new, old: jnp.where(closes, new, old), start, self.start
+            )
+        return self._replace(start=start)
+
 
 class StreamState(NamedTuple):
     """A memory and its place in the stream."""

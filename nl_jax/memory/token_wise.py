@@ -39,21 +39,21 @@ def advance_by_token(
     valid=None,
     closes=True,
 ):
-    """Writes a block of tokens into a memory and reads it causally.
+    """Writes tokens of one chunk into a memory and reads it causally.
 
     Args:
         architecture: the memory's function.
         objective: its loss.
         rule: its step.
         retention: how it keeps what it knows.
-        state: state before the block.
+        state: state before the tokens.
         k: keys ``[..., T, d_in]``.
         v: values ``[..., T, d_out]``.
         q: queries, or ``None`` to write only.
         gates: ``[..., T]`` each.
         read: the weights that are read, see ``delta_scan``.
         valid: ``[T]``, False where a slot holds no token.
-        closes: whether the block ends a chunk.
+        closes: whether the tokens end a chunk.
 
     Returns:
         ``(o, state)``, outputs ``[..., T, d_out]`` or ``None``.
@@ -138,10 +138,8 @@ def advance_by_token(
             )
         layers = [_changing(retention.weights(a)) for a in trail]
         o = architecture.forward(layers, q)
-    start = jax.tree.map(
-        lambda new, old: jnp.where(closes, new, old), kept, state.start
-    )
-    return o, MemoryState(start, kept, momentum, held)
+    after = MemoryState(state.start, kept, momentum, held)
+    return o, after.closed(closes)
 
 
 def _sum_window(write, window, length):
@@ -173,7 +171,7 @@ def _look_back(held, pairs, valid):
         both = jax.lax.dynamic_update_slice_in_dim(both, old, first, axis)
         return both, jax.lax.dynamic_slice_in_dim(both, end, size, axis)
 
-    axes = Pairs(-2, -2, -1, None if pairs.threshold is None else -1)
+    axes = (-2, -2, -1, None if pairs.threshold is None else -1)
     joined = [
         (None, None) if axis is None else join(old, new, new.ndim + axis)
         for old, new, axis in zip(held, pairs, axes, strict=True)

@@ -3,32 +3,12 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nl_jax.layers import (
-    LSTM,
-    SRWM,
-    CausalAttention,
-    ContinuumMemory,
-    DeepMemory,
-    Mamba,
-    MatrixMemory,
-    Samba,
-    SelfModifyingTitans,
-    TitansAttention,
-)
+from nl_jax.layers import ContinuumMemory
+from nl_jax.layers.continuum.cms_table import cms_level_rows
 from nl_jax.layers.norms import declare_norm, normalize
 from nl_jax.models.model_config import ModelConfig
-
-MIXERS = {
-    "titans": SelfModifyingTitans,
-    "attention": CausalAttention,
-    "matrix": MatrixMemory,
-    "deep": DeepMemory,
-    "titans_attention": TitansAttention,
-    "mamba": Mamba,
-    "samba": Samba,
-    "srwm": SRWM,
-    "lstm": LSTM,
-}
+from nl_jax.nested import LevelRow
+from nl_jax.nested.describe import count_parameters
 
 
 class Block(nn.Module):
@@ -43,12 +23,7 @@ class Block(nn.Module):
         self.norm = declare_norm(
             self._declare, config.norm, "norm", config.d_model
         )
-        self.mixer = MIXERS[config.mixer](
-            getattr(config, config.mixer),
-            config.d_model,
-            config.n_heads,
-            dtype,
-        )
+        self.mixer = config.choices.build(config.d_model, config.n_heads, dtype)
         self.cms = ContinuumMemory(
             config.cms, config.d_model, dtype, config.norm
         )
@@ -67,12 +42,43 @@ class Block(nn.Module):
         Where ``fast`` is a state of levels, outputs are those and the levels'
         state; see ``ContinuumMemory``.
         """
-        # Samba's layers add to the stream one by one.
-        stream = {"stream": x} if self.config.mixer == "samba" else {}
+        choices = self.config.choices
+        options = {"stream": x} if choices.takes_stream else {}
+        options |= {"aligned": aligned} if choices.has_grid else {}
         y, state = self.mixer(
             normalize(self.config.norm, self.norm, "norm", x),
             state,
-            aligned=aligned,
-            **stream,
+            **options,
         )
         return self.cms(x + y, fast, aligned=aligned), state
+
+
+def level_rows(config: ModelConfig, params, state) -> list[LevelRow]:
+    """Returns the level table's rows of a stack of blocks.
+
+    Numbers come from shapes, words from the configuration.
+
+    Args:
+        config: of the model.
+        params: shapes of all its parameters; what is in no row of the blocks
+            has a row of its own.
+        state: shapes of the ``ModelState`` of one batch row.
+    """
+    blocks = params["blocks"]
+    rows = [
+        *config.choices.levels(blocks.get("mixer", {}), state.mixers),
+        *cms_level_rows(config.cms, blocks["cms"], state.cms, config.n_layers),
+    ]
+    counted = sum(row.parameters for row in rows)
+    slow = LevelRow(
+        name="slow parameters",
+        memory_of="the training text",
+        architecture="projections, norms, embedding",
+        objective="next token",
+        rule="outer optimizer",
+        period=1,
+        unit="steps",
+        parameters=count_parameters(params) - counted,
+        state_bytes=0,
+    )
+    return [*rows, slow]

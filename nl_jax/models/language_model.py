@@ -6,6 +6,7 @@ block; blocks are stacked on a leading axis with ``vmap`` and run by
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,11 +15,10 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Ids, Logits
 from nl_jax.layers import ContinuumMemory
-from nl_jax.layers.continuum import next_token
+from nl_jax.layers.continuum.cms_objective import Reader
 from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import declare_norm, normalize
-from nl_jax.models.block import Block
-from nl_jax.models.levels import level_rows
+from nl_jax.models.block import Block, level_rows
 from nl_jax.models.model_config import ModelConfig, configure
 from nl_jax.nested import LevelRow
 
@@ -42,9 +42,10 @@ class LanguageModel:
         >>> import jax, jax.numpy as jnp
         >>> model = build("hope", d_model=16, n_heads=2)
         >>> tokens = jnp.arange(6)[None]
-        >>> variables = model.init(jax.random.key(0), tokens)
-        >>> logits, state = model.apply(variables, tokens)
-        >>> more, state = model.apply(variables, tokens[:, :1], state)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), tokens)
+        >>> apply = jax.jit(model.apply)
+        >>> logits, state = apply(variables, tokens)
+        >>> more, state = apply(variables, tokens[:, :1], state)
         >>> logits.shape, more.shape
         ((1, 6, 256), (1, 1, 256))
     """
@@ -82,9 +83,12 @@ class LanguageModel:
         mixers = _batch_first(mixers)
         cms = None
         if self.learns_in_context:
-            cms = next_token.initial_state(
-                self.config, params, mixers, batch_size
+            fast, _ = self.fast_parameters(params)
+            fast = jax.tree.map(
+                lambda a: jnp.broadcast_to(a, (batch_size, *a.shape)), fast
             )
+            config = self.config.cms
+            cms = config.goal.initial_state(config, fast, mixers)
         return ModelState(mixers, cms)
 
     def apply(
@@ -121,14 +125,15 @@ class LanguageModel:
             return logits, ModelState(mixers, None)
         if state is None:
             state = self.init_state(variables, len(tokens))
-        if self.config.cms.objective == "local":
-            mixers = None if fresh else state.mixers
-            logits, mixers, cms = self._pass(
-                params, tokens, mixers, state.cms, fresh
-            )
-            return logits, ModelState(mixers, cms)
-        logits, mixers, cms = next_token.read(
-            self, params, tokens, state.mixers, state.cms, fresh=fresh
+        config = self.config.cms
+        reader = Reader(
+            config,
+            functools.partial(self._pass, params),
+            self.fast_parameters(params)[1],
+            jnp.dtype(self.config.dtype),
+        )
+        logits, mixers, cms = config.goal.read(
+            reader, tokens, state.mixers, state.cms, fresh=fresh
         )
         return logits, ModelState(mixers, cms)
 
@@ -148,7 +153,7 @@ class LanguageModel:
         return logits, mixers
 
     def _pass(self, params, tokens, mixers, fast, aligned):
-        """:meth:`forward`; levels that learn locally are states in and out."""
+        """:meth:`forward`; levels that layers move are states in and out."""
         embedding = params["embedding"]
         dtype = jnp.dtype(self.config.dtype)
         x = embedding[tokens].astype(dtype) * self.config.d_model**0.5
@@ -184,14 +189,14 @@ class LanguageModel:
         def step(x, layer):
             params, state, fast = layer
             if local:
-                fast = own._replace(**dict(zip(_LEARNED, fast, strict=True)))
+                fast = own.with_blocks(fast)
             x, state = block.apply(
                 {"params": params}, x, state, fast, aligned=aligned
             )
             if not local:
                 return x, (state, None)
             x, after = x
-            return x, (state, tuple(getattr(after, n) for n in _LEARNED))
+            return x, (state, after.by_block)
 
         return jax.checkpoint(step) if self.config.remat else step
 
@@ -204,11 +209,11 @@ class LanguageModel:
     def parameter_periods(self, variables: Variables) -> Variables:
         """Returns each parameter's update period in optimizer steps.
 
-        All 1, except the slower levels of a continuum memory with
-        ``objective="outer"``.
+        All 1, except the slower levels of a continuum memory whose periods
+        are optimizer steps.
         """
         config = self.config.cms
-        outer = config.objective == "outer"
+        outer = config.goal.unit == "steps"
 
         def period(path, leaf):
             del leaf
@@ -220,15 +225,16 @@ class LanguageModel:
         return jax.tree_util.tree_map_with_path(period, variables)
 
     def levels(self) -> list[LevelRow]:
-        """Returns the model's rows of the level table, read off its shapes."""
-        return level_rows(self)
+        """Returns the model's rows of the level table, for one batch row."""
+        tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        variables = jax.eval_shape(self.init, jax.random.key(0), tokens)
+        state = jax.eval_shape(lambda v: self.init_state(v, 1), variables)
+        return level_rows(self.config, variables["params"], state)
 
     @property
     def learns_in_context(self) -> bool:
         """Whether any level moves while the model reads."""
-        cms = self.config.cms
-        # At rate 0 the static network is exact, and free.
-        return cms.objective != "outer" and cms.rate > 0
+        return self.config.cms.learns
 
     def _positions(self, params, tokens, mixers):
         """The learned vector of each token's place in the window."""
@@ -275,7 +281,8 @@ class LanguageModel:
             **declare_norm(_draw, config.norm, "norm", config.d_model),
         }
         if config.learned_positions:
-            rows = config.attention.window
+            attention: Any = config.choices
+            rows = attention.window
             box = table(jax.random.fold_in(embed_rng, 1), rows)
             params["positions"] = box.replace(names=(None, "embed"))
         if not config.tie_embeddings:
@@ -316,28 +323,20 @@ def _batch_first(tree):
 
 _layers_first = _batch_first
 
-_LEARNED = ("fast", "gathered", "inner", "start")
-"""What of a state is there once for every block."""
-
 
 def _by_layer(fast):
-    if isinstance(fast, CMSState):
-        fast = tuple(getattr(fast, name) for name in _LEARNED)
-    return _layers_first(fast)
+    return _layers_first(fast.by_block if isinstance(fast, CMSState) else fast)
 
 
 def _one_level(fast, index):
+    own = slice(index, index + 1)
     if not isinstance(fast, CMSState):
-        return fast[index : index + 1]
-    parts = {name: getattr(fast, name)[index : index + 1] for name in _LEARNED}
-    return fast._replace(**parts)
+        return fast[own]
+    return fast.with_blocks([part[own] for part in fast.by_block])
 
 
 def _join(before, learned, length, config):
     """Levels of all runs of blocks, behind ``length`` tokens."""
-    parts = {
-        name: sum((run[place] for run in learned), ())
-        for place, name in enumerate(_LEARNED)
-    }
+    parts = [sum(runs, ()) for runs in zip(*learned, strict=True)]
     position = (before.position + length) % config.periods[-1]
-    return before._replace(**parts, position=position)
+    return before.with_blocks(parts)._replace(position=position)

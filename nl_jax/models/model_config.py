@@ -2,39 +2,32 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from nl_jax.checks import check_choice, check_count
+from nl_jax.errors import InputError
 from nl_jax.layers import (
+    MIXERS,
     AttentionConfig,
     CMSConfig,
-    DeepMemoryConfig,
-    LSTMConfig,
-    MambaConfig,
-    MatrixMemoryConfig,
+    MixerConfig,
     NormConfig,
-    SambaConfig,
-    SRWMConfig,
-    TitansAttentionConfig,
-    TitansConfig,
 )
 
-Mixer = Literal[
-    "titans",
-    "attention",
-    "matrix",
-    "deep",
-    "titans_attention",
-    "mamba",
-    "samba",
-    "srwm",
-    "lstm",
-]
+_Choices: Any = dataclasses.make_dataclass(
+    "_Choices",
+    [(name, choices, choices()) for name, choices in MIXERS.items()],
+    frozen=True,
+)
+"""A field for the choices of each mixer of the table, under its name."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(_Choices):
     """A stack of blocks, each a sequence mixer followed by a continuum memory.
+
+    Beside the fields below there is one for every mixer of ``MIXERS``, which
+    holds its choices: ``titans``, ``attention``, ``matrix`` and so on.
 
     Raises:
         ValueError: at construction, naming the field, its value and what is
@@ -43,8 +36,10 @@ class ModelConfig:
 
     name: str = "hope"
     """Name in the registry that this configuration came from."""
-    mixer: Mixer = "titans"
-    """Sequence mixer of every block."""
+    mixer: str | MixerConfig = "titans"
+    """Sequence mixer of every block: a name out of ``MIXERS``, whose choices
+    are in the field of that name; or choices of any class, in the table or not,
+    and then those fields do not count. As JSON, ``{name: choices}``."""
     vocab_size: int = 256
     """Number of token ids."""
     d_model: int = 128
@@ -64,29 +59,14 @@ class ModelConfig:
     """Of products; parameters and fast state stay float32."""
     remat: bool = False
     """Recompute each block's activations in the backward pass."""
-    titans: TitansConfig = TitansConfig()
-    """Choices of the ``titans`` mixer."""
-    attention: AttentionConfig = AttentionConfig()
-    """Choices of the ``attention`` mixer."""
-    matrix: MatrixMemoryConfig = MatrixMemoryConfig()
-    """Choices of the ``matrix`` mixer."""
-    deep: DeepMemoryConfig = DeepMemoryConfig()
-    """Choices of the ``deep`` mixer."""
-    titans_attention: TitansAttentionConfig = TitansAttentionConfig()
-    """Choices of the ``titans_attention`` mixer."""
-    mamba: MambaConfig = MambaConfig()
-    """Choices of the ``mamba`` mixer."""
-    samba: SambaConfig = SambaConfig()
-    """Choices of the ``samba`` mixer."""
-    srwm: SRWMConfig = SRWMConfig()
-    """Choices of the ``srwm`` mixer."""
-    lstm: LSTMConfig = LSTMConfig()
-    """Choices of the ``lstm`` mixer."""
     cms: CMSConfig = CMSConfig()
     """The continuum memory that follows the mixer."""
 
     def __post_init__(self):
-        check_choice("mixer", self.mixer, get_args(Mixer))
+        if isinstance(self.mixer, Mapping):
+            object.__setattr__(self, "mixer", _from_mapping(self.mixer))
+        if not isinstance(self.mixer, MixerConfig):
+            _check_mixer(self.mixer)
         check_choice("dtype", self.dtype, ("float32", "bfloat16", "float64"))
         for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
             check_count(name, getattr(self, name))
@@ -94,18 +74,14 @@ class ModelConfig:
             raise ValueError(
                 f"n_heads={self.n_heads} must divide d_model={self.d_model}"
             )
-        if self.learned_positions and self.mixer != "attention":
+        attends = isinstance(self.choices, AttentionConfig)
+        if self.learned_positions and not attends:
             raise ValueError(
                 f"learned_positions goes with mixer='attention', whose window "
                 f"bounds them, not with {self.mixer!r}"
             )
-        shared = self.attention.kv_heads or self.n_heads
-        if self.mixer == "attention" and self.n_heads % shared:
-            raise ValueError(
-                f"attention.kv_heads={shared} must divide "
-                f"n_heads={self.n_heads}"
-            )
-        inner = self.cms.objective != "outer"
+        self.choices.check(self.n_heads)
+        inner = self.cms.goal.unit == "tokens"
         if inner and self.cms.layers > self.n_layers:
             raise ValueError(
                 f"cms.layers={self.cms.layers} must be at most "
@@ -118,8 +94,7 @@ class ModelConfig:
                 f"level needs a block that learns in context; there are {own}"
             )
         fastest = self.cms.periods[0]
-        replayed = self.cms.objective == "next_token"
-        if replayed and fastest % self.cycle:
+        if self.cms.goal.replays and fastest % self.cycle:
             raise ValueError(
                 f"cms.periods={self.cms.periods}: the fastest, {fastest}, must "
                 f"be a multiple of {self.cycle} tokens, where the chunks of "
@@ -127,14 +102,35 @@ class ModelConfig:
             )
 
     @property
+    def choices(self) -> MixerConfig:
+        """The choices of the mixer."""
+        if isinstance(self.mixer, MixerConfig):
+            return self.mixer
+        # A mixer that entered the table late has no field.
+        return getattr(self, self.mixer, None) or MIXERS[self.mixer]()
+
+    @property
     def cycle(self) -> int:
         """Tokens after which every chunk of the mixer begins anew."""
-        cycles = {
-            "titans": self.titans.cycle,
-            "deep": self.deep.chunk_size,
-            "titans_attention": self.titans_attention.memory.chunk_size,
-        }
-        return cycles.get(self.mixer, 1)
+        return self.choices.cycle
+
+
+def _check_mixer(name):
+    if name not in MIXERS:
+        raise InputError(
+            f"mixer={name!r} must be one of {', '.join(map(repr, MIXERS))}; a "
+            "new name has to be put into nl_jax.layers.MIXERS first, for the "
+            "class of its choices"
+        )
+
+
+def _from_mapping(mixer: Mapping) -> MixerConfig:
+    """The choices that ``{name: fields}`` stands for."""
+    if len(mixer) != 1:
+        raise ValueError(f"mixer={mixer!r} must be one name and its choices")
+    ((name, fields),) = mixer.items()
+    _check_mixer(name)
+    return _merge(MIXERS[name](), fields, f"{name}.")
 
 
 def _matrix(**matrix: Any) -> dict[str, Any]:

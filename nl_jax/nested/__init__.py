@@ -7,7 +7,13 @@ from nl_jax.nested.describe import (
     describe,
 )
 from nl_jax.nested.frequency import EveryState, every
-from nl_jax.nested.level import Level, NestedSystem, gradient_level
+from nl_jax.nested.level import (
+    Level,
+    LevelState,
+    NestedSystem,
+    fresh_level,
+    gradient_level,
+)
 from nl_jax.nested.transfer import (
     backpropagation,
     direct_nonparametric,
@@ -20,6 +26,7 @@ __all__ = [
     "EveryState",
     "Level",
     "LevelRow",
+    "LevelState",
     "LevelTable",
     "NestedSystem",
     "SupportsLevels",
@@ -28,6 +35,7 @@ __all__ = [
     "direct_nonparametric",
     "direct_parametric",
     "every",
+    "fresh_level",
     "generation",
     "gradient_level",
     "initialization",

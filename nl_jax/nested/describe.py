@@ -15,6 +15,7 @@ import jax
 import optax
 
 from nl_jax.nested.frequency import EveryState
+from nl_jax.nested.level import Level, NestedSystem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,8 @@ class LevelRow:
     """Distance between updates in ``unit``; 0 is every moment
     (non-parametric), infinity is never."""
     unit: str
-    """``"tokens"`` or ``"steps"`` of the outer optimizer."""
+    """``"tokens"``, ``"steps"`` of the outer optimizer, or the ``"ticks"`` of a
+    loop."""
     parameters: int
     """Slow parameters that define it."""
     state_bytes: int
@@ -136,10 +138,10 @@ def describe(*objects: Any, params: Any = None) -> LevelTable:
     """Lists the levels of models, optimizers and their states.
 
     Args:
-        *objects: each answers ``levels()``, or is an optax transformation, or
-            the state of one.
-        params: parameters, or their shapes, that optimizers among the objects
-            are applied to.
+        *objects: each answers ``levels()``, or is a ``Level``, a
+            ``NestedSystem``, an optax transformation or the state of one.
+        params: parameters, or their shapes, that optimizers and levels among
+            the objects are applied to; without, levels have no sizes.
 
     Raises:
         TypeError: for an object that is none of these.
@@ -154,6 +156,14 @@ def describe(*objects: Any, params: Any = None) -> LevelTable:
     for item in objects:
         if isinstance(item, SupportsLevels):
             rows += item.levels()
+        elif isinstance(item, Level):
+            rows.append(_level_row("level", item, params))
+        elif isinstance(item, NestedSystem):
+            of = params or {}
+            rows += [
+                _level_row(name, item.members[name], of.get(name))
+                for name in item.order
+            ]
         elif isinstance(item, optax.GradientTransformation):
             if params is None:
                 raise ValueError("an optimizer is described with params=...")
@@ -163,11 +173,29 @@ def describe(*objects: Any, params: Any = None) -> LevelTable:
             rows += _optimizer_rows(item, 1)
         else:
             raise TypeError(
-                f"{type(item).__name__} has no levels() and is no optax "
-                "transformation or state"
+                f"{type(item).__name__} has no levels() and is no level, no "
+                "system of them and no optax transformation or state"
             )
     rows.sort(key=lambda row: (row.unit != "tokens", row.period))
     return LevelTable(tuple(rows))
+
+
+def _level_row(name, level, params):
+    size = 0
+    if params is not None:
+        state = jax.eval_shape(level.init, params)
+        size = count_bytes((state.gathered, state.inner))
+    return LevelRow(
+        name=name,
+        memory_of="its context",
+        architecture="parameters",
+        objective="its own",
+        rule=level.rule if level.period else "none",
+        period=level.period or math.inf,
+        unit="ticks",
+        parameters=count_parameters(params),
+        state_bytes=size,
+    )
 
 
 def _optimizer_rows(state, period):

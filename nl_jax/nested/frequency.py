@@ -4,51 +4,13 @@ r"""Update frequency as a gradient transformation (arXiv 2512.24695, eq. 71).
    \text{ every } C \text{ steps, else } \theta_t
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from nl_jax.checks import check_choice, check_count, check_real
-
-
-def when_due(
-    due: jax.Array, updates: Any, gathered: Any, act: Callable, held: tuple
-) -> tuple[Any, tuple]:
-    """Gathers updates, and acts on their sum when it is time.
-
-    Args:
-        due: whether it is, a boolean scalar.
-        updates: this call's, a tree of arrays.
-        gathered: the sum of those since the last act, in its own dtypes.
-        act: ``(gathered, *held) -> held``; does not run when not due.
-        held: what ``act`` changes.
-
-    Returns:
-        ``(gathered, held)``; after an act nothing is gathered any more.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> gathered, (total,) = when_due(
-        ...     True, 2.0, jnp.array(1.0), lambda g, t: (t + g,), (10.0,)
-        ... )
-        >>> float(gathered), float(total)
-        (0.0, 13.0)
-    """
-    # Gradients of another dtype must not change the state's.
-    gathered = jax.tree.map(
-        lambda a, g: a + jnp.asarray(g, a.dtype), gathered, updates
-    )
-
-    def run(gathered, held):
-        return jax.tree.map(jnp.zeros_like, gathered), act(gathered, *held)
-
-    def wait(gathered, held):
-        return gathered, held
-
-    return jax.lax.cond(due, run, wait, gathered, held)
+from nl_jax.nested.level import Level, LevelState, fresh_level
 
 
 class EveryState(NamedTuple):
@@ -102,30 +64,29 @@ def every(
         return inner
     divisor = period if reduce == "mean" else 1
 
+    def step(state, updates, params, extra):
+        gathered = jax.tree.map(lambda g: g / divisor, state.gathered)
+        out, after = inner.update(gathered, state.inner, params, **extra)
+        return optax.tree.cast_like(out, updates), after
+
+    def start(params):
+        return fresh_level(optax.tree.zeros_like(params), inner.init(params))
+
+    level = Level(start, step, period)
+
     def init(params):
         check_real(params)
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        count = jnp.zeros((), jnp.int32)
-        return EveryState(count, zeros, inner.init(params), _Static(period))
+        _, gathered, inner_state, calls = level.init(params)
+        return EveryState(calls, gathered, inner_state, _Static(period))
 
     def update(updates, state, params=None, **extra):
-        def apply(gathered, waiting, inner_state):
-            gathered = jax.tree.map(lambda g: g / divisor, gathered)
-            out, inner_state = inner.update(
-                gathered, inner_state, params, **extra
-            )
-            return optax.tree.cast_like(out, waiting), inner_state
-
-        due = state.calls == period - 1
-        gathered, (out, inner_state) = when_due(
-            due,
-            updates,
-            state.gathered,
-            apply,
-            (optax.tree.zeros_like(updates), state.inner),
+        # What the level changes are the updates, which are zero in between.
+        waiting = optax.tree.zeros_like(updates)
+        before = LevelState(waiting, state.gathered, state.inner, state.calls)
+        out, gathered, inner_state, calls = level.update(
+            before, updates, params, extra
         )
-        count = jnp.where(due, 0, state.calls + 1)
-        return out, EveryState(count, gathered, inner_state, state.period)
+        return out, EveryState(calls, gathered, inner_state, state.period)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

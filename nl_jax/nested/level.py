@@ -5,34 +5,144 @@ parameters, and takes the linearised proximal step
 :math:`\theta^+ = \arg\min_\Phi \langle\nabla L(\theta), \Phi\rangle +
 \|\Phi-\theta\|^2/(2\eta)`, which is gradient descent; any optax transformation
 may take its place. Levels are ordered by their update frequency.
+
+All that learns more slowly than its context arrives does the same three
+things: it gathers, and when it is due it acts on what it has gathered and
+starts to gather anew. :class:`Level` is that one pattern. ``every``, the slow
+momentum of ``M3`` and memories of gradients run on it once per optimizer step,
+the levels of a continuum memory once per token or chunk and row by row, and
+``gradient_level`` in any loop.
+
+Where the idea ends: a memory that reads a whole sequence (``Memory.scan``,
+sequence mixers) is a level in its mathematics, and a test ticks one token by
+token to the same numbers. It does not run on this class, because a tick is
+sequential where the scan is parallel: inside a chunk it never forms the weights
+that a tick would leave behind.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from nl_jax.checks import check_count
-from nl_jax.nested.frequency import every
 
 LevelObjective = Callable[[Any, Mapping[str, Any], Any], jax.Array]
+Tree = TypeVar("Tree")
+
+
+class LevelState(NamedTuple):
+    """What a level holds between two ticks."""
+
+    params: Any
+    """What its steps change."""
+    gathered: Any
+    """What came since its last step; zero after each."""
+    inner: Any
+    """State of its rule; moves only when the level steps."""
+    since: Any
+    """Ticks since its last step, an int32 scalar or ``[B]``, one per row."""
+
+
+def fresh_level(params: Any, inner: Any = ()) -> LevelState:
+    """Returns a state that has gathered nothing yet, not even a tick."""
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return LevelState(params, zeros, inner, jnp.zeros((), jnp.int32))
+
+
+def add_up(state: LevelState, new: Any, *seen: Any) -> Any:
+    """Returns what a level has gathered plus ``new``; ``seen`` is not used."""
+    del seen
+    # What arrives in another dtype must not change the state's.
+    return jax.tree.map(
+        lambda a, n: a + jnp.asarray(n, a.dtype), state.gathered, new
+    )
 
 
 class Level(NamedTuple):
-    """One optimisation problem as two pure functions."""
+    """One optimisation problem as pure functions.
 
-    init: Callable[[Any], Any]
+    ``seen`` is what a tick brings, the same in ``gather`` and ``step``: the
+    updates of an optimizer, a token's gradient, or, in a
+    :class:`NestedSystem`, the other levels' parameters and the context.
+
+    Example:
+        >>> level = Level(
+        ...     fresh_level,
+        ...     lambda state, new: (state.params + state.gathered, ()),
+        ...     period=2,
+        ... )
+        >>> state = level.init(jnp.array(10.0))
+        >>> for new in (1.0, 2.0, 4.0):
+        ...     state = level.update(state, new)
+        ...     print(state.params, state.gathered, state.since)
+        10.0 1.0 1
+        13.0 0.0 0
+        13.0 4.0 1
+    """
+
+    init: Callable[[Any], LevelState]
     """``params -> state``."""
-    update: Callable[..., tuple[Any, Any]]
-    """``(params, state, others, context) -> (params, state)``, one tick."""
+    step: Callable[..., tuple[Any, Any]]
+    """``(state, *seen) -> (params, inner)``, from all that was gathered."""
     period: int
-    """Ticks between two updates; 0 for a level that never learns."""
+    """Ticks between two steps; 0 for a level that never learns."""
+    gather: Callable[..., Any] = add_up
+    """``(state, *seen) -> gathered``, one tick further; the sum by default."""
+    rule: str = "own rule"
+    """How it steps, in the level table."""
 
     @property
     def frequency(self) -> float:
-        """Updates per tick (Def. 2)."""
+        """Steps per tick (Def. 2)."""
         return 1 / self.period if self.period else 0.0
+
+    def update(
+        self, state: LevelState, *seen: Any, due: Any = None, count: Any = 1
+    ) -> LevelState:
+        """Advances the level by one tick: gathers, and steps when it is due.
+
+        Args:
+            state: before the tick.
+            *seen: what the tick brings.
+            due: whether the level steps now: a boolean scalar, traced or not;
+                or ``[B]`` for each row of a state that is batch first. By
+                default as soon as ``period`` ticks have passed.
+            count: ticks that this one stands for, a number or ``[B]``.
+
+        Returns:
+            The state behind it. If nothing is due the step does not run; rows
+            that are not due keep what they have.
+        """
+        if not self.period:
+            return state
+        if due is None:
+            always = self.period == 1 and isinstance(count, int)
+            due = always or state.since + count >= self.period
+        state = state._replace(
+            gathered=self.gather(state, *seen), since=state.since + count
+        )
+
+        def act(state):
+            params, inner = self.step(state, *seen)
+            none = jax.tree.map(jnp.zeros_like, (state.gathered, state.since))
+            after = LevelState(params, none[0], inner, none[1])
+            return select_rows(due, after, state) if jnp.ndim(due) else after
+
+        if isinstance(due, bool):
+            return act(state) if due else state
+        return jax.lax.cond(jnp.any(due), act, lambda state: state, state)
+
+
+def select_rows(due: Any, new: Tree, old: Tree) -> Tree:
+    """Rows of ``new`` where ``due``, ``[B]``, else of ``old``."""
+
+    def pick(a, b):
+        return jnp.where(due.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, new, old)
 
 
 def gradient_level(
@@ -58,27 +168,27 @@ def gradient_level(
         >>> level = gradient_level(
         ...     lambda w, others, x: 0.5 * (w - x) ** 2, optax.sgd(1.0)
         ... )
-        >>> w, state = jnp.array(0.0), level.init(jnp.array(0.0))
-        >>> w, state = level.update(w, state, {}, jnp.array(3.0))
-        >>> float(w)
+        >>> state = level.init(jnp.array(0.0))
+        >>> float(level.update(state, {}, jnp.array(3.0)).params)
         3.0
     """
     check_count("period", period, least=0)
-    if period == 0:
-        return Level(
-            lambda params: None,
-            lambda params, state, others, context: (params, state),
-            0,
-        )
-    step = every(period, optimizer)
 
-    def update(params, state, others, context):
+    def init(params):
+        return fresh_level(params, optimizer.init(params) if period else ())
+
+    def gather(state, others, context):
         others = jax.lax.stop_gradient(others)
-        grads = jax.grad(objective)(params, others, context)
-        updates, state = step.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+        return add_up(state, jax.grad(objective)(state.params, others, context))
 
-    return Level(step.init, update, period)
+    def step(state, others, context):
+        del others, context
+        updates, inner = optimizer.update(
+            state.gathered, state.inner, state.params
+        )
+        return optax.apply_updates(state.params, updates), inner
+
+    return Level(init, step, period, gather, "optax, on the gradient")
 
 
 class NestedSystem:
@@ -99,37 +209,41 @@ class NestedSystem:
         ... )
         >>> system.order
         ('fast', 'slow')
+        >>> states = system.init({"slow": jnp.zeros(()), "fast": jnp.zeros(())})
+        >>> states = system.update(states, 4.0)
+        >>> float(states["fast"].params), float(states["slow"].params)
+        (2.0, 0.0)
     """
 
-    def __init__(self, levels: Mapping[str, Level]):
-        if not levels:
+    def __init__(self, members: Mapping[str, Level]):
+        if not members:
             raise ValueError("levels is empty; a system has at least one")
-        self.levels = dict(levels)
+        self.members = dict(members)
         self.order = tuple(
-            sorted(levels, key=lambda name: -levels[name].frequency)
+            sorted(members, key=lambda name: -members[name].frequency)
         )
 
-    def init(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def init(self, params: Mapping[str, Any]) -> dict[str, LevelState]:
         """Returns the state of every level for its parameters."""
-        self._check(params)
-        return {n: self.levels[n].init(params[n]) for n in self.order}
+        self._check("params", params)
+        return {n: self.members[n].init(params[n]) for n in self.order}
 
     def update(
-        self, params: Mapping[str, Any], states: Mapping[str, Any], context: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self, states: Mapping[str, LevelState], context: Any
+    ) -> dict[str, LevelState]:
         """Advances every level by one tick on the same context."""
-        self._check(params)
-        params, states = dict(params), dict(states)
+        self._check("states", states)
+        states = dict(states)
         for name in self.order:
-            others = {n: p for n, p in params.items() if n != name}
-            params[name], states[name] = self.levels[name].update(
-                params[name], states[name], others, context
+            others = {n: s.params for n, s in states.items() if n != name}
+            states[name] = self.members[name].update(
+                states[name], others, context
             )
-        return params, states
+        return states
 
-    def _check(self, params: Iterable[str]):
-        if set(params) != set(self.levels):
+    def _check(self, what: str, given: Iterable[str]):
+        if set(given) != set(self.members):
             raise ValueError(
-                f"params has levels {sorted(params)}; the system has "
-                f"{sorted(self.levels)}"
+                f"{what} has levels {sorted(given)}; the system has "
+                f"{sorted(self.members)}"
             )

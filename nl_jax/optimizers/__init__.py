@@ -33,6 +33,7 @@ from nl_jax.optimizers.momentum import (
     scale_by_feature_momentum,
     scale_by_preconditioned_momentum,
 )
+from nl_jax.optimizers.named import NAMED, NamedOptimizer, find_optimizer
 from nl_jax.optimizers.outputs import (
     newton_schulz_memory,
     nonlinear_output,
@@ -46,8 +47,10 @@ from nl_jax.optimizers.preconditioner import (
 )
 
 __all__ = [
+    "NAMED",
     "DeltaGradientDescentState",
     "GeneralizedGradientDescentState",
+    "NamedOptimizer",
     "ScaleByAdaGradMemoryState",
     "ScaleByAdamMemoryState",
     "ScaleByLearnedPreconditionerState",
@@ -63,6 +66,7 @@ __all__ = [
     "delta_objective",
     "every",
     "feature_momentum",
+    "find_optimizer",
     "generalized_gradient_descent",
     "learned_preconditioner",
     "m3",

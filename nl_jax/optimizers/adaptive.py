@@ -1,14 +1,15 @@
 r"""Adam and AdaGrad as the closed forms of a regression (eq. 101-111).
 
-The memory that maps each gradient to a value :math:`P` with least squares,
-elementwise and over all gradients so far (eq. 101),
+The elementwise least-squares map from all gradients so far to a value
+:math:`P` (eq. 101),
 
 .. math:: m^* = \arg\min_m \sum_i \|m \odot g_i - P\|^2 + \lambda \|m\|^2
    = \frac{\sum_i g_i \odot P}{\sum_i g_i^2 + \lambda}
 
-needs two sums. With :math:`P = \sqrt{\sum_i g_i^2}` and exponential averages
-in place of sums it is Adam. With sums and matrices in place of elements it is
-AdaGrad, :math:`H = \sum_i g_i g_i^\top`, :math:`m^* = H^{-1/2} \tilde M`.
+needs two running sums. With :math:`P = \sqrt{\sum_i g_i^2}` and exponential
+averages in place of the sums it is Adam. With sums, and matrices in place of
+elements, it is AdaGrad: :math:`H = \sum_i g_i g_i^\top`,
+:math:`m^* = H^{-1/2} \tilde M`.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -21,23 +22,24 @@ from nl_jax.checks import check_choice, check_real
 from nl_jax.nested.describe import LevelRow
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import as_matrices, resolve_dimensions
-from nl_jax.optimizers.rate import Rate, with_rate
+from nl_jax.optimizers.rate import with_rate
 from nl_jax.optimizers.roots import inverse_root
 from nl_jax.optimizers.sharding import keep_shardings
 
 
 class ScaleByAdamMemoryState(NamedTuple):
-    """State of :func:`scale_by_adam_memory`; trees like the parameters."""
+    """State of :func:`scale_by_adam_memory`."""
 
     count: jax.Array  # type: ignore[assignment]
-    """Steps, int32 scalar."""
+    """Number of steps taken, int32 scalar."""
     keys_to_values: optax.Updates
-    """Average of the gradients: the numerator, up to ``P``."""
+    """Average of the gradients, like the parameters: the numerator over
+    ``P``."""
     keys_to_keys: optax.Updates
-    """Average of their squares: the denominator."""
+    """Average of their squares, like the parameters: the denominator."""
 
     def levels(self) -> list[LevelRow]:
-        """Returns the memory's row in the level table."""
+        """Returns the memory's row of the level table."""
         facts = MemoryFacts("vector", "l2", "closed form (101-105)")
         return [level_row("Adam's memory", facts, self)]
 
@@ -47,17 +49,17 @@ def scale_by_adam_memory(
     b2: float | jax.Array = 0.999,
     eps: float | jax.Array = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Returns Adam, written as the regression it solves.
+    r"""Rescales gradients as Adam does, by the regression that Adam solves.
 
     .. math:: m^* = \frac{\tilde M \odot P}{H + \lambda}, \quad
        P = \sqrt H, \quad \lambda = \epsilon \sqrt H
 
-    Equal to ``optax.scale_by_adam`` in every digit that matters.
+    Equal to ``optax.scale_by_adam`` up to rounding.
 
     Args:
-        b1: decay of the average of gradients.
-        b2: decay of the average of their squares.
-        eps: regularisation, in units of :math:`P`.
+        b1: decay rate of the average of gradients.
+        b2: decay rate of the average of their squares.
+        eps: :math:`\epsilon`, the regularisation in units of :math:`P`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,7 +86,7 @@ def scale_by_adam_memory(
 
         def solve(m, h, g):
             value = jnp.sqrt(h)
-            # m P / (H + eps P), where P may be zero.
+            # m P / (H + eps P), written so that P may be zero.
             return (m / (value + eps)).astype(g.dtype)
 
         out = jax.tree.map(
@@ -98,19 +100,7 @@ def scale_by_adam_memory(
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
-def adam_memory(
-    learning_rate: Rate, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_adam_memory` with a learning rate behind it.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> tx = adam_memory(1.0)
-        >>> g = jnp.array([0.5, -2.0])
-        >>> tx.update(g, tx.init(g))[0].round(4).tolist()
-        [-1.0, 1.0]
-    """
-    return with_rate(scale_by_adam_memory(**options), learning_rate)
+adam_memory = with_rate(scale_by_adam_memory)
 
 
 class ScaleByAdaGradMemoryState(NamedTuple):
@@ -119,10 +109,10 @@ class ScaleByAdaGradMemoryState(NamedTuple):
     momentum: optax.Updates
     """``M``, like the parameters."""
     keys_to_keys: Any
-    """``H``: like the parameters, or ``[b, m, m]`` for a matrix."""
+    """``H``: like the leaf, or ``[b, m, m]`` for a leaf of matrices."""
 
     def levels(self) -> list[LevelRow]:
-        """Returns the memory's row in the level table."""
+        """Returns the memory's row of the level table."""
         facts = MemoryFacts("vector or matrix", "l2", "closed form (106-111)")
         return [level_row("AdaGrad's memory", facts, self)]
 
@@ -135,26 +125,27 @@ def scale_by_adagrad_memory(
     eps: float | jax.Array = 1e-7,
     dimension_numbers: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Returns AdaGrad with momentum, a regression that forgets nothing.
+    r"""Rescales gradients as AdaGrad with momentum does.
+
+    It is a regression over all past gradients, none of which decays in ``H``:
 
     .. math:: \tilde M \leftarrow \alpha \tilde M + g, \quad
        H \leftarrow H + g g^\top, \quad u = H^{-1/2} \tilde M
 
-    ``"diagonal"`` keeps the squares alone and without momentum equals
-    ``optax.scale_by_rss``. ``"matrix"`` (eq. 106-111) keeps ``[m, m]`` for the
-    rows of each matrix, and the root is taken by an iteration of matrix
-    products; other leaves stay diagonal.
-
     Args:
-        form: see above.
-        momentum: :math:`\alpha`.
-        initial: what ``H`` begins with, on its diagonal.
-        eps: added to ``H``'s diagonal under the root.
-        dimension_numbers: which leaves are matrices, see ``scale_by_m3``.
+        form: ``"diagonal"`` keeps the diagonal of ``H`` and without momentum
+            equals ``optax.scale_by_rss``. ``"matrix"`` (eq. 106-111) keeps
+            ``[m, m]`` for the rows of each matrix, with the inverse root found
+            by :func:`~nl_jax.optimizers.roots.inverse_root`; leaves that are
+            not matrices stay diagonal.
+        momentum: :math:`\alpha`, the decay rate of the momentum.
+        initial: initial value of the diagonal of ``H``.
+        eps: added to the diagonal of ``H`` before the root is taken.
+        dimension_numbers: which leaves are matrices, see :func:`scale_by_m3`.
 
     Raises:
-        ValueError: for an unknown form; and at ``init`` for integers, naming
-            the leaf.
+        ValueError: for an unknown ``form``, or at ``init`` for a leaf of
+            integers, which the message names.
 
     Example:
         >>> import jax.numpy as jnp
@@ -174,7 +165,7 @@ def scale_by_adagrad_memory(
         check_real(params)
         leaves, treedef = jax.tree.flatten(params)
 
-        def begin(leaf, dims):
+        def initial_keys(leaf, dims):
             if dims is None:
                 return jnp.full(leaf.shape, initial, leaf.dtype)
             view = jax.eval_shape(lambda x: as_matrices(x, dims)[0], leaf)
@@ -185,7 +176,7 @@ def scale_by_adagrad_memory(
 
         return ScaleByAdaGradMemoryState(
             optax.tree.zeros_like(params),
-            treedef.unflatten(map(begin, leaves, dims_of(params))),
+            treedef.unflatten(map(initial_keys, leaves, dims_of(params))),
         )
 
     def update(updates, state, params=None, **extra):
@@ -211,7 +202,7 @@ def scale_by_adagrad_memory(
                 x, back = as_matrices(own, dims)
                 keys[i] = keys[i] + x @ x.mT
                 m, _ = as_matrices(moments[i], dims)
-                # Infinite keys say nothing, as on the diagonal.
+                # Overflow gives a zero update, as it does on the diagonal.
                 finite = jnp.isfinite(keys[i]).all((-2, -1), keepdims=True)
                 h = jnp.where(finite, keys[i], jnp.eye(keys[i].shape[-1]))
                 root = jnp.where(finite, inverse_root(h, eps), 0)
@@ -224,18 +215,4 @@ def scale_by_adagrad_memory(
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
-def adagrad_memory(
-    learning_rate: Rate,
-    form: Literal["diagonal", "matrix"] = "diagonal",
-    **options: Any,
-) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_adagrad_memory` with a learning rate behind it.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> tx = adagrad_memory(1.0, initial=0.0)
-        >>> g = jnp.array([0.5, -2.0])
-        >>> tx.update(g, tx.init(g))[0].round(4).tolist()
-        [-1.0, 1.0]
-    """
-    return with_rate(scale_by_adagrad_memory(form, **options), learning_rate)
+adagrad_memory = with_rate(scale_by_adagrad_memory)

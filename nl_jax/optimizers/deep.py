@@ -1,4 +1,4 @@
-r"""Deep momentum (DMGD): the memory of gradients is an MLP (eq. 50)."""
+r"""Deep momentum (DMGD), whose memory of gradients is an MLP (eq. 50)."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import optax
 
 from nl_jax.memory import Objective
 from nl_jax.optimizers.memory import scale_by_memory
-from nl_jax.optimizers.rate import Rate, with_rate
+from nl_jax.optimizers.rate import with_rate
 from pallas_kernels.newton_schulz import safe_norm
 
 
@@ -26,32 +26,33 @@ def scale_by_deep_momentum(
     .. math:: m \leftarrow \alpha m - \text{inner}(\nabla_m L(m; u, c u)),\quad
        W \leftarrow W - \text{lr}\, s\, m(u)
 
-    with :math:`u = g / s` the rows of a matrix gradient, scaled by its root
-    mean square :math:`s`, so that the memory works at one scale and updates
-    scale with the gradient. A new memory is the identity: gradient descent. The
-    paper's value, 1 for every key, has no sign, and :math:`m(u)` then no
-    direction of descent; here it is the key itself times :math:`c`, so that
-    directions that recur are amplified up to :math:`c`, as momentum would.
+    where :math:`u = g / s` are the rows of a matrix gradient divided by its
+    root mean square :math:`s`, so that the memory works at one scale while
+    updates scale with the gradient. A new memory is the identity, which is
+    gradient descent. The value of each key is the key itself times :math:`c`:
+    recurring directions are amplified up to :math:`c`, as momentum amplifies
+    them. The paper's value, 1 for every key, has no sign, so that
+    :math:`m(u)` would not be a direction of descent.
 
     Args:
-        architecture: ``"mlp"``, ``"residual"`` or an ``Architecture`` that
-            maps a width to itself.
-        objective: of the memory. The dot product's writes do not end: with an
-            MLP it amplifies without limit.
-        inner: its optimizer; ``None`` is ``optax.sgd(0.1)``.
-        retention: :math:`\alpha`.
-        gain: :math:`c`, above 1.
-        **options: of :func:`scale_by_memory`.
+        architecture: ``"mlp"``, ``"residual"`` or an ``Architecture`` whose
+            output is as wide as its input.
+        objective: objective of the memory. With an MLP, ``"dot_product"``
+            amplifies without limit.
+        inner: optimizer of the memory; ``None`` is ``optax.sgd(0.1)``.
+        retention: :math:`\alpha`, the memory's retention.
+        gain: :math:`c`, the largest amplification, above 1.
+        **options: options of :func:`scale_by_memory`.
 
     Raises:
-        ValueError: at ``init`` for a leaf with more columns than
-            ``max_width``, naming it.
+        ValueError: at ``init`` for a leaf with more than ``max_width``
+            columns, which the message names.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> tx = scale_by_deep_momentum()
         >>> g = jnp.array([[1.0, -2.0]])
-        >>> updates, _ = tx.update(g, tx.init(g))
+        >>> updates, _ = jax.jit(tx.update)(g, jax.jit(tx.init)(g))
         >>> bool((updates * g > 0).all())
         True
     """
@@ -72,22 +73,10 @@ def scale_by_deep_momentum(
     return optax.GradientTransformationExtraArgs(memory.init, update)
 
 
-def deep_momentum(
-    learning_rate: Rate, *args: Any, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_deep_momentum` with a learning rate behind it.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> tx = deep_momentum(0.1, architecture="residual")
-        >>> state = tx.init({"w": jnp.ones((4, 3))})
-        >>> state[0].memory["w"][0].shape
-        (1, 3, 3)
-    """
-    return with_rate(scale_by_deep_momentum(*args, **options), learning_rate)
+deep_momentum = with_rate(scale_by_deep_momentum)
 
 
 def _root_mean_square(g):
-    """Not zero, so that one can divide by it."""
+    """Root mean square of ``g``; 1 for zeros, since it is divided by."""
     size = safe_norm(g).reshape(()) / max(g.size, 1) ** 0.5
     return jnp.where(size > 0, size, 1)

@@ -1,4 +1,4 @@
-r"""Delta gradient descent outside of a sequence model (eq. 56-57, 112-121).
+r"""Delta gradient descent as an optimizer of any model (eq. 56-57, 112-121).
 
 arXiv 2512.24695. For a layer :math:`y = W x` it is the exact minimiser of
 
@@ -8,9 +8,9 @@ arXiv 2512.24695. For a layer :math:`y = W x` it is the exact minimiser of
 which for one sample is :math:`W \leftarrow W (I - \eta' x x^\top) - \eta'
 \nabla_y L\, x^\top` with :math:`\eta' = \eta / (1 + \eta \|x\|^2)`, and for a
 batch a solve with :math:`I + \eta \langle x x^\top \rangle`. It needs each
-layer's inputs: :func:`with_layer_inputs` has them from any Linen model. Cost: a
-solve of the smaller of batch and width, per layer. Weak: decays every weight
-along the inputs that are common, whatever the loss says of them.
+layer's inputs, which :func:`with_layer_inputs` records in any Linen model.
+Cost: one solve per layer, of the smaller of batch size and width. Weakness:
+weights decay along common inputs, whatever the loss.
 """
 
 import functools
@@ -31,22 +31,23 @@ class DeltaGradientDescentState(NamedTuple):
     """State of :func:`delta_gradient_descent`."""
 
     count: jax.Array  # type: ignore[assignment]
-    """Steps, int32 scalar."""
+    """Number of steps taken, int32 scalar."""
 
 
 def with_layer_inputs(apply: Callable, params: Any) -> Callable:
-    """Returns ``apply`` with the inputs of its dense layers beside its output.
+    """Makes ``apply`` return the inputs of its dense layers, too.
 
     Args:
-        apply: ``(variables, ...) -> output`` of a Linen module, which calls
-            its ``nn.Dense`` layers directly, not under ``nn.scan`` or
+        apply: function ``(variables, ...) -> output`` of a Linen module that
+            calls its ``nn.Dense`` layers directly, not under ``nn.scan`` or
             ``nn.remat``.
         params: the parameters, ``variables["params"]``, or their shapes.
 
     Returns:
-        ``(variables, ...) -> (output, layer_inputs)``; the second is a tree
-        like ``params`` with ``[N, d_in]`` for each kernel and ``None``
-        elsewhere. A layer that is called twice has the inputs of both calls.
+        A function ``(variables, ...) -> (output, layer_inputs)``, where
+        ``layer_inputs`` is a tree like ``params`` with ``[N, d_in]`` for each
+        kernel and ``None`` elsewhere. The inputs of a layer that is called
+        twice are concatenated.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -89,20 +90,22 @@ def with_layer_inputs(apply: Callable, params: Any) -> Callable:
 def delta_gradient_descent(
     learning_rate: Rate, *, reduction: Literal["mean", "sum"] = "mean"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Returns DGD; ``update`` takes ``layer_inputs`` from the capture.
+    r"""Delta gradient descent (DGD).
 
-    Leaves without inputs (biases, embeddings, norms) take gradient descent.
+    ``update`` takes the extra argument ``layer_inputs``, see
+    :func:`with_layer_inputs`. Leaves without inputs (biases, embeddings,
+    norms) follow gradient descent.
 
     Args:
-        learning_rate: :math:`\eta`, number or schedule; part of the rule, so
-            nothing is to be scaled behind it.
-        reduction: whether the loss is the mean over the layer's inputs or
-            their sum.
+        learning_rate: :math:`\eta`, a number or a schedule. It is part of the
+            rule: chain no other learning rate after it.
+        reduction: whether the loss is the ``"mean"`` or the ``"sum"`` over the
+            layer's inputs.
 
     Raises:
-        ValueError: for an unknown reduction; and in ``update`` if ``params``
-            or ``layer_inputs`` are missing or of the wrong shape, naming the
-            leaf.
+        ValueError: for an unknown ``reduction``, or in ``update`` if
+            ``params`` or ``layer_inputs`` are missing or have a wrong shape;
+            the message names the leaf.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -113,7 +116,7 @@ def delta_gradient_descent(
         ... )
         >>> flat = {"kernel": jnp.zeros((1, 1))}
         >>> updates, _ = tx.update(flat, tx.init(w), w, layer_inputs=x)
-        >>> updates["kernel"].tolist()  # half of it, along the input
+        >>> updates["kernel"].tolist()  # decays by half along the input
         [[-1.0]]
     """
     check_choice("reduction", reduction, ("mean", "sum"))
@@ -162,10 +165,10 @@ def delta_gradient_descent(
 
 
 def _proximal(target, x, rate):
-    """``(I + rate x^T x)^{-1} target`` through the smaller Gram matrix."""
-    if len(x) < x.shape[1]:  # Woodbury: x^T x is never formed.
+    """``(I + rate x^T x)^{-1} target``, with the smaller Gram matrix."""
+    if len(x) < x.shape[1]:  # Woodbury's identity.
         inner = jnp.eye(len(x), dtype=x.dtype) + rate * (x @ x.T)
-        held = jax.scipy.linalg.solve(inner, x @ target, assume_a="pos")
-        return target - rate * (x.T @ held)
+        solved = jax.scipy.linalg.solve(inner, x @ target, assume_a="pos")
+        return target - rate * (x.T @ solved)
     inner = jnp.eye(x.shape[1], dtype=x.dtype) + rate * (x.T @ x)
     return jax.scipy.linalg.solve(inner, target, assume_a="pos")

@@ -1,4 +1,4 @@
-"""What a state says of itself in the level table."""
+"""Rows of the level table for memories inside optimizers."""
 
 import dataclasses
 from typing import Any
@@ -11,21 +11,25 @@ from nl_jax.nested.describe import LevelRow, count_bytes
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class MemoryFacts:
-    """Choices that a state's arrays do not show; no leaf of the tree."""
+    """Static description of a memory, part of its state but not a leaf."""
 
     architecture: str
+    """Name of the memory's architecture."""
     objective: str
+    """Name of its objective."""
     rule: str
+    """Description of its learning rule."""
     period: int = 1
+    """Steps between two writes."""
 
 
 def level_row(name: str, facts: MemoryFacts, arrays: Any) -> LevelRow:
-    """Returns the row of a memory of gradients.
+    """Returns the level table's row of a memory of gradients.
 
     Args:
-        name: of the level.
-        facts: its choices.
-        arrays: its state.
+        name: name of the level.
+        facts: description of the memory.
+        arrays: the memory's state, whose bytes are counted.
     """
     return LevelRow(
         name=name,

@@ -1,15 +1,16 @@
 r"""Generalized gradient descent (Def. 5, eq. 59-60).
 
-arXiv 2512.24695. One step solves a problem that the weights themselves pose:
+arXiv 2512.24695. One step minimises an objective whose target the current
+weights define:
 
 .. math:: W_{t+1} = \arg\min_W \tilde L(W; x, u)
    + \text{Ret}(W, W_{t-c+1}, \ldots, W_t), \qquad u = f_{W_t}(x)
 
-with the target :math:`u` held where the step began. Gradient descent is
-:math:`\tilde L = \langle W, \nabla L \rangle` with
-:math:`\|W - W_t\|^2 / 2 \eta`; delta gradient descent has a squared error
-instead. The inner problem is given a number of steps of any optax
-transformation; where it has a closed form, use that.
+with the target :math:`u` held constant. Gradient descent is
+:math:`\tilde L = \langle W, \nabla L \rangle` with retention
+:math:`\|W - W_t\|^2 / 2 \eta`; delta gradient descent replaces
+:math:`\tilde L` by a squared error. The minimum is approximated by a number of
+steps of any optax transformation; prefer a closed form where there is one.
 """
 
 from collections.abc import Callable
@@ -27,8 +28,8 @@ class GeneralizedGradientDescentState(NamedTuple):
     """State of :func:`generalized_gradient_descent`."""
 
     history: Any
-    """The last ``window - 1`` parameters before the present ones, newest
-    last, on a new leading axis; the first parameters until there are more."""
+    """The ``window - 1`` parameters before the current ones on a new leading
+    axis, newest last, initially copies of the first; ``None`` for 1."""
 
 
 def generalized_gradient_descent(
@@ -40,22 +41,24 @@ def generalized_gradient_descent(
     steps: int = 20,
     window: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Returns GGD for an objective, a target and a retention of yours.
+    r"""Generalized gradient descent for a given objective and retention.
 
-    ``update`` takes ``context``, anything that the functions need, the layer's
-    input for instance; ``None`` if it is left out.
+    ``update`` takes the extra argument ``context``, which is passed to
+    ``objective`` and ``target``, for instance the layer's input; ``None`` by
+    default.
 
     Args:
         objective: :math:`\tilde L`, ``(params, u, context) -> scalar``.
-        target: ``(params, grads, context) -> u``, at the present parameters.
-        retention: ``(params, history) -> scalar``; leaves of ``history`` are
-            those of the parameters with ``window`` in front, newest last.
-        inner: optax transformation that minimises; begins anew each time.
-        steps: of ``inner``.
-        window: ``c``, parameters that the retention sees.
+        target: ``(params, grads, context) -> u``, at the current parameters.
+        retention: ``(params, history) -> scalar``, where leaves of ``history``
+            are like the parameters with a leading axis of length ``window``,
+            newest last.
+        inner: optax transformation that minimises, initialised at every step.
+        steps: number of steps of ``inner``.
+        window: ``c``, the number of past parameters in ``history``.
 
     Raises:
-        ValueError: for ``steps`` or ``window`` below 1, and in ``update``
+        ValueError: for ``steps`` or ``window`` below 1, or in ``update``
             without ``params``.
 
     Example:

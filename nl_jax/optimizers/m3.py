@@ -1,9 +1,8 @@
 r"""M3: two momenta at two frequencies, orthogonalised (Alg. 1, eq. 75).
 
-arXiv 2512.24695. A fast momentum takes every gradient; a slow one takes what
-the last ``period`` steps gathered, when they are over, and says the same in
-between: its orthogonalisation is kept, so that it costs one ``period``-th of
-the fast one's.
+arXiv 2512.24695. A fast momentum takes every gradient. A slow one takes the sum
+of gradients over ``period`` steps, once per period, and its orthogonalisation
+is kept in between, so that it costs one ``period``-th of the fast one's.
 
 .. math::
     M_1 &\leftarrow \beta_1 M_1 + (1-\beta_1)\, g, \qquad
@@ -12,22 +11,22 @@ the fast one's.
     \quad\text{every } f \text{ steps} \\
     u &= (\text{NS}(M_1) + a\, \text{NS}(M_2)) / D(V)
 
-with Adam's bias corrections. Two things differ from the algorithm as printed,
-and are options:
+with Adam's bias corrections. The defaults differ from the printed algorithm in
+two points, for which it is an option:
 
-- ``accumulation="sum"`` has its sums, :math:`M_1 \leftarrow M_1 + \beta_1 g`
-  and so on, which never forget; ours are exponential averages.
-- ``second_moment="absolute"`` has its :math:`D = \sqrt V + \epsilon`. What is
-  orthogonalised has lost its scale already, so that dividing by the gradient's
-  makes steps grow as gradients vanish, and differ by orders between layers.
-  Ours is ``"relative"``, :math:`D = d + (1 - d) \sqrt{V / \bar V}` with the
-  mean over the matrix: it says which elements are noisy, and no more. At
-  :math:`d = 1` and :math:`a = 0` it is Muon.
+- ``accumulation="sum"`` accumulates as printed, :math:`M_1 \leftarrow M_1 +
+  \beta_1 g` and so on, without decay; the default are exponential averages.
+- ``second_moment="absolute"`` is the printed :math:`D = \sqrt V + \epsilon`.
+  An orthogonalised momentum has lost its scale already, so that steps grow as
+  gradients vanish and differ by orders of magnitude between layers. The default
+  is ``"relative"``, :math:`D = d + (1 - d) \sqrt{V / \bar V}` with the mean
+  over the matrix, which only compares elements of a matrix. With :math:`d = 1`
+  and :math:`a = 0` it is Muon.
 
-``experiments/digits.py`` compares them. Leaves that are no matrices skip NS and
-are divided as printed, which leaves Adam with a second momentum. Cost: five
-arrays like the parameters, and a Newton-Schulz iteration per step, the slow
-one's a ``period``-th of it.
+``experiments/digits.py`` compares them. Leaves that are not matrices skip NS
+and are divided as printed, which is Adam with a second momentum. Cost: five
+arrays like the parameters, one Newton-Schulz iteration per step, and another
+one per period.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ import optax
 
 from nl_jax.checks import check_choice, check_count, check_real
 from nl_jax.nested.describe import LevelRow
-from nl_jax.nested.frequency import when_due
+from nl_jax.nested.level import Level, LevelState, fresh_level
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     as_matrices,
@@ -54,7 +53,7 @@ class ScaleByM3State(NamedTuple):
     """State of :func:`scale_by_m3`; trees like the parameters."""
 
     count: jax.Array  # type: ignore[assignment]
-    """Steps, int32 scalar."""
+    """Number of steps taken, int32 scalar."""
     fast: optax.Updates
     """``M1``."""
     slow: optax.Updates
@@ -62,14 +61,14 @@ class ScaleByM3State(NamedTuple):
     second: optax.Updates
     """``V``."""
     gathered: optax.Updates
-    """Sum of the gradients since the slow momentum last moved."""
+    """Sum of the gradients since the last update of the slow momentum."""
     said: optax.Updates
-    """What the slow momentum says until it moves again: ``NS(M2)``."""
+    """Orthogonalised slow momentum, ``NS(M2)``."""
     facts: MemoryFacts
-    """Of the slow momentum."""
+    """Description of the slow momentum."""
 
     def levels(self) -> list[LevelRow]:
-        """Returns a row for each momentum in the level table."""
+        """Returns the level table's rows of both momenta."""
         fast = dataclasses.replace(self.facts, period=1)
         return [
             level_row("M3, fast", fast, (self.fast, self.second)),
@@ -98,26 +97,28 @@ def scale_by_m3(
     """Rescales gradients as M3 does.
 
     Args:
-        b1: decay of the fast momentum; the weight of a gradient if summed.
-        b2: of the second moment.
-        b3: of the slow momentum, per ``period``.
-        slow_weight: ``a``, what the slow momentum counts for.
+        b1: decay rate of the fast momentum; weight of a gradient in a sum.
+        b2: decay rate of the second moment.
+        b3: decay rate of the slow momentum, per ``period``.
+        slow_weight: ``a``, weight of the slow momentum.
         period: ``f``, steps between two updates of the slow momentum.
-        accumulation: ``"ema"``, or ``"sum"`` as Alg. 1 is printed.
-        second_moment: how matrices are divided by it, see above.
-        damping: :math:`d` of the relative form, in [0, 1].
+        accumulation: ``"ema"``, or ``"sum"`` as printed in Alg. 1.
+        second_moment: divisor of matrices, ``"relative"`` or ``"absolute"``.
+        damping: ``d`` of the relative divisor, in [0, 1].
         eps: added to the divisor.
-        dimension_numbers: tree of ``optax.contrib.MuonDimensionNumbers``, with
-            ``None`` for what is no matrix; by default two-dimensional leaves
-            are matrices.
-        together: orthogonalise leaves of equal shapes in one batched call;
-            ``False`` if they are sharded in different ways.
-        steps: of Newton-Schulz.
-        coefficients: of Newton-Schulz.
+        dimension_numbers: tree of ``optax.contrib.MuonDimensionNumbers`` with
+            ``None`` for leaves that are not matrices, a prefix of one, or a
+            function from the parameters to it; ``None`` makes two-dimensional
+            leaves matrices.
+        together: whether to orthogonalise leaves of equal shapes in one call;
+            ``False`` suits leaves with different shardings.
+        steps: number of Newton-Schulz iterations.
+        coefficients: coefficients of Newton-Schulz.
 
     Raises:
-        ValueError: for a period below 1, an unknown accumulation or second
-            moment; and at ``init`` for integers, naming the leaf.
+        ValueError: for a period below 1 or an unknown ``accumulation`` or
+            ``second_moment``, or at ``init`` for a leaf of integers, which the
+            message names.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -138,11 +139,12 @@ def scale_by_m3(
 
     def init(params):
         check_real(params)
-        zeros = (optax.tree.zeros_like(params) for _ in range(5))
+        fast, second = (optax.tree.zeros_like(params) for _ in range(2))
+        slow, gathered, said, count = slow_level.init(params)
         facts = MemoryFacts(
             "linear", "dot product", "momentum, orthogonalised", period
         )
-        return ScaleByM3State(jnp.zeros((), jnp.int32), *zeros, facts)
+        return ScaleByM3State(count, fast, slow, second, gathered, said, facts)
 
     def add(moment, g, decay):
         kept, taken = (decay, 1 - decay) if ema else (1.0, decay)
@@ -175,10 +177,25 @@ def scale_by_m3(
             return jnp.sqrt(v) + eps
         x, back = as_matrices(v, dims)
         mean = jnp.mean(x, (-2, -1), keepdims=True)
-        # Squares that are no floats, or only zeros, do not tell elements apart.
-        tells = jnp.isfinite(mean) & (mean > 0)
-        share = jnp.where(tells, x / jnp.where(tells, mean, 1), 1)
+        # Elements count as equal if their squares overflow or are all zero.
+        valid = jnp.isfinite(mean) & (mean > 0)
+        share = jnp.where(valid, x / jnp.where(valid, mean, 1), 1)
         return back(damping + (1 - damping) * jnp.sqrt(share)) + eps
+
+    def move(state, grads, count):
+        del grads
+        taken = state.gathered
+        if ema:
+            taken = jax.tree.map(lambda g: g / period, taken)
+        slow = add(state.params, taken, b3)
+        said = orthogonal(corrected(slow, b3, count // period))
+        return slow, optax.tree.cast_like(said, slow)
+
+    def begin(params):
+        slow, said = (optax.tree.zeros_like(params) for _ in range(2))
+        return fresh_level(slow, said)
+
+    slow_level = Level(begin, move, period)
 
     def update(updates, state, params=None, **extra):
         del params, extra
@@ -187,21 +204,12 @@ def scale_by_m3(
         fast = add(state.fast, grads, b1)
         second = add(state.second, jax.tree.map(jnp.square, grads), b2)
 
-        def move(gathered, slow, said):
-            del said
-            taken = gathered
-            if ema:
-                taken = jax.tree.map(lambda g: g / period, gathered)
-            slow = add(slow, taken, b3)
-            said = orthogonal(corrected(slow, b3, count // period))
-            return slow, optax.tree.cast_like(said, slow)
-
-        gathered, (slow, said) = when_due(
-            count % period == 0,
+        slow, gathered, said, _ = slow_level.update(
+            LevelState(
+                state.slow, state.gathered, state.said, state.count % period
+            ),
             grads,
-            state.gathered,
-            move,
-            (state.slow, state.said),
+            count,
         )
         first = orthogonal(corrected(fast, b1, count))
         leaves, treedef = jax.tree.flatten(updates)
@@ -232,10 +240,10 @@ def m3(
     """:func:`scale_by_m3` with decoupled weight decay and a learning rate.
 
     Args:
-        learning_rate: number or schedule.
-        weight_decay: as in AdamW.
-        mask: of the weight decay, see ``optax.add_decayed_weights``.
-        **options: of :func:`scale_by_m3`.
+        learning_rate: a number or a schedule.
+        weight_decay: strength of the weight decay, as in AdamW.
+        mask: mask of the weight decay, see ``optax.add_decayed_weights``.
+        **options: options of :func:`scale_by_m3`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Leaves as stacks of matrices, and all of a tree orthogonalised at once."""
+"""Parameter leaves viewed as stacks of matrices, and orthogonalisation."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,22 +19,21 @@ MatrixFunction = Callable[[Matrices], Matrices]
 def as_matrices(
     leaf: jax.Array, dimensions: MuonDimensionNumbers | None = None
 ) -> tuple[Matrices, Callable[[Matrices], jax.Array]]:
-    """Returns a leaf as matrices ``[b, m, n]``, and the way back.
-
-    Without dimension numbers the last two axes are the matrix and axes before
-    them a batch; a vector is a column ``[1, n, 1]``, a scalar ``[1, 1, 1]``.
+    """Returns a leaf as matrices ``[b, m, n]``, and the inverse function.
 
     Args:
-        leaf: any array.
-        dimensions: its axes that are rows (``reduction_axis``) and columns
-            (``output_axis``); all others are batch.
+        leaf: an array of any shape.
+        dimensions: the axes that form the rows (``reduction_axis``) and the
+            columns (``output_axis``) of a matrix; all others are batch axes.
+            ``None`` takes the last two axes for the matrix; a vector is then a
+            column ``[1, n, 1]`` and a scalar is ``[1, 1, 1]``.
 
     Raises:
-        ValueError: if an axis is both.
+        ValueError: if an axis is among both the rows and the columns.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> kernel = jnp.zeros((3, 3, 8, 16))  # a convolution's
+        >>> kernel = jnp.zeros((3, 3, 8, 16))  # of a convolution
         >>> x, back = as_matrices(kernel, MuonDimensionNumbers((0, 1, 2), 3))
         >>> x.shape, back(x).shape
         ((1, 72, 16), (3, 3, 8, 16))
@@ -66,14 +65,17 @@ def as_matrices(
 def orthogonalize(
     matrices: Sequence[Matrices], *, together: bool = True, **options: Any
 ) -> list[Matrices]:
-    """Orthogonalises stacks of matrices, equal shapes in one batched call.
+    """Orthogonalises stacks of matrices, batching those of equal shapes.
 
     Args:
-        matrices: stacks ``[b, m, n]`` of any shapes.
-        together: whether equal shapes (or transposes of each other) share a
-            call; ``False`` where leaves are sharded in different ways and
-            must not be gathered.
-        **options: of ``newton_schulz``.
+        matrices: stacks ``[b, m, n]``; shapes may differ.
+        together: whether stacks of equal shapes, or of transposed ones, share
+            one call of ``newton_schulz``. ``False`` keeps leaves with
+            different shardings from being gathered.
+        **options: options of ``newton_schulz``.
+
+    Returns:
+        The orthogonalised stacks, with the shapes of ``matrices``.
     """
     out: list[Any] = [None] * len(matrices)
     groups: dict[Any, list[int]] = {}
@@ -84,22 +86,23 @@ def orthogonalize(
         wide = [_wide(matrices[i]) for i in members]
         stacked = wide[0] if len(wide) == 1 else jnp.concatenate(wide)
         done = newton_schulz(stacked, **options)
-        at = 0
+        start = 0
         for index, x in zip(members, wide, strict=True):
-            y = done[at : at + len(x)]
-            at += len(x)
+            y = done[start : start + len(x)]
+            start += len(x)
             tall = matrices[index].shape[1] > matrices[index].shape[2]
             out[index] = y.mT if tall else y
     return out
 
 
 def resolve_dimensions(dimensions: Any, tree: Any) -> list:
-    """Returns each leaf's dimension numbers, ``None`` if it is no matrix.
+    """Returns the dimension numbers of each leaf, ``None`` if not a matrix.
 
     Args:
-        dimensions: ``None`` for two-dimensional leaves; or a tree, a prefix
-            of one, or a function from the parameters to it, with
-            ``MuonDimensionNumbers`` for matrices and ``None`` for the rest.
+        dimensions: a tree with ``MuonDimensionNumbers`` for matrices and
+            ``None`` for other leaves, a prefix of such a tree, or a function
+            from ``tree`` to one. ``None`` makes the two-dimensional leaves
+            matrices.
         tree: parameters or gradients.
     """
     if callable(dimensions):

@@ -1,20 +1,20 @@
-r"""The general form of an optimizer that is a memory of gradients.
+r"""The general optimizer that is an associative memory of gradients.
 
-Section 4 of arXiv 2512.24695: each leaf's gradient :math:`G`, seen as a matrix,
-is a batch of keys (its rows) that an associative memory compresses, and the
+Section 4 of arXiv 2512.24695: the rows of each leaf's gradient :math:`G`,
+viewed as a matrix, are keys that an associative memory compresses, and the
 update is read from that memory,
 
 .. math::
     m &\leftarrow \alpha\, m + \text{inner}(\nabla_m L(m; \phi(G), P)) \\
     W &\leftarrow W - \text{lr} \cdot \sigma(m \text{ or } m(\phi(G)))
 
-Seven independent choices: the architecture of :math:`m`, its objective
+Seven choices are independent: the architecture of :math:`m`, its objective
 :math:`L`, the inner rule (any optax transformation) and retention
-:math:`\alpha`, the values :math:`P`, the feature map :math:`\phi`, the output's
-non-linearity :math:`\sigma`, and the period of its updates. Cost: that of the
-memory; a linear one is one array like the parameters. Weak where gradients are
-scaled very differently from step to step and the objective is not linear in
-the memory (delta rule, L2): keys are then to be normalised.
+:math:`\alpha`, the values :math:`P`, the feature map :math:`\phi`, the
+non-linearity :math:`\sigma` of the output, and the period of updates. Cost: the
+memory's; a linear memory is one array like the parameters. Weakness: if the
+scale of gradients varies between steps and the objective is not linear in the
+memory (delta rule, L2), keys must be normalised.
 """
 
 import zlib
@@ -27,7 +27,7 @@ import optax
 from nl_jax.checks import check_count, check_real, choose, leaf_name
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, Architecture, Objective
 from nl_jax.nested.describe import LevelRow
-from nl_jax.nested.frequency import when_due
+from nl_jax.nested.level import Level, LevelState, add_up
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     MatrixFunction,
@@ -42,21 +42,21 @@ class ScaleByMemoryState(NamedTuple):
     """State of :func:`scale_by_memory`."""
 
     count: jax.Array  # type: ignore[assignment]
-    """Calls so far, int32 scalar."""
+    """Number of steps taken, int32 scalar."""
     memory: Any
-    """For each leaf: an array like it if the memory is linear, else a tuple
-    of weights ``[b, d_in, d_out]``."""
+    """For each leaf an array like it if the memory is linear, else a tuple of
+    weights ``[b, d_in, d_out]``."""
     inner: optax.OptState
     """State of the inner rule."""
     gathered: Any
-    """Sum of the gradients since the last write; ``None`` at period 1."""
+    """Sum of the gradients since the last write; ``None`` for period 1."""
     output: Any
-    """What the memory said last; ``None`` at period 1."""
+    """Last output of a linear memory; ``None`` for period 1."""
     facts: MemoryFacts
-    """The memory's choices."""
+    """Description of the memory."""
 
     def levels(self) -> list[LevelRow]:
-        """Returns the memory's row in the level table."""
+        """Returns the memory's row of the level table."""
         return [level_row("gradient memory", self.facts, self)]
 
 
@@ -75,38 +75,39 @@ def scale_by_memory(
     max_width: int = 8192,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Builds an optimizer from the choices of its memory.
+    r"""Replaces gradients by the output of an associative memory of them.
 
-    A linear memory :math:`m` has the gradient's shape and is itself the
-    update; its keys are rows of :math:`G` and its outputs :math:`m G^\top`.
-    Any other architecture maps rows of :math:`G` to rows of the update, and its
-    loss, a sum over rows, is divided by :math:`\|\phi(G)^\top \phi(G)\|`.
-    Leaves are seen as matrices by ``dimension_numbers``; without, the last two
-    axes are the matrix, earlier ones a batch, and a vector is a column: samples
-    of width one.
+    A linear memory :math:`m` has the gradient's shape and is the update; its
+    outputs for the objective are :math:`m G^\top`. Any other architecture maps
+    rows of :math:`G` to rows of the update, and its loss, a sum over rows, is
+    divided by :math:`\|\phi(G)^\top \phi(G)\|`.
 
     Args:
-        architecture: ``"linear"``, ``"residual"``, ``"mlp"`` or one of yours.
-        objective: ``"dot_product"``, ``"l2"`` or one of yours.
-        inner: optax transformation that turns the memory's gradient into its
-            update; ``None`` is gradient descent with step 1.
-        retention: what the memory keeps at each write.
-        value: ``P``. Linear memories: ``[m, m]``, or ``[1, 1]`` for a
-            multiple of the identity; others: what each row is to give; or a
-            function of ``G`` to it. ``None`` is the identity (eq. 33), and for
-            others the row itself.
-        feature_map: ``phi``, of the matrices ``[b, m, n]``.
-        output: ``sigma``, of the update's matrices.
-        period: calls between two writes, whose gradients are summed.
-        dimension_numbers: tree of ``optax.contrib.MuonDimensionNumbers``, or a
-            prefix of one, or a function from the parameters to it.
-        expansion: hidden width of an MLP memory in units of ``n``.
-        max_width: widest ``n`` for which an MLP memory is made.
-        seed: of the initial weights of memories that are not linear.
+        architecture: ``"linear"``, ``"residual"``, ``"mlp"`` or an
+            ``Architecture``.
+        objective: ``"dot_product"``, ``"l2"`` or an ``Objective``.
+        inner: optax transformation from the memory's gradient to its update;
+            ``None`` is gradient descent with step 1.
+        retention: :math:`\alpha`, factor of the memory at each write.
+        value: ``P``, or a function from ``G`` to it. For a linear memory
+            ``[m, m]``, or ``[1, 1]`` for a multiple of the identity; ``None``
+            is the identity (eq. 33). For others the target of each row;
+            ``None`` is the row itself.
+        feature_map: :math:`\phi`, from matrices ``[b, m, n]`` to the same
+            shape.
+        output: :math:`\sigma`, from the update's matrices to the same shape.
+        period: steps between two writes, over which gradients are summed.
+        dimension_numbers: tree of ``optax.contrib.MuonDimensionNumbers``, a
+            prefix of one, or a function from the parameters to it. ``None``
+            takes the last two axes for the matrix and earlier ones for a
+            batch; a vector is a column.
+        expansion: hidden width of an MLP memory as a multiple of ``n``.
+        max_width: largest ``n`` for which an MLP memory is made.
+        seed: seed of the initial weights of memories that are not linear.
 
     Raises:
-        ValueError: for an unknown name or a period below 1; and at ``init``,
-            naming the leaf, for integers and for a memory that is too wide.
+        ValueError: for an unknown name or a period below 1, or at ``init`` for
+            a leaf of integers or one that is too wide, which the message names.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -124,6 +125,7 @@ def scale_by_memory(
     inner = optax.sgd(1.0) if inner is None else inner
     inner = optax.with_extra_args_support(inner)
     linear = function is ARCHITECTURES["linear"]
+    waits = period > 1
     facts = MemoryFacts(
         function.name, goal.name.replace("_", " "), rule, period
     )
@@ -140,18 +142,17 @@ def scale_by_memory(
                 f"{name} has {width} columns, more than max_width={max_width}: "
                 "give it other dimension_numbers or another optimizer"
             )
-        # Of the path, so that other leaves coming or going change nothing.
+        # A function of the path, so that it does not depend on other leaves.
         rng = jax.random.fold_in(
             jax.random.key(seed), zlib.crc32(name.encode())
         )
         weights = function.init(
             rng, width, width, expansion=expansion, lead=(b,), dtype=leaf.dtype
         )
-        # The last layer begins at zero: a new memory passes gradients on.
+        # The last layer starts at zero: a new memory returns its input.
         return (*weights[:-1], jnp.zeros_like(weights[-1]))
 
-    def init(params):
-        check_real(params)
+    def start(params):
         leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
         # Without leaves it may be a placeholder, which no numbers fit.
         dims = resolve_dimensions(dimension_numbers, params) if leaves else ()
@@ -159,18 +160,20 @@ def scale_by_memory(
             begin(path, leaf, d)
             for (path, leaf), d in zip(leaves, dims, strict=True)
         )
-        waits = period > 1
+        output = optax.tree.zeros_like(params) if waits and linear else None
+        gathered = optax.tree.zeros_like(params) if waits else None
+        count = jnp.zeros((), jnp.int32)
+        return LevelState((memory, output), gathered, inner.init(memory), count)
+
+    def init(params):
+        check_real(params)
+        (memory, output), gathered, inner_state, count = start(params)
         return ScaleByMemoryState(
-            count=jnp.zeros((), jnp.int32),
-            memory=memory,
-            inner=inner.init(memory),
-            gathered=optax.tree.zeros_like(params) if waits else None,
-            output=optax.tree.zeros_like(params) if waits and linear else None,
-            facts=facts,
+            count, memory, inner_state, gathered, output, facts
         )
 
     def surprise(memory, leaf, dims):
-        """Gradient of the memory's loss on what a leaf's gradient says."""
+        """Returns the gradient of the memory's loss on a leaf's gradient."""
         g, back = as_matrices(leaf, dims)
         x = g if feature_map is None else feature_map(g)
         if not linear:
@@ -213,44 +216,48 @@ def scale_by_memory(
             out.append(back(g).astype(leaf.dtype))
         return treedef.unflatten(out)
 
+    def gather(state, updates, extra):
+        del extra
+        return add_up(state, updates) if waits else updates
+
+    def act(state, updates, extra):
+        del updates
+        memory, inner_state = write(
+            state.gathered, state.params[0], state.inner, extra
+        )
+        said = read(memory, state.gathered) if linear else None
+        return (memory, said), inner_state
+
+    level = Level(start, act, period, gather)
+
     def update(updates, state, params=None, **extra):
         del params
-        count = optax.safe_increment(state.count)
-        if period == 1:
-            memory, inner_state = write(
-                updates, state.memory, state.inner, extra
-            )
-            out = read(memory, updates)
-            return out, state._replace(
-                count=count, memory=memory, inner=inner_state
-            )
-
-        def act(gathered, memory, inner_state, said):
-            memory, inner_state = write(gathered, memory, inner_state, extra)
-            if linear:
-                said = read(memory, gathered)
-            return memory, inner_state, said
-
-        gathered, (memory, inner_state, said) = when_due(
-            count % period == 0,
-            updates,
+        before = LevelState(
+            (state.memory, state.output),
             state.gathered,
-            act,
-            (state.memory, state.inner, state.output),
+            state.inner,
+            state.count % period,
+        )
+        (memory, said), gathered, inner_state, _ = level.update(
+            before, updates, extra
         )
         out = said if linear else read(memory, updates)
-        out = optax.tree.cast_like(out, updates)
-        return out, ScaleByMemoryState(
-            count, memory, inner_state, gathered, said, state.facts
+        return optax.tree.cast_like(out, updates), ScaleByMemoryState(
+            count=optax.safe_increment(state.count),
+            memory=memory,
+            inner=inner_state,
+            gathered=gathered if waits else None,
+            output=said if waits else None,
+            facts=state.facts,
         )
 
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
 def _curvature(x):
-    """``|x^T x|``, ``[b]``: bounds how far a step moves what is said of rows.
+    """Returns ``|x^T x|``, ``[b]``, a bound on the loss's curvature.
 
-    Divided by it the inner rate means the same for few rows and many.
+    Dividing by it makes the inner rate independent of the number of rows.
     """
     gram = x.mT @ x if x.shape[-1] <= x.shape[-2] else x @ x.mT
     size = safe_norm(gram, (-2, -1))[..., 0, 0]
@@ -258,7 +265,7 @@ def _curvature(x):
 
 
 def _linear_surprise(objective, m, x, value, g):
-    """``[b, m, n]``; keys are the rows of ``x``, outputs ``m x^T``."""
+    """Returns the gradient ``[b, m, n]`` for keys ``x``, outputs ``m x^T``."""
     curvature = objective.curvature
     if curvature is None:
         y = x @ m.mT
@@ -272,8 +279,8 @@ def _linear_surprise(objective, m, x, value, g):
         return -write
     # Through the smaller of x x^T and x^T x.
     small = x.shape[-1] <= x.shape[-2]
-    held = m @ (x.mT @ x) if small else (m @ x.mT) @ x
-    return curvature * held - write
+    recalled = m @ (x.mT @ x) if small else (m @ x.mT) @ x
+    return curvature * recalled - write
 
 
 def _value(value, g):
@@ -281,7 +288,7 @@ def _value(value, g):
 
 
 def _times(value, x):
-    """``P x``, where a number stands for a multiple of the identity."""
+    """Returns ``P x``; a number is a multiple of the identity."""
     scalar = value.ndim == 0 or value.shape[-2:] == (1, 1)
     return value * x if scalar else value @ x
 

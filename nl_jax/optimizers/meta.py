@@ -1,23 +1,23 @@
-r"""Optimizers whose memory is learned before they are used.
+r"""Meta-learning of an optimizer's initial state.
 
-A deep optimizer's memory begins somewhere and steps at some rate; both are
-slow parameters of a slower level (knowledge transfer by initialisation,
-section 3.3 of arXiv 2512.24695). :func:`meta_learn` learns them by gradient
-descent through unrolled training of tasks,
+The initial memory of a deep optimizer and its rates are slow parameters of a
+slower level (knowledge transfer by initialisation, section 3.3 of arXiv
+2512.24695). :func:`meta_learn` learns them by gradient descent through unrolled
+training on tasks,
 
 .. math:: \min_{\theta}\; \mathbb E_{\text{task}}\;
    \frac1T \sum_{t \le T} L_{\text{task}}(W_t(\theta)),
 
-with :math:`\theta` the optimizer's initial state. Rates and decays are part of
-the state, and learned with it, if ``optax.inject_hyperparams`` puts them there.
+where :math:`\theta` is the optimizer's initial state. Learning rates and decay
+rates are part of the state, and are learned, under
+``optax.inject_hyperparams``.
 
-Gradients flow through windows of ``truncation`` steps: within one exactly,
-second order; at its end parameters and state are held. The initial memory then
-has a gradient from the first window alone, a hyperparameter from each. Every
-step and every window is rematerialised, so that memory is that of the states of
-one window and of the windows' beginnings. Weak: long windows of a fast inner
-loop have exploding gradients, as any recurrence has; clip in
-``outer_optimizer``.
+Gradients are exact, with second-order terms, within windows of ``truncation``
+steps and stop between windows. The initial memory therefore has a gradient from
+the first window only, a hyperparameter from every window. Every step and every
+window is rematerialised: memory holds the states of one window and those at the
+windows' starts. Weakness: as in any recurrence, long windows of a fast inner
+loop have exploding gradients; clip them in ``outer_optimizer``.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,15 +37,15 @@ TaskDistribution = Callable[[jax.Array], tuple[Any, Loss]]
 def begin_with(
     transformation: optax.GradientTransformation, state: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the transformation, with ``state`` for its initial state.
+    """Returns the transformation with ``state`` as its initial state.
 
     Args:
-        transformation: any.
-        state: a state of it: learned, or loaded.
+        transformation: an optax transformation.
+        state: a state of it, for instance a learned or a loaded one.
 
     Raises:
-        ValueError: at ``init``, for parameters that the state does not fit,
-            naming the leaf.
+        ValueError: at ``init`` if the state does not fit the parameters; the
+            message names the leaf.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -59,7 +59,7 @@ def begin_with(
 
     def init(params):
         if not jax.tree.leaves(params):
-            return transformation.init(params)  # A placeholder of optax's.
+            return transformation.init(params)  # optax passes placeholders.
         wanted = jax.eval_shape(transformation.init, params)
         if jax.tree.structure(wanted) != jax.tree.structure(state):
             raise ValueError(
@@ -79,7 +79,7 @@ def begin_with(
                     f"{list(have.shape)}; these parameters need {need.dtype}"
                     f"{list(need.shape)}"
                 )
-        # A copy each time, so that a caller may donate it.
+        # A new copy each time, which the caller may donate.
         return jax.tree.map(jnp.array, state)
 
     return optax.GradientTransformationExtraArgs(init, transformation.update)
@@ -99,47 +99,50 @@ def meta_learn(
     seed: int = 0,
     callback: Callable[[int, float], None] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Learns a transformation's initial state, for tasks of one kind.
+    """Learns the initial state of a transformation on a distribution of tasks.
 
     Args:
-        transformation: what is learned. Wrap it in
-            ``optax.inject_hyperparams`` and its rates and decays are, too.
-        task_distribution: ``rng -> (params, loss)``, traceable; ``loss`` is
-            ``(params, rng) -> scalar`` and ``rng`` differs at every step.
-            Parameters have the same shapes in all tasks.
-        outer_optimizer: of the initial state.
-        meta_steps: steps of ``outer_optimizer``.
-        tasks: tasks drawn for each of them.
-        steps: inner steps per task.
-        truncation: steps that gradients flow through, a divisor of ``steps``;
-            ``None`` is all of them.
-        bounds: smallest and largest value by name, the last key of a leaf's
-            path: ``{"retention": (0.0, 1.0)}``.
-        learn: which leaves, by path; ``None`` for all of real numbers.
-        seed: of the tasks.
-        callback: is given each meta step's number, from 1, and mean loss.
+        transformation: the transformation whose initial state is learned,
+            with its learning and decay rates if it is wrapped in
+            ``optax.inject_hyperparams``.
+        task_distribution: traceable function ``rng -> (params, loss)``, where
+            ``loss`` is ``(params, rng) -> scalar`` with a new ``rng`` at every
+            step. Parameters have the same shapes in all tasks.
+        outer_optimizer: optimizer of the initial state.
+        meta_steps: number of steps of ``outer_optimizer``.
+        tasks: number of tasks per meta step.
+        steps: number of inner steps per task.
+        truncation: number of steps that gradients flow through, a divisor of
+            ``steps``; ``None`` is all of them.
+        bounds: smallest and largest value of leaves by name, the last key of
+            a leaf's path: ``{"retention": (0.0, 1.0)}``.
+        learn: predicate on a leaf's path that selects the leaves to learn;
+            ``None`` selects all floating-point leaves.
+        seed: seed of the tasks.
+        callback: called with the number of each meta step, from 1, and its
+            mean loss.
 
     Returns:
-        The transformation with what was learned baked into ``init``. It
-        serves parameters of the tasks' shapes. ``init``'s state is a tree of
-        arrays like any other: save it, load it, and :func:`begin_with` it.
+        The transformation with the learned state returned by ``init``, for
+        parameters of the tasks' shapes. That state is a tree of arrays like
+        any other; a saved copy is used through :func:`begin_with`.
 
     Raises:
-        ValueError: for a count below 1, a truncation that does not divide
-            ``steps``, a bound of a leaf that is not there, or if nothing is
-            to be learned.
+        ValueError: for a count below 1, a ``truncation`` that does not divide
+            ``steps``, a bound for a leaf that is not learned, or if there is
+            nothing to learn.
         FloatingPointError: if the loss or its gradient was not finite ten
-            times in a row; a single such meta step is left out.
+            times in a row; a single such meta step is skipped.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
-        >>> def task(rng):  # From anywhere to zero.
+        >>> def task(rng):  # Go from a random point to zero.
         ...     w = jax.random.normal(rng, (3,))
         ...     return w, lambda w, rng: 0.5 * jnp.sum(w**2)
         >>> sgd = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
         >>> learned = meta_learn(sgd, task, optax.adam(0.05), steps=4)
         >>> rate = learned.init(jnp.zeros(3)).hyperparams["learning_rate"]
-        >>> bool(abs(rate - 1) < 0.05)  # One step there.
+        >>> bool(abs(rate - 1) < 0.05)  # A rate of 1 takes one step.
         True
     """
     for name, value in (
@@ -189,23 +192,23 @@ def meta_learn(
             return jax.vmap(task_loss, (None, 0))(values, rngs).mean()
 
         loss, grads = jax.value_and_grad(mean_loss)(values)
-        sound = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         updates, moved = outer_optimizer.update(grads, outer_state, values)
         after = theta.clip(optax.apply_updates(values, updates)), moved
         values, outer_state = jax.tree.map(
-            lambda new, old: jnp.where(sound, new, old),
+            lambda new, old: jnp.where(finite, new, old),
             after,
             (values, outer_state),
         )
-        return values, outer_state, loss, sound
+        return values, outer_state, loss, finite
 
     values, outer_state = theta.values, outer_optimizer.init(theta.values)
     bad = 0
     for number in range(1, meta_steps + 1):
-        values, outer_state, loss, sound = meta_step(
+        values, outer_state, loss, finite = meta_step(
             values, outer_state, jax.random.fold_in(rng, number)
         )
-        bad = 0 if sound else bad + 1
+        bad = 0 if finite else bad + 1
         if bad == _PATIENCE:
             raise FloatingPointError(
                 f"meta step {number}: loss {float(loss)}, and it or its "
@@ -218,7 +221,7 @@ def meta_learn(
 
 
 class _Learned:
-    """Which leaves of a state are learned, and where they act."""
+    """The learned leaves of a state, and their bounds."""
 
     def __init__(self, state, learn, bounds):
         found, self.treedef = jax.tree_util.tree_flatten_with_path(state)
@@ -236,7 +239,7 @@ class _Learned:
                 "optax.inject_hyperparams makes rates part of it. Its leaves: "
                 f"{', '.join(names) or 'none'}"
             )
-        # inject_hyperparams keeps them under this name; no step changes them.
+        # Hyperparameters of inject_hyperparams, which no step changes.
         self.constant = [".hyperparams[" in names[i] for i in self.at]
         last = [
             jax.tree_util.keystr(found[i][0][-1:], simple=True) for i in self.at
@@ -257,13 +260,15 @@ class _Learned:
         return self.treedef.unflatten(leaves)
 
     def attach(self, state, values, first):
-        """Lets gradients reach ``values`` through a state that is held."""
+        """Adds to a constant ``state`` a gradient with respect to ``values``.
+
+        Only hyperparameters have one after the ``first`` window.
+        """
         leaves = jax.tree.leaves(state)
         for i, value, constant in zip(
             self.at, values, self.constant, strict=True
         ):
-            # Zero, whose derivative is one.
-            zero = value - jax.lax.stop_gradient(value)
+            zero = value - jax.lax.stop_gradient(value)  # Its derivative is 1.
             acts = 1 if constant else first.astype(value.dtype)
             leaves[i] = leaves[i] + acts * zero
         return self.treedef.unflatten(leaves)

@@ -1,7 +1,8 @@
-r"""Momentum with values, with a delta rule, and of features.
+r"""Momentum with preconditioned values, with a delta rule, and of features.
 
-Section 4 of arXiv 2512.24695: thin names for choices of ``scale_by_memory``.
-Signs are optax's: the memory gathers gradients, the rate is subtracted.
+Special cases of :func:`scale_by_memory` from section 4 of arXiv 2512.24695. As
+in optax, the memory accumulates gradients and the learning rate changes the
+sign.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ import optax
 from nl_jax.memory import Objective
 from nl_jax.optimizers.matrices import MatrixFunction
 from nl_jax.optimizers.memory import scale_by_memory
-from nl_jax.optimizers.rate import Rate, with_rate
+from nl_jax.optimizers.rate import with_rate
 from pallas_kernels.newton_schulz import safe_norm
 
 
@@ -22,15 +23,18 @@ def scale_by_preconditioned_momentum(
     retention: float | jax.Array = 0.9,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum whose keys have values, :math:`m \leftarrow \alpha m + P g`.
+    r"""Momentum of preconditioned gradients (eq. 46-47).
 
-    Eq. 46-47. Without a preconditioner it is ``optax.trace``.
+    .. math:: m \leftarrow \alpha m + P g
+
+    Without a preconditioner it is ``optax.trace``.
 
     Args:
         preconditioner: ``P``, an array ``[m, m]`` that fits every leaf, or a
-            function of the gradient's matrices ``[b, m, n]`` to ``[b, m, m]``.
-        retention: :math:`\alpha`.
-        **options: of :func:`scale_by_memory`.
+            function from the gradient's matrices ``[b, m, n]`` to
+            ``[b, m, m]``.
+        retention: :math:`\alpha`, the decay rate of the momentum.
+        **options: options of :func:`scale_by_memory`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -44,26 +48,14 @@ def scale_by_preconditioned_momentum(
     return scale_by_memory(value=preconditioner, retention=retention, **options)
 
 
-def preconditioned_momentum(
-    learning_rate: Rate, *args: Any, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_preconditioned_momentum` with a learning rate behind it.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> tx = preconditioned_momentum(1.0)
-        >>> tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0].tolist()
-        [-1.0, -1.0]
-    """
-    return with_rate(
-        scale_by_preconditioned_momentum(*args, **options), learning_rate
-    )
+preconditioned_momentum = with_rate(scale_by_preconditioned_momentum)
 
 
 def delta_objective(ratio: float | jax.Array) -> Objective:
-    r"""Returns :math:`\tfrac{r}{2}\|y\|^2 - \langle y, v\rangle`.
+    r"""Returns the objective :math:`\tfrac{r}{2}\|y\|^2 - \langle y, v\rangle`.
 
-    At ``ratio`` 1 it is L2, at 0 the dot product.
+    Args:
+        ratio: :math:`r`; 1 is L2 up to a constant, 0 the dot product.
     """
     return Objective(
         "delta",
@@ -79,19 +71,20 @@ def scale_by_delta_momentum(
     normalize: bool = False,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum that forgets along what it sees, eq. 48-49.
+    r"""Momentum that decays along the directions of new gradients (eq. 48-49).
 
     .. math:: m \leftarrow m\,(\alpha I - \rho\, g^\top g) + P g
 
-    For a vector :math:`g^\top g` is :math:`\|g\|^2`. As printed it diverges
-    where :math:`\rho\|g\|^2 > 1 + \alpha`; ``normalize`` divides
-    :math:`g^\top g` by :math:`\max(1, \|g\|^2)`.
+    For a vector :math:`g^\top g` is :math:`\|g\|^2`. As printed, the rule
+    diverges where :math:`\rho\|g\|^2 > 1 + \alpha`.
 
     Args:
-        rho: strength of the delta term, below 1 if normalised.
-        retention: :math:`\alpha`.
-        normalize: see above.
-        **options: of :func:`scale_by_memory`.
+        rho: :math:`\rho`, the strength of the delta term, below 1 if
+            normalised.
+        retention: :math:`\alpha`, the decay rate of the momentum.
+        normalize: whether to divide :math:`g^\top g` by
+            :math:`\max(1, \|g\|^2)`, which prevents divergence.
+        **options: options of :func:`scale_by_memory`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,18 +106,7 @@ def scale_by_delta_momentum(
     )
 
 
-def delta_momentum(
-    learning_rate: Rate, *args: Any, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_delta_momentum` with a learning rate behind it.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> tx = delta_momentum(0.5)
-        >>> tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0].tolist()
-        [-0.5, -0.5]
-    """
-    return with_rate(scale_by_delta_momentum(*args, **options), learning_rate)
+delta_momentum = with_rate(scale_by_delta_momentum)
 
 
 def scale_by_feature_momentum(
@@ -132,12 +114,15 @@ def scale_by_feature_momentum(
     retention: float | jax.Array = 0.9,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum of features, :math:`m \leftarrow \alpha m + P \phi(g)` (51).
+    r"""Momentum of features of gradients (eq. 51).
+
+    .. math:: m \leftarrow \alpha m + P \phi(g)
 
     Args:
-        feature_map: :math:`\phi`, of matrices ``[b, m, n]`` to the same shape.
-        retention: :math:`\alpha`.
-        **options: of :func:`scale_by_memory`.
+        feature_map: :math:`\phi`, from matrices ``[b, m, n]`` to the same
+            shape.
+        retention: :math:`\alpha`, the decay rate of the momentum.
+        **options: options of :func:`scale_by_memory`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -151,19 +136,7 @@ def scale_by_feature_momentum(
     )
 
 
-def feature_momentum(
-    learning_rate: Rate, *args: Any, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_feature_momentum` with a learning rate behind it.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> tx = feature_momentum(1.0, jnp.sign)
-        >>> g = jnp.array([3.0, -0.1])
-        >>> tx.update(g, tx.init(g))[0].tolist()
-        [-1.0, 1.0]
-    """
-    return with_rate(scale_by_feature_momentum(*args, **options), learning_rate)
+feature_momentum = with_rate(scale_by_feature_momentum)
 
 
 def _length(g):

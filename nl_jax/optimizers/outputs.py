@@ -1,4 +1,4 @@
-r"""Momentum read through a non-linearity, and through an inner problem.
+r"""Momentum with a non-linear output, and with an inner optimisation problem.
 
 Eq. 42-44 and 52 of arXiv 2512.24695. Orthogonalising the momentum is gradient
 descent on a potential of its singular values :math:`s`: the iteration
@@ -13,7 +13,7 @@ import optax
 from nl_jax.checks import check_count, choose
 from nl_jax.optimizers.matrices import MatrixFunction
 from nl_jax.optimizers.memory import scale_by_memory
-from nl_jax.optimizers.rate import Rate, with_rate
+from nl_jax.optimizers.rate import with_rate
 from pallas_kernels.newton_schulz import (
     COEFFICIENTS,
     divide_by_norm,
@@ -26,15 +26,15 @@ def scale_by_nonlinear_output(
     retention: float | jax.Array = 0.95,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum read through a non-linearity, :math:`\sigma(m)`.
+    r"""Momentum with a non-linear output, :math:`\sigma(m)` (eq. 52).
 
-    Eq. 52. With Newton-Schulz, the default, it is Muon without Nesterov's
-    step; a vector is then divided by its length.
+    With Newton-Schulz, the default, it is Muon without Nesterov momentum; a
+    vector is then divided by its norm.
 
     Args:
-        output: :math:`\sigma`, of matrices ``[b, m, n]``.
-        retention: :math:`\alpha`.
-        **options: of :func:`scale_by_memory`.
+        output: :math:`\sigma`, from matrices ``[b, m, n]`` to the same shape.
+        retention: :math:`\alpha`, the decay rate of the momentum.
+        **options: options of :func:`scale_by_memory`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,19 +46,7 @@ def scale_by_nonlinear_output(
     return scale_by_memory(output=output, retention=retention, **options)
 
 
-def nonlinear_output(
-    learning_rate: Rate, *args: Any, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_nonlinear_output` with a learning rate behind it.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> tx = nonlinear_output(1.0, jnp.tanh)
-        >>> g = jnp.array([100.0, 0.0])
-        >>> tx.update(g, tx.init(g))[0].tolist()
-        [-1.0, -0.0]
-    """
-    return with_rate(scale_by_nonlinear_output(*args, **options), learning_rate)
+nonlinear_output = with_rate(scale_by_nonlinear_output)
 
 
 def scale_by_newton_schulz_memory(
@@ -70,27 +58,27 @@ def scale_by_newton_schulz_memory(
     retention: float | jax.Array = 0.95,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum whose output is the memory of an inner problem (eq. 43-44).
+    r"""Momentum whose output solves an inner problem (eq. 43-44).
 
     .. math:: O \leftarrow O - \zeta\,\big(c\,(O - m) + \nabla\Phi(O)\big),
        \quad O_0 = m
 
-    with the momentum :math:`m` at norm 1 and :math:`\Phi` either of
-
-    - ``"cubic"``, :math:`\tfrac12\|O^\top O - I\|^2` with :math:`\nabla\Phi =
-      2\,O(O^\top O - I)`: at :math:`\zeta = 1/4` a step is the cubic
-      Newton-Schulz step, and :math:`c = 1` is the paper's objective;
-    - ``"quintic"``, or coefficients :math:`(a, b, c)` of your own: the
-      potential with :math:`\nabla\Phi = O - (a + b\,OO^\top + c\,(OO^\top)^2)
-      O`. At :math:`\zeta = 1` five steps are Muon's.
+    where the momentum :math:`m` is scaled to norm 1.
 
     Args:
-        zeta: inner step.
-        steps: inner steps.
-        potential: see above.
-        attachment: :math:`c`, how much the answer clings to the momentum.
-        retention: of the momentum.
-        **options: of :func:`scale_by_memory`.
+        zeta: :math:`\zeta`, size of the inner steps.
+        steps: number of inner steps.
+        potential: :math:`\Phi`. ``"cubic"`` is
+            :math:`\tfrac12\|O^\top O - I\|^2` with :math:`\nabla\Phi =
+            2\,O(O^\top O - I)`: at :math:`\zeta = 1/4` a step is the cubic
+            Newton-Schulz step, and :math:`c = 1` gives the paper's objective.
+            ``"quintic"``, or a tuple of coefficients :math:`(a, b, c')`, is
+            the potential with :math:`\nabla\Phi = O - (a + b\,OO^\top +
+            c'\,(OO^\top)^2) O`: at :math:`\zeta = 1` five steps of
+            ``"quintic"`` are Muon's.
+        attachment: :math:`c`, weight of the distance to the momentum.
+        retention: decay rate of the momentum.
+        **options: options of :func:`scale_by_memory`.
 
     Raises:
         ValueError: for ``steps`` below 1 or an unknown potential.
@@ -104,7 +92,8 @@ def scale_by_newton_schulz_memory(
     """
     check_count("steps", steps)
     a, b, c = choose("potential", potential, COEFFICIENTS)
-    # The cubic potential is the paper's, four times what makes a step of 1.
+    # The paper's cubic potential is 4 times the one whose unit step is the
+    # Newton-Schulz step.
     scale = 4.0 if potential == "cubic" else 1.0
 
     def output(m):
@@ -127,18 +116,4 @@ def scale_by_newton_schulz_memory(
     return scale_by_nonlinear_output(output, retention, **options)
 
 
-def newton_schulz_memory(
-    learning_rate: Rate, *args: Any, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_newton_schulz_memory` with a learning rate behind it.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> tx = newton_schulz_memory(1.0)
-        >>> g = jnp.array([[3.0, 0.0], [0.0, 0.3]])
-        >>> tx.update(g, tx.init(g))[0].round(3).diagonal().tolist()
-        [-1.0, -1.0]
-    """
-    return with_rate(
-        scale_by_newton_schulz_memory(*args, **options), learning_rate
-    )
+newton_schulz_memory = with_rate(scale_by_newton_schulz_memory)

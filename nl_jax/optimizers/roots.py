@@ -1,19 +1,24 @@
-"""Inverse roots of symmetric matrices by products alone.
+"""Inverse square roots of symmetric matrices, from matrix products alone.
 
-A decomposition inside a scan is slow on accelerators, and batched triangular
-solves there have stalled on CPU. 30 steps serve a condition of ``1e8``.
+Decompositions inside a scan are slow on accelerators, and batched triangular
+solves in a scan have deadlocked on CPUs.
 """
 
 import jax
 import jax.numpy as jnp
 
 _STEPS = 30
+"""Enough for condition numbers up to ``1e8``."""
 
 
 def inverse_root(h, eps):
-    """Returns ``(H + eps I)^{-1/2}`` of positive definite ``[..., m, m]``.
+    """Returns ``(H + eps I)^{-1/2}`` for positive definite ``H``.
 
-    The coupled Newton iteration of Denman, Beavers, Higham.
+    The coupled Newton iteration of Denman, Beavers and Higham.
+
+    Args:
+        h: ``H``, ``[..., m, m]``.
+        eps: added to the diagonal.
 
     Example:
         >>> import jax.numpy as jnp
@@ -22,8 +27,9 @@ def inverse_root(h, eps):
         ... ).tolist()
         [[0.5, 0.0], [0.0, 2.0]]
     """
-    h, size, identity = _scaled(h, eps)
-    y, z = h, jnp.broadcast_to(identity, h.shape)
+    identity = jnp.eye(h.shape[-1], dtype=h.dtype)
+    h = h + eps * identity
+    size = jnp.sqrt(jnp.sum(jnp.square(h), (-2, -1), keepdims=True))
 
     def step(_, roots):
         y, z = roots
@@ -31,12 +37,6 @@ def inverse_root(h, eps):
         return y @ t, t @ z
 
     # Not unrolled: compile time would grow with leaves times steps.
-    _, z = jax.lax.fori_loop(0, _STEPS, step, (y, z))
+    start = h / size, jnp.broadcast_to(identity, h.shape)
+    _, z = jax.lax.fori_loop(0, _STEPS, step, start)
     return z / jnp.sqrt(size)
-
-
-def _scaled(h, eps):
-    identity = jnp.eye(h.shape[-1], dtype=h.dtype)
-    h = h + eps * identity
-    size = jnp.sqrt(jnp.sum(jnp.square(h), (-2, -1), keepdims=True))
-    return h / size, size, identity

@@ -1,4 +1,4 @@
-"""Updates on meshes with explicit axes."""
+"""Optimizer updates on meshes with explicit axes."""
 
 import functools
 from collections.abc import Callable
@@ -8,11 +8,12 @@ from jax.sharding import AxisType
 
 
 def keep_shardings(update: Callable) -> Callable:
-    """Lets the compiler place what is in between; results stay where they were.
+    """Wraps an update function so that outputs keep the inputs' shardings.
 
-    With explicit mesh axes JAX wants a sharding for every product whose
-    contracted axis is sharded. An optimizer has no opinion: its updates lie
-    where gradients lie, its state where it lay.
+    On a mesh with explicit axes JAX requires a sharding for every product over
+    a sharded axis. The wrapped function leaves intermediate values to the
+    compiler; updates are sharded like the gradients, the new state like the
+    old one.
     """
 
     @functools.wraps(update)
@@ -23,7 +24,7 @@ def keep_shardings(update: Callable) -> Callable:
         places = jax.tree.map(
             lambda leaf: jax.typeof(leaf).sharding, (updates, state)
         )
-        # Arrays enter by the front door; functions and numbers are constants.
+        # Arrays must be arguments of auto_axes; other values are constants.
         arrays = {
             name: value
             for name, value in extra.items()

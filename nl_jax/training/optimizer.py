@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import optax
 
-from nl_jax.optimizers import continuum
+from nl_jax.optimizers import NAMED, continuum
 from nl_jax.training.train_config import OptimizerConfig
-from nl_jax.training.update_rules import UPDATE_RULES, WIDTHS, matrix_dimensions
+from nl_jax.training.update_rules import WIDTHS, matrix_dimensions, update_rule
 
 _MATRIX_AXES = ("vocab", *WIDTHS)
 
@@ -72,10 +72,10 @@ def make_optimizer(
         periods: update period of every parameter, in steps, from
             ``model.parameter_periods``.
     """
-    takes_all = config.name != "muon"
+    others = NAMED[config.name].others
     groups = jax.tree.map(
         lambda period, decayed, numbers: _Group(
-            period, decayed, falls_back=not takes_all and numbers is None
+            period, decayed, falls_back=others is not None and numbers is None
         ),
         periods,
         decays(axes),
@@ -85,8 +85,10 @@ def make_optimizer(
     known = {str(group): group for group in jax.tree.leaves(groups)}
     rules = {
         label: optax.chain(
-            UPDATE_RULES["adamw" if group.falls_back else config.name](
-                config, axes
+            update_rule(
+                others if others and group.falls_back else config.name,
+                config,
+                axes,
             ),
             optax.add_decayed_weights(
                 config.weight_decay if group.decayed else 0.0
@@ -113,7 +115,7 @@ class _Group:
     period: int
     decayed: bool
     falls_back: bool
-    """Muon has no rule for what is no matrix."""
+    """The rule is for matrices alone, and this is none."""
 
     def __str__(self) -> str:
         words = [f"every {self.period}"]

@@ -10,24 +10,17 @@ decide what is left out.
 import dataclasses
 import types
 import typing
-from typing import Any, Literal
+from typing import Any
 
 from ml_collections import config_dict
 
-from nl_jax.checks import check_choice, check_count
+from nl_jax.checks import check_count
 from nl_jax.data import DataConfig
 from nl_jax.errors import InputError
+from nl_jax.layers import mixer_name
+from nl_jax.memory import TABLES, saved_name
 from nl_jax.models import ModelConfig, configure
-
-OptimizerName = Literal[
-    "adamw",
-    "adam_memory",
-    "muon",
-    "m3",
-    "momentum",
-    "delta_momentum",
-    "deep_momentum",
-]
+from nl_jax.optimizers import find_optimizer
 
 _HOPE = configure("hope")
 
@@ -43,8 +36,8 @@ class OptimizerConfig:
     smaller.
     """
 
-    name: OptimizerName = dataclasses.field(default="adamw", kw_only=True)
-    """The rule; options of those in ``nl_jax.optimizers`` that have no field
+    name: str = dataclasses.field(default="adamw", kw_only=True)
+    """The rule, out of ``nl_jax.optimizers.NAMED``; options that have no field
     here keep their defaults."""
     learning_rate: float = 4e-3
     """Peak learning rate."""
@@ -53,12 +46,11 @@ class OptimizerConfig:
     final_rate: float = 0.1
     """Learning rate of the last step, as a share of the peak."""
     b1: float = 0.9
-    """Decay of the mean of gradients: ``adamw``, ``adam_memory``, and ``muon``
-    for what is no matrix; retention of ``momentum`` and ``delta_momentum``.
-    The others do not read it."""
+    """Decay of the mean of gradients, or retention of a momentum, in the rules
+    whose ``options`` in ``NAMED`` have it and for leaves that fall back on
+    AdamW. The others do not read it."""
     b2: float = 0.95
-    """Decay of the mean of squared gradients: ``adamw``, ``adam_memory``, and
-    ``muon`` for what is no matrix. The others do not read it."""
+    """Decay of the mean of squared gradients, likewise."""
     eps: float = 1e-8
     """Added to the root of the mean of squared gradients, where ``b2`` is
     read."""
@@ -69,9 +61,7 @@ class OptimizerConfig:
     """Largest global norm of a gradient."""
 
     def __post_init__(self):
-        check_choice(
-            "optimizer.name", self.name, typing.get_args(OptimizerName)
-        )
+        find_optimizer("optimizer.name", self.name)
         check_count("optimizer.warmup_steps", self.warmup_steps, 0)
         for name in ("learning_rate", "eps", "clip_norm"):
             if not getattr(self, name) > 0:
@@ -173,7 +163,7 @@ class TrainConfig:
                 f"batch_size={self.batch_size}"
             )
         cms = self.model.cms
-        if cms.objective == "next_token" and self.seq_len % cms.periods[0]:
+        if cms.goal.replays and self.seq_len % cms.periods[0]:
             raise InputError(
                 f"seq_len={self.seq_len} must be a multiple of the fastest of "
                 f"model.cms.periods={cms.periods}, {cms.periods[0]} tokens"
@@ -246,14 +236,28 @@ def freeze(config: config_dict.ConfigDict) -> TrainConfig:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """Returns a dataclass as nested mappings of what JSON can hold."""
-    return _lists(dataclasses.asdict(config))
+    """Returns a dataclass as nested mappings of what JSON can hold.
+
+    What has a name, an objective of one's own for instance, is its name.
+
+    Raises:
+        InputError: if that name stands for something else in its table.
+    """
+    out = {
+        field.name: _plain(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+    }
+    if isinstance(mixer := out.get("mixer"), dict):
+        out["mixer"] = {mixer_name(config.mixer): mixer}
+    return out
 
 
-def _lists(value):
-    if isinstance(value, dict):
-        return {key: _lists(entry) for key, entry in value.items()}
-    return [*map(_lists, value)] if isinstance(value, tuple) else value
+def _plain(value):
+    if isinstance(value, tuple(TABLES)):
+        return saved_name(value)
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    return [*map(_plain, value)] if isinstance(value, tuple) else value
 
 
 def _placeholders(config) -> config_dict.ConfigDict:

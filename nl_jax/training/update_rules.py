@@ -1,26 +1,20 @@
-r"""What each name of ``OptimizerConfig`` does with gradients.
+r"""What the optimizer that ``OptimizerConfig`` names does with gradients.
 
 Blocks are stacked on leading axes, so each rule is told by logical axis names
-what is a matrix and what a stack. Muon and M3 orthogonalise matrices, whose
-steps would then shrink with their size beside those of other parameters, which
-step as in Adam. They are scaled to the root mean square that Adam's steps have,
+what is a matrix and what a stack. Those that orthogonalise matrices make steps
+that would shrink with their size beside those of other parameters, which step
+as in Adam. They are scaled to the root mean square that Adam's steps have,
 about 0.2 (arXiv 2502.16982), so that one learning rate serves both.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
+from optax.contrib import MuonDimensionNumbers
 
-from nl_jax.optimizers import (
-    scale_by_adam_memory,
-    scale_by_deep_momentum,
-    scale_by_delta_momentum,
-    scale_by_m3,
-    scale_by_preconditioned_momentum,
-)
+from nl_jax.optimizers import NAMED
+from nl_jax.optimizers.named import map_dimensions
 
 WIDTHS = ("embed", "mlp", "mixer")
 """Logical axes that are widths of the model."""
@@ -77,61 +71,27 @@ def memory_dimensions(axes: Any) -> Any:
     return jax.tree.map(numbers, axes, is_leaf=_is_names)
 
 
-def _adam(config, axes):
-    del axes
-    return optax.scale_by_adam(config.b1, config.b2, config.eps)
+def update_rule(
+    name: str, config: Any, axes: Any
+) -> optax.GradientTransformation:
+    """Returns the rule of a name in ``NAMED``, for parameters with those axes.
 
-
-def _adam_memory(config, axes):
-    del axes
-    return scale_by_adam_memory(config.b1, config.b2, config.eps)
-
-
-def _muon(config, axes):
-    del config
-    numbers = matrix_dimensions(axes)
-
-    def present(updates):
-        # Muon wants numbers for the group's own leaves and no others.
-        return _over_leaves(
-            lambda d, leaf: leaf if isinstance(leaf, optax.MaskedNode) else d,
-            numbers,
-            updates,
-        )
-
-    return optax.chain(
-        scale_by_muon(weight_dimension_numbers=present),
-        _at_rms_of_adam(numbers),
-    )
-
-
-def _m3(config, axes):
-    del config
-    numbers = matrix_dimensions(axes)
-    return optax.chain(
-        scale_by_m3(dimension_numbers=numbers), _at_rms_of_adam(numbers)
-    )
-
-
-def _momentum(config, axes):
-    del axes
-    return scale_by_preconditioned_momentum(retention=config.b1)
-
-
-def _delta_momentum(config, axes):
-    return scale_by_delta_momentum(
-        0.1,
-        config.b1,
-        normalize=True,
-        dimension_numbers=memory_dimensions(axes),
-    )
-
-
-def _deep_momentum(config, axes):
-    del config
-    return scale_by_deep_momentum(
-        expansion=1, dimension_numbers=memory_dimensions(axes)
-    )
+    Args:
+        name: of the optimizer.
+        config: an ``OptimizerConfig``, whose options it takes.
+        axes: tree of tuples of logical names, ``model.logical_axes()``.
+    """
+    row = NAMED[name]
+    options = {
+        theirs: getattr(config, ours) for ours, theirs in row.options.items()
+    }
+    if row.sees != "leaves":
+        find = {"matrices": matrix_dimensions, "rows": memory_dimensions}
+        options["dimension_numbers"] = find[row.sees](axes)
+    rule = row.build(**options)
+    if not row.orthogonal:
+        return rule
+    return optax.chain(rule, _at_rms_of_adam(options["dimension_numbers"]))
 
 
 def _at_rms_of_adam(numbers):
@@ -144,31 +104,9 @@ def _at_rms_of_adam(numbers):
         return _ADAM_RMS * longer**0.5 * leaf
 
     return optax.stateless(
-        lambda updates, params: _over_leaves(scale, numbers, updates)
-    )
-
-
-def _over_leaves(function, numbers, *trees):
-    """Maps over dimension numbers, ``None`` too, and what they are of."""
-    return jax.tree.map(
-        function,
-        numbers,
-        *trees,
-        is_leaf=lambda x: x is None or isinstance(x, MuonDimensionNumbers),
+        lambda updates, params: map_dimensions(scale, numbers, updates)
     )
 
 
 def _is_names(node):
     return isinstance(node, tuple)
-
-
-UPDATE_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adamw": _adam,
-    "adam_memory": _adam_memory,
-    "muon": _muon,
-    "m3": _m3,
-    "momentum": _momentum,
-    "delta_momentum": _delta_momentum,
-    "deep_momentum": _deep_momentum,
-}
-"""Each takes the configuration and the tree of logical axis names."""

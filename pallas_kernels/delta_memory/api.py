@@ -11,8 +11,9 @@ from pallas_kernels.delta_memory.derivative import (
     Options,
     differentiable_scan,
 )
-from pallas_kernels.delta_memory.dispatch import choose
+from pallas_kernels.delta_memory.kernels import PLAIN, choose
 from pallas_kernels.delta_memory.reference import delta_scan_reference
+from pallas_kernels.dispatch import name_on
 
 READS = ("before", "after", "chunk")
 
@@ -36,9 +37,9 @@ def delta_scan(
     Float[Array, "... d_in d_out"],
     Float[Array, "... d_in d_out"] | None,
 ]:
-    r"""Runs the recurrence that every matrix inside every memory obeys.
+    r"""Runs the recurrence of a matrix memory over a sequence.
 
-    With row vectors, as everywhere in the code,
+    With row vectors, as everywhere in this library,
 
     .. math::
 
@@ -49,38 +50,39 @@ def delta_scan(
     Linear attention is :math:`\beta = 0`; the gated delta rule is
     :math:`g_t = \beta_t v_t`; delta gradient descent (arXiv 2512.24695,
     eq. 88 and 93) is :math:`\beta_t = \eta_t`, :math:`g_t = -\eta_t\delta_t`.
-    Gradients reach every array, both initial states included, and the
-    cotangents of both final states are accepted.
+    All arrays have gradients, including both initial states, and both final
+    states accept cotangents.
 
-    Leading axes broadcast against each other. Memories that share their inputs
-    and gates should say so with a size-1 axis: the products among inputs and
-    the triangular inverse are then computed once for all of them.
+    Leading axes broadcast against each other. For memories that share keys,
+    queries and gates, give those arrays a size-1 axis: products among keys and
+    the triangular inverse are then computed once for all memories.
 
     Args:
-        w: initial weights, ``[..., d_in, d_out]``; also the dtype in which the
-            state and the triangular inverse are kept (use float32).
+        w: initial weights, ``[..., d_in, d_out]``. Its dtype, which should be
+            float32, is that of the state and the triangular inverse.
         s: initial momentum, like ``w``; ``None`` is zero.
-        x: inputs written to, ``[..., T, d_in]``, L2-normalised where the delta
-            term is to stay stable. Its dtype is that of the products.
+        x: keys, ``[..., T, d_in]``, which should be L2-normalised for the
+            delta term to be stable. Their dtype is that of the products.
         g: writes, ``[..., T, d_out]``.
-        q: inputs read at, ``[..., T, d_in]``.
+        q: queries, ``[..., T, d_in]``.
         log_alpha: logarithm of the retention, at most 0, ``[..., T]``.
         beta: strength of the delta term, ``[..., T]``; ``None`` is zero and
             skips the inverse.
         log_mu: logarithm of the momentum's decay, at most 0, ``[..., T]``;
             ``None`` switches momentum off.
         chunk_size: tokens that are processed in parallel, at least 1. Results
-            do not depend on it, except with ``read="chunk"``.
-        read: the weights that ``q_t`` meets: ``"before"`` the write of token
-            ``t``, ``"after"`` it, or those at the start of the ``"chunk"``.
+            depend on it only with ``read="chunk"``.
+        read: weights that ``q_t`` is multiplied with: those ``"before"`` the
+            write of token ``t``, ``"after"`` it, or at the start of the
+            ``"chunk"``.
         implementation: ``"reference"`` (token by token), ``"chunked"`` (plain
             ``jax.numpy``), ``"pallas_tpu"``, ``"pallas_triton"`` or
-            ``"pallas_mosaic_gpu"`` (kernels, in chunks of their own), or
-            ``None`` for the best that the platform offers for which the
-            program is lowered; :func:`implementation_for` says which. A
-            kernel's gradient is not for forward-mode differentiation.
-        interpret: run kernels without their hardware, slowly, for tests: as
-            in ``pl.pallas_call``.
+            ``"pallas_mosaic_gpu"`` (kernels, which choose their own chunks),
+            or ``None`` for the best one on the platform that the program is
+            lowered for, see :func:`implementation_for`. Kernels do not support
+            forward-mode differentiation.
+        interpret: whether to run kernels without their hardware, slowly, for
+            tests, as in ``pl.pallas_call``.
 
     Returns:
         ``(o, w, s)``: outputs ``[..., T, d_out]`` and the final state; ``s`` is
@@ -88,7 +90,7 @@ def delta_scan(
 
     Raises:
         ValueError: if a shape, ``chunk_size``, ``read`` or ``implementation``
-            is not as described, or the one that is named cannot run.
+            is not as described, or the named implementation cannot run.
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,17 +105,16 @@ def delta_scan(
     values = w, s, x, g, q, log_alpha, beta, log_mu
     arrays = dict(zip(NAMES, values, strict=True))
     _validate(**arrays, chunk_size=chunk_size, read=read)
-    name, kernels, block = choose(
+    choice, block = choose(
         arrays, chunk_size, read, implementation, bool(interpret)
     )
-    if name in ("reference", "chunked"):
+    if choice in PLAIN:
         run = {"reference": delta_scan_reference, "chunked": delta_scan_chunked}
-        return run[name](**arrays, chunk_size=chunk_size, read=read)
+        return run[choice](**arrays, chunk_size=chunk_size, read=read)
     if log_mu is not None and s is None:
         arrays["s"] = jnp.zeros_like(w)
     options = Options(
-        name,
-        kernels,
+        choice,
         block=block,
         chunk=_plain_chunk(chunk_size, read),
         read=read,
@@ -136,11 +137,12 @@ def implementation_for(
     chunk_size: int = 64,
     read: Literal["before", "after", "chunk"] = "before",
 ) -> str:
-    """Names what ``delta_scan(..., implementation=None)`` runs on a platform.
+    """Returns the implementation that ``delta_scan`` chooses for a platform.
 
     Args:
-        platform: what is lowered for, ``"tpu"``, ``"cpu"``, ``"cuda"``.
-        w: like all others an array, or just its shape and dtype.
+        platform: platform of the compiled program: ``"tpu"``, ``"cpu"`` or
+            ``"cuda"``.
+        w: see :func:`delta_scan`; for all arrays, shapes and dtypes suffice.
         s: see :func:`delta_scan`.
         x: see :func:`delta_scan`.
         g: see :func:`delta_scan`.
@@ -169,14 +171,14 @@ def implementation_for(
     values = w, s, x, g, q, log_alpha, beta, log_mu
     arrays = dict(zip(NAMES, values, strict=True))
     _validate(**arrays, chunk_size=chunk_size, read=read)
-    _, kernels, _ = choose(arrays, chunk_size, read, None)
-    return dict(kernels).get(platform, "chunked")
+    return name_on(platform, choose(arrays, chunk_size, read, None)[0], PLAIN)
 
 
 def _plain_chunk(chunk_size, read):
-    """Tokens per chunk beside a kernel: a few of them fill its block.
+    """Returns the tokens per chunk of the plain scan that backs a kernel.
 
-    The largest divisor of that one up to ``chunk_size``, at least a quarter.
+    The largest divisor of the kernel's block up to ``chunk_size``, at least a
+    quarter of the block.
     """
     if read == "chunk":
         return chunk_size

@@ -1,8 +1,8 @@
-"""What every kernel of the delta memory shares: its derivative.
+"""The derivative that all kernels of the delta memory share.
 
-Whether a pass is a kernel or the scan of :func:`chunk_step` is settled when the
-program is lowered for a platform, not before: it can be compiled ahead of time
-for another one.
+Both passes run a kernel or the scan of :func:`chunk_step`, whichever belongs to
+the platform that the program is lowered for, which may be another one than this
+process's (ahead-of-time compilation).
 """
 
 import functools
@@ -17,24 +17,23 @@ from pallas_kernels.delta_memory.chunked import (
     delta_scan_chunked,
     join_chunks,
 )
-from pallas_kernels.delta_memory.dispatch import KERNELS
+from pallas_kernels.delta_memory.kernels import KERNELS
+from pallas_kernels.dispatch import Choice, run_kernels
 from pallas_kernels.restart import restartable
 
 NAMES = ("w", "s", "x", "g", "q", "log_alpha", "beta", "log_mu")
-"""``delta_scan``'s arrays in the order of its arguments."""
+"""Names of ``delta_scan``'s arrays, in the order of its arguments."""
 
 
 class Options(NamedTuple):
-    """Static choices of :func:`differentiable_scan`."""
+    """Static options of :func:`differentiable_scan`."""
 
-    implementation: str | None
-    """Out of ``KERNELS``, or ``None`` for what the platform has."""
-    kernels: tuple[tuple[str, str], ...]
-    """What that is: platforms with a kernel and its name, see ``choose``."""
+    choice: Choice
+    """Of one or more ``KERNELS``."""
     block: int
     """Tokens between saved states."""
     chunk: int
-    """Tokens per chunk outside of kernels; divides ``block``."""
+    """Tokens per chunk of the plain scan, a divisor of ``block``."""
     read: str
     """As in ``delta_scan``."""
     interpret: object = False
@@ -42,7 +41,7 @@ class Options(NamedTuple):
 
 
 def differentiable_scan(arrays, options: Options):
-    """``delta_scan`` on its arrays by name; ``s`` goes with ``log_mu``."""
+    """Runs ``delta_scan`` on arrays by name; ``log_mu`` needs an ``s``."""
 
     def forward(arrays, save):
         plain = functools.partial(_plain_forward, options=options, save=save)
@@ -61,25 +60,20 @@ def differentiable_scan(arrays, options: Options):
 
 
 def _run(way, operands, plain, options, **more):
-    """The kernel that is named, or what there is for the platform."""
-
-    def kernel(name):
+    def bind(kernel):
         return functools.partial(
-            getattr(KERNELS[name], way),
+            getattr(kernel, way),
             block=options.block,
             read=options.read,
             interpret=options.interpret,
             **more,
         )
 
-    if options.implementation is not None:
-        return kernel(options.implementation)(*operands)
-    kernels = {platform: kernel(name) for platform, name in options.kernels}
-    return jax.lax.platform_dependent(*operands, default=plain, **kernels)
+    return run_kernels(options.choice, KERNELS, bind, plain, *operands)
 
 
 def _cut(arrays, options):
-    """State, tokens and their validity, ``[blocks, chunks, ..., C, ...]``."""
+    """Returns state, tokens ``[blocks, chunks, ..., C, ...]`` and ``valid``."""
     values = [arrays[name] for name in NAMES]
     state, chunks = cut_into_chunks(values, options.chunk, options.block)
     per_block = options.block // options.chunk
@@ -90,7 +84,10 @@ def _cut(arrays, options):
 
 
 def _walk(state, tokens, valid, options):
-    """The few chunks of one block; a scan would copy what their vjp keeps."""
+    """Runs the few chunks of one block.
+
+    They are unrolled because a scan would copy the residuals of their vjp.
+    """
     outputs = []
     for index in range(tokens[0].shape[0]):
         chunk = jax.tree.map(lambda v: v[index], (*tokens, valid))  # noqa: B023
@@ -138,7 +135,7 @@ def _plain_backward(arrays, starts, cotangents, *, options):
 
 
 def _blocks_of(o, shape):
-    """The way back from :func:`_join`, onto ``[blocks, chunks, ..., C, _]``."""
+    """Transpose of :func:`_join`: ``[blocks, chunks, ..., C, d_out]``."""
     like = (*shape[:2], *o.shape[:-2], shape[-2], o.shape[-1])
     join = functools.partial(_join, length=o.shape[-2])
     return jax.linear_transpose(join, jax.ShapeDtypeStruct(like, o.dtype))(o)[0]

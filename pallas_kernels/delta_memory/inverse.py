@@ -1,33 +1,33 @@
-"""Inverse of unit lower-triangular matrices by a ladder of blocks.
+"""Inverse of unit lower-triangular matrices by doubling the size of blocks.
 
-With ``M = I + L`` cut into 2x2 blocks, the inverse of the lower left corner is
-``-M22^-1 L21 M11^-1``: inverses of blocks of width ``b`` give those of width
-``2b`` by two products, so ``log2(C)`` rungs reach the whole matrix. It is exact
-(no series is truncated), needs matrix products only, and costs about
-``2/3 C^3`` multiply-adds. Two well-known alternatives are worse here: library
-triangular solves are slow on accelerators (batched ones inside a scan can
-deadlock on small CPUs), and the Neumann product ``prod (I + (-L)^(2^i))``
-loses all digits once keys repeat.
+With ``M = I + L`` split into 2x2 blocks, the lower left block of the inverse is
+``-M22^-1 L21 M11^-1``: two products turn inverses of diagonal blocks of width
+``b`` into those of width ``2b``, and ``log2(C)`` such steps invert the matrix.
+The method is exact (no series is truncated), needs matrix products only, and
+costs about ``2/3 C^3`` multiply-adds. Two well-known alternatives are worse
+here: library triangular solves are slow on accelerators (batched ones inside a
+scan can deadlock on small CPUs), and the Neumann product
+``prod (I + (-L)^(2^i))`` loses all accuracy once keys repeat.
 """
 
 import jax
 import jax.numpy as jnp
 
-# Below this width the rungs work on whole masked blocks: slicing out 1x1 to
-# 8x8 blocks costs more than the few extra multiplications.
 _BASE = 16
+"""Width up to which blocks are masked, not sliced: slicing 1x1 to 8x8 blocks
+costs more than the extra multiplications."""
 
 
 @jax.custom_vjp
 def unit_lower_inverse(strict_lower: jax.Array) -> jax.Array:
     """Returns ``(I + L)^-1`` for strictly lower-triangular ``L``.
 
-    The backward pass uses ``dL = -strictly_lower(T^T dT T^T)`` with the inverse
-    ``T`` that the forward pass found, so no rung is differentiated.
+    The derivative is ``dL = -strictly_lower(T^T dT T^T)``, with the inverse
+    ``T`` of the forward pass.
 
     Args:
         strict_lower: ``L``, ``[..., C, C]``, any ``C >= 1``. Entries on and
-            above the diagonal are taken to be zero and ignored.
+            above the diagonal are ignored.
 
     Returns:
         The inverse, ``[..., C, C]``, unit lower-triangular, in the same dtype.
@@ -38,21 +38,22 @@ def unit_lower_inverse(strict_lower: jax.Array) -> jax.Array:
         [[1.0, 0.0], [-3.0, 1.0]]
     """
     if strict_lower.shape[-1] <= _BASE:
-        return _masked_ladder(jnp.tril(strict_lower, -1))
-    return ladder_from(
+        return _masked_inverse(jnp.tril(strict_lower, -1))
+    return inverse_from_blocks(
         strict_lower,
         _BASE,
-        lambda lower: _masked_ladder(_diagonal_blocks(lower, _BASE)),
+        lambda lower: _masked_inverse(_diagonal_blocks(lower, _BASE)),
     )
 
 
-def ladder_from(strict_lower, base, first_rung):
-    """Climbs to ``(I + L)^-1`` from the inverses of its diagonal blocks.
+def inverse_from_blocks(strict_lower, base, invert_blocks):
+    """Returns ``(I + L)^-1``, given a function that inverts diagonal blocks.
 
     Args:
         strict_lower: as in :func:`unit_lower_inverse`.
-        base: width of these blocks, a power of two.
-        first_rung: finds them, ``[..., n base, n base]`` (a power of two) to
+        base: width of the blocks, a power of two.
+        invert_blocks: function from ``L``, ``[..., n * base, n * base]`` (a
+            power of two), to the inverses of ``I + L``'s diagonal blocks,
             ``[..., n, base, base]``.
     """
     size, width = strict_lower.shape[-1], base
@@ -60,9 +61,9 @@ def ladder_from(strict_lower, base, first_rung):
         width *= 2
     pad = [(0, 0)] * (strict_lower.ndim - 2) + [(0, width - size)] * 2
     lower = jnp.pad(jnp.tril(strict_lower, -1), pad)
-    inverse = first_rung(lower)
+    inverse = invert_blocks(lower)
     while inverse.shape[-1] < width:
-        inverse = _climb(lower, inverse)
+        inverse = _double(lower, inverse)
     return inverse[..., 0, :size, :size]
 
 
@@ -72,7 +73,7 @@ def _forward(strict_lower):
 
 
 def inverse_backward(inverse, cotangent):
-    """The cotangent of ``L``, from that of the inverse."""
+    """Returns the cotangent of ``L``, given that of the inverse."""
     transposed = jnp.swapaxes(inverse, -1, -2)
     product = _matmul(_matmul(transposed, cotangent), transposed)
     return (-jnp.tril(product, -1),)
@@ -83,11 +84,11 @@ unit_lower_inverse.defvjp(_forward, inverse_backward)
 
 @jax.custom_vjp
 def unit_lower_inverse_masked(strict_lower: jax.Array) -> jax.Array:
-    """:func:`unit_lower_inverse` without slices: every rung multiplies all.
+    """:func:`unit_lower_inverse` without slices, for TPU kernels.
 
-    ``log2(C)`` rungs of two ``C x C`` products. A matrix unit as wide as ``C``
-    takes as long for a block of them; elsewhere this does three to six times
-    the work. TPU kernels cannot slice blocks out of an array anyway.
+    All ``log2(C)`` steps multiply whole ``C x C`` matrices, twice. That is
+    three to six times the work, but takes no longer on a matrix unit as wide
+    as ``C``; and TPU kernels cannot slice blocks out of an array.
 
     Example:
         >>> import jax.numpy as jnp
@@ -95,7 +96,7 @@ def unit_lower_inverse_masked(strict_lower: jax.Array) -> jax.Array:
         Array([[ 1.,  0.],
                [-3.,  1.]], dtype=float32)
     """
-    return _masked_ladder(jnp.tril(strict_lower, -1))
+    return _masked_inverse(jnp.tril(strict_lower, -1))
 
 
 def _forward_masked(strict_lower):
@@ -107,22 +108,22 @@ unit_lower_inverse_masked.defvjp(_forward_masked, inverse_backward)
 
 
 def _matmul(a, b):
-    # The inverse amplifies rounding, so it is never computed in the reduced
-    # precision that accelerators use for float32 products by default.
+    # Accelerators reduce the precision of float32 products by default, and the
+    # inverse amplifies rounding errors.
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _masked_ladder(lower):
-    """Inverts ``I + lower`` of small width with masks instead of slices."""
+def _masked_inverse(lower):
+    """Inverts ``I + lower`` with masks instead of slices."""
     size = lower.shape[-1]
     index = jnp.arange(size)
     inverse = jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype), lower.shape)
     block = 1
     while block < size:
-        rung = index // block
-        mask = (rung[:, None] == rung[None, :] + 1) & (rung[:, None] % 2 == 1)
+        at = index // block
+        mask = (at[:, None] == at[None, :] + 1) & (at[:, None] % 2 == 1)
         corner = jnp.where(mask, lower, 0)
-        if block > 1:  # On the first rung the inverse is still the identity.
+        if block > 1:  # In the first step the inverse is the identity.
             corner = _matmul(_matmul(inverse, corner), inverse)
         inverse = inverse - corner
         block *= 2
@@ -130,7 +131,7 @@ def _masked_ladder(lower):
 
 
 def _diagonal_blocks(matrix, block):
-    """``[..., n b, n b] -> [..., n, b, b]``: the blocks on the diagonal."""
+    """Returns the blocks on the diagonal, ``[..., n, b, b]``."""
     count = matrix.shape[-1] // block
     blocks = [
         matrix[..., i * block : (i + 1) * block, i * block : (i + 1) * block]
@@ -139,8 +140,8 @@ def _diagonal_blocks(matrix, block):
     return jnp.stack(blocks, axis=-3)
 
 
-def _climb(lower, inverse):
-    """From the inverses of ``2n`` diagonal blocks to those of ``n`` pairs."""
+def _double(lower, inverse):
+    """Merges the inverses of ``2n`` diagonal blocks into those of ``n``."""
     block = inverse.shape[-1]
     upper_left, lower_right = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
     pairs = _diagonal_blocks(lower, 2 * block)

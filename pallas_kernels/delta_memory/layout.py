@@ -1,8 +1,9 @@
-"""Arrays as the kernels want them: one leading shape, whole chunks, few arrays.
+"""Conversion of ``delta_scan``'s arrays to the layout of the kernels.
 
-Memories that share ``x``, ``q`` and all gates are one memory with more columns,
-exactly: folding them into ``d_out`` lets them share ``x x^T`` and the inverse.
-Everything here is linear, so JAX finds its way back by itself.
+Kernels take arrays with the same leading axes and whole chunks of tokens.
+Memories that share ``x``, ``q`` and all gates are equivalent to one memory with
+more columns: folding them into ``d_out`` shares ``x x^T`` and the inverse. All
+functions here are linear, so that JAX can transpose them.
 """
 
 from typing import NamedTuple
@@ -13,26 +14,26 @@ from pallas_kernels.partition import explicit_axes
 
 GATES = ("log_alpha", "beta", "log_mu")
 MAX_COLUMNS = 512
-"""No folding beyond: the columns of a state have to fit beside each other."""
+"""Most columns of a folded state, all of which a kernel holds at once."""
 
 
 class Plan(NamedTuple):
-    """What :func:`prepare` did, all static."""
+    """Static description of a conversion by :func:`prepare`."""
 
     lead: tuple[int, ...]
-    """Leading shape of all arrays, without the axis that was folded."""
+    """Leading axes of all arrays, without a folded one."""
     memories: int | None
-    """Length of the last leading axis where it was folded into columns."""
+    """Length of the last leading axis if it is folded into columns."""
     length: int
-    """Tokens."""
+    """Number of tokens."""
     chunk: int
-    """Tokens per chunk; the last is padded."""
+    """Tokens per chunk; the last one is padded."""
     gates: tuple[str, ...]
-    """Which of ``GATES`` there are."""
+    """Names of the gates that are given, in the order of ``GATES``."""
 
     @property
     def states(self) -> str:
-        """Names of the state's arrays."""
+        """Names of the state's arrays, one letter each."""
         return "ws" if "log_mu" in self.gates else "w"
 
     @property
@@ -42,7 +43,7 @@ class Plan(NamedTuple):
 
 
 def plan_for(arrays, chunk) -> Plan:
-    """Plans for arrays, or shapes, named as ``delta_scan``'s arguments."""
+    """Returns the plan for ``delta_scan``'s arrays, or shapes, by name."""
     gates = tuple(name for name in GATES if arrays[name] is not None)
     leads = {name: arrays[name].shape[:-1] for name in gates}
     for name in "wxgq":
@@ -59,7 +60,7 @@ def plan_for(arrays, chunk) -> Plan:
 
 
 def why_not(arrays, interpret) -> str | None:
-    """Says why no kernel can take arrays, or shapes; ``None``: some can."""
+    """Returns why no kernel can run on arrays, or shapes, else ``None``."""
     if explicit := explicit_axes():
         return f"mesh axes {explicit} are Explicit, must be Auto"
     x = arrays["x"]
@@ -75,9 +76,12 @@ def why_not(arrays, interpret) -> str | None:
 
 
 def prepare(arrays, plan):
-    """``w, s [*lead, d_in, n d_out]``, ``x, q, g [*lead, n C, d]``, gates.
+    """Converts ``delta_scan``'s arrays for the kernels.
 
-    Gates are stacked, ``[*lead, n, gate, C]``, in the state's dtype.
+    Returns:
+        By name ``w`` and ``s``, ``[*lead, d_in, memories * d_out]``; ``x``,
+        ``q`` and ``g``, ``[*lead, n * C, d]``; and all ``gates`` stacked,
+        ``[*lead, n, gate, C]``, in the state's dtype.
     """
     state = arrays["w"].dtype
     values = {name: _fold(arrays[name], plan) for name in "wg"}
@@ -105,20 +109,20 @@ def prepare(arrays, plan):
 
 
 def restore(out, plan):
-    """A kernel's outputs as ``(o, w, s)`` of ``delta_scan``."""
+    """Converts a kernel's outputs to ``(o, w, s)`` of ``delta_scan``."""
     o = _unfold(out["o"], plan)[..., : plan.length, :]
     ends = (out.get(f"{name}_end") for name in "ws")
     return o, *(None if e is None else _unfold(e, plan) for e in ends)
 
 
 def restore_starts(out, plan):
-    """A kernel's states at chunk starts, ``(w, s)``, where it saved them."""
+    """Converts the states at chunk starts to ``(w, s)``, if there are any."""
     starts = (out.get(f"{name}_start") for name in "ws")
     return tuple(None if v is None else _unfold(v, plan) for v in starts)
 
 
 def prepare_cotangents(starts, cotangents, plan):
-    """The way back from :func:`restore` and :func:`restore_starts`."""
+    """Converts starts and cotangents of ``(o, w, s)`` for the kernels."""
     o, *ends = cotangents
     values = {"o": _pad(_fold(o, plan), plan)}
     for name, start, end in zip("ws", starts, ends, strict=True):
@@ -129,7 +133,7 @@ def prepare_cotangents(starts, cotangents, plan):
 
 
 def _fold(value, plan):
-    """``[..., memories, a, b] -> [..., a, memories b]`` where so planned."""
+    """Folds memories, ``[..., memories, a, b] -> [..., a, memories * b]``."""
     if plan.memories is None:
         return value
     shape = (plan.memories, *value.shape[-2:])
@@ -139,7 +143,7 @@ def _fold(value, plan):
 
 
 def _unfold(value, plan):
-    """The way back from :func:`_fold`."""
+    """Inverse of :func:`_fold`."""
     if plan.memories is None:
         return value
     value = value.reshape(*value.shape[:-1], plan.memories, -1)
@@ -147,7 +151,7 @@ def _unfold(value, plan):
 
 
 def _pad(value, plan):
-    """Zeros behind the tokens ``[..., T, d]``, up to whole chunks."""
+    """Pads tokens ``[..., T, d]`` with zeros to whole chunks."""
     extra = plan.chunks * plan.chunk - plan.length
     if not extra:
         return value

@@ -1,12 +1,12 @@
-"""The delta memory on Hopper GPUs (H100, H200): Mosaic GPU where it matters.
+"""The delta memory on Hopper GPUs (H100, H200), with walks in Mosaic GPU.
 
 The sequential walks are those of
-:mod:`pallas_kernels.delta_memory.mosaic_walks`, with wgmma and TMA. All that is
-parallel over chunks are the kernels of
-:mod:`pallas_kernels.delta_memory.triton`, where the formulas are.
+:mod:`pallas_kernels.delta_memory.mosaic_walks`, with wgmma and TMA. Everything
+that is parallel over chunks runs the kernels of
+:mod:`pallas_kernels.delta_memory.triton`, which also has the formulas.
 
-Weak: chunks of 64 tokens and bfloat16 only; the walks' states, saved ones too,
-are transposed, which costs a copy of each. Never timed.
+Weaknesses: chunks of 64 tokens and bfloat16 only; the walks' states are
+transposed, which copies each of them, saved ones included. Never timed.
 """
 
 import jax
@@ -15,16 +15,17 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import device
 from pallas_kernels.delta_memory import mosaic_steps, mosaic_walks, triton
-from pallas_kernels.delta_memory.triton_launch import SPLIT, Run
+from pallas_kernels.delta_memory.triton_arrays import SPLIT
+from pallas_kernels.delta_memory.triton_launch import Run
 
 LEAST_BLOCK = mosaic_steps.CHUNK
-"""Fewer tokens are padded to so many."""
+"""Least tokens of a block; fewer are padded."""
 LEAST_WIDTH = 64
-"""Columns of a shared array that its layout keeps together."""
+"""Least columns of an array in shared memory, due to its layout."""
 
 
 def why_not(arrays, block, read, interpret=False) -> str | None:
-    """Says why the kernels cannot take arrays, or shapes; ``None``: they can.
+    """Returns why the kernels cannot run on arrays, or shapes, else ``None``.
 
     Example:
         >>> x = jax.ShapeDtypeStruct((1, 128, 64), jnp.bfloat16)
@@ -51,18 +52,18 @@ def why_not(arrays, block, read, interpret=False) -> str | None:
 
 
 def forward(arrays, *, block, read, save=False, interpret=False):
-    """Runs the forward kernels; as ``triton.forward``."""
+    """Runs the forward kernels, like :func:`triton.forward`."""
     return _Run(arrays, block, read, interpret).forward(arrays, save)
 
 
 def backward(arrays, starts, cotangents, *, block, read, interpret=False):
-    """Runs the backward kernels; returns gradients for ``arrays``."""
+    """Runs the backward kernels, like :func:`triton.backward`."""
     run = _Run(arrays, block, read, interpret)
     return run.backward(arrays, starts, cotangents)
 
 
 class _Run(Run):
-    """Triton's, but for the walks and for widths that these can multiply."""
+    """Triton's launches with other walks, and the widths that these need."""
 
     def __init__(self, arrays, block, read, interpret):
         super().__init__(arrays, block, read, bool(interpret))
@@ -76,10 +77,10 @@ class _Run(Run):
         }
 
     def launch(self, kernel, name, given, reads, wanted, **how):
-        """Calls a kernel on those of ``given`` that it reads."""
+        """Calls a kernel, see :meth:`Run.launch`."""
         if name not in ("walk", "walk_back"):
             return super().launch(kernel, name, given, reads, wanted, **how)
-        # Products are not cut into parts here: there is one.
+        # These walks take whole factors, not parts.
         inputs = {
             n: given[n].astype(self.low).sum(1) if n in SPLIT else given[n]
             for n in reads

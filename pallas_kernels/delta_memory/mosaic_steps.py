@@ -1,13 +1,13 @@
-"""One chunk of the walks of :mod:`pallas_kernels.delta_memory.mosaic_walks`.
+"""Steps of one chunk in :mod:`pallas_kernels.delta_memory.mosaic_walks`.
 
 All values are transposed: their rows are a program's 64 columns of a state, and
 a state is a list of pieces ``[64, 64]``. Formulas and names are those of
 :mod:`pallas_kernels.delta_memory.triton`.
 
-A thread has 255 registers, of which two states ``[128, 64]`` take 128. So rows
-are loaded after the products that they scale, and two states have a step of
-their own, which does fewer products at once and leaves in shared memory what it
-needs twice.
+A thread has 255 registers, of which two states ``[128, 64]`` take 128. Gate
+rows are therefore loaded after the products that they scale, and two states
+have a step of their own, which runs fewer products at once and stores values
+that it needs twice in shared memory.
 """
 
 import dataclasses
@@ -23,23 +23,23 @@ from pallas_kernels.delta_memory.triton_gates import Case
 CHUNK = 64
 """Tokens that are processed in parallel."""
 COLUMNS = 64
-"""Columns of a program: as many rows as a warpgroup multiplies at once."""
+"""Columns of a program, equal to the rows of a warpgroup's products."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """What a step sees, in shared memory."""
+    """Arrays of one chunk in shared memory."""
 
     inputs: dict[str, Any]
-    """Tokens, rows and pairs, by name."""
+    """Tokens, gate rows and matrices of pairs, by name."""
     outputs: dict[str, Any]
-    """Where results go, by name; see ``mosaic_walks``."""
+    """References to write results to, by name; see ``mosaic_walks``."""
     spare: dict[str, Any]
-    """Room for left operands: of each state, and for what was erased."""
+    """References to write left operands to: each state, and erasures."""
     case: Case
-    """Which terms there are."""
+    """Terms of the recurrence."""
     interpret: bool
-    """Whether this runs without its hardware."""
+    """Whether the kernel runs without its hardware."""
 
     @property
     def low(self):
@@ -47,20 +47,21 @@ class Chunk:
         return self.inputs["x"].dtype
 
     def row(self, name):
-        """A number for each token, beside each of the columns."""
+        """Returns a gate row, one number per token, for all columns."""
         value = self.inputs["rows"][self.case.rows.index(name), :]
         return jax.lax.broadcast_in_dim(value, (COLUMNS, CHUNK), (1,))
 
     def end(self, number):
-        """One of the numbers of the whole chunk."""
+        """Returns a number of the row ``ends``."""
         return self.inputs["rows"][self.case.rows.index("ends"), number]
 
     def multiply(self, *sums):
-        """Sums of products in float32, all at once.
+        """Computes sums of products in float32, all at once.
 
         Args:
-            sums: ``(start, products)`` each: a value, or ``None`` for zeros,
-                and pairs of a value, or reference, and a reference.
+            *sums: pairs ``(start, products)``. ``start`` is a value, or
+                ``None`` for zeros; ``products`` are pairs of a left factor, a
+                value or a reference, and a right one, a reference.
         """
         starts = []
         for start, products in sums:
@@ -69,7 +70,7 @@ class Chunk:
                 start = jnp.zeros((a.shape[0], b.shape[1]), jnp.float32)
             starts.append(start)
         if self.interpret:
-            # The interpreter multiplies nothing but references.
+            # The interpreter has no products with values on the left.
             return [
                 sum(
                     (
@@ -90,13 +91,13 @@ class Chunk:
             plgpu.ACC.init(plgpu.layout_cast(v, plgpu.Layout.WGMMA))
             for v in starts
         ]
-        # Nothing but the barrier keeps the compiler from reading sums too
-        # early; it would notice, and do one multiplication at a time.
+        # Without the barrier the compiler would read sums early, and then
+        # serialise the products.
         return jax.lax.optimization_barrier(pl.run_state(accumulate)(totals))
 
 
 def step(state, chunk):
-    """The state ``{"w": pieces}`` after a chunk; stores ``out``."""
+    """Returns the state ``{"w": pieces}`` after a chunk and writes ``out``."""
     case, low = chunk.case, chunk.low
     x, q = pieces(chunk.inputs["x"]), pieces(chunk.inputs["q"])
     g = _turned(chunk.inputs["g"])[...]
@@ -104,10 +105,10 @@ def step(state, chunk):
     net = g.astype(jnp.float32)
     if case.delta:
         gather = _turned(chunk.inputs["gather"])
-        seen, gathered, o = chunk.multiply(
+        from_w, gathered, o = chunk.multiply(
             (None, _by(w, x)), (None, [(g, gather)]), (None, _by(w, q))
         )
-        recalled = (seen * chunk.row("in_w") + gathered).astype(low)
+        recalled = (from_w * chunk.row("in_w") + gathered).astype(low)
         solve = _turned(chunk.inputs["solve"])
         (recalled,) = chunk.multiply((None, [(recalled, solve)]))
         net = net - recalled * chunk.row("beta")
@@ -129,7 +130,7 @@ def step(state, chunk):
 
 
 def step_two_states(state, chunk):
-    """The states ``w`` and ``s`` after a chunk; stores ``out``."""
+    """Returns the states ``w`` and ``s`` after a chunk and writes ``out``."""
     case, low = chunk.case, chunk.low
     x, q = pieces(chunk.inputs["x"]), pieces(chunk.inputs["q"])
     g = _turned(chunk.inputs["g"])
@@ -139,7 +140,7 @@ def step_two_states(state, chunk):
             to[...] = value.astype(low)
     plgpu.commit_smem()
 
-    def seen(by, row_name):
+    def from_states(by, row_name):
         from_w, from_s = chunk.multiply(
             (None, _by(operands["w"], by)), (None, _by(operands["s"], by))
         )
@@ -149,7 +150,7 @@ def step_two_states(state, chunk):
     erased = chunk.spare["erased"]
     if case.delta:
         gathered = g[...], _turned(chunk.inputs["gather"])
-        (recalled,) = chunk.multiply((seen(x, "in"), [gathered]))
+        (recalled,) = chunk.multiply((from_states(x, "in"), [gathered]))
         solve = _turned(chunk.inputs["solve"])
         (recalled,) = chunk.multiply((None, [(recalled.astype(low), solve)]))
         erased[...] = -(recalled * chunk.row("beta")).astype(low)
@@ -160,7 +161,7 @@ def step_two_states(state, chunk):
         products = [(g, _turned(chunk.inputs["shown"]))]
         if case.delta:
             products.append((erased, _turned(chunk.inputs["hidden"])))
-        (o,) = chunk.multiply((seen(q, "out"), products))
+        (o,) = chunk.multiply((from_states(q, "out"), products))
     _turned(chunk.outputs["out"])[...] = o.astype(low)
     net = g[...].astype(jnp.float32)
     kept = (net * chunk.row("write_s")).astype(low)
@@ -180,9 +181,9 @@ def step_two_states(state, chunk):
 
 
 def step_back(state, chunk):
-    """The states' cotangents before a chunk, from those after it.
+    """Returns the states' cotangents before a chunk, given those after it.
 
-    Stores the latter, ``dw_low`` and ``ds_low``, and ``dy``.
+    Writes the given ones to ``dw_low`` and ``ds_low``, and writes ``dy``.
     """
     case, low = chunk.case, chunk.low
     x, q = pieces(chunk.inputs["x"]), pieces(chunk.inputs["q"])
@@ -203,7 +204,7 @@ def step_back(state, chunk):
         _turned(chunk.outputs["dy"])[...] = dy.astype(low)
     before = {}
     for name in reversed(case.states):
-        # The cotangent of s takes from that of w, not the other way round.
+        # Cotangents of s depend on those of w, which are replaced last.
         if name == "w":
             starts = [w * chunk.end(0) for w in state["w"]]
         else:
@@ -228,7 +229,7 @@ def step_back(state, chunk):
 
 
 def pieces(ref, axis=1):
-    """Parts of a matrix, each as wide as a program's part of a state."""
+    """Splits a matrix into pieces of ``COLUMNS`` along an axis."""
     return [
         ref.at[(slice(None),) * axis + (pl.ds(at, COLUMNS),)]
         for at in range(0, ref.shape[axis], COLUMNS)
@@ -236,7 +237,7 @@ def pieces(ref, axis=1):
 
 
 def _by(state, tokens):
-    """Products of a state's pieces with those of tokens' vectors."""
+    """Returns the products of a state's pieces with pieces of keys."""
     return [(a, _turned(b)) for a, b in zip(state, tokens, strict=True)]
 
 

@@ -1,11 +1,12 @@
-"""The walks over chunks of the delta memory with Hopper's matrix units.
+"""The delta memory's walks over chunks with Hopper's matrix units.
 
-What :mod:`pallas_kernels.delta_memory.triton` calls the walk and the walk back.
-A program has 64 columns of a head's state, transposed, ``[64, d_in]``: they are
-the rows of every product's left operand and of its sum, so both are registers
-of one warpgroup, where they get their next factor. Only what columns share is
-read from shared memory, into which a second warpgroup streams the next chunk
-meanwhile. One chunk is in :mod:`pallas_kernels.delta_memory.mosaic_steps`.
+These are the forward and backward walks of
+:mod:`pallas_kernels.delta_memory.triton`. A program holds 64 columns of a
+head's state, transposed, ``[64, d_in]``: they are the rows of every product's
+left operand and of its sum, so both stay in the registers of one warpgroup.
+Only operands that all columns share are read from shared memory, into which a
+second warpgroup copies the next chunk meanwhile. The step of one chunk is in
+:mod:`pallas_kernels.delta_memory.mosaic_steps`.
 """
 
 import jax
@@ -17,29 +18,29 @@ from pallas_kernels.delta_memory import mosaic_steps as steps
 from pallas_kernels.delta_memory.mosaic_steps import CHUNK, COLUMNS
 
 STAGES = 2
-"""Chunks in shared memory: one in use, one on its way."""
+"""Chunks in shared memory: one in use, one being copied."""
 MEMORY_REGISTERS = 40
-"""Of each thread that only starts copies; the others have the rest."""
+"""Registers of a thread that only starts copies."""
 SWIZZLE = 128
-"""Bytes of a row of the tiles that matrix units read."""
+"""Bytes per row of the tiles that matrix units read."""
 
 
 def walk(given, wanted, case, *, every, interpret):
-    """The forward walk; ``triton_kernels.walk_kernel`` of all chunks.
+    """Runs the forward walk, like :func:`triton_kernels.walk_kernel`.
 
     Args:
-        given: by name ``w``, ``s`` ``[row, d_in, d_out]``, ``x``, ``q``
-            ``[row, T, d_in]``, ``g`` ``[row, T, d_out]``, ``rows``
+        given: inputs by name: ``w``, ``s`` ``[row, d_in, d_out]``, ``x``,
+            ``q`` ``[row, T, d_in]``, ``g`` ``[row, T, d_out]``, ``rows``
             ``[row, chunk, kind, C]``, ``solve``, ``gather``, ``shown``,
-            ``hidden`` ``[row, chunk, C, C]``, as far as there are.
-        wanted: ``out`` and names out of ``w_end``, ``s_end``, and ``w_start``,
-            ``s_start``, the states every ``every`` chunks.
-        case: which terms there are.
-        every: see ``wanted``.
+            ``hidden`` ``[row, chunk, C, C]``, those that ``case`` has.
+        wanted: names of outputs: ``out``, ``w_end``, ``s_end``, and
+            ``w_start``, ``s_start``, the states every ``every`` chunks.
+        case: terms of the recurrence.
+        every: chunks between saved states.
         interpret: ``False`` or ``plgpu.InterpretGPUParams``.
 
     Returns:
-        What is wanted, by name.
+        The outputs by name.
     """
     blocks = -(-given["rows"].shape[1] // every)
     outputs = {"out": given["g"]}
@@ -65,19 +66,20 @@ def walk(given, wanted, case, *, every, interpret):
 
 
 def walk_back(given, wanted, case, *, interpret):
-    """The walk of the state's cotangent; see :func:`walk`.
+    """Runs the walk of the state's cotangent, see :func:`walk`.
 
     Args:
-        given: by name ``w_end``, ``s_end``, ``x``, ``q``, ``o`` (of the
-            outputs), ``rows``, ``solve`` and ``shown`` or ``hidden``.
-        wanted: ``dw_low``, ``ds_low`` ``[row, chunk, d_in, d_out]`` (after
-            each chunk), ``w``, ``s`` (before the first) and, if anything is
-            erased, ``dy`` ``[row, T, d_out]``.
-        case: which terms there are.
+        given: inputs by name: ``w_end``, ``s_end`` and ``o`` (cotangents),
+            ``x``, ``q``, ``rows``, ``solve`` and ``shown`` or ``hidden``.
+        wanted: names of outputs: ``dw_low``, ``ds_low``
+            ``[row, chunk, d_in, d_out]`` (after each chunk), ``w``, ``s``
+            (before the first one) and, with a delta term, ``dy``
+            ``[row, T, d_out]``.
+        case: terms of the recurrence.
         interpret: ``False`` or ``plgpu.InterpretGPUParams``.
 
     Returns:
-        What is wanted, by name.
+        The outputs by name.
     """
     rows, *shape = given["w_end"].shape
     lows = jax.ShapeDtypeStruct(
@@ -114,11 +116,12 @@ def _launch(
     interpret,
     name,
 ):
-    """Walks over chunks, the last one first where ``reverse``.
+    """Walks over chunks, in reverse order if ``reverse``.
 
     ``step`` takes the states of a program and a :class:`mosaic_steps.Chunk`
-    and returns the states. They go to the outputs ``w_end`` and ``s_end``, and
-    to ``w_start`` and ``s_start`` before every ``every`` chunks.
+    and returns the next states. The last ones are written to the outputs
+    ``w_end`` and ``s_end``, those before every ``every`` chunks to ``w_start``
+    and ``s_start``.
     """
     rows, d_in, d_out = states["w"].shape
     count, low = tokens["rows"].shape[1], tokens["x"].dtype
@@ -155,10 +158,10 @@ def _launch(
                     block = jax.lax.div(index, every)
                     _store(refs, "_start", (block, row, columns), state)
 
-            # What the last chunk left here has long been copied away.
+            # The last chunk's outputs must have left shared memory.
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            # A constant would invite the compiler to keep all addresses in
-            # registers, which are needed for the states.
+            # With a constant the compiler would keep all addresses in
+            # registers, which the states need.
             first = jax.lax.optimization_barrier(jnp.zeros((), jnp.int32))
             chunk = steps.Chunk(
                 dict(zip(tokens, blocks, strict=True)),
@@ -212,7 +215,7 @@ def _launch(
             for n, v in outputs.items()
         ],
         scratch_types=[sent, spares],
-        # One axis: of the others CUDA has room for 65,535 rows only.
+        # CUDA limits all grid axes but the first to 65,535.
         grid=(rows * (d_out // COLUMNS),),
         grid_names=("program",),
         num_threads=2,
@@ -220,7 +223,7 @@ def _launch(
         interpret=interpret,
     )
     given = *(_turned(states[n]) for n in states), *tokens.values()
-    # Pipelines count in 32 bits, whatever the integers around them are.
+    # Pipelines need 32-bit integers.
     with jax.enable_x64(False):
         out = call(*given)
     return {
@@ -230,7 +233,7 @@ def _launch(
 
 
 def _spec(name, value, column, number):
-    """A chunk's part of an array of one row, of its ``g`` and ``o`` columns."""
+    """Spec of a chunk's part of one row; of ``g`` and ``o`` some columns."""
     *_, height, width = value.shape
     across = 0
     if name in ("g", "o"):
@@ -254,7 +257,7 @@ def _shared(height, width, dtype):
 
 
 def _transforms(dtype):
-    """Tiles that wgmma reads and TMA moves."""
+    """Layout of the tiles that wgmma reads and TMA copies."""
     return (
         plgpu.TilingTransform((8, SWIZZLE // jnp.dtype(dtype).itemsize)),
         plgpu.SwizzleTransform(SWIZZLE),

@@ -1,8 +1,8 @@
-"""The delta-memory recurrence token by token: slow, plain, and the truth.
+"""The delta-memory recurrence token by token: slow and simple.
 
-Every other implementation is tested against this one in float64. Source:
-Behrouz et al., arXiv 2512.24695, eq. 88, 90, 93 in the notation of the guide
-to the recurrence in :mod:`pallas_kernels.delta_memory.api`.
+All other implementations are tested against this one in float64. Source:
+Behrouz et al., arXiv 2512.24695, eq. 88, 90, 93, in the notation of
+:func:`pallas_kernels.delta_memory.delta_scan`.
 """
 
 import jax
@@ -15,8 +15,8 @@ def delta_scan_reference(
     """Runs the recurrence one token at a time with ``jax.lax.scan``.
 
     Arguments and results are those of
-    :func:`pallas_kernels.delta_memory.delta_scan`; ``chunk_size`` matters for
-    ``read="chunk"`` alone. Any float dtype; nothing is cast.
+    :func:`pallas_kernels.delta_memory.delta_scan`; ``chunk_size`` has an effect
+    only with ``read="chunk"``. Works in any float dtype, without casts.
 
     Example:
         >>> import jax.numpy as jnp

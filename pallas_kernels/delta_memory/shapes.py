@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 class Shape(NamedTuple):
-    """What one device gets of one layer."""
+    """Shape of one layer's memories on one device."""
 
     batch: int
     heads: int
@@ -19,7 +19,7 @@ class Shape(NamedTuple):
     dtype: jnp.dtype = jnp.bfloat16
 
     def arrays(self) -> dict[str, jax.ShapeDtypeStruct | None]:
-        """The arguments of ``delta_scan``, by name."""
+        """Returns abstract arguments of ``delta_scan``, by name."""
         lead = (self.batch, self.heads)
 
         def shape(*rest, dtype=jnp.float32):
@@ -41,8 +41,8 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    # 2,048 wide, 16 heads: gated DeltaNet of 1.3 billion parameters.
+    # Gated DeltaNet with 1.3 billion parameters: width 2,048, 16 heads.
     "gated_deltanet_1b3": Shape(1, 16, 4096, 128, False, "after"),
-    # 1,536 wide, 16 heads, with momentum: the 760 million of the Titans.
+    # Titans with 760 million: width 1,536, 16 heads, momentum.
     "titans_760m": Shape(2, 16, 2048, 96, True, "before"),
 }

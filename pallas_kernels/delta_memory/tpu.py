@@ -1,14 +1,15 @@
-"""The delta memory on a TPU: one kernel forward, one backward.
+"""The delta memory on TPUs, with one kernel forward and one backward.
 
-A program owns a few heads and walks over their chunks on the last grid axis,
-which a TPU runs in order: the state never leaves the chip's vector memory. The
-body is :func:`chunk_step` itself, and ``jax.vjp`` of it in the backward kernel,
-so there is one meaning and no second derivation. The forward pass for a
-gradient saves the state at the start of each chunk, ``4 d_in d_out`` bytes per
-head and chunk, from which the backward one starts over, last chunk first.
+A program handles a few heads and walks over their chunks on the last grid axis,
+which a TPU runs in order, so that the state stays in vector memory. The body of
+the forward kernel is :func:`chunk_step`, that of the backward kernel its
+``jax.vjp``. For a gradient the forward pass saves the state at the start of
+each chunk, ``4 d_in d_out`` bytes per head and chunk; the backward kernel
+recomputes each chunk from it, the last one first.
 
-Weak: the triangular inverse multiplies whole ``C x C`` matrices in float32,
-most of the work of a chunk; a width under 128 leaves lanes empty. Never timed.
+Weaknesses: the triangular inverse multiplies whole ``C x C`` matrices in
+float32, which is most of the work of a chunk; widths under 128 leave lanes
+unused. Never timed.
 """
 
 import functools
@@ -23,17 +24,17 @@ from pallas_kernels.delta_memory import layout
 from pallas_kernels.delta_memory.chunked import chunk_step
 from pallas_kernels.delta_memory.inverse import unit_lower_inverse_masked
 from pallas_kernels.device import VMEM_BYTES
-from pallas_kernels.partition import lead_spec, over_mesh
+from pallas_kernels.partition import call_over_mesh
 
 LEAST_BLOCK = 16
-"""Fewer tokens are padded to so many."""
+"""Least tokens of a block; fewer are padded."""
 HEADS = 4
-"""Heads of a program: while one waits for its ladder another is computed."""
+"""Most heads of a program, whose sequential inverses overlap."""
 _TOKENS = ("x", "g", "q", "gates")
 
 
 def why_not(arrays, block, read, interpret=False) -> str | None:
-    """Says why the kernels cannot take arrays, or shapes; ``None``: they can.
+    """Returns why the kernels cannot run on arrays, or shapes, else ``None``.
 
     Example:
         >>> x = jax.ShapeDtypeStruct((1, 128, 64), jnp.float16)
@@ -44,7 +45,7 @@ def why_not(arrays, block, read, interpret=False) -> str | None:
         >>> why_not(arrays, 128, "before")
         'x has dtype float16, must be float32 or bfloat16'
     """
-    del read  # Each of them is read.
+    del read  # All are supported.
     if block % 16:
         return f"a chunk of {block} tokens is no multiple of 16"
     if reason := layout.why_not(arrays, interpret):
@@ -64,10 +65,10 @@ def forward(arrays, *, block, read, save=False, interpret=False):
     """Runs the forward kernel.
 
     Args:
-        arrays: ``delta_scan``'s by name, ``None`` where there is none.
+        arrays: ``delta_scan``'s arrays by name; some may be ``None``.
         block: tokens per chunk, a multiple of 16.
         read: as in ``delta_scan``.
-        save: whether the states at chunk starts are wanted.
+        save: whether to return the states at chunk starts.
         interpret: as in ``pl.pallas_call``.
 
     Returns:
@@ -87,12 +88,12 @@ def forward(arrays, *, block, read, save=False, interpret=False):
                 )
         return _launch(_forward_kernel, step, inputs, like, plan, interpret)
 
-    out = _on_mesh(call, layout.prepare(arrays, plan), plan)
+    out = call_over_mesh(call, layout.prepare(arrays, plan), plan.lead)
     return layout.restore(out, plan), layout.restore_starts(out, plan)
 
 
 def backward(arrays, starts, cotangents, *, block, read, interpret=False):
-    """Runs the backward kernel; returns gradients for ``arrays``."""
+    """Runs the backward kernel and returns the gradients of ``arrays``."""
     plan = layout.plan_for(arrays, block)
     step = functools.partial(_chunk, plan=plan, read=read)
     inputs, pull = jax.vjp(lambda a: layout.prepare(a, plan), arrays)
@@ -104,11 +105,11 @@ def backward(arrays, starts, cotangents, *, block, read, interpret=False):
 
     tokens = {name: inputs[name] for name in _TOKENS}
     others = layout.prepare_cotangents(starts, cotangents, plan)
-    return pull(_on_mesh(call, tokens | others, plan))[0]
+    return pull(call_over_mesh(call, tokens | others, plan.lead))[0]
 
 
 def _chunk(state, tokens, index, *, plan, read):
-    """:func:`chunk_step` on a program's heads; ``state`` is ``{"w", "s"}``."""
+    """Runs :func:`chunk_step` on a program's heads; arrays are by name."""
     gates = dict.fromkeys(layout.GATES) | {
         name: tokens["gates"][:, row] for row, name in enumerate(plan.gates)
     }
@@ -116,7 +117,7 @@ def _chunk(state, tokens, index, *, plan, read):
     if plan.chunks * plan.chunk > plan.length:
         at = jax.lax.broadcasted_iota(jnp.int32, (1, plan.chunk), 1)
         valid = index * plan.chunk + at < plan.length
-    # A float32 product at default precision keeps bfloat16's digits.
+    # At default precision float32 products round their factors to bfloat16.
     full = jnp.finfo(tokens["x"].dtype).bits > 16
     with jax.default_matmul_precision("highest" if full else "default"):
         o, w, s = chunk_step(
@@ -155,7 +156,7 @@ def _forward_kernel(inputs, outputs, carry, *, step):
 
 
 def _backward_kernel(inputs, outputs, carry, *, step):
-    """The carry is the cotangent of the state; the last chunk comes first."""
+    """Runs the last chunk first; the carry is the cotangent of the state."""
     last = pl.num_programs(1) - 1
     index = last - pl.program_id(1)
 
@@ -181,7 +182,10 @@ def _backward_kernel(inputs, outputs, carry, *, step):
 
 
 def _launch(kernel, step, inputs, like, plan, interpret):
-    """Calls a kernel on arrays ``[*lead, ...]``; ``like`` are its outputs."""
+    """Calls a kernel on arrays ``[*lead, ...]`` by name.
+
+    ``like`` are shapes and dtypes of its outputs.
+    """
     inputs = {name: _flatten(name, inputs[name]) for name in inputs}
     outputs = {
         name: jax.eval_shape(functools.partial(_flatten, name), value)
@@ -238,23 +242,23 @@ def _launch(kernel, step, inputs, like, plan, interpret):
 
 
 def _flatten(name, value):
-    """Makes one axis of all leading ones."""
+    """Flattens the leading axes of an array into one."""
     if name.endswith("_start"):
         return value.reshape(value.shape[0], -1, *value.shape[-2:])
     return value.reshape(-1, *value.shape[-3 if name == "gates" else -2 :])
 
 
 def heads_at_once(plan, d_in, d_out, *, backward) -> int:
-    """How many heads a program has room for in ``VMEM_BYTES``, 0 to 4."""
+    """Returns how many heads of a program fit ``VMEM_BYTES``, from 0 to 4."""
     square = plan.chunk * max(plan.chunk, d_in, d_out)
     states = (12 if backward else 8) * len(plan.states) * d_in * d_out
-    # By compiling: about 20 and 40 temporaries live at once. Twice that.
+    # Twice the number of live temporaries in compiled kernels, 20 and 40.
     temporaries = (80 if backward else 40) * square
     return min(HEADS, VMEM_BYTES // (4 * (states + temporaries)))
 
 
 def _cost(step, inputs, outputs, state, plan, backward):
-    """Operations of one head's chunk times their number, bytes moved once."""
+    """Estimates the cost: operations of all chunks, and each byte once."""
     one = {
         name: jax.ShapeDtypeStruct((1, *state.shape[1:]), state.dtype)
         for name in plan.states
@@ -282,15 +286,3 @@ def _cost(step, inputs, outputs, state, plan, backward):
             math.prod(v.shape) * v.dtype.itemsize for v in moved
         ),
     )
-
-
-def _on_mesh(call, inputs, plan):
-    """Each device calls on its rows and heads."""
-    spec = lead_spec(plan.lead)
-    behind = jax.P(None, *spec)
-
-    def place(names):
-        return {n: behind if n.endswith("_start") else spec for n in names}
-
-    outputs = jax.eval_shape(call, inputs)
-    return over_mesh(call, (place(inputs),), place(outputs))(inputs)

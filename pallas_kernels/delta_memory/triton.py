@@ -1,42 +1,44 @@
-r"""The delta memory on GPUs through Triton: few kernels, chunks of 64 tokens.
+r"""The delta memory on GPUs through Triton, in chunks of 64 tokens.
 
-Forward, one program per chunk makes what all columns share, ``T = (I + L)^-1``
-among it (:func:`pairs_kernel`), then one program per head and column block
-walks over the chunks with the state in registers (:func:`walk_kernel`):
+In the forward pass, one program per chunk computes the matrices that all
+columns share, ``T = (I + L)^-1`` among them (:func:`pairs_kernel`); then one
+program per head and column block walks over the chunks with the state in
+registers (:func:`walk_kernel`):
 
     Y = ā ∘ X W + b̄ ∘ X S + (c̄ ∘ X Xᵀ) G        N = T Y        E = β ∘ N
     O = a ∘ Q W + b ∘ Q S + P G - K E
     W' = a_C W + b_C S + Xᵀ (c_C ∘ G - A_C ∘ E)     S' = m_C S + Xᵀ (R_C ∘ G)
 
-in the letters of :func:`chunk_step`. That is affine in ``(W, S)``, so the
-cotangent of the state walks back without it (:func:`walk_back_kernel`):
+in the letters of :func:`chunk_step`. This is affine in ``(W, S)``, so the walk
+of the state's cotangent does not need the state (:func:`walk_back_kernel`):
 
     dE = -Kᵀ dO - A_C ∘ X dW'       dY = Tᵀ (β ∘ dE)
     dW = a_C dW' + Qᵀ (a ∘ dO) + Xᵀ (ā ∘ dY)
     dS = b_C dW' + m_C dS' + Qᵀ (b ∘ dO) + Xᵀ (b̄ ∘ dY)
 
-All else is parallel over chunks. A second forward walk, parallel over blocks,
-recovers from the saved states those of each chunk, in the inputs' dtype, and
-``N``. One kernel turns them into what passes through ``X Xᵀ`` and ``Q Xᵀ``,
-with ``dL = -dY Nᵀ`` and ``jax.vjp`` of :func:`pairs`; one adds what meets the
-states. The gates' gradients follow from those of their rows.
+Everything else is parallel over chunks. A second forward walk, parallel over
+blocks, recomputes the states of each chunk, in the inputs' dtype, and ``N``
+from the saved states. One kernel computes the gradients that pass through
+``X Xᵀ`` and ``Q Xᵀ``, with ``dL = -dY Nᵀ`` and ``jax.vjp`` of :func:`pairs`;
+another adds those that involve the states. Gradients of gates follow from those
+of their rows.
 
-Weak: widths that are no power of two are padded to one; the walks occupy one
-multiprocessor per head and 64 columns; float32 that is wider than 64, or has
-momentum, spills registers. Never timed.
+Weaknesses: widths are padded to powers of two; the walks occupy one
+multiprocessor per head and 64 columns; float32 spills registers if it is wider
+than 64 or has momentum. Never timed.
 """
 
 from pallas_kernels.delta_memory import layout
 from pallas_kernels.delta_memory.triton_launch import Run, chunk_for
 
 LEAST_BLOCK = 16
-"""Fewer tokens are padded to so many."""
+"""Least tokens of a block; fewer are padded."""
 WIDEST = 128
-"""Largest ``d_in``: all rows of a state are in one program's registers."""
+"""Largest ``d_in``: one program holds all rows of a state in registers."""
 
 
 def why_not(arrays, block, read, interpret=False) -> str | None:
-    """Says why the kernels cannot take arrays, or shapes; ``None``: they can.
+    """Returns why the kernels cannot run on arrays, or shapes, else ``None``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -65,10 +67,10 @@ def forward(arrays, *, block, read, save=False, interpret=False):
     """Runs the forward kernels.
 
     Args:
-        arrays: ``delta_scan``'s by name, ``None`` where there is none.
-        block: tokens between saved states; 64 times a number, or 16 or 32.
+        arrays: ``delta_scan``'s arrays by name; some may be ``None``.
+        block: tokens between saved states: 16, 32 or a multiple of 64.
         read: as in ``delta_scan``.
-        save: whether the states at block starts are wanted.
+        save: whether to return the states at block starts.
         interpret: as in ``pl.pallas_call``.
 
     Returns:
@@ -79,6 +81,6 @@ def forward(arrays, *, block, read, save=False, interpret=False):
 
 
 def backward(arrays, starts, cotangents, *, block, read, interpret=False):
-    """Runs the backward kernels; returns gradients for ``arrays``."""
+    """Runs the backward kernels and returns the gradients of ``arrays``."""
     run = Run(arrays, block, read, interpret)
     return run.backward(arrays, starts, cotangents)

@@ -1,6 +1,6 @@
 """Bodies of the backward Triton kernels.
 
-They see what those of :mod:`pallas_kernels.delta_memory.triton_kernels` see.
+Their arguments are those of :mod:`pallas_kernels.delta_memory.triton_kernels`.
 """
 
 import jax
@@ -26,10 +26,11 @@ from pallas_kernels.delta_memory.triton_parts import (
 
 
 def walk_back_kernel(inputs, outputs, *, case, chunk, dtype):
-    """The cotangent of the state, last chunk first; nothing is recomputed.
+    """Walks back with the state's cotangent, from the last chunk to the first.
 
-    Outputs: that after each chunk (``dw_low``, ``ds_low``), that before the
-    first (``w``, ``s``), and ``dy``, that of what the inverse is applied to.
+    Outputs are the cotangents of the states after each chunk (``dw_low``,
+    ``ds_low``) and before the first (``w``, ``s``), and ``dy``, that of the
+    inverse's right-hand side.
     """
     count = inputs["rows"].shape[0]
 
@@ -64,13 +65,13 @@ def walk_back_kernel(inputs, outputs, *, case, chunk, dtype):
             put(outputs["dy"], (at, slice(None)), dy, dtype)
         for name in case.states:
             if case.read != "chunk":
-                met = row(f"out_{name}") * whole(do, state["w"].dtype)
-                before[name] = before[name] + back(q, met)
+                scaled = row(f"out_{name}") * whole(do, state["w"].dtype)
+                before[name] = before[name] + back(q, scaled)
             elif name == "w":
                 before[name] = before[name] + product(q, do, (0, 0))
             if case.delta:
-                met = row(f"in_{name}") * dy
-                before[name] = before[name] + back(x, met)
+                scaled = row(f"in_{name}") * dy
+                before[name] = before[name] + back(x, scaled)
         return before
 
     state = {name: inputs[f"{name}_end"][...] for name in case.states}
@@ -80,10 +81,9 @@ def walk_back_kernel(inputs, outputs, *, case, chunk, dtype):
 
 
 def pairs_backward_kernel(inputs, outputs, *, case, dtype, tile):
-    """From all columns to the gradients of :func:`pairs`, of one chunk.
+    """Computes the gradients of :func:`pairs` of one chunk.
 
-    That of ``solve`` needs no inverse: with ``N = T Y`` that of ``L`` is
-    ``-dY N^T``.
+    With ``N = T Y``, the gradient of ``L`` is ``-dY N^T``.
     """
     acc = inputs["rows"].dtype
     rows = named_rows(inputs, case)
@@ -139,7 +139,10 @@ def pairs_backward_kernel(inputs, outputs, *, case, dtype, tile):
 
 
 def mixing_backward_kernel(inputs, outputs, *, case, dtype):
-    """From ``dmixed``; what its products need would spill in a larger one."""
+    """Computes the gradients of :func:`mixing`, given ``dmixed``.
+
+    As a part of a larger kernel its products would spill registers.
+    """
     rows = named_rows(inputs, case)
     some = {name: rows[name] for name in case.mixing_rows}
     _, pull = jax.vjp(lambda some: mixing(rows | some, dtype), some)
@@ -148,9 +151,9 @@ def mixing_backward_kernel(inputs, outputs, *, case, dtype):
 
 
 def states_backward_kernel(inputs, outputs, *, case, dtype, tile):
-    """The gradients of one chunk that the states take part in.
+    """Computes the gradients of one chunk that involve the states.
 
-    Inputs ``dx`` and ``dq`` are the parts that :func:`pairs` accounts for.
+    Inputs ``dx`` and ``dq`` are the gradients through :func:`pairs`.
     """
     rows = named_rows(inputs, case)
     acc = inputs["rows"].dtype
@@ -166,7 +169,7 @@ def states_backward_kernel(inputs, outputs, *, case, dtype, tile):
         return get(inputs[name], some, at)
 
     def change(at):
-        """What is written and what is erased at each token."""
+        """Returns what is written and what is erased at each token."""
         net, erased = whole(read("g", slice(None), at), acc), None
         if case.delta:
             erased = row["beta"] * whole(read("n", slice(None), at), acc)
@@ -222,16 +225,17 @@ def states_backward_kernel(inputs, outputs, *, case, dtype, tile):
                 state = read(f"{name}_low", some, at)
                 ends.append(_inner(after, state, acc))
                 if case.delta:
-                    met = product(read("dy", slice(None), at), state, (1, 1))
-                    add[f"in_{name}"] = (met * x).sum(1)
-                    dx = dx + row[f"in_{name}"] * met
+                    from_y = read("dy", slice(None), at)
+                    dk = product(from_y, state, (1, 1))
+                    add[f"in_{name}"] = (dk * x).sum(1)
+                    dx = dx + row[f"in_{name}"] * dk
                 if case.read == "chunk":
                     if name == "w":
                         dq = dq + product(do, state, (1, 1))
                     continue
-                met = product(do, state, (1, 1))
-                add[f"out_{name}"] = (met * q).sum(1)
-                dq = dq + row[f"out_{name}"] * met
+                dk = product(do, state, (1, 1))
+                add[f"out_{name}"] = (dk * q).sum(1)
+                dq = dq + row[f"out_{name}"] * dk
             if case.momentum:
                 after = read("ds_low", some, at)
                 ends.append(_inner(after, state, acc))
@@ -250,17 +254,17 @@ def states_backward_kernel(inputs, outputs, *, case, dtype, tile):
         outputs["grad_q"][:, some] = dq.astype(dtype)
         return carry
 
-    met = {n: v for n, v in drows.items() if n not in names}
+    others = {n: v for n, v in drows.items() if n not in names}
     dends = [jnp.zeros((), acc)] * (3 if case.momentum else 1)
-    met, dends = over_x(inputs, from_states, [met, dends])
+    others, dends = over_x(inputs, from_states, [others, dends])
     place = iota(rows["ends"].shape, 0)
     dends = [jnp.where(place == k, v, 0) for k, v in enumerate(dends)]
-    drows |= met | {"ends": sum(dends)}
+    drows |= others | {"ends": sum(dends)}
     _write_rows(outputs["state_rows"], drows, case.state_rows)
 
 
 def _from_state(inputs, name, at):
-    """``X`` times some columns of a state, by and by."""
+    """Returns ``X`` times some columns of a state."""
     shape = inputs["x"].shape[1], at.size
 
     def step(some, x, total):

@@ -1,41 +1,42 @@
-"""What the gates of a chunk amount to, for the Triton kernels.
+"""Coefficients that the Triton kernels derive from the gates of a chunk.
 
-The kernels take gates as rows of one number a token, made here by XLA, so that
-``jax.vjp`` finds the gates' gradients from those of the rows. What is a matrix
-of pairs of tokens is made inside the kernels from logarithms, and ``jax.vjp``
-of :func:`pairs` runs inside the backward kernel: neither is derived by hand.
-The letters are those of :func:`chunk_step`, whose results these are.
+The kernels take gates as rows of one number per token, computed here by XLA, so
+that ``jax.vjp`` turns gradients of rows into those of gates. Matrices of pairs
+of tokens are computed inside the kernels, from logarithms, and the backward
+kernel runs ``jax.vjp`` of :func:`pairs`: no derivative is written by hand. The
+letters are those of :func:`chunk_step`.
 """
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.delta_memory.chunked import ratios, triangles
 from pallas_kernels.delta_memory.triton_parts import dot
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Which of the recurrence's terms there are, all static."""
+    """Static description of a recurrence: the terms that it has."""
 
     read: str
     """As in ``delta_scan``."""
     delta: bool
-    """Whether anything is erased."""
+    """Whether there is a delta term."""
     momentum: bool
-    """Whether there is a second state."""
+    """Whether there is a second state, the momentum."""
 
     @property
     def rows(self) -> tuple[str, ...]:
         """Names of :func:`gate_rows`, in the order in which they are stacked.
 
-        Of a token: logarithms of the retention since the chunk's start
-        ``before`` it and ``after`` it; what of the states it meets, writing
-        (``in``) and reading (``out``); what of its write and of what it erased
-        is left in the states ``w`` and ``s`` after the chunk. Of the chunk, in
-        ``ends``: what is left of ``w``, and of ``s`` in ``w`` and in itself.
+        Per token: logarithms of the retention since the start of the chunk,
+        ``before`` and ``after`` the token, and of momentum, ``log_m``; factors
+        of the chunk's initial states at its key (``in``) and its query
+        (``out``); factors of its write (``write``) and its erasure (``erase``)
+        in the final states. Per chunk, in ``ends``: the factor of ``w`` in the
+        final ``w``, then those of ``s`` in the final ``w`` and ``s``.
         """
         names = ["before", "after", "in_w", "out_w", "write_w", "ends"]
         if self.delta:
@@ -59,40 +60,40 @@ class Case:
 
     @property
     def hidden(self) -> str:
-        """Where :func:`pairs` has what hides the erased from the outputs."""
+        """Name of the matrix of :func:`pairs` from erasures to outputs."""
         return "hidden" if self.momentum else "shown"
 
     @property
     def mixing_rows(self) -> tuple[str, ...]:
-        """Those of ``rows`` that :func:`mixing` has a gradient for."""
+        """Names of the rows that :func:`mixing` has gradients for."""
         return ("before", "after", "log_m") if self.momentum else ()
 
     @property
     def pair_rows(self) -> tuple[str, ...]:
-        """Those of ``rows`` that :func:`pairs` has a gradient for."""
+        """Names of the rows that :func:`pairs` has gradients for."""
         names = ("before", "after", "log_m", "beta")
         return tuple(name for name in names if name in self.rows)
 
     @property
     def state_rows(self) -> tuple[str, ...]:
-        """Those of ``rows`` that meet the states."""
+        """Names of the rows that are factors of the states."""
         names = ("before", "after", "log_m")
         return tuple(name for name in self.rows if name not in names)
 
     @property
     def states(self) -> str:
-        """Names of the states."""
+        """Names of the states, one letter each."""
         return "ws" if self.momentum else "w"
 
 
 def gate_rows(gates, case, keep):
-    """Rows of each chunk by name, ``[..., C]``; see :attr:`Case.rows`.
+    """Returns the rows of each chunk by name, see :attr:`Case.rows`.
 
     Args:
-        gates: by name, ``[..., C]`` in the state's dtype.
-        case: which terms there are.
-        keep: 0 where a token is padding and must change nothing, else 1,
-            broadcasts against a gate.
+        gates: gates by name, ``[..., C]`` in the state's dtype.
+        case: terms of the recurrence.
+        keep: 0 for padding, which changes nothing, else 1; broadcasts against
+            a gate.
     """
     acc = gates["log_alpha"].dtype
     floor = float(np.log(jnp.finfo(acc).eps / 50))
@@ -117,7 +118,7 @@ def gate_rows(gates, case, keep):
         alpha = jnp.exp(after - before)
         in_s = (moves * m[..., None, :]).sum(-1)
         out_s = alpha * in_s + keep * m
-        # The last row of what is a product of two matrices for all tokens.
+        # The last row of a product of two matrices.
         last = alpha[..., -1:] * (moves[..., -1, :, None] * carry).sum(-2)
         rows |= {
             "erase": left,
@@ -135,34 +136,33 @@ def gate_rows(gates, case, keep):
 
 
 def mixing(rows, dtype):
-    """What the momentum of each write has become: a product of all gates.
+    """Returns factors of writes in the weights at later keys, with momentum.
 
     Args:
-        rows: ``[C]`` each, by name.
-        dtype: that of the products that the result, ``[C, C]``, is for.
+        rows: rows of a chunk by name, ``[C]`` each.
+        dtype: dtype of the products that the result, ``[C, C]``, is used in.
     """
     now, past = triangles(rows["after"].shape[-1])
-    # Padding comes last: nothing real follows, and nobody reads its rows.
+    # Padding needs no mask: it comes last, and its rows are not used.
     decay = ratios(rows["before"], rows["after"], past)
     carry = ratios(rows["log_m"], rows["log_m"], now)
     return dot(decay, carry, ends_as=dtype)
 
 
 def pairs(gram, overlap, mixed, rows, case):
-    """Matrices of a chunk's pairs of tokens, ``[C, C]``, by name.
+    """Returns matrices of a chunk's pairs of tokens, ``[C, C]``, by name.
 
     Args:
         gram: ``X X^T`` in the state's dtype.
-        overlap: ``Q X^T``; ``None`` where nothing is read token by token.
-        mixed: from :func:`mixing`; ``None`` without momentum.
-        rows: ``[C]`` each, by name.
-        case: which terms there are.
+        overlap: ``Q X^T``; ``None`` with ``read="chunk"``.
+        mixed: result of :func:`mixing`; ``None`` without momentum.
+        rows: rows of the chunk by name, ``[C]`` each.
+        case: terms of the recurrence.
 
     Returns:
-        ``lower`` (L, to be inverted with ones on the diagonal), ``gather``
-        (writes as seen by writers), ``shown`` (writes in the outputs) and
-        ``hidden`` (what was erased in the outputs; without momentum that is
-        ``shown``).
+        ``lower`` (``L`` of the inverse), ``gather`` (from writes to later
+        keys), ``shown`` (from writes to outputs) and ``hidden`` (from erasures
+        to outputs; without momentum that is ``shown``).
     """
     before, after = rows["before"], rows["after"]
     now, past = triangles(gram.shape[-1])
@@ -185,19 +185,6 @@ def pairs(gram, overlap, mixed, rows, case):
     if "hidden" in case.pairs:
         found["hidden"] = decay * overlap
     return found
-
-
-def triangles(size):
-    """Lower-triangular masks with (``s <= t``) and without the diagonal."""
-    row = jax.lax.broadcasted_iota(jnp.int32, (size, size), 0)
-    column = jax.lax.broadcasted_iota(jnp.int32, (size, size), 1)
-    return column <= row, column < row
-
-
-def ratios(at, since, mask):
-    """``exp(at_t - since_s)`` under ``mask``, else 0; exponents <= 0 there."""
-    difference = at[..., :, None] - since[..., None, :]
-    return jnp.where(mask, jnp.exp(jnp.where(mask, difference, 0)), 0)
 
 
 def _shift(total):

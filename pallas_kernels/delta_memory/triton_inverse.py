@@ -1,7 +1,7 @@
 """Inverses of unit lower-triangular matrices on GPUs, through Triton.
 
-One program inverts one block of up to 64 on the diagonal, where XLA would
-launch a dozen small products; the rungs above it are XLA's. Never timed.
+One program inverts one diagonal block of up to 64, where XLA would launch a
+dozen small products; XLA's products merge the blocks. Never timed.
 """
 
 import functools
@@ -12,7 +12,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from pallas_kernels.delta_memory.inverse import inverse_backward, ladder_from
+from pallas_kernels.delta_memory.inverse import (
+    inverse_backward,
+    inverse_from_blocks,
+)
 from pallas_kernels.delta_memory.triton_kernels import (
     unit_lower_inverse_by_columns,
 )
@@ -25,7 +28,7 @@ LARGEST = 64
 def unit_lower_inverse_triton(
     strict_lower: jax.Array, interpret: bool = False
 ) -> jax.Array:
-    """``unit_lower_inverse`` with a kernel; what it says holds here too.
+    """:func:`unit_lower_inverse` with a kernel.
 
     Args:
         strict_lower: ``L``, ``[..., C, C]``, any ``C >= 1``.
@@ -38,10 +41,10 @@ def unit_lower_inverse_triton(
     """
     size = strict_lower.shape[-1]
     base = next((b for b in (16, 32) if b >= size), LARGEST)
-    return ladder_from(
+    return inverse_from_blocks(
         strict_lower,
         base,
-        functools.partial(_first_rung, base=base, interpret=interpret),
+        functools.partial(_invert_blocks, base=base, interpret=interpret),
     )
 
 
@@ -57,11 +60,11 @@ def _backward(interpret, inverse, cotangent):
 unit_lower_inverse_triton.defvjp(_forward, _backward)
 
 
-def _first_rung(lower, *, base, interpret):
+def _invert_blocks(lower, *, base, interpret):
     *lead, width, _ = lower.shape
     flat = lower.reshape(-1, width, width)
     rows, blocks = flat.shape[0], width // base
-    rungs = int(math.log2(base // 16))
+    steps = int(math.log2(base // 16))
     inverse = pl.pallas_call(
         _kernel,
         grid=(rows, blocks),
@@ -72,7 +75,7 @@ def _first_rung(lower, *, base, interpret):
         out_shape=jax.ShapeDtypeStruct((rows, blocks, base, base), lower.dtype),
         compiler_params=pltriton.CompilerParams(num_warps=4, num_stages=1),
         cost_estimate=pl.CostEstimate(
-            flops=rows * blocks * base**2 * (32 + 4 * base * rungs),
+            flops=rows * blocks * base**2 * (32 + 4 * base * steps),
             transcendentals=0,
             bytes_accessed=2 * rows * blocks * base**2 * lower.dtype.itemsize,
         ),

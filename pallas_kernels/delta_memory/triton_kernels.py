@@ -1,7 +1,7 @@
-"""Bodies of the forward Triton kernels, and what the backward ones share.
+"""Bodies of the forward Triton kernels, and functions of all kernels.
 
-All of them see one row (a batch row's head) and, as dicts by name, references
-to what :mod:`pallas_kernels.delta_memory.triton_launch` describes.
+A kernel works on one row (a head of a batch row). It takes dicts of references
+to the arrays of :mod:`pallas_kernels.delta_memory.triton_arrays`, by name.
 """
 
 import jax
@@ -22,19 +22,21 @@ from pallas_kernels.delta_memory.triton_parts import (
 _BASE = 16
 """Width of the blocks that are inverted column by column."""
 _DEPTH = 32
-"""Columns of ``x`` that are multiplied at once where all are many."""
+"""Most columns of ``x`` that are multiplied at once."""
 ALL = (slice(None), slice(None))
-"""A whole matrix."""
+"""Index of a whole matrix."""
 
 
 def unit_lower_inverse_by_columns(lower, ends_as):
-    """``(I + L)^-1`` of one ``[C, C]``, in shapes that Triton takes.
+    """Returns ``(I + L)^-1`` of one matrix, in shapes that Triton supports.
 
-    All diagonal blocks of width 16 together are cleared column by column,
-    ``15`` steps without a product; the ladder's masked rungs do the rest.
+    All diagonal blocks of width 16 are inverted together, column by column, in
+    15 steps without matrix products, and then merged as in
+    :mod:`pallas_kernels.delta_memory.inverse`, with masks.
 
     Args:
-        lower: strictly lower-triangular, ``C`` 16 times a power of two.
+        lower: ``L``, ``[C, C]``, strictly lower-triangular, with ``C`` 16
+            times a power of two.
         ends_as: as in :func:`dot`.
     """
     size, dtype = lower.shape[0], lower.dtype
@@ -56,7 +58,7 @@ def unit_lower_inverse_by_columns(lower, ends_as):
     down, across = iota(lower.shape, 0), iota(lower.shape, 1)
     block = _BASE
     while block < size:
-        # In one pair of blocks, but not in one block.
+        # Pairs of tokens in the same pair of blocks, not in the same block.
         mask = (down ^ across) & -block == block
         corner = jnp.where(mask, lower, 0)
         corner = dot(inverse, corner, ends_as=ends_as)
@@ -66,7 +68,7 @@ def unit_lower_inverse_by_columns(lower, ends_as):
 
 
 def pairs_kernel(inputs, outputs, *, case, dtype):
-    """What a chunk's writes and reads share; the inverse is ``solve``."""
+    """Computes the matrices of :func:`pairs`, and ``solve``, the inverse."""
     rows = named_rows(inputs, case)
     mixed = mixing(rows, dtype) if case.momentum else None
     if "mixed" in outputs:
@@ -81,18 +83,17 @@ def pairs_kernel(inputs, outputs, *, case, dtype):
 
 
 def walk_kernel(inputs, outputs, *, case, chunk, dtype, every):
-    """Chunk after chunk, with some columns of the state in registers.
+    """Walks over chunks with some columns of the state in registers.
 
     Args:
-        inputs: ``w``, ``s``, tokens, rows and pairs.
-        outputs: what is wanted of ``out``, ``n`` (what the memory held at each
-            write), ``w_end``, ``w_start`` (the states every ``every`` chunks),
-            ``w_low`` (those that the products of each chunk saw), likewise
-            ``s_end`` and so on.
-        case: which terms there are.
-        chunk: tokens.
-        dtype: of the products.
-        every: see ``outputs``.
+        inputs: ``w``, ``s``, tokens, rows and matrices of pairs.
+        outputs: any of ``out``, ``n`` (the memory's recall at each key),
+            ``w_end``, ``w_start`` (states every ``every`` chunks), ``w_low``
+            (states of each chunk, in parts), and the same of ``s``.
+        case: terms of the recurrence.
+        chunk: tokens per chunk.
+        dtype: dtype of products.
+        every: chunks between saved states.
     """
 
     def step(index, state):
@@ -111,7 +112,7 @@ def walk_kernel(inputs, outputs, *, case, chunk, dtype, every):
                 put_parts(outputs[f"{name}_low"], (index, *ALL), low[name])
         _save(outputs, state, index, every)
 
-        def seen(by, row_name):
+        def from_states(by, row_name):
             out = row(f"{row_name}_w") * product(by, low["w"])
             if case.momentum:
                 out = out + row(f"{row_name}_s") * product(by, low["s"])
@@ -122,7 +123,7 @@ def walk_kernel(inputs, outputs, *, case, chunk, dtype, every):
 
         net = whole(g, state["w"].dtype)
         if case.delta:
-            recalled = seen(x, "in") + among("gather", g)
+            recalled = from_states(x, "in") + among("gather", g)
             recalled = among("solve", split(recalled, dtype))
             erased = row("beta") * recalled
             if "n" in outputs:
@@ -134,7 +135,7 @@ def walk_kernel(inputs, outputs, *, case, chunk, dtype, every):
             if case.read == "chunk":
                 o = product(q, low["w"])
             else:
-                o = seen(q, "out") + among("shown", split(net, dtype))
+                o = from_states(q, "out") + among("shown", split(net, dtype))
                 if "hidden" in inputs:
                     o = o - among("hidden", split(erased, dtype))
             outputs["out"][at, :] = o.astype(dtype)
@@ -150,8 +151,8 @@ def walk_kernel(inputs, outputs, *, case, chunk, dtype, every):
         after["w"] = after["w"] + written
         return after
 
-    from_all = "_start" if "w_start" in inputs else ""
-    state = {n: inputs[f"{n}{from_all}"][...] for n in case.states}
+    suffix = "_start" if "w_start" in inputs else ""
+    state = {n: inputs[f"{n}{suffix}"][...] for n in case.states}
     count = inputs["rows"].shape[0]
     state = jax.lax.fori_loop(0, count, step, state)
     for name, value in state.items():
@@ -160,7 +161,10 @@ def walk_kernel(inputs, outputs, *, case, chunk, dtype, every):
 
 
 def products(inputs, case):
-    """``X X^T`` and, where wanted, ``Q X^T`` of one chunk."""
+    """Returns ``X X^T`` and ``Q X^T`` of one chunk.
+
+    ``Q X^T`` is ``None`` with ``read="chunk"``.
+    """
     names = ["x"] if case.read == "chunk" else ["x", "q"]
 
     def step(at, x, sums):
@@ -176,7 +180,7 @@ def products(inputs, case):
 
 
 def over_x(inputs, step, carry):
-    """Loops over columns of ``x``: all at once are too many registers."""
+    """Loops over columns of ``x``, all of which do not fit into registers."""
     width = inputs["x"].shape[2]
     depth = min(width, _DEPTH)
 
@@ -188,18 +192,18 @@ def over_x(inputs, step, carry):
 
 
 def named_rows(inputs, case):
-    """A chunk's rows by name."""
+    """Returns the rows of a chunk by name."""
     return {
         name: inputs["rows"][number, :] for number, name in enumerate(case.rows)
     }
 
 
 def _save(outputs, state, index, every):
-    """The states at the start of a block of tokens."""
+    """Writes the states at the start of a block of tokens."""
     if "w_start" not in outputs:
         return
 
-    # What jax.numpy's division does about signs is nothing for Triton.
+    # Triton cannot compile the integer division of jax.numpy.
     every = jnp.asarray(every, index.dtype)
 
     @pl.when(jax.lax.rem(index, every) == 0)
@@ -210,5 +214,5 @@ def _save(outputs, state, index, every):
 
 
 def iota(shape, axis):
-    """Each element's place along an axis."""
+    """Returns the index of each element along an axis."""
     return jax.lax.broadcasted_iota(jnp.int32, shape, axis)

@@ -1,8 +1,4 @@
-"""What the Triton kernels of the delta memory are called on.
-
-Arrays have names, and names have axes: what shape an array has, which part of
-it a program sees and what is padded all follow from those.
-"""
+"""Launches of the delta memory's Triton kernels, forward and backward."""
 
 import functools
 import math
@@ -15,55 +11,32 @@ from jax.experimental.pallas import triton as pltriton
 from pallas_kernels.delta_memory import layout
 from pallas_kernels.delta_memory import triton_backward as backward
 from pallas_kernels.delta_memory import triton_kernels as kernels
+from pallas_kernels.delta_memory.triton_arrays import (
+    SPLIT,
+    abstract,
+    axes_of,
+    narrow,
+    widen,
+)
 from pallas_kernels.delta_memory.triton_gates import Case, gate_rows
 from pallas_kernels.delta_memory.triton_parts import parts_of, split
-from pallas_kernels.partition import lead_spec, over_mesh
+from pallas_kernels.partition import call_over_mesh
 
 CHUNK = 64
-"""Tokens that are processed in parallel; fewer where a block has fewer."""
+"""Tokens that are processed in parallel; fewer in shorter blocks."""
 COLUMNS = 64
-"""Columns of the states that one program of a walk has in registers."""
-AXES = {
-    "x": "rti",
-    "q": "rti",
-    "dx": "rti",
-    "dq": "rti",
-    "g": "rtj",
-    "o": "rtj",
-    "n": "rtj",
-    "dy": "rtj",
-    "solve": "rcee",
-    "gather": "rcee",
-    "shown": "rcee",
-    "hidden": "rcee",
-    "out": "rtj",
-    "grad_x": "rti",
-    "grad_q": "rti",
-    "grad_g": "rtj",
-    "mixed": "rcee",
-    "dmixed": "rcee",
-    "rows": "rcve",
-    "pair_rows": "rcpe",
-    "state_rows": "rcme",
-    "mixing_rows": "rcle",
-}
-for _state in "ws":
-    AXES[_state] = AXES[f"{_state}_end"] = "rij"
-    AXES[f"{_state}_start"] = "brij"
-    AXES[f"{_state}_low"] = AXES[f"d{_state}_low"] = "rcij"
-"""Axes of the kernels' arrays: rows (of the batch, and heads), tokens, chunks,
-blocks of tokens, ``d_in``, ``d_out``, tokens of a chunk, names of its rows
-(all, those of pairs, of states, of mixing)."""
-SPLIT = {"x", "q", "g", "o", "n", "dy", "solve", "gather", "shown", "hidden"}
-SPLIT |= {name for name in AXES if name.endswith("_low")}
-"""What products read, in parts (:func:`split`) on an axis after the rows'."""
+"""Columns of the states that one program of a walk holds in registers."""
 WARPS = {"walk": 4, "again": 4, "walk_back": 4}
-"""Of the walks; the other kernels have 8. By compiling: no shape in
+"""Warps of the walks; other kernels have 8. Compiling shows that no shape in
 :mod:`pallas_kernels.delta_memory.shapes` spills registers."""
 
 
 class Run:
-    """What one call of the kernels is about, all static, and their launches."""
+    """Launches the kernels of one call, whose static properties it holds.
+
+    Sizes of axes and names of arrays are those of
+    :mod:`pallas_kernels.delta_memory.triton_arrays`.
+    """
 
     def __init__(self, arrays, block, read, interpret):
         self.plan = layout.plan_for(arrays, block)
@@ -93,7 +66,7 @@ class Run:
         }
 
     def forward(self, arrays, save):
-        """``(o, w, s)`` and, if ``save``, ``(w, s)`` at block starts."""
+        """Returns ``(o, w, s)`` and, if ``save``, the states' block starts."""
         states = self.case.states
         d_in = arrays["x"].shape[-1]
 
@@ -106,77 +79,55 @@ class Run:
             out["o"] = out.pop("out")
             widths = {"i": d_in, "j": inputs["g"].shape[-1]}
             lead = inputs["g"].shape[:-2]
-            return {n: self.narrow(n, v, lead, widths) for n, v in out.items()}
+            return {n: narrow(n, v, lead, widths) for n, v in out.items()}
 
-        out = self.on_mesh(call, layout.prepare(arrays, self.plan))
+        inputs = layout.prepare(arrays, self.plan)
+        out = call_over_mesh(call, inputs, self.plan.lead)
         starts = layout.restore_starts(out, self.plan)
         return layout.restore(out, self.plan), starts
 
     def backward(self, arrays, starts, cotangents):
-        """Gradients for ``arrays``."""
+        """Returns the gradients of ``arrays``."""
         plan = self.plan
         inputs, pull = jax.vjp(lambda a: layout.prepare(a, plan), arrays)
         others = layout.prepare_cotangents(starts, cotangents, plan)
 
         def call(both):
             given, back = jax.vjp(self.adapt, {n: both[n] for n in inputs})
-            given |= {name: self.widen(name, both[name]) for name in others}
+            given |= {n: widen(n, both[n], self.sizes) for n in others}
             return back(self.gradients(self.divide(given)))[0]
 
-        return pull(self.on_mesh(call, inputs | others))[0]
-
-    def on_mesh(self, call, inputs):
-        """Each device calls on its rows and heads."""
-        spec = lead_spec(self.plan.lead)
-        behind = jax.P(None, *spec)
-
-        def place(names):
-            return {n: behind if n.endswith("_start") else spec for n in names}
-
-        outputs = jax.eval_shape(call, inputs)
-        return over_mesh(call, (place(inputs),), place(outputs))(inputs)
-
-    def widen(self, name, value):
-        """One axis of rows, and zeros up to the widths of the kernels."""
-        axes = AXES[name]
-        at = axes.index("r")
-        rest = value.shape[value.ndim - len(axes) + at + 1 :]
-        value = value.reshape(*value.shape[:at], -1, *rest)
-        pad = [
-            (0, self.sizes[a] - n if a in "ij" else 0)
-            for a, n in zip(axes, value.shape, strict=True)
-        ]
-        return jnp.pad(value, pad)
-
-    def narrow(self, name, value, lead, widths):
-        """The way back from :meth:`widen`, to the width of each axis."""
-        axes = AXES[name]
-        at = axes.index("r")
-        value = value[tuple(slice(widths.get(a)) for a in axes)]
-        return value.reshape(*value.shape[:at], *lead, *value.shape[at + 1 :])
+        grads = call_over_mesh(call, inputs | others, plan.lead)
+        return pull(grads)[0]
 
     def adapt(self, inputs):
-        """Prepared arrays as the kernels take them, gates as ``rows``."""
-        out = {n: self.widen(n, v) for n, v in inputs.items() if n != "gates"}
-        gates = inputs["gates"]
+        """Returns the kernels' arrays, given those of ``layout.prepare``.
+
+        Gates become ``rows``.
+        """
+        others = {n: v for n, v in inputs.items() if n != "gates"}
+        others = {n: widen(n, v, self.sizes) for n, v in others.items()}
         kinds = len(self.plan.gates)
         shape = (self.plan.chunks, kinds, self.per_block, self.chunk)
-        gates = gates.reshape(-1, *shape).swapaxes(2, 3)
+        gates = inputs["gates"].reshape(-1, *shape).swapaxes(2, 3)
         gates = gates.reshape(-1, self.sizes["c"], kinds, self.chunk)
         gates = {n: gates[:, :, k] for k, n in enumerate(self.plan.gates)}
         keep = jnp.arange(self.sizes["t"]) < self.plan.length
         rows = gate_rows(gates, self.case, keep.reshape(-1, self.chunk))
-        return out | {"rows": jnp.stack(list(rows.values()), -2)}
+        return others | {"rows": jnp.stack(list(rows.values()), -2)}
 
     def divide(self, given):
-        """``given`` with the parts of what products read."""
+        """Returns ``given`` with the factors of products split into parts."""
+        # In the order of names: that of a set differs between processes, and
+        # with it the key of the compilation cache.
         return given | {
-            name: jnp.stack(split(given[name], self.low), 1)
-            for name in given.keys() & SPLIT
+            name: jnp.stack(split(value, self.low), 1)
+            for name, value in given.items()
+            if name in SPLIT
         }
 
     def pairs(self, given, wanted=()):
-        """What :func:`pairs` finds, of all chunks, ready for products."""
+        """Returns the matrices of :func:`pairs` of all chunks, in parts."""
         if not self.case.pairs:
             return {}
         names = [*self.case.pairs, *wanted]
@@ -193,9 +144,10 @@ class Run:
         )
 
     def walk(self, given, wanted):
-        """The forward walk: from the first states, or from all that are saved.
+        """Runs the forward walk.
 
-        ``given`` has the ones or the others, ``w_start`` or ``w``.
+        It starts from the states of each block, in parallel, if ``given``
+        contains ``w_start``, else from the initial ones.
         """
         states = self.case.states
         blocks = "w_start" in given
@@ -217,7 +169,7 @@ class Run:
         )
 
     def gradients(self, given):
-        """Cotangents of :meth:`adapt`'s arrays."""
+        """Returns the cotangents of :meth:`adapt`'s arrays."""
         case = self.case
         states, delta = case.states, case.delta
         read = case.read != "chunk"
@@ -286,7 +238,7 @@ class Run:
         return grads | {"rows": jnp.stack(rows, -2)}
 
     def by_name(self, rows, names):
-        """What a kernel found of each chunk's rows."""
+        """Returns gate rows by name."""
         return {name: rows[:, :, k] for k, name in enumerate(names)}
 
     def launch(
@@ -302,16 +254,24 @@ class Run:
         blocks=False,
         **static,
     ):
-        """Calls a kernel on those of ``given`` that it reads.
+        """Calls a kernel.
 
-        A walk has a program per column block, and per block of tokens where
-        ``blocks``; any other kernel has one per chunk. ``products`` are its
-        matrix products of one chunk, by their axes.
+        Args:
+            kernel: body of the kernel.
+            name: name of the kernel.
+            given: arrays by name.
+            reads: names of its inputs; those that are not given are left out.
+            wanted: names of its outputs.
+            products: axes of its matrix products per chunk, for their cost.
+            walk: whether there is a program per column block of the states,
+                instead of one per chunk.
+            blocks: whether a walk has a program per block of tokens, too.
+            **static: further arguments of ``kernel``.
         """
         inputs = {n: given[n] for n in reads if n in given}
         count = given["rows"].shape[0]
         sizes = self.sizes | {"r": count}
-        outputs = {n: self.like(n, sizes) for n in wanted}
+        outputs = {n: abstract(n, sizes, self.low, self.acc) for n in wanted}
         part: dict[str, tuple[int | None, int]] = {"r": (None, 0)}
         grid: tuple[int, ...] = (count,)
         if walk:
@@ -327,7 +287,7 @@ class Run:
             part["c"], part["t"] = (None, 1), (self.chunk, 1)
 
         def spec(name):
-            where = [part.get(a, (sizes[a], None)) for a in _axes(name)]
+            where = [part.get(a, (sizes[a], None)) for a in axes_of(name)]
             return pl.BlockSpec(
                 tuple(size for size, _ in where),
                 lambda *ids: tuple(
@@ -346,7 +306,7 @@ class Run:
             out_shape=outputs,
             compiler_params=pltriton.CompilerParams(
                 num_warps=WARPS.get(name, 8),
-                # How far loads run ahead: parts take all shared memory.
+                # Parts leave no shared memory for loading ahead.
                 num_stages=2 if walk and not self.split else 1,
             ),
             cost_estimate=pl.CostEstimate(
@@ -358,30 +318,12 @@ class Run:
             name=f"delta_memory_triton_{name}",
         )(inputs)
 
-    def like(self, name, sizes):
-        """Shape and dtype of an output."""
-        shape = tuple(sizes[axis] for axis in _axes(name))
-        dtype = self.acc
-        if name in SPLIT:
-            dtype = jax.eval_shape(
-                lambda: split(jnp.zeros((), self.acc), self.low)[0]
-            ).dtype
-        elif name == "out" or name.startswith("grad_"):
-            dtype = self.low
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _axes(name):
-    """Those of ``AXES``, with that of the parts where there are any."""
-    axes = AXES[name]
-    return axes[0] + "s" + axes[1:] if name in SPLIT else axes
-
 
 def chunk_for(block, read) -> int:
-    """Tokens that are processed in parallel."""
+    """Returns the number of tokens that are processed in parallel."""
     return block if read == "chunk" else min(block, CHUNK)
 
 
 def _power(size):
-    """The least power of two from 16 that is not smaller."""
+    """Returns the least power of two >= ``size``, at least 16."""
     return max(16, 1 << (size - 1).bit_length())

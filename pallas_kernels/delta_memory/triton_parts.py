@@ -1,29 +1,31 @@
-"""Products of matrices in Triton kernels, float32 in parts of bfloat16.
+"""Matrix products in Triton kernels, with float32 split into bfloat16 parts.
 
-Triton multiplies float32 in full precision without tensor cores, or cuts it
-up in registers, of which there are too few. So what products read is kept in
-memory as its parts: one in bfloat16, three where the inputs are float32.
+For float32 products in full precision, Triton uses no tensor cores, or splits
+the factors in registers, of which there are too few. Therefore factors are
+stored in memory in parts: one for bfloat16, three for float32 inputs.
 """
 
 import jax
 import jax.numpy as jnp
 
 EXACT = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6
-"""What multiplies float32: full precision without tensor cores would spill."""
+"""Precision of float32 products; products without tensor cores would spill
+registers."""
 ROUGH = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3
-"""The same where the result is bfloat16 in the end."""
+"""Precision of float32 products whose result is rounded to bfloat16."""
 
 
 def dot(a, b, over=(1, 0), *, ends_as=jnp.float32):
-    """``a b`` with sums in float32; float64 is for tests without hardware.
+    """Returns ``a b``, accumulated in float32.
 
     Args:
-        a: ``[n, m]``, or with its axes swapped.
+        a: ``[n, m]`` or its transpose. Float64 occurs in tests without
+            hardware.
         b: like ``a``, in the same dtype.
-        over: the axis of ``a`` and that of ``b`` that are summed over.
-        ends_as: what the result is rounded to in the end. Float32 is multiplied
-            as products of its bfloat16 parts, whose errors are 2^-24 and, where
-            the result keeps 8 bits, 2^-16.
+        over: contracted axis of ``a`` and of ``b``.
+        ends_as: dtype that the result is finally rounded to. Float32 is
+            multiplied in bfloat16 parts, with errors of 2^-24, or 2^-16 if
+            ``ends_as`` is bfloat16, which keeps 8 bits.
     """
     precision = None
     if a.dtype == jnp.float32:
@@ -38,15 +40,15 @@ def dot(a, b, over=(1, 0), *, ends_as=jnp.float32):
 
 
 def parts_of(dtype) -> int:
-    """Into how many numbers of fewer bits one is cut for products."""
+    """Returns the number of parts that factors of a dtype are split into."""
     return 3 if dtype == jnp.float32 else 1
 
 
 def split(value, dtype):
-    """A list of the parts of ``value`` for products in ``dtype``.
+    """Splits ``value`` into a list of parts for products in ``dtype``.
 
-    Float32 becomes three times bfloat16, so that tensor cores multiply it and
-    read it from shared memory, not from registers.
+    Float32 becomes three bfloat16 parts, which tensor cores multiply and read
+    from shared memory.
 
     Example:
         >>> pi = jnp.float32(3.1415927)
@@ -57,7 +59,7 @@ def split(value, dtype):
         return [value.astype(dtype)]
     parts = []
     for _ in range(parts_of(dtype)):
-        # Compilers may take a rounding there and back for none at all.
+        # Compilers may remove a conversion to bfloat16 and back.
         bits = jax.lax.bitcast_convert_type(value, jnp.int32)
         part = jax.lax.bitcast_convert_type(bits & -(1 << 16), value.dtype)
         parts.append(part.astype(jnp.bfloat16))
@@ -66,28 +68,31 @@ def split(value, dtype):
 
 
 def product(a, b, over=(1, 0)):
-    """:func:`dot` of two that were :func:`split`; the smallest terms first."""
+    """Returns the :func:`dot` of two :func:`split` factors.
+
+    The smallest terms are added first.
+    """
     terms = [(i, j) for i in range(len(a)) for j in range(len(a) - i)]
     terms.sort(key=sum, reverse=True)
     return sum(dot(a[i], b[j], over) for i, j in terms)
 
 
 def get(ref, *at):
-    """The parts of an array, see :func:`split`; they are the first axis."""
+    """Reads the parts of an array, which are its first axis."""
     return [ref[(part, *at)] for part in range(ref.shape[0])]
 
 
 def put(ref, at, value, dtype):
-    """Writes the parts of ``value``."""
+    """Splits ``value`` and writes its parts."""
     put_parts(ref, at, split(value, dtype))
 
 
 def put_parts(ref, at, parts):
-    """Writes parts."""
+    """Writes the parts of an array."""
     for number, part in enumerate(parts):
         ref[(number, *at)] = part
 
 
 def whole(parts, acc):
-    """What was :func:`split`, or its rounding to the products' dtype."""
+    """Returns the sum of parts, up to their rounding what was :func:`split`."""
     return sum(part.astype(acc) for part in parts)

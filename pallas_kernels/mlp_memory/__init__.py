@@ -1,4 +1,4 @@
-"""The scan of a deep memory's chunk step, see :func:`memory_scan`."""
+"""Deep memories, given by their chunk step, see :func:`memory_scan`."""
 
 from pallas_kernels.mlp_memory.api import (
     IMPLEMENTATIONS,

@@ -7,14 +7,16 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from pallas_kernels import device
+from pallas_kernels.dispatch import choose_kernels, name_on, run_kernels
 from pallas_kernels.mlp_memory import chunked, tpu, triton
 from pallas_kernels.mlp_memory.step import trace
 from pallas_kernels.restart import restartable
 
+PLAIN = ("chunked",)
 KERNELS = {"pallas_tpu": ("tpu", tpu), "pallas_triton": ("cuda", triton)}
-"""By name: the platform and the module."""
-IMPLEMENTATIONS = ("chunked", *KERNELS)
+"""Modules with ``why_not``, ``why_not_step``, ``forward`` and ``backward``; see
+``pallas_kernels.dispatch.Kernels``."""
+IMPLEMENTATIONS = (*PLAIN, *KERNELS)
 _LEAST = 128
 """Fewer tokens are not worth a program."""
 
@@ -36,42 +38,40 @@ def memory_scan(
 ) -> tuple[Float[Array, "... T d_out"], State]:
     """Runs a memory of one or more matrices over a sequence, chunk by chunk.
 
-    What the memory is, an MLP whose layers each follow the recurrence of
-    :func:`pallas_kernels.delta_memory.delta_scan` for instance, is its chunk
-    step: whoever calls writes it once in ``jax.numpy``, and it is the body of
-    the scan and of the kernels. Those keep all matrices, momenta too, in a
-    TPU's vector memory from the first token to the last, and run ``jax.vjp``
-    of the step on the way back.
+    The chunk step defines the memory, for instance an MLP whose layers each
+    follow the recurrence of :func:`pallas_kernels.delta_memory.delta_scan`. It
+    is written in ``jax.numpy`` and is the body of the scan and of the kernels.
+    The TPU kernels keep all matrices, momenta included, in vector memory from
+    the first token to the last, and run the step's ``jax.vjp`` backward.
 
     Args:
-        step: ``(state, tokens, gates, valid, inverse) -> (o, state)`` on one
-            chunk, ``[heads, C, d]`` tokens and ``[heads, C]`` gates; ``valid``
-            is ``[1, C]``, False where a token is padding and must change
-            nothing, or ``None``; ``inverse`` is for ``chunk_step``. A pure
-            function; one that holds arrays of its own has no kernel, nor has
-            on TPUs one with operations of
+        step: pure function ``(state, tokens, gates, valid, inverse) ->
+            (o, state)`` on one chunk, ``[heads, C, d]`` tokens and
+            ``[heads, C]`` gates. ``valid`` is ``[1, C]``, False for padding,
+            which must change nothing, or ``None``; ``inverse`` is to be passed
+            to ``chunk_step``. Kernels support no step that closes over arrays,
+            those for TPUs none with an operation in
             :data:`pallas_kernels.mlp_memory.tpu.MISSING`.
         state: matrices before the first token, ``[*lead, d_in, d_out]``.
-        tokens: arrays ``[*lead, T, d]``, the first of the outputs' dtype.
+        tokens: arrays ``[*lead, T, d]``, the first with the outputs' dtype.
         gates: arrays ``[*lead, T]``.
         chunk_size: tokens per chunk. Results depend on it.
         implementation: ``"chunked"`` (plain ``jax.numpy``), ``"pallas_tpu"``
-            (one kernel each way), ``"pallas_triton"`` (plain, but for the
-            triangular inverse), or ``None`` for the best that the platform
-            offers for which the program is lowered;
-            :func:`implementation_for` says which. A kernel's gradient is not
-            for forward-mode differentiation.
-        interpret: run kernels without their hardware, slowly, for tests: as
-            in ``pl.pallas_call``.
+            (one kernel in each direction), ``"pallas_triton"`` (plain except
+            for the triangular inverse), or ``None`` for the best one on the
+            platform that the program is lowered for, see
+            :func:`implementation_for`. Kernels do not support forward-mode
+            differentiation.
+        interpret: whether to run kernels without their hardware, slowly, for
+            tests, as in ``pl.pallas_call``.
 
     Returns:
-        ``(o, state)``: outputs ``[*lead, T, d_out]`` and the final state.
-        Gradients reach every array, and cotangents of the final state are
-        accepted.
+        ``(o, state)``: outputs ``[*lead, T, d_out]`` and the final state. All
+        arrays have gradients, and the final state accepts cotangents.
 
     Raises:
         ValueError: if a shape or the implementation is not as described, or
-            the one that is named cannot run.
+            the named implementation cannot run.
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,50 +86,31 @@ def memory_scan(
     """
     _validate(state, tokens, gates, chunk_size)
     arrays = {"state": state, "tokens": tokens, "gates": gates}
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"implementation={implementation!r} does not exist here; allowed: "
-            f"None, {', '.join(map(repr, IMPLEMENTATIONS))}"
-        )
     plain = functools.partial(chunked.scan, step, chunk_size=chunk_size)
-    if implementation == "chunked":
+    program = functools.cache(lambda: trace(step, arrays, chunk_size))
+    interpreted = bool(interpret) and implementation is not None
+
+    def why_not(kernel):
+        # The step is traced only for what can run its arrays.
+        return kernel.why_not(
+            state, tokens, gates, chunk_size, interpreted
+        ) or _why_not_step(kernel, program())
+
+    choice = choose_kernels(
+        implementation, PLAIN, KERNELS, why_not, worth=_worth(tokens)
+    )
+    if choice in PLAIN:
         return plain(arrays)
-    if implementation is None:
-        kernels = _offered(state, tokens, gates, chunk_size)
-        if kernels:
-            program = trace(step, arrays, chunk_size)
-            kernels = [n for n in kernels if not _why_not_step(n, program)]
-        if not kernels:
-            return plain(arrays)
-    else:
-        kernels = [implementation]
-        _, kernel = KERNELS[implementation]
-        if reason := kernel.why_not(
-            state, tokens, gates, chunk_size, bool(interpret)
-        ) or _why_not_step(implementation, trace(step, arrays, chunk_size)):
-            raise ValueError(
-                f"implementation={implementation!r} cannot run: {reason}"
-            )
 
     def run(way, *operands, **options):
-        def kernel(name):
-            return functools.partial(
-                getattr(KERNELS[name][1], way),
-                step,
-                chunk_size=chunk_size,
-                interpret=interpret,
-                **options,
-            )
+        options["chunk_size"] = chunk_size
 
-        if implementation is not None:
-            return kernel(implementation)(*operands)
-        default = functools.partial(
-            getattr(chunked, way), step, chunk_size=chunk_size, **options
-        )
-        by_platform = {KERNELS[name][0]: kernel(name) for name in kernels}
-        return jax.lax.platform_dependent(
-            *operands, default=default, **by_platform
-        )
+        def bind(kernel):
+            run = getattr(kernel, way)
+            return functools.partial(run, step, interpret=interpret, **options)
+
+        default = functools.partial(getattr(chunked, way), step, **options)
+        return run_kernels(choice, KERNELS, bind, default, *operands)
 
     forward, backward = (
         functools.partial(run, way) for way in ("forward", "backward")
@@ -140,11 +121,13 @@ def memory_scan(
 def implementation_for(
     platform: str, state, tokens, gates, *, chunk_size: int
 ) -> str:
-    """Names what ``memory_scan(..., implementation=None)`` runs on a platform.
+    """Returns the implementation that ``memory_scan`` chooses for a platform.
 
     Args:
-        platform: what is lowered for, ``"tpu"``, ``"cpu"``, ``"cuda"``.
-        state: see :func:`memory_scan`; shapes and dtypes are enough.
+        platform: platform of the compiled program: ``"tpu"``, ``"cpu"`` or
+            ``"cuda"``.
+        state: see :func:`memory_scan`; for all arrays, shapes and dtypes
+            suffice.
         tokens: see :func:`memory_scan`.
         gates: see :func:`memory_scan`.
         chunk_size: see :func:`memory_scan`.
@@ -161,28 +144,25 @@ def implementation_for(
         ... ]
         ['pallas_tpu', 'pallas_triton', 'chunked']
     """
-    offered = _offered(state, tokens, gates, chunk_size)
-    names = {KERNELS[name][0]: name for name in offered}
-    return names.get(platform, "chunked")
+    choice = choose_kernels(
+        None,
+        PLAIN,
+        KERNELS,
+        lambda kernel: kernel.why_not(state, tokens, gates, chunk_size),
+        worth=_worth(tokens),
+    )
+    return name_on(platform, choice, PLAIN)
 
 
-def _why_not_step(name, program):
+def _why_not_step(kernel, program):
     """Why a kernel cannot run a step; its derivative is ours, not JAX's."""
     if program.consts:
         return "the step holds arrays of its own"
-    return KERNELS[name][1].why_not_step(program)
+    return kernel.why_not_step(program)
 
 
-def _offered(state, tokens, gates, chunk_size):
-    """The kernels that can run where they have their hardware."""
-    if tokens[0].shape[-2] < _LEAST:
-        return ()
-    return tuple(
-        name
-        for name, (platform, kernel) in KERNELS.items()
-        if kernel.why_not(state, tokens, gates, chunk_size) is None
-        and not device.unsupported(platform)
-    )
+def _worth(tokens):
+    return tokens[0].shape[-2] >= _LEAST
 
 
 def _validate(state, tokens, gates, chunk_size):

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 
 
 class Shape(NamedTuple):
-    """What one device gets of one layer: an MLP of two matrices per head."""
+    """Shape of one layer on one device, an MLP of two matrices per head."""
 
     batch: int
     heads: int
     length: int
     width: int
-    """Of keys, values and queries."""
+    """Width of keys, values and queries."""
     hidden: int
     chunk_size: int
     momentum: bool
     dtype: jnp.dtype = jnp.bfloat16
 
     def arguments(self):
-        """State, tokens (q, k, v) and gates of ``memory_scan``."""
+        """Returns abstract state, tokens (q, k, v) and gates."""
 
         def shape(*rest, dtype=jnp.float32):
             lead = (self.batch, self.heads)
@@ -40,8 +40,8 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    # 2,048 wide, 16 heads: 1.3 billion parameters.
+    # Hope with 1.3 billion parameters: width 2,048, 16 heads.
     "hope_1b3": Shape(1, 16, 2048, 128, 512, 128, True),
-    # 1,536 wide, 16 heads, chunks of 64: the 760 million of the presets.
+    # The preset with 760 million: width 1,536, 16 heads, chunks of 64.
     "hope_760m": Shape(2, 16, 2048, 96, 384, 64, True),
 }

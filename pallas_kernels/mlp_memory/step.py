@@ -1,16 +1,16 @@
-"""What a chunk step is made of, found by tracing it on one chunk."""
+"""Operations of a chunk step, found by tracing it on one chunk."""
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def trace(step, arrays, chunk_size) -> ClosedJaxpr:
-    """The step on one head's chunk; an inverse is taken to be a copy.
+    """Traces a step on one head's chunk, with the identity as ``inverse``.
 
     Args:
-        step: see ``memory_scan``.
-        arrays: its ``state``, ``tokens`` and ``gates`` by name, or shapes.
-        chunk_size: see ``memory_scan``.
+        step: see :func:`pallas_kernels.mlp_memory.memory_scan`.
+        arrays: ``state``, ``tokens`` and ``gates`` by name, or their shapes.
+        chunk_size: tokens per chunk.
     """
 
     def like(name, shape):
@@ -26,7 +26,7 @@ def trace(step, arrays, chunk_size) -> ClosedJaxpr:
 
 
 def primitives(jaxpr: Jaxpr | ClosedJaxpr) -> set[str]:
-    """Names of the operations of a program and of all that it calls.
+    """Returns the names of all operations of a program, nested ones included.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,9 +1,9 @@
-"""Deep memories on GPUs: XLA's batched products, and a kernel for the inverse.
+"""Deep memories on GPUs: XLA's products, and a kernel for the inverse.
 
-The products of a chunk are large enough for XLA; what it is slow at is the
-ladder of small ones, for which
-:mod:`pallas_kernels.delta_memory.triton_inverse` has one kernel. Long chunks,
-of 256 tokens and more, keep a GPU busiest. Never timed.
+The products of a chunk are large enough for XLA. It is slow at the many small
+ones of the triangular inverse, for which
+:mod:`pallas_kernels.delta_memory.triton_inverse` has a kernel. Long chunks, of
+256 tokens and more, use a GPU best. Never timed.
 """
 
 import functools
@@ -17,7 +17,7 @@ from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
 
 
 def why_not(state, tokens, gates, chunk_size, interpret=False) -> str | None:
-    """Says why the kernel cannot take arrays, or shapes; ``None``: it can.
+    """Returns why the kernel cannot run on arrays, or shapes, else ``None``.
 
     Example:
         >>> w = jax.ShapeDtypeStruct((1, 64, 64), jnp.float32)
@@ -26,7 +26,7 @@ def why_not(state, tokens, gates, chunk_size, interpret=False) -> str | None:
         >>> why_not((w,), (x,), (gate,), 8)
         'a chunk of 8 tokens is less than 16'
     """
-    del tokens, gates  # XLA takes any.
+    del tokens, gates  # All are supported.
     if chunk_size < 16:
         return f"a chunk of {chunk_size} tokens is less than 16"
     if explicit := explicit_axes():
@@ -38,13 +38,13 @@ def why_not(state, tokens, gates, chunk_size, interpret=False) -> str | None:
 
 
 def why_not_step(program) -> str | None:
-    """Steps are XLA's: there is none that cannot run."""
+    """Returns ``None``: XLA runs any step."""
     del program
     return None
 
 
 def forward(step, arrays, *, chunk_size, save, interpret=False):
-    """``((o, state), states at chunk starts)``, as the plain form does."""
+    """Returns ``((o, state), states at chunk starts)``."""
     run = functools.partial(
         chunked.forward,
         step,
@@ -52,20 +52,20 @@ def forward(step, arrays, *, chunk_size, save, interpret=False):
         save=save,
         inverse=_inverse(interpret),
     )
-    rows, behind = _specs(arrays)
-    return over_mesh(run, (rows,), (rows, behind))(arrays)
+    rows, stacked = _specs(arrays)
+    return over_mesh(run, (rows,), (rows, stacked))(arrays)
 
 
 def backward(step, arrays, starts, cotangents, *, chunk_size, interpret=False):
-    """Cotangents of ``arrays``."""
+    """Returns the cotangents of ``arrays``."""
     run = functools.partial(
         chunked.backward,
         step,
         chunk_size=chunk_size,
         inverse=_inverse(interpret),
     )
-    rows, behind = _specs(arrays)
-    return over_mesh(run, (rows, behind, rows), rows)(
+    rows, stacked = _specs(arrays)
+    return over_mesh(run, (rows, stacked, rows), rows)(
         arrays, starts, cotangents
     )
 
@@ -77,6 +77,6 @@ def _inverse(interpret):
 
 
 def _specs(arrays):
-    """Where rows and heads lie, and where they do behind an axis of chunks."""
+    """Shardings of arrays, and of arrays with an axis of chunks in front."""
     spec = lead_spec(arrays["tokens"][0].shape[:-2])
     return spec, jax.P(None, *spec)

@@ -1,4 +1,4 @@
-"""Orthogonalisation by polynomial iteration, see :func:`newton_schulz`."""
+"""Orthogonalisation of matrices by polynomial iteration."""
 
 from pallas_kernels.newton_schulz.api import (
     COEFFICIENTS,

@@ -1,32 +1,32 @@
 """Signature, validation and dispatch of the orthogonalisation."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels import device
+from pallas_kernels.dispatch import choose_kernels, name_on, run_kernels
 from pallas_kernels.newton_schulz import tpu, triton
 from pallas_kernels.newton_schulz.batched import newton_schulz_batched
 from pallas_kernels.newton_schulz.reference import newton_schulz_reference
 
-KERNELS = {
-    "pallas_tpu": ("tpu", tpu.newton_schulz_tpu, tpu.why_not),
-    "pallas_triton": ("cuda", triton.newton_schulz_triton, triton.why_not),
-}
-"""By name: the platform, the kernel, and what says why it cannot run."""
-IMPLEMENTATIONS = ("reference", "batched", *KERNELS)
+PLAIN = ("reference", "batched")
+KERNELS = {"pallas_tpu": ("tpu", tpu), "pallas_triton": ("cuda", triton)}
+"""Modules with ``why_not`` and ``forward``; see
+``pallas_kernels.dispatch.Kernels``."""
+IMPLEMENTATIONS = (*PLAIN, *KERNELS)
 _LEAST_SIDE = 64
 """Smaller matrices are left to the batched form, not worth a program each."""
 COEFFICIENTS = {
     "quintic": (3.4445, -4.7750, 2.0315),
     "cubic": (1.5, -0.5, 0.0),
 }
-"""``quintic``: fast to about 1 and then to and fro (Muon's). ``cubic``: slow,
-converges to 1; gradient descent on ``|| O^T O - I ||^2 / 2`` with step 1/4."""
+"""``quintic``: quickly moves singular values close to 1, around which they then
+oscillate (Muon's). ``cubic``: slowly converges to 1; gradient descent on
+``|| O^T O - I ||^2 / 2`` with step 1/4."""
 
 
 def newton_schulz(
@@ -45,26 +45,27 @@ def newton_schulz(
     .. math::
         X_{i+1} = a X_i + b (X_i X_i^\top) X_i + c (X_i X_i^\top)^2 X_i
 
-    which for an inner optimisation in place of a decomposition is eq. 43-44 of
-    arXiv 2512.24695. Differentiable; a matrix of zeros stays one.
+    which is an inner optimisation, eq. 43-44 of arXiv 2512.24695. It is
+    differentiable, and maps a matrix of zeros to zeros.
 
     Args:
-        x: matrices, ``[..., m, n]``; the dtype is that of all products.
-        steps: iterations; ignored where ``coefficients`` has one row for each.
-        coefficients: a name in ``COEFFICIENTS``, ``(a, b, c)`` or such a row
+        x: matrices, ``[..., m, n]``; their dtype is that of all products.
+        steps: number of iterations, unless ``coefficients`` has a row for
+            each.
+        coefficients: a name in ``COEFFICIENTS``, ``(a, b, c)``, or one such row
             per step.
         eps: added to the norm.
         implementation: ``"reference"``, ``"batched"`` (plain ``jax.numpy``),
-            ``"pallas_tpu"``, ``"pallas_triton"`` (kernels; where a derivative
-            is taken the batched form runs in their place), or ``None`` for the
-            best that the platform offers for which the program is lowered;
-            :func:`implementation_for` says which.
-        interpret: run kernels without their hardware, slowly, for tests: as
-            in ``pl.pallas_call``.
+            ``"pallas_tpu"`` or ``"pallas_triton"`` (kernels, replaced by the
+            batched form where a derivative is taken), or ``None`` for the best
+            one on the platform that the program is lowered for, see
+            :func:`implementation_for`.
+        interpret: whether to run kernels without their hardware, slowly, for
+            tests, as in ``pl.pallas_call``.
 
     Raises:
-        ValueError: if an argument is not as described, or the implementation
-            that is named cannot run.
+        ValueError: if an argument is not as described, or the named
+            implementation cannot run.
 
     Source: Bernstein and Newhouse, arXiv 2409.20325; Jordan, Muon.
 
@@ -80,31 +81,21 @@ def newton_schulz(
         raise ValueError(f"x has dtype {x.dtype}, must be of real numbers")
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps={steps!r} must be an integer >= 1")
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"implementation={implementation!r} does not exist here; allowed: "
-            f"None, {', '.join(map(repr, IMPLEMENTATIONS))}"
-        )
     schedule = _schedule(coefficients, steps)
-    if implementation == "reference":
+    choice = _choose(x, implementation, bool(interpret))
+    if choice == "reference":
         return newton_schulz_reference(x, schedule, eps)
-    kernels = implementation or _offered(x)
-    if not kernels or kernels == "batched":
+    if choice == "batched":
         return newton_schulz_batched(x, schedule, eps)
-    if implementation is not None:
-        _, _, why_not = KERNELS[implementation]
-        if reason := why_not(x, bool(interpret)):
-            raise ValueError(
-                f"implementation={implementation!r} cannot run: {reason}"
-            )
-    return _with_kernel(x, schedule, eps, kernels, interpret)
+    return _with_kernel(x, schedule, eps, choice, interpret)
 
 
 def implementation_for(platform: str, x) -> str:
-    """Names what ``newton_schulz(x)`` runs on a platform.
+    """Returns the implementation that ``newton_schulz`` chooses.
 
     Args:
-        platform: what is lowered for, ``"tpu"``, ``"cpu"``, ``"cuda"``.
+        platform: platform of the compiled program: ``"tpu"``, ``"cpu"`` or
+            ``"cuda"``.
         x: an array, or its shape and dtype.
 
     Example:
@@ -113,40 +104,35 @@ def implementation_for(platform: str, x) -> str:
         >>> [implementation_for(name, x) for name in ("tpu", "cuda", "cpu")]
         ['pallas_tpu', 'pallas_triton', 'batched']
     """
-    found = {KERNELS[name][0]: name for name in _offered(x)}
-    return found.get(platform, "batched")
+    return name_on(platform, _choose(x, None), PLAIN)
 
 
-def _offered(x):
-    """The kernels that run ``x`` where they have their hardware."""
-    if min(x.shape[-2:]) < _LEAST_SIDE:
-        return ()
-    return tuple(
-        name
-        for name, (platform, _, why_not) in KERNELS.items()
-        if why_not(x) is None and not device.unsupported(platform)
+def _choose(x, implementation, interpret=False):
+    interpret = interpret and implementation is not None
+    return choose_kernels(
+        implementation,
+        PLAIN,
+        KERNELS,
+        lambda kernel: kernel.why_not(x, interpret),
+        worth=min(x.shape[-2:]) >= _LEAST_SIDE,
     )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
-def _with_kernel(x, schedule, eps, implementation, interpret):
-    """``implementation``: one by name, or by platform those that may run."""
+def _with_kernel(x, schedule, eps, choice, interpret):
     options = {"schedule": schedule, "eps": eps}
-    run: dict[str, Callable] = {
-        name: functools.partial(kernel, **options, interpret=interpret)
-        for name, (_, kernel, _) in KERNELS.items()
-    }
-    if isinstance(implementation, str):
-        return run[implementation](x)
-    chosen = {KERNELS[name][0]: run[name] for name in implementation}
+
+    def bind(kernel):
+        return functools.partial(kernel.forward, **options, interpret=interpret)
+
     plain = functools.partial(newton_schulz_batched, **options)
-    return jax.lax.platform_dependent(x, **chosen, default=plain)
+    return run_kernels(choice, KERNELS, bind, plain, x)
 
 
 @_with_kernel.defjvp
-def _derivative(schedule, eps, implementation, interpret, primals, tangents):
+def _derivative(schedule, eps, choice, interpret, primals, tangents):
     # The intermediates that a derivative needs stay on no chip.
-    del implementation, interpret
+    del choice, interpret
     plain = functools.partial(newton_schulz_batched, schedule=schedule, eps=eps)
     return jax.jvp(plain, primals, tangents)
 

@@ -1,4 +1,4 @@
-"""All matrices at once: products on the smaller side, and as few as can be."""
+"""Batched Newton-Schulz with few products, on the smaller side of matrices."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from pallas_kernels.newton_schulz.norm import divide_by_norm
 
 _LARGE = 128
-"""Rows from which single products are faster on a CPU; a third as fast at 16,
-as fast at 64."""
+"""Rows from which a CPU is faster with one matrix after another: a third as
+fast at 16, equally fast at 64."""
 
 
 def multiply(left, right, precision=None):
-    """Rounded once: TPU kernels have no sums in half precision."""
+    """Product accumulated in float32: TPUs do not accumulate in bfloat16."""
     dtype = left.dtype
     acc = jnp.promote_types(dtype, jnp.float32)
     return jnp.matmul(
@@ -33,7 +33,7 @@ def _polynomial(gram, row):
 
 
 class Products(NamedTuple):
-    """What an iteration is made of; the first three are symmetric."""
+    """Matrix products of an iteration; the first three are symmetric."""
 
     gram: Callable = _gram
     """``X X^T``."""
@@ -49,7 +49,7 @@ PLAIN = Products()
 
 
 def newton_schulz_batched(x, schedule, eps):
-    """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
+    """:func:`newton_schulz` with coefficients ``[steps, 3]``."""
 
     def at_once(x):
         return iterate(x, schedule, eps)
@@ -60,17 +60,20 @@ def newton_schulz_batched(x, schedule, eps):
 
     if x.ndim == 2 or min(x.shape[-2:]) < _LARGE:
         return at_once(x)
-    # XLA's batched products use a CPU's cores worse than its single ones.
+    # XLA's batched products use the cores of a CPU less well than single ones.
     return jax.lax.platform_dependent(x, cpu=one_by_one, default=at_once)
 
 
 def iterate(x, schedule, eps, products=PLAIN):
-    """All steps on matrices ``[..., m, n]``; the meaning of the operation."""
-    # The polynomial of the transpose is the transpose: square the small side.
+    """Runs all steps on matrices ``[..., m, n]``.
+
+    This defines the operation: the kernels run it, too.
+    """
+    # The polynomial commutes with transposition: use the smaller Gram matrix.
     tall = x.shape[-2] > x.shape[-1]
     dtype = x.dtype
     exact = jnp.finfo(dtype).bits >= 32
-    x = x if exact else x.astype(jnp.float32)  # A sum of many squares.
+    x = x if exact else x.astype(jnp.float32)  # The norm sums many squares.
     x = divide_by_norm(x.mT if tall else x, (-2, -1), eps).astype(dtype)
     wide = x.shape[-1] >= 2 * x.shape[-2]
     run = _through_gram if wide and exact else _steps
@@ -85,12 +88,12 @@ def _steps(x, schedule, products):
 
 
 def _through_gram(x, schedule, products):
-    """Iterates on ``X X^T``, with which every factor of ``X`` commutes.
+    """Iterates on ``X X^T``, with which all factors of ``X`` commute.
 
-    A step costs four products of the small side, none of the large one. In
-    float32 singular values below 1e-3 of the norm come out a few percent off,
-    nothing to an iteration that is content with 0.7 to 1.2; half precision
-    would lose them.
+    A step takes four products on the small side and none on the large one. In
+    float32, singular values below 1e-3 of the norm have errors of a few
+    percent, which is small for an iteration that ends between 0.7 and 1.2; in
+    half precision they would be lost.
     """
     gram = products.gram(x)
     whole = None

@@ -1,11 +1,13 @@
-"""Norms that survive squares which are no floats any more."""
+"""Norms of arrays whose squares overflow or underflow."""
 
 import jax
 import jax.numpy as jnp
 
 
 def safe_norm(x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
-    """Euclidean norm over ``axes``, which are kept; differentiable at zero.
+    """Returns the Euclidean norm over ``axes``, which are kept.
+
+    It is differentiable at zero.
 
     Example:
         >>> import jax.numpy as jnp
@@ -19,7 +21,7 @@ def safe_norm(x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
 def divide_by_norm(
     x: jax.Array, axes: tuple[int, ...] | None = None, eps: float = 0.0
 ) -> jax.Array:
-    """``x / (|x| + eps)``, zero for zero.
+    """Returns ``x / (|x| + eps)``, and zero for zero.
 
     Example:
         >>> import jax.numpy as jnp
@@ -28,12 +30,12 @@ def divide_by_norm(
     """
     largest, relative = _split(x, axes)
     unit = jnp.where(largest > 0, largest, 1)
-    # In two steps: |x| itself may be too large for half precision.
+    # In two steps, as |x| itself may overflow in half precision.
     return x / unit / (relative + eps / unit)
 
 
 def _split(x, axes):
-    """The largest absolute value, and the norm in units of it."""
+    """Returns the largest absolute value and the norm divided by it."""
     largest = jax.lax.stop_gradient(
         jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)
     )
@@ -41,5 +43,5 @@ def _split(x, axes):
     square = jnp.sum(
         jnp.square(x / jnp.where(some, largest, 1)), axes, keepdims=True
     )
-    # sqrt'(0) is no float.
+    # The derivative of sqrt is infinite at 0.
     return largest, jnp.sqrt(jnp.where(some, square, 1))

@@ -1,11 +1,11 @@
-"""One matrix after another, one step after another, as the formula reads."""
+"""Newton-Schulz as the formula reads, one matrix after another."""
 
 import jax
 import jax.numpy as jnp
 
 
 def newton_schulz_reference(x, schedule, eps):
-    """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
+    """:func:`newton_schulz` with coefficients ``[steps, 3]``."""
 
     def one(matrix):
         matrix = matrix / (jnp.linalg.norm(matrix) + eps)

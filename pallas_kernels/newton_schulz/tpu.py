@@ -1,9 +1,9 @@
-"""All iterations on the chip: a matrix is read once and written once.
+"""Newton-Schulz on TPUs, with all iterations in vector memory.
 
-A program owns one matrix; the grid runs over the batch. The body is the
-batched form's own iteration, products on the smaller side, which must be at
-most 512 for everything to stay in vector memory. Float32 is multiplied in full
-precision. Small matrices leave the matrix unit half empty. Never timed.
+Each program reads one matrix, runs the iteration of the batched form and writes
+the result once. The smaller side must be at most 512 for everything to fit.
+Float32 is multiplied in full precision. Weakness: small matrices leave half of
+the matrix unit unused. Never timed.
 """
 
 import functools
@@ -19,11 +19,11 @@ from pallas_kernels.newton_schulz.batched import iterate
 from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
 
 MAX_SIDE = 512
-"""Largest smaller side."""
+"""Largest size of the smaller side of a matrix."""
 
 
 def why_not(x, interpret=False) -> str | None:
-    """Says why the kernel cannot take ``x``, or its shape; ``None``: it can.
+    """Returns why the kernel cannot run on ``x``, or its shape, else ``None``.
 
     Example:
         >>> why_not(jax.ShapeDtypeStruct((4, 1024, 1024), jnp.float32))
@@ -36,13 +36,14 @@ def why_not(x, interpret=False) -> str | None:
     low, high = sorted(x.shape[-2:])
     if low > MAX_SIDE:
         return f"the smaller side of {x.shape[-2:]} is over {MAX_SIDE}"
-    # Both buffers of input and output, three more of X, eight of X X^T.
+    # Double buffers of input and output, three more arrays like X and eight
+    # like X X^T.
     if 4 * (7 * low * high + 8 * low * low) > VMEM_BYTES:
         return f"{x.shape[-2:]} does not fit {VMEM_BYTES >> 20} MiB"
     return None
 
 
-def newton_schulz_tpu(x, schedule, eps, interpret=False):
+def forward(x, schedule, eps, interpret=False):
     """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x

@@ -1,9 +1,10 @@
-"""Newton-Schulz on GPUs through Triton: small matrices, and large ones.
+"""Newton-Schulz on GPUs through Triton, for small and for large matrices.
 
-Up to a smaller side of 128 one program owns a matrix, see ``triton_fused``.
-From 1,024 the iteration is the batched form's, and its symmetric products are
-kernels that compute half of their tiles, with the polynomial in the same
-kernel. Between the two that form is left alone. Never timed.
+Up to a smaller side of 128, one program runs all iterations on a matrix, see
+:mod:`pallas_kernels.newton_schulz.triton_fused`. From 1,024 the iteration is
+that of the batched form, with kernels for its symmetric products: they compute
+half of the tiles, and the polynomial along with them. Sizes in between are left
+to the batched form. Never timed.
 """
 
 import functools
@@ -19,17 +20,17 @@ from pallas_kernels.newton_schulz.triton_fused import fused
 from pallas_kernels.partition import explicit_axes, lead_spec, over_mesh
 
 SMALL = 128
-"""Largest smaller side of a matrix that one program owns."""
+"""Largest smaller side of a matrix that one program handles."""
 LARGE = 1024
-"""Least smaller side from which products are cut into tiles."""
+"""Least smaller side of a matrix whose products are tiled."""
 TILE = 128
-"""Rows and columns of a result that one program owns."""
+"""Rows and columns of a tile of the result, one per program."""
 DEPTH = 32
-"""What is added to it at a time."""
+"""Columns of the factors that are multiplied at a time."""
 
 
 def why_not(x, interpret=False) -> str | None:
-    """Says why no kernel can take ``x``, or its shape; ``None``: one can.
+    """Returns why no kernel can run on ``x``, or its shape, else ``None``.
 
     Example:
         >>> why_not(jax.ShapeDtypeStruct((4, 512, 600), jnp.float32))
@@ -47,12 +48,12 @@ def why_not(x, interpret=False) -> str | None:
     return None
 
 
-def newton_schulz_triton(x, schedule, eps, interpret=False):
+def forward(x, schedule, eps, interpret=False):
     """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     call = functools.partial(
-        fused if x.shape[-2] <= SMALL else by_products,
+        fused if x.shape[-2] <= SMALL else tiled,
         schedule=schedule,
         eps=eps,
         interpret=interpret,
@@ -62,8 +63,8 @@ def newton_schulz_triton(x, schedule, eps, interpret=False):
     return y.mT if tall else y
 
 
-def by_products(x, *, schedule, eps, interpret):
-    """As :func:`newton_schulz`, of wide or square matrices."""
+def tiled(x, *, schedule, eps, interpret):
+    """:func:`newton_schulz` of wide or square matrices, by tiled products."""
     *_, n, m = x.shape
     flat = tiles.padded(x.reshape(-1, n, m), TILE)
     call = functools.partial(_symmetric, interpret=interpret)

@@ -1,10 +1,10 @@
-"""All iterations on one matrix in one Triton program.
+"""All Newton-Schulz iterations on one matrix in one Triton program.
 
-It reads ``X`` once for the largest value, once for the norm and once for the
-Gram matrix, iterates on that as the batched form does in float32, and reads
-``X`` once more to multiply it. From the second time on ``X`` comes from the
-cache; so do the Gram matrix and four more of its size, which are too many for
-registers. Half precision is read and written, everything between is float32.
+The program reads ``X`` for its largest value, for its norm and for the Gram
+matrix, iterates on the Gram matrix as the batched form does, and reads ``X``
+again to multiply it. After the first time ``X`` comes from the cache, as do the
+Gram matrix and four more of its size, which do not fit into registers. Half
+precision is read and written; everything in between is float32.
 """
 
 import functools
@@ -17,11 +17,11 @@ from jax.experimental.pallas import triton as pltriton
 from pallas_kernels.newton_schulz import triton_tiles as tiles
 
 SLOTS = 5
-"""Matrices of the size of ``X X^T`` that a program keeps."""
+"""Matrices like ``X X^T`` that a program stores."""
 
 
 def fused(x, *, schedule, eps, interpret):
-    """As :func:`newton_schulz`, of wide or square matrices."""
+    """:func:`newton_schulz` of wide or square matrices, a program for each."""
     *_, n, m = x.shape
     tile = 16 if n <= 16 else 32 if -n % 64 >= 32 else 64
     flat = tiles.padded(x.reshape(-1, n, m), tile)
@@ -63,14 +63,15 @@ def fused(x, *, schedule, eps, interpret):
 
 
 def _operations(schedule):
-    """All products of small matrices, ``a I + b L + c L R`` each.
+    """Lists the products of small matrices, all ``a I + b L + c L R``.
 
-    A list, so that the kernel has one loop for all of them: with one for each
-    the compiler runs out of registers.
+    The kernel runs them in one loop: with a loop for each, the compiler runs
+    out of registers.
 
     Returns:
-        Slots of ``L``, of ``R`` and of the result, ``(a, b, c)``, and the slot
-        of the product of all factors. No result lies on what it is made of.
+        For each product the slots of ``L``, ``R`` and the result; for each
+        product ``(a, b, c)``; and the slot of the product of all factors. A
+        result never overwrites its own factors.
     """
     gram, gram_next, spare, whole, whole_next = range(SLOTS)
     plain = (0.0, 0.0, 1.0)
@@ -115,7 +116,7 @@ def _kernel(
             tiles.write_twice(work_ref, i, j, value(i, j), slot)
 
         jax.lax.fori_loop(0, tiles.count_lower(high), body, None)
-        if not interpret:  # From here all threads see what all have written.
+        if not interpret:  # Threads read what others have written.
             pltriton.debug_barrier()
 
     def gram(i, j):
@@ -156,9 +157,9 @@ def _kernel(
 
 
 def _norm(x_ref, tile, eps, dtype):
-    """The largest absolute value, and the norm plus ``eps`` in units of it.
+    """Returns the largest absolute value, and ``norm + eps`` divided by it.
 
-    As :func:`divide_by_norm`: squares of large and small values are no floats.
+    Like :func:`divide_by_norm`, safe for values whose squares overflow.
     """
     high, wide = (size // tile for size in x_ref.shape)
 

@@ -1,7 +1,7 @@
-"""Tiles of symmetric products, inside Triton kernels.
+"""Tiles of symmetric matrix products in Triton kernels.
 
-Left and right factor are polynomials of the same matrix, so their product is
-symmetric: tiles on and below the diagonal are computed and written twice.
+Both factors are polynomials of the same matrix, so their product is symmetric:
+only tiles on and below the diagonal are computed, and each is written twice.
 """
 
 import jax
@@ -9,23 +9,25 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 EXACT = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6
-"""What multiplies float32: six products of bfloat16 thirds, which leave out
-nothing that float32 could hold. Products without tensor cores would spill."""
+"""Precision of float32 products: six products of bfloat16 parts, as accurate
+as float32. Products without tensor cores would spill registers."""
 
 
 def padded(x, tile):
-    """Zeros add nothing to a product and stay zero in the result."""
+    """Pads matrices with zeros, which stay zero, to multiples of ``tile``."""
     ends = [(0, -size % tile) for size in x.shape[-2:]]
     return jnp.pad(x, [(0, 0), *ends])
 
 
 def count_lower(side: int) -> int:
-    """Tiles on and below the diagonal of a square, ``side`` tiles wide."""
+    """Number of tiles on and below the diagonal of ``side`` times ``side``."""
     return side * (side + 1) // 2
 
 
 def lower(index, side: int):
-    """Row and column of one of them: each long row goes with a short one.
+    """Returns row and column of a tile on or below the diagonal, by index.
+
+    The order pairs each long row with a short one.
 
     Example:
         >>> [tuple(map(int, lower(jnp.int32(t), 2))) for t in range(3)]
@@ -40,19 +42,19 @@ def lower(index, side: int):
 
 
 def divide(index, by: int):
-    """Quotient and rest; what jax.numpy adds for signs Triton cannot take."""
+    """Quotient and remainder; Triton cannot compile those of ``jax.numpy``."""
     divisor = jnp.asarray(by, index.dtype)
     return jax.lax.div(index, divisor), jax.lax.rem(index, divisor)
 
 
 def at(i, j, rows: int, columns: int | None = None):
-    """Where tile ``i, j`` lies."""
+    """Returns the slices of tile ``i, j``."""
     columns = rows if columns is None else columns
     return pl.ds(i * rows, rows), pl.ds(j * columns, columns)
 
 
 def write_twice(ref, i, j, value, *lead):
-    """Writes tile ``i, j`` and its transpose; ``lead`` are indices before."""
+    """Writes tile ``i, j`` and its transpose, after leading indices."""
     size = len(value)
     ref[(*lead, *at(i, j, size))] = value
 
@@ -62,7 +64,7 @@ def write_twice(ref, i, j, value, *lead):
 
 
 def rows_by_rows(left, right, depth, shape, dtype):
-    """Adds up ``left(k) right(k)^T`` for ``k`` below ``depth``."""
+    """Sums ``left(k) right(k)^T`` over ``k`` below ``depth``."""
 
     def body(k, acc):
         return acc + dot(left(k), right(k).T)
@@ -71,7 +73,7 @@ def rows_by_rows(left, right, depth, shape, dtype):
 
 
 def plus_identity(value, a, i, j):
-    """Tile ``i, j`` of ``a I``, added to a value."""
+    """Adds tile ``i, j`` of ``a I`` to ``value``."""
     down, across = (
         jax.lax.broadcasted_iota(jnp.int32, value.shape, axis)
         for axis in range(2)
@@ -81,7 +83,7 @@ def plus_identity(value, a, i, j):
 
 
 def dot(left, right):
-    """``left right``, added up in float32 at least."""
+    """Product of two tiles, accumulated in at least float32."""
     return jnp.dot(
         left,
         right,
@@ -91,5 +93,5 @@ def dot(left, right):
 
 
 def precision(dtype):
-    """That of products; float64 is for tests without hardware."""
+    """Precision of products; float64 occurs in tests without hardware."""
     return EXACT if dtype == jnp.float32 else None

@@ -1,11 +1,14 @@
 """Scripts run in this process: starting JAX again costs seconds."""
 
+import json
 import logging
 import random
 
+import jax
 import pytest
 
-from experiments import cli, train_lm
+from experiments.language import train_lm
+from experiments.shared import cli
 
 SMALL = (
     "--config=experiments/configs/smoke.py",
@@ -38,7 +41,7 @@ def script(capsys, monkeypatch):
     def run(module, *arguments):
         status = 0
         try:
-            cli.run(module.define, module.main, arguments)
+            cli.run(module, arguments)
         except SystemExit as stop:
             status = stop.code
         return status, *capsys.readouterr()
@@ -47,11 +50,56 @@ def script(capsys, monkeypatch):
     log.handlers = []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
+def finished(script, tmp_path):
+    """Runs a script to its end; returns what it printed and its record.
+
+    Its results, a plot among them, lie in ``tmp_path``.
+    """
+
+    def run(module, *flags):
+        status, out, errors = script(module, *flags, f"--out={tmp_path}")
+        assert status == 0, errors
+        name = module.__name__.rpartition(".")[2]
+        assert (tmp_path / f"{name}.png").stat().st_size
+        return out, json.loads((tmp_path / f"{name}.json").read_text())
+
+    return run
+
+
+@pytest.fixture
+def refused(script, tmp_path):
+    """Checks that a script says on one line what is wrong, and writes nothing.
+
+    Called with a script, words of the error, and flags; returns what else the
+    script printed.
+    """
+
+    def check(module, words, *flags):
+        out = tmp_path / "refused"
+        status, printed, errors = script(module, f"--out={out}", *flags)
+        assert status == 2 and errors.count("\n") == 1
+        assert errors.startswith("error: ") and words in errors
+        assert not out.exists()
+        return printed
+
+    return check
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _compile_quickly():
+    """Halves the time of compilation: nothing here needs fast programs."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="package")
 def workdir(tmp_path_factory):
     """A trained model; not to be changed."""
     path = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["train_lm"])
-        cli.run(train_lm.define, train_lm.main, [*SMALL, f"--workdir={path}"])
+        cli.run(train_lm, [*SMALL, f"--workdir={path}"])
     return path

@@ -1,11 +1,9 @@
 """Adaptive against fixed periods: the streams, the matching, what is kept."""
 
-import json
-
 import numpy as np
 
-from experiments import adaptive_frequency as experiment
-from experiments.changing_text import streams
+from experiments.levels import adaptive_frequency as experiment
+from experiments.levels.changing_text import streams
 
 SMALL = (
     "--arms=surprise:1.01",
@@ -32,24 +30,20 @@ def test_streams_change_their_source_and_read_on():
     assert (rows[0, 40] - rows[0, 19]) % 100 == 1
 
 
-def test_runs_are_kept_and_updates_are_matched(script, tmp_path):
-    flags = (*SMALL, f"--out={tmp_path}")
-    status, first, errors = script(experiment, *flags)
-    assert status == 0, errors
-    status, again, _ = script(experiment, *flags)
-    assert status == 0 and "surprise:1.01 0 0.01" in first
+def test_runs_are_kept_and_updates_are_matched(finished):
+    first, _ = finished(experiment, *SMALL)
+    again, record = finished(experiment, *SMALL)
+    assert "surprise:1.01 0 0.01" in first
     assert again.startswith("| slower level")
-    record = json.loads((tmp_path / "adaptive_frequency.json").read_text())
     adaptive, fixed = (
         mean for name, mean in record["best"].items() if name != "static"
     )
     assert 2 <= adaptive["updates"] <= 6
     nearest = min((6, 3, 2), key=lambda n: abs(n - adaptive["updates"]))
     assert fixed["updates"] == nearest
-    assert (tmp_path / "adaptive_frequency.png").stat().st_size
 
 
-def test_wrong_flags_are_one_line(script, tmp_path):
+def test_wrong_flags_are_one_line(refused):
     for flag, words in (
         ("--arms=mood:1", "allowed are coherence, surprise"),
         ("--arms=surprise", "--arms=surprise: needs a number above 0"),
@@ -59,6 +53,4 @@ def test_wrong_flags_are_one_line(script, tmp_path):
         ("--least=40", "--least=40: must be at most --most=32"),
         ("--width=12", "--width=12: must be a multiple of 8"),
     ):
-        status, _, errors = script(experiment, flag, f"--out={tmp_path}")
-        assert status == 2 and len(errors.splitlines()) == 1
-        assert words in errors
+        refused(experiment, words, flag)

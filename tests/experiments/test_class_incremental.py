@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import class_incremental
-from experiments.class_data import (
+from experiments.classes import class_incremental
+from experiments.classes.data import (
     MODULES,
     class_tasks,
     read_texts,
@@ -14,10 +14,14 @@ from experiments.class_data import (
     standard_library,
     validation,
 )
-from experiments.class_features import make_features
-from experiments.class_learners import ClassMeans, Mahalanobis, Softmax
-from experiments.class_matrix import METRICS
-from experiments.class_memory import ContinuumMemory, Level, split_levels
+from experiments.classes.features import make_features
+from experiments.classes.learners import ClassMeans, Mahalanobis, Softmax
+from experiments.classes.matrix import METRICS
+from experiments.classes.memory import (
+    ContinuumMemory,
+    LevelChoice,
+    split_levels,
+)
 from nl_jax.continual import metrics
 from nl_jax.errors import InputError
 from tests.experiments.conftest import word_table
@@ -108,17 +112,12 @@ def test_files_of_both_kinds_are_read_alike(tmp_path):
         ("b.csv", None, "is not a file"),
     ],
 )
-def test_wrong_files_are_named(tmp_path, script, name, content, words):
+def test_wrong_files_are_named(tmp_path, refused, name, content, words):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    out = tmp_path / "out"
-    status, _, err = script(
-        class_incremental, f"--data={path}", f"--out={out}", "--tasks=2"
-    )
-    assert status == 2 and err.count("\n") == 1
-    assert words in err and str(path) in err
-    assert not out.exists()
+    refused(class_incremental, words, f"--data={path}", "--tasks=2")
+    refused(class_incremental, str(path), f"--data={path}", "--tasks=2")
 
 
 def test_labels_that_only_one_file_has(tmp_path):
@@ -230,7 +229,9 @@ def test_a_level_that_keeps_all_is_ridge_regression_in_any_order():
     x, labels = draw(0)
     exact = x @ ridge(x.astype(float), np.eye(CLASSES)[labels], 0.5)
     for stream in ((x, labels), by_class(x, labels)):
-        memory = ContinuumMemory([Level(WIDTH, 8, 1.0)], CLASSES, 0.5, 0.1)
+        memory = ContinuumMemory(
+            [LevelChoice(WIDTH, 8, 1.0)], CLASSES, 0.5, 0.1
+        )
         for part in np.array_split(np.arange(len(x)), 7):
             memory.learn(stream[0][part], stream[1][part])
         assert memory.scores(x) == pytest.approx(exact, abs=1e-4)
@@ -238,7 +239,7 @@ def test_a_level_that_keeps_all_is_ridge_regression_in_any_order():
 
 def test_a_level_of_period_one_is_the_normalised_delta_rule():
     x, labels = draw(0, count=70)
-    memory = ContinuumMemory([Level(WIDTH, 1, 0.0)], CLASSES, 0.5, 0.3)
+    memory = ContinuumMemory([LevelChoice(WIDTH, 1, 0.0)], CLASSES, 0.5, 0.3)
     memory.learn(x[:10], labels[:10])
     memory.learn(x[10:], labels[10:])
     w = np.zeros((WIDTH, CLASSES))
@@ -253,7 +254,11 @@ def test_a_level_of_period_one_is_the_normalised_delta_rule():
 def test_three_levels_are_their_plain_formula():
     """Sample by sample in float64, whatever the pieces of the stream."""
     x, labels = draw(0, count=46)
-    levels = [Level(2, 1, 0.0), Level(4, 4, 0.5), Level(10, 12, 1.0)]
+    levels = [
+        LevelChoice(2, 1, 0.0),
+        LevelChoice(4, 4, 0.5),
+        LevelChoice(10, 12, 1.0),
+    ]
     lam, rate = 0.5, 0.3
     memory = ContinuumMemory(levels, CLASSES, lam, rate)
     for part in np.split(np.arange(46), [3, 17, 24, 25]):
@@ -315,11 +320,9 @@ def table(tmp_path_factory):
     return word_table(tmp_path_factory.mktemp("data"), 20)
 
 
-def test_script(script, tmp_path, table):
-    arguments = (*TINY, f"--data={table}", f"--out={tmp_path}")
-    status, out, errors = script(class_incremental, *arguments)
-    assert status == 0, errors
-    record = json.loads((tmp_path / "class_incremental.json").read_text())
+def test_script(finished, table):
+    arguments = (*TINY, f"--data={table}")
+    out, record = finished(class_incremental, *arguments)
     assert len(record["rows"]) == 2 * len(class_incremental.LEARNERS)
     for row in record["rows"]:
         R = np.array(row["R"], float)
@@ -347,9 +350,8 @@ def test_script(script, tmp_path, table):
     }
     assert f"| 3 levels | {mean['3 levels']:.1f} +- " in out
     assert mean["3 levels"] > mean["naive"]
-    assert (tmp_path / "class_incremental.png").stat().st_size
-    status, again, _ = script(class_incremental, *arguments)
-    assert status == 0 and again in out and "features of" not in again
+    again, _ = finished(class_incremental, *arguments)
+    assert again in out and "features of" not in again
 
 
 @pytest.mark.parametrize(
@@ -367,11 +369,5 @@ def test_script(script, tmp_path, table):
         ("--data=a.csv,b.csv,c.csv", "give one file, or train and test"),
     ],
 )
-def test_wrong_flags(script, tmp_path, table, flag, words):
-    out = tmp_path / "out"
-    status, _, errors = script(
-        class_incremental, *TINY, f"--data={table}", flag, f"--out={out}"
-    )
-    assert status == 2 and len(errors.splitlines()) == 1
-    assert words in errors.replace("flag ", "")
-    assert not out.exists()
+def test_wrong_flags(refused, table, flag, words):
+    refused(class_incremental, words, *TINY, f"--data={table}", flag)

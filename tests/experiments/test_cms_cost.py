@@ -1,10 +1,8 @@
 """The cost of learning in context: each arm measured, and what is refused."""
 
-import json
-
 import pytest
 
-from experiments import cms_cost
+from experiments.levels import cms_cost
 
 SMALL = (
     "--lengths=8,32",
@@ -32,24 +30,18 @@ def test_the_exponent_is_of_the_ends():
 
 
 @pytest.mark.slow
-def test_every_arm_is_measured_once(script, tmp_path):
-    flags = (*SMALL, f"--out={tmp_path}")
-    status, first, errors = script(cms_cost, *flags)
-    assert status == 0, errors
-    record = json.loads((tmp_path / "cms_cost.json").read_text())
+def test_every_arm_is_measured_once(finished):
+    first, record = finished(cms_cost, *SMALL)
     assert len(record["rows"]) == 2 * len(cms_cost.ARMS)
     assert all(row["both_bytes"] > 0 for row in record["rows"])
-    assert (tmp_path / "cms_cost.png").stat().st_size
-    status, again, _ = script(cms_cost, *flags)
-    assert status == 0 and "'arm': " in first and "'arm': " not in again
+    again, _ = finished(cms_cost, *SMALL)
+    assert "'arm': " in first and "'arm': " not in again
 
 
-def test_wrong_flags_are_one_line(script, tmp_path):
+def test_wrong_flags_are_one_line(refused):
     for flag, words in (
         ("--lengths=64,32", "--lengths=64,32: must rise and be multiples"),
         ("--lengths=40", "multiples of --chunk=16"),
         ("--width=12", "--width=12: must be a multiple of 8"),
     ):
-        status, _, errors = script(cms_cost, flag, f"--out={tmp_path}")
-        assert status == 2 and len(errors.splitlines()) == 1
-        assert words in errors
+        refused(cms_cost, words, flag)

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from experiments import digits
-from experiments.digits_model import load
+from experiments.optimizers import digits
+from experiments.optimizers.vision import load
 
 SMALL = (
     "--optimizers=m3,adamw",
@@ -33,31 +33,25 @@ def test_splits_are_disjoint_and_whole():
     )
 
 
-def test_runs_are_kept_and_reported(script, tmp_path):
-    flags = (*SMALL, f"--out={tmp_path}")
-    status, out, errors = script(digits, *flags)
-    assert status == 0, errors
+def test_runs_are_kept_and_reported(finished):
+    out, _ = finished(digits, *SMALL)
     assert "adamw, rate 0.003, seed 0" in out
     assert "M3's mean test loss: " in out and "of adamw's" in out
-    status, out, _ = script(digits, *flags)
-    assert status == 0 and "seed 0:" not in out
-    record = json.loads((tmp_path / "digits.json").read_text())
+    out, record = finished(digits, *SMALL)
+    assert "seed 0:" not in out
     assert record["best"] == {"m3": 0.01, "adamw": 0.003}
     found = record["means"]["m3"]["0.01"]
     ratio = found["test_loss"] / record["means"]["adamw"]["0.003"]["test_loss"]
     assert f"{ratio:.2f} of adamw's" in out
-    assert (tmp_path / "digits.png").exists()
 
 
-def test_wrong_flags(script, tmp_path):
+def test_wrong_flags(refused):
     for flag, words in (
         ("--optimizers=lion", "allowed are adamw, muon, m3"),
         ("--width=6", "--width=6: must be a multiple of 4"),
         ("--seeds=one", "--seeds=one: must be integers"),
     ):
-        status, _, errors = script(digits, flag, f"--out={tmp_path}")
-        assert status == 2 and len(errors.splitlines()) == 1
-        assert words in errors
+        refused(digits, words, flag)
 
 
 def test_a_diverged_rate_is_never_the_best(capsys, tmp_path):

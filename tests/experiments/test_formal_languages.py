@@ -1,12 +1,10 @@
 """Formal languages: the generators, one small run, wrong flags."""
 
-import json
-
 import numpy as np
 import pytest
 
-from experiments import formal_languages
-from experiments.languages import LANGUAGES, draw
+from experiments.languages import formal_languages
+from experiments.languages.formal import LANGUAGES, draw
 
 
 def strings(name, part=0, count=200):
@@ -73,25 +71,21 @@ def test_bins_do_not_overlap(name):
     assert max(parts[0]) < min(parts[1])
 
 
-def test_a_run_is_kept(script, tmp_path):
+def test_a_run_is_kept(finished):
     flags = (
         "--languages=parity",
-        "--runs=deltanet",
+        "--runs=transformer",
         "--steps=2",
         "--batch=2",
         "--width=8",
         "--strings=20",
         "--test_strings=4",
-        f"--out={tmp_path}",
     )
-    status, out, errors = script(formal_languages, *flags)
-    assert status == 0, errors
-    assert "parity deltanet seed 0 step 2" in out and "beta_max=2" in out
-    status, out, _ = script(formal_languages, *flags)
-    assert status == 0 and "step 2" not in out
-    record = json.loads((tmp_path / "formal_languages.json").read_text())
+    out, _ = finished(formal_languages, *flags)
+    assert "parity transformer seed 0 step 2" in out and "rope_base=None" in out
+    out, record = finished(formal_languages, *flags)
+    assert "step 2" not in out
     assert len(record["runs"]) == 1 and len(record["runs"][0]["bins"]) == 2
-    assert (tmp_path / "formal_languages.png").exists()
 
 
 def test_control_differs_in_the_step_alone():
@@ -117,18 +111,15 @@ def test_every_number_has_its_choices(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_parity_needs_the_long_step(script, tmp_path):
-    status, _, errors = script(
+def test_parity_needs_the_long_step(finished):
+    _, record = finished(
         formal_languages,
         "--languages=parity",
         "--runs=hope,hope-held-positive",
         "--steps=300",
         "--every=50",
         "--test_strings=100",
-        f"--out={tmp_path}",
     )
-    assert status == 0, errors
-    record = json.loads((tmp_path / "formal_languages.json").read_text())
     ours, control = (row["bins"] for row in record["runs"])
     assert ours == [100, 100] and control[1] < 50
 
@@ -141,6 +132,5 @@ def test_parity_needs_the_long_step(script, tmp_path):
         ("--steps=0", "steps"),
     ],
 )
-def test_wrong_flags(script, tmp_path, flag, words):
-    status, _, errors = script(formal_languages, flag, f"--out={tmp_path}")
-    assert status == 2 and len(errors.splitlines()) == 1 and words in errors
+def test_wrong_flags(refused, flag, words):
+    refused(formal_languages, words, flag)

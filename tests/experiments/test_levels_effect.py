@@ -1,11 +1,9 @@
 """The grid of levels and slowest periods: its levels, one small run, flags."""
 
-import json
-
 import numpy as np
 import pytest
 
-from experiments import levels_effect
+from experiments.classes import levels_effect
 from nl_jax.continual import metrics
 from tests.experiments.conftest import word_table
 
@@ -30,20 +28,15 @@ def table(tmp_path_factory):
 TINY = ("--tasks=3", "--width=64", "--seeds=0,1", "--slowest=32")
 
 
-def test_a_slow_level_lasts_and_a_fast_one_is_up_to_date(
-    script, tmp_path, table
-):
+def test_a_slow_level_lasts_and_a_fast_one_is_up_to_date(finished, table):
     flags = (
         *TINY,
         f"--data={table}",
         "--levels=1,2",
         "--slowest=4,128",
         "--retention=0.5",
-        f"--out={tmp_path}",
     )
-    status, out, errors = script(levels_effect, *flags)
-    assert status == 0, errors
-    record = json.loads((tmp_path / "levels_effect.json").read_text())
+    out, record = finished(levels_effect, *flags)
     assert len(record["rows"]) == 2 * 2 * 2
     for row in record["rows"]:
         assert row["forgetting"]["gem"] == pytest.approx(
@@ -61,9 +54,8 @@ def test_a_slow_level_lasts_and_a_fast_one_is_up_to_date(
     assert mean("forgetting", 1, 128) < mean("forgetting", 1, 4)
     assert mean("new task", 2, 128) > 0.2 + mean("new task", 1, 128)
     assert f"| 1 level | {100 * mean('forgetting', 1, 4):.1f} +- " in out
-    assert (tmp_path / "levels_effect.png").stat().st_size
-    status, again, _ = script(levels_effect, *flags)
-    assert status == 0 and again in out and "features of" not in again
+    again, _ = finished(levels_effect, *flags)
+    assert again in out and "features of" not in again
 
 
 @pytest.mark.parametrize(
@@ -77,11 +69,5 @@ def test_a_slow_level_lasts_and_a_fast_one_is_up_to_date(
         ("--retention=2", "--retention=2"),
     ],
 )
-def test_wrong_flags(script, tmp_path, table, flag, words):
-    out = tmp_path / "out"
-    status, _, errors = script(
-        levels_effect, *TINY, f"--data={table}", flag, f"--out={out}"
-    )
-    assert status == 2 and len(errors.splitlines()) == 1
-    assert words in errors.replace("flag ", "")
-    assert not out.exists()
+def test_wrong_flags(refused, table, flag, words):
+    refused(levels_effect, words, *TINY, f"--data={table}", flag)

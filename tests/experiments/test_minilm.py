@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments import class_incremental, minilm
+from experiments.classes import class_incremental, minilm
 from nl_jax.errors import InputError
 
 D, HEADS, LAYERS, WORDS = 8, 2, 2, 11
@@ -104,15 +104,10 @@ def test_safetensors_are_read(tmp_path):
     assert (found["a"] == a).all() and (found["b"] == b).all()
 
 
-def test_a_missing_package_is_said(script, tmp_path, monkeypatch):
+def test_a_missing_package_is_said(refused, monkeypatch):
     monkeypatch.setattr(minilm, "_PACKAGE", "no-such-minilm")
-    out = tmp_path / "out"
-    status, _, errors = script(
-        class_incremental, "--features=minilm", f"--out={out}"
-    )
-    assert status == 2 and len(errors.splitlines()) == 1
-    assert "no-such-minilm is not installed" in errors
-    assert not out.exists()
+    words = "no-such-minilm is not installed"
+    refused(class_incremental, words, "--features=minilm")
 
 
 def test_published_similarities():

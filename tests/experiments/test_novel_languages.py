@@ -1,13 +1,11 @@
 """Novel languages: the generator, one small run, wrong flags."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
 
-from experiments import language_stream, novel_languages
-from experiments.invented import (
+from experiments.languages import novel_languages, stream
+from experiments.languages.invented import (
     PAIR,
     PROMPT,
     VOCABULARY,
@@ -79,12 +77,10 @@ def test_pairs_tell_the_language_and_part_the_kinds_of_token():
 
 def test_streams_of_test_and_training_are_not_the_same():
     sizes = (3, 12, 4)
-    read, asked = language_stream.make_stream(np.random.default_rng(0), *sizes)
+    read, asked = stream.make_stream(np.random.default_rng(0), *sizes)
     assert read.shape == (3, 12, PAIR) and asked.shape == (3, 4, PAIR)
     assert len(set(read[:, 0, 0].tolist())) == 3
-    other, _ = language_stream.make_stream(
-        np.random.default_rng((0, 1)), *sizes
-    )
+    other, _ = stream.make_stream(np.random.default_rng((0, 1)), *sizes)
     assert (read[:, :, PROMPT:] != other[:, :, PROMPT:]).any()
 
 
@@ -92,11 +88,9 @@ def test_runs_have_equally_many_weights():
     settings = {"pairs": 4, "width": 48, "layers": 1, "rate": 0.5}
     settings |= {"languages": 2}
     counts = {}
-    for run, levels in language_stream.LEVELS.items():
-        model = language_stream.make_model(run, settings)
-        variables = jax.eval_shape(
-            lambda model=model: language_stream.init(model, 0)
-        )
+    for run, levels in stream.LEVELS.items():
+        model = stream.make_model(run, settings)
+        variables = jax.eval_shape(lambda model=model: stream.init(model, 0))
         counts[run] = sum(x.size for x in jax.tree.leaves(variables))
         # A norm of each level, and its rate if it learns.
         counts[run] -= 48 * max(levels, 1) + levels
@@ -107,8 +101,8 @@ def test_runs_have_equally_many_weights():
 def test_levels_begin_with_the_same_rate_per_token():
     settings = {"pairs": 12, "width": 48, "layers": 1, "rate": 0.5}
     settings |= {"languages": 2}
-    model = language_stream.make_model("hope-3", settings)
-    variables = language_stream.init(model, 0)
+    model = stream.make_model("hope-3", settings)
+    variables = stream.init(model, 0)
     _, rates = model.fast_parameters(variables["params"])
     periods = model.config.cms.periods
     assert periods == (PAIR, 4 * PAIR, 12 * PAIR)
@@ -128,12 +122,10 @@ TINY = (
 )
 
 
-def test_a_run_is_kept(script, tmp_path):
-    flags = (*TINY, "--runs=hope-1,in context", f"--out={tmp_path}")
-    status, out, errors = script(novel_languages, *flags)
-    assert status == 0, errors
+def test_a_run_is_kept(finished):
+    flags = (*TINY, "--runs=hope-1,in context")
+    out, record = finished(novel_languages, *flags)
     assert "seed 0, hope-1" in out and "step 2 loss" in out
-    record = json.loads((tmp_path / "novel_languages.json").read_text())
     assert [row["run"] for row in record["rows"]] == ["hope-1", "in context"]
     for row in record["rows"]:
         for unit in ("syllables", "sentences"):
@@ -143,9 +135,8 @@ def test_a_run_is_kept(script, tmp_path):
                 metrics.forgetting(R), abs=1e-4
             )
         assert np.isfinite(row["losses"]).all() and len(row["losses"]) == 2
-    assert (tmp_path / "novel_languages.png").stat().st_size
-    status, again, _ = script(novel_languages, *flags)
-    assert status == 0 and again in out and "step" not in again
+    again, _ = finished(novel_languages, *flags)
+    assert again in out and "step" not in again
 
 
 @pytest.mark.parametrize(
@@ -159,8 +150,5 @@ def test_a_run_is_kept(script, tmp_path):
         ("--seeds=a", "--seeds=a"),
     ],
 )
-def test_wrong_flags(script, tmp_path, flag, words):
-    out = tmp_path / "out"
-    status, _, errors = script(novel_languages, *TINY, flag, f"--out={out}")
-    assert status == 2 and len(errors.splitlines()) == 1 and words in errors
-    assert not out.exists()
+def test_wrong_flags(refused, flag, words):
+    refused(novel_languages, words, *TINY, flag)

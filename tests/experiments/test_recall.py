@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import gradient_growth, mqar, recall_task
+from experiments.recall import gradient_growth, mqar, task
 from nl_jax.errors import InputError
 
 SHAPE = {"length": 64, "pairs": 8, "vocab": 512, "batch": 32}
 
 
 def test_every_key_is_asked_once_and_answered_by_its_value():
-    tokens, targets = recall_task.make_batch(np.random.default_rng(0), **SHAPE)
+    tokens, targets = task.make_batch(np.random.default_rng(0), **SHAPE)
     assert tokens.shape == targets.shape == (32, 64)
     for row, wanted in zip(tokens, targets, strict=True):
         keys, values = row[:16:2], row[1:16:2]
@@ -29,9 +29,7 @@ def test_every_key_is_asked_once_and_answered_by_its_value():
 
 def test_short_gaps_are_common_and_long_ones_exist():
     rng = np.random.default_rng(1)
-    _, targets = recall_task.make_batch(
-        rng, **SHAPE | {"batch": 2000, "pairs": 1}
-    )
+    _, targets = task.make_batch(rng, **SHAPE | {"batch": 2000, "pairs": 1})
     gaps = (np.nonzero(targets >= 0)[1] - 2) / 2
     slots = np.arange(1, 32) ** -0.99
     expected = slots / slots.sum()
@@ -49,7 +47,7 @@ def test_short_gaps_are_common_and_long_ones_exist():
 )
 def test_pairs_must_fit(change, words):
     with pytest.raises(InputError, match=words):
-        recall_task.make_batch(np.random.default_rng(0), **SHAPE | change)
+        task.make_batch(np.random.default_rng(0), **SHAPE | change)
 
 
 @pytest.mark.parametrize(
@@ -66,16 +64,10 @@ def test_pairs_must_fit(change, words):
         ("256:64", "need a vocab of at least 130"),
     ],
 )
-def test_wrong_slices(script, tmp_path, monkeypatch, words, message):
+def test_wrong_slices(refused, monkeypatch, words, message):
     monkeypatch.setattr(mqar, "train", None)
-    status, out, errors = script(
-        mqar,
-        f"--slices={words}",
-        "--tokens=256",
-        "--vocab=128",
-        f"--out={tmp_path}",
-    )
-    assert status == 2 and message in errors and not out
+    flags = (f"--slices={words}", "--tokens=256", "--vocab=128")
+    assert not refused(mqar, message, *flags)
 
 
 class LookUp:
@@ -103,7 +95,7 @@ def look_up(monkeypatch):
     drawn = []
 
     def make_batch(rng, **shape):
-        batch = recall_task.make_batch(rng, **shape)
+        batch = task.make_batch(rng, **shape)
         drawn.append((shape["length"], shape["batch"], int(batch[0].sum())))
         return batch
 
@@ -120,7 +112,7 @@ def look_up(monkeypatch):
             learning_rate=1e-9,
             target=0.9,
         )
-        slices = recall_task.parse_slices(["16:2", "32:4"], vocab=64, tokens=64)
+        slices = task.parse_slices(["16:2", "32:4"], vocab=64, tokens=64)
         return mqar.train("look-up", seed, slices, settings), [*drawn]
 
     return run
@@ -149,49 +141,38 @@ def test_all_runs_are_tested_on_equal_sequences_of_their_own(look_up):
     assert not {*first[50:]} & {*first[:50], *second[:50]}
 
 
-def test_a_finished_run_is_not_repeated(script, tmp_path, monkeypatch):
+def test_a_finished_run_is_not_repeated(finished, tmp_path, monkeypatch):
     flags = (
-        "--runs=deltanet",
+        "--runs=transformer",
         "--steps=25",
         "--slices=16:2",
         "--tokens=32",
         "--tests=2",
-        f"--out={tmp_path}",
     )
-    status, out, errors = script(mqar, *flags)
-    assert status == 0, errors
-    assert "deltanet seed 0 step 25" in out
-    status, out, _ = script(mqar, *flags)
-    assert status == 0 and "step 25" not in out
+    out, _ = finished(mqar, *flags)
+    assert "transformer seed 0 step 25" in out
+    assert "step 25" not in finished(mqar, *flags)[0]
     (line,) = map(json.loads, (tmp_path / "mqar.jsonl").open())
     row = line["row"]
     assert row["steps_to_target"] is None and len(row["curve"]) == 1
     table = (tmp_path / "mqar.md").read_text()
-    assert "| 16:2 % |" in table and "| deltanet | 0 |" in table
-    assert (tmp_path / "mqar.png").exists()
+    assert "| 16:2 % |" in table and "| transformer | 0 |" in table
     # A result of other settings is no result of these.
     again = []
     monkeypatch.setattr(mqar, "train", lambda *a: again.append(a) or row)
     for changed in ("--learning_rate=0.01", "--steps=26", "--slices=32:2"):
-        assert script(mqar, *flags, changed)[0] == 0
+        finished(mqar, *flags, changed)
     assert len(again) == 3
-    assert script(mqar, *flags)[0] == 0 and len(again) == 3
+    finished(mqar, *flags)
+    assert len(again) == 3
 
 
 @pytest.mark.parametrize("module", [mqar, gradient_growth])
-def test_wrong_flags(script, tmp_path, module):
-    status, _, errors = script(module, "--runs=hopeless", f"--out={tmp_path}")
-    assert status == 2 and f"allowed are {', '.join(mqar.RUNS)}" in errors
+def test_wrong_flags(refused, module):
+    refused(module, f"allowed are {', '.join(task.RUNS)}", "--runs=hopeless")
 
 
-def test_gradient_norms_are_written(script, tmp_path):
-    status, _, errors = script(
-        gradient_growth,
-        "--runs=deltanet",
-        "--lengths=8,16",
-        f"--out={tmp_path}",
-    )
-    assert status == 0, errors
-    written = json.loads((tmp_path / "gradient_growth.json").read_text())
-    assert len(written["norms"]["deltanet"]) == 2
-    assert (tmp_path / "gradient_growth.png").exists()
+def test_gradient_norms_are_written(finished):
+    flags = ("--runs=transformer", "--lengths=8,16")
+    _, record = finished(gradient_growth, *flags)
+    assert len(record["norms"]["transformer"]) == 2

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.records import Records
+from experiments.shared.records import Records
 
 SETTINGS = {"steps": 5, "shape": (2, 3)}
 

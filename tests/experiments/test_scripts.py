@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from experiments import evaluate, generate, stream_stability, train_lm
+from experiments.language import evaluate, generate, train_lm
+from experiments.streams import stream_stability
 from tests.experiments.conftest import SMALL
 
 

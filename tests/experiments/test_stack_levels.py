@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import documents, stack_levels
+from experiments.streams import documents, stack_levels
 from nl_jax.data import BPETokenizer
 from tests.continual import pretrained_files as files
 

@@ -1,12 +1,11 @@
 """The long stream: its text, its verdicts and what it writes."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 
-from experiments import stream_speed
+from experiments.streams import stream_speed
 from nl_jax.models import build
 
 
@@ -38,7 +37,9 @@ def test_every_level_of_its_model_learns():
     assert model.config.mixer == "titans"
 
 
-def test_the_script_writes_every_window(script, tmp_path, monkeypatch):
+def test_the_script_writes_every_window(
+    finished, script, tmp_path, monkeypatch
+):
     def small():
         return build(
             "hope-attention",
@@ -56,16 +57,13 @@ def test_the_script_writes_every_window(script, tmp_path, monkeypatch):
         "--memory_limit=1e3",
         f"--out={tmp_path}",
     )
-    status, out, errors = script(stream_speed, "--tokens=960", *flags)
-    assert status == 0, errors
+    out, record = finished(stream_speed, "--tokens=960", *flags)
     assert "memory constant, rate steady, no NaN" in out
-    record = json.loads((tmp_path / "stream_speed.json").read_text())
     assert [row["tokens"] for row in record["windows"]] == [
         48 * number for number in range(1, 21)
     ]
     assert all(row["finite"] and row["rate"] > 0 for row in record["windows"])
     assert min(record["windows"][-1]["moved"]) > 0
-    assert (tmp_path / "stream_speed.png").exists()
     status, _, errors = script(
         stream_speed, "--tokens=960", *flags, "--rate_limit=-1"
     )

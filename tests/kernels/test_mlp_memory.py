@@ -18,8 +18,7 @@ from jax._src.pallas.mosaic.interpret import (
 from jax.experimental.pallas import tpu as pltpu
 
 from nl_jax.layers import SelfModifyingTitans, TitansConfig
-from nl_jax.layers.mixers.titans_block import answer
-from nl_jax.memory import Gates, associative_memory, fused
+from nl_jax.memory import Gates, associative, associative_memory
 from nl_jax.memory.state import MemoryState
 from pallas_kernels.mlp_memory import implementation_for, memory_scan, tpu
 from pallas_kernels.mlp_memory.step import primitives, trace
@@ -59,10 +58,12 @@ def chunk_step(**case):
 
     def step(state, tokens, gates, valid, inverse):
         memory = MemoryState(state[:2], state[:2], state[2:] or None)
-        o, after = answer(
-            config,
+        q, k, v = tokens
+        o, after = config.memory.step(
             memory,
-            tokens,
+            k,
+            v,
+            q,
             Gates(*gates),
             valid=valid,
             inverse=inverse,
@@ -328,7 +329,9 @@ def test_a_layer_that_runs_the_kernel_is_the_layer(monkeypatch):
     grad = jax.grad(loss, has_aux=True)
     expected = jax.jit(functools.partial(grad, layer=plain))(variables)
     monkeypatch.setattr(
-        fused, "memory_scan", functools.partial(memory_scan, interpret=True)
+        associative,
+        "memory_scan",
+        functools.partial(memory_scan, interpret=True),
     )
     kernel = SelfModifyingTitans(
         dataclasses.replace(config, implementation="pallas_tpu"),

@@ -21,7 +21,7 @@ def test_one_large_token_again_and_again_stays_bounded(name):
     x = jnp.broadcast_to(
         30 * jax.random.normal(jax.random.key(0), (D,)), (1, T, D)
     )
-    variables = layer.init(jax.random.key(1), x[:, :2])
+    variables = jax.jit(layer.init)(jax.random.key(1), x[:, :2])
     variables = jax.tree.map(lambda a: 3 * a, variables)
     y, state = jax.jit(layer.apply)(variables, x)
     assert np.isfinite(y).all()
@@ -32,7 +32,8 @@ def test_one_large_token_again_and_again_stays_bounded(name):
 def test_what_runs_is_a_choice_and_changes_nothing():
     config = configure("comba").matrix
     x = jax.random.normal(jax.random.key(0), (1, 20, D))
-    variables = MatrixMemory(config, D, 2).init(jax.random.key(1), x)
+    init = jax.jit(MatrixMemory(config, D, 2).init)
+    variables = init(jax.random.key(1), x)
 
     def run(implementation):
         chosen = dataclasses.replace(config, implementation=implementation)

@@ -115,8 +115,9 @@ def test_segments_meet_through_the_memory_alone():
     )
     layer = TitansAttention(config, D, HEADS)
     params, x = drawn(layer, (1, T, D), noise=0.0)
-    a, _ = layer.apply({"params": params}, x)
-    b, _ = layer.apply({"params": params}, x + np.eye(T)[None, :, 1:2])
+    apply = jax.jit(layer.apply)
+    a, _ = apply({"params": params}, x)
+    b, _ = apply({"params": params}, x + np.eye(T)[None, :, 1:2])
     moved = np.abs(a - b).max((0, 2)) > 1e-4
     # Memory still forgets, and reads what attention makes of each token.
     np.testing.assert_array_equal(moved, [0, 1, 1, *[0] * (T - 3)])
@@ -129,7 +130,8 @@ def test_attention_with_persistent_tokens_equals_a_plain_loop(length):
     sees = papers_models.last(WINDOW, x[0])
     plain = functools.partial(papers_models.attention, heads=HEADS, sees=sees)
     expected = plain(params, x[0])
-    y, _ = layer.apply({"params": to_numpy(params, "float32")}, x)
+    apply = jax.jit(layer.apply)
+    y, _ = apply({"params": to_numpy(params, "float32")}, x)
     same((y[0],), (expected,), 1e-6)
     del params["persistent_keys"]
     assert np.abs(plain(params, x[0]) - expected).max() > 0.1

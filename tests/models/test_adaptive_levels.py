@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from nl_jax.continual import fork, inspect, load_state, reset_level, save_state
-from nl_jax.layers.continuum.steps import probed, writes
+from nl_jax.layers.continuum.probes import probed, writes
 from nl_jax.models import build
 
 CHUNK, LENGTH, VOCAB = 4, 42, 13

@@ -1,9 +1,12 @@
 """Every model: streams, causality, independence, gradients, compilation."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from nl_jax.models import PRESETS, ModelConfig, build, configure, names
@@ -51,13 +54,6 @@ CASES = {name: (name, {}) for name in names()} | {
 }
 
 
-def make(case, **overrides):
-    name, more = CASES[case]
-    model = build(name, **TINY | more | overrides)
-    tokens = jax.random.randint(jax.random.key(0), (2, LENGTH), 0, VOCAB)
-    return model, model.init(jax.random.key(1), tokens), tokens
-
-
 # Their mixers are other choices of layers that quick cases have, and equal
 # their papers in tests/memory.
 ALIKE = (
@@ -73,43 +69,168 @@ ALIKE = (
     "titans-mal",
     "ttt-linear",
 )
-# Second derivatives of a memory's scan take a minute to compile.
-SLOW = (*ALIKE, "hope-next-token")
+# One case of each mixer, and of each way to place levels.
+EXACT = (
+    "deltanet",
+    "hope",
+    "hope-attention-depth",
+    "hope-attention-last-block",
+    "lstm",
+    "lstm-local-last-block",
+    "mamba",
+    "samba",
+    "srwm",
+    "titans",
+    "titans-mac",
+    "transformer",
+)
 
 
-def marked(name, *more):
-    marks = pytest.mark.slow if name in SLOW else ()
-    return pytest.param(name, *more, marks=marks)
+class Bench:
+    """A model with the three programs that all of its tests share."""
+
+    def __init__(self, case, dtype="float32"):
+        name, more = CASES[case]
+        self.model = build(name, **TINY | more | {"dtype": dtype})
+        self.dtype = dtype
+        self.tokens = jax.random.randint(
+            jax.random.key(0), (2, LENGTH), 0, VOCAB
+        )
+        # Parameters are float32 in models of every dtype.
+        self.variables = jax.tree.map(
+            lambda a: a.astype(dtype),
+            jax.jit(self.model.init)(jax.random.key(1), self.tokens)
+            if dtype == "float32"
+            else bench(case).variables,
+        )
+        self.traces = []
+        self.apply = jax.jit(self._apply)
+        self.read = jax.jit(self.model.apply)
+        self.learn = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
+
+    @functools.cached_property
+    def state(self):
+        """The state that two rows begin with."""
+        initial = jax.jit(self.model.init_state, static_argnums=1)
+        return initial(self.variables, 2)
+
+    def _apply(self, variables, tokens, state):
+        self.traces.append(tokens.shape)
+        return self.model.apply(variables, tokens, state)
+
+    def _loss(self, variables, tokens):
+        logits, state = self.model.apply(variables, tokens)
+        loss = optax.softmax_cross_entropy_with_integer_labels(
+            logits[:, :-1], tokens[:, 1:]
+        ).mean()
+        return loss, (logits, state)
+
+    def whole(self, tokens=None):
+        """Logits and the state behind all tokens in one call."""
+        tokens = self.tokens if tokens is None else tokens
+        if self.dtype == "float64":  # Nothing else needs its gradient.
+            return self.read(self.variables, tokens)
+        return self.learn(self.variables, tokens)[0][1]
+
+    def in_parts(self, sizes):
+        """Logits and the state behind tokens that come in several calls."""
+        state, outs, at = self.state, [], 0
+        for size in sizes:
+            y, state = self.apply(
+                self.variables, self.tokens[:, at : at + size], state
+            )
+            outs.append(y)
+            at += size
+        return jnp.concatenate(outs, 1), state
 
 
-EXACT = [marked(name, "float64") for name in CASES]
-ROUNDED = [marked(name, "float32") for name in names()]
+@functools.cache
+def bench(case, dtype="float32"):
+    return Bench(case, dtype)
 
 
-@pytest.fixture(params=map(marked, CASES))
-def case(request):
-    return make(request.param)
+def over_cases(cases, slow):
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(c, marks=pytest.mark.slow) if c in slow else c
+            for c in cases
+        ],
+        scope="module",
+    )
 
 
-@pytest.mark.parametrize(("name", "dtype"), EXACT + ROUNDED)
-def test_whole_equals_any_split_equals_token_by_token(name, dtype):
-    """Exact in float64, states too; float32 rounds at the logits' scale."""
-    with jax.enable_x64(dtype == "float64"):
-        model, variables, tokens = make(name, dtype=dtype)
-        variables = jax.tree.map(lambda a: a.astype(dtype), variables)
-        apply = jax.jit(model.apply)
-        whole, end = apply(variables, tokens)
-        for sizes in ([1] * LENGTH, [3, 8], [8, 3]):
-            state, outs, at = model.init_state(variables, 2), [], 0
-            for size in sizes:
-                y, state = apply(variables, tokens[:, at : at + size], state)
-                outs.append(y)
-                at += size
-            outs = jnp.concatenate(outs, 1)
-            if dtype == "float32":
-                bound = 1e-5 * np.abs(whole).max()
-                np.testing.assert_allclose(outs, whole, atol=bound, rtol=0)
-                continue
+every_case = over_cases(CASES, ALIKE)
+
+
+def splits(length, sizes=(1, 5)):
+    """Every way to cut ``length`` into parts of these sizes."""
+    if not length:
+        return [[]]
+    return [
+        [size, *rest]
+        for size in sizes
+        if size <= length
+        for rest in splits(length - size, sizes)
+    ]
+
+
+@pytest.mark.smoke
+@over_cases([*names(), "hope-next-token"], ())
+def test_one_training_step_lowers_the_loss(case):
+    it = bench(case)
+    (before, _), grads = it.learn(it.variables, it.tokens)
+    moved = jax.tree.map(lambda p, g: p - 0.05 * g, it.variables, grads)
+    (after, _), _ = it.learn(moved, it.tokens)
+    assert np.isfinite(before) and after < before
+
+
+@every_case
+def test_gradients_reach_every_parameter(case):
+    it = bench(case)
+    _, grads = it.learn(it.variables, it.tokens)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        per_layer = leaf if "blocks" in str(path) else leaf[None]
+        # Static blocks have no use for what only inner steps read.
+        inner = ("log_rate", "_key", "_value")
+        if "cms" in str(path) and str(path[-1].key).endswith(inner):
+            per_layer = leaf[-(it.model.config.cms.layers or len(leaf)) :]
+        for layer, g in enumerate(per_layer):
+            name = f"{jax.tree_util.keystr(path)} layer {layer}"
+            assert np.isfinite(g).all() and np.abs(g).max() > 0, name
+
+
+@every_case
+def test_changing_a_token_changes_nothing_before_it_or_beside_it(case):
+    it = bench(case)
+    other = it.tokens.at[0, 6].set((it.tokens[0, 6] + 1) % VOCAB)
+    (a, _), (b, _) = it.whole(), it.whole(other)
+    np.testing.assert_array_equal(a[1], b[1])
+    np.testing.assert_allclose(a[0, :6], b[0, :6], atol=1e-6)
+    assert np.abs(a[0, 6:] - b[0, 6:]).max(-1).min() > 0
+
+
+@every_case
+def test_any_split_equals_the_whole_and_compiles_once(case):
+    """As float32 rounds, at the scale of the logits."""
+    it = bench(case)
+    whole, end = it.whole()
+    bound = 1e-5 * np.abs(whole).max()
+    for sizes in splits(LENGTH):
+        outs, state = it.in_parts(sizes)
+        np.testing.assert_allclose(outs, whole, atol=bound, rtol=0)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, end)
+    assert sorted(it.traces) == [(2, 1), (2, 5)]
+
+
+@over_cases(CASES, set(CASES) - set(EXACT))
+def test_in_float64_any_split_equals_the_whole_exactly(case):
+    """States too."""
+    with jax.enable_x64(True):
+        it = bench(case, "float64")
+        whole, end = it.whole()
+        for sizes in splits(LENGTH):
+            outs, state = it.in_parts(sizes)
             ends = [state, end]
             if end.cms is not None:  # Held tokens of closed chunks may differ.
                 ends = [(s.mixers, s.cms.fast, s.cms.gathered) for s in ends]
@@ -118,65 +239,47 @@ def test_whole_equals_any_split_equals_token_by_token(name, dtype):
                 np.testing.assert_allclose(a, b, atol=1e-10, rtol=0)
 
 
-def test_changing_a_token_changes_nothing_before_it_or_beside_it(case):
-    model, variables, tokens = case
-    apply = jax.jit(lambda t: model.apply(variables, t)[0])
-    other = tokens.at[0, 6].set((tokens[0, 6] + 1) % VOCAB)
-    a, b = apply(tokens), apply(other)
-    np.testing.assert_array_equal(a[1], b[1])
-    np.testing.assert_allclose(a[0, :6], b[0, :6], atol=1e-6)
-    assert np.abs(a[0, 6:] - b[0, 6:]).max(-1).min() > 0
+@pytest.mark.slow
+@over_cases(CASES, ())
+@pytest.mark.parametrize("sizes", [(3, 8), (8, 3)], ids=str)
+def test_parts_of_other_sizes_equal_the_whole(case, sizes):
+    with jax.enable_x64(True):
+        it = bench(case, "float64")
+        outs, _ = it.in_parts(sizes)
+        np.testing.assert_allclose(outs, it.whole()[0], atol=1e-10, rtol=0)
 
 
-def test_gradients_reach_every_parameter(case):
-    model, variables, tokens = case
-
-    def loss(variables):
-        logits, _ = model.apply(variables, tokens)
-        return jnp.sin(3 * logits).sum()
-
-    grads = jax.jit(jax.grad(loss))(variables)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
-        per_layer = leaf if "blocks" in str(path) else leaf[None]
-        # Static blocks have no use for what only inner steps read.
-        inner = ("log_rate", "_key", "_value")
-        if "cms" in str(path) and str(path[-1].key).endswith(inner):
-            per_layer = leaf[-(model.config.cms.layers or len(leaf)) :]
-        for layer, g in enumerate(per_layer):
-            name = f"{jax.tree_util.keystr(path)} layer {layer}"
-            assert np.isfinite(g).all() and np.abs(g).max() > 0, name
-
-
-def test_second_call_does_not_compile_again(case):
-    model, variables, tokens = case
+@pytest.mark.slow
+@over_cases(CASES, ())
+def test_a_fresh_call_and_a_stream_compile_once_each(case):
+    it = bench(case)
     chex.clear_trace_counter()
-    apply = jax.jit(chex.assert_max_traces(model.apply, n=2))
-    _, state = apply(variables, tokens)  # Fresh is one trace, a stream another.
+    apply = jax.jit(chex.assert_max_traces(it.model.apply, n=2))
+    _, state = apply(it.variables, it.tokens)
     for _ in range(2):
-        _, state = apply(variables, tokens, state)
+        _, state = apply(it.variables, it.tokens, state)
 
 
 def test_remat_changes_nothing():
-    model, variables, tokens = make("hope")
-    again, _, _ = make("hope-remat")
-    np.testing.assert_array_equal(
-        model.apply(variables, tokens)[0], again.apply(variables, tokens)[0]
-    )
+    outs, _ = bench("hope").in_parts([5, 5, 1])
+    again, _ = bench("hope-remat").in_parts([5, 5, 1])
+    np.testing.assert_array_equal(outs, again)
 
 
 def test_bfloat16_model_keeps_float32_parameters_and_logits():
-    model, variables, tokens = make("hope")
-    low, low_variables, _ = make("hope", dtype="bfloat16")
-    chex.assert_trees_all_equal(variables, low_variables)
-    logits, _ = model.apply(variables, tokens)
-    logits16, state = low.apply(variables, tokens)
+    it = bench("hope")
+    low = build(it.model.config, dtype="bfloat16")
+    low_variables = jax.jit(low.init)(jax.random.key(1), it.tokens)
+    chex.assert_trees_all_equal(it.variables, low_variables)
+    logits16, state = jax.jit(low.apply)(it.variables, it.tokens)
     assert logits16.dtype == jnp.float32
     assert state.mixers.memory.weights[0].dtype == jnp.float32
-    np.testing.assert_allclose(logits16, logits, atol=0.3)
+    np.testing.assert_allclose(logits16, it.whole()[0], atol=0.3)
 
 
+@every_case
 def test_logical_axes_match_every_parameter(case):
-    model, variables, _ = case
+    model, variables = bench(case).model, bench(case).variables
     axes = model.logical_axes()
 
     def check(leaf, names):
@@ -190,25 +293,34 @@ def test_logical_axes_match_every_parameter(case):
 
 
 def test_periods_of_outer_levels_go_to_the_optimizer():
-    model, variables, _ = make("hope")
-    periods = model.parameter_periods(variables)["params"]["blocks"]
+    it = bench("hope")
+    periods = it.model.parameter_periods(it.variables)["params"]["blocks"]
     assert periods["cms"]["level_1_up"] == 1
     assert periods["cms"]["level_2_up"] == 4
     assert periods["mixer"]["w_out"] == 1
 
 
+MILLIONS = {"125m": (90, 180), "760m": (600, 1000), "1.3b": (1000, 1700)}
+
+
 @pytest.mark.parametrize(
-    ("preset", "millions"),
-    [("125m", (90, 180)), ("760m", (600, 1000)), ("1.3b", (1000, 1700))],
+    ("name", "preset"),
+    [
+        pytest.param(name, preset, marks=pytest.mark.slow)
+        if preset != "125m" and name not in ("hope", "transformer")
+        else (name, preset)
+        for name in names()
+        for preset in MILLIONS
+    ],
 )
-@pytest.mark.parametrize("name", names())
-def test_large_presets_have_the_size_they_are_named_for(name, preset, millions):
+def test_large_presets_have_the_size_they_are_named_for(name, preset):
     model = build(name, preset=preset)
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
     )
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
-    assert millions[0] < count < millions[1]
+    low, high = MILLIONS[preset]
+    assert low < count < high
     assert model.config.vocab_size == 32_000
 
 
@@ -255,11 +367,11 @@ def test_bad_configurations_are_named(run, message):
 
 
 def test_bad_tokens_are_named():
-    model, variables, _ = make("transformer")
+    it = bench("transformer")
     with pytest.raises(ValueError, match="needs \\[batch, length >= 1\\]"):
-        model.apply(variables, jnp.zeros((3,), jnp.int32))
+        it.model.apply(it.variables, jnp.zeros((3,), jnp.int32))
     with pytest.raises(ValueError, match="needs integers"):
-        model.apply(variables, jnp.zeros((1, 3)))
+        it.model.apply(it.variables, jnp.zeros((1, 3)))
 
 
 def test_a_configuration_can_be_changed_and_rebuilt():

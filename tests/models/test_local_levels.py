@@ -10,8 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from nl_jax.layers import CMSConfig, ContinuumMemory, rms_norm
+from nl_jax.layers import CMSConfig, CMSObjective, ContinuumMemory, rms_norm
+from nl_jax.layers.continuum.level_mlp import read_levels
 from nl_jax.layers.continuum.steps import begin
+from nl_jax.models import build
 
 D, LENGTH = 4, 11
 
@@ -25,7 +27,7 @@ def x64():
 def make(**choices):
     """A layer, its parameters, two rows of inputs and the state before."""
     choices = {"periods": (2, 4), "rate": 0.4, "hidden": 1.5} | choices
-    config = CMSConfig(objective="local", **choices)
+    config = CMSConfig(**{"objective": "local"} | choices)
     layer = ContinuumMemory(config, D, jnp.float64)
     draw = np.random.default_rng(0)
     x = jnp.asarray(draw.normal(size=(2, LENGTH, D)))
@@ -38,13 +40,7 @@ def make(**choices):
         ContinuumMemory.initial_fast(params, config),
     )
     state = begin(config, jax.tree.map(lambda a: a[:, None], fast), (), ())
-    inside = ("fast", "gathered", "inner", "start")
-    state = state._replace(
-        **{
-            name: jax.tree.map(lambda a: a[:, 0], getattr(state, name))
-            for name in inside
-        }
-    )
+    state = state.with_blocks(jax.tree.map(lambda a: a[:, 0], state.by_block))
     return config, layer, params, x, state
 
 
@@ -272,10 +268,38 @@ def test_any_transformation_of_optax_is_an_inner_optimizer():
     assert len(both.optimizers) == 2
 
 
+class Counting(CMSObjective):
+    """Counts the tokens that it has read, in place of learning from them."""
+
+    name = "counting"
+    compresses = "nothing"
+
+    def read_layer(self, config, levels, x, state, *, aligned):
+        del aligned
+        y, _ = read_levels(levels, state.fast, x)
+        position = (state.position + x.shape[1]) % config.periods[-1]
+        return y, state._replace(position=position)
+
+
+def test_an_objective_of_ones_own_is_given_as_an_object():
+    cms = {"objective": Counting(), "periods": (4, 8)}
+    model = build("lstm", vocab_size=7, d_model=4, n_heads=1, cms=cms)
+    static = build(model.config, cms={"objective": "outer"})
+    tokens = jnp.arange(6)[None] % 7
+    variables = jax.jit(model.init)(jax.random.key(0), tokens)
+    logits, state = jax.jit(model.apply)(variables, tokens)
+    expected, _ = jax.jit(static.apply)(variables, tokens)
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+    assert state.cms.position == 6
+    row = {row.name: row for row in model.levels()}["cms.level_1"]
+    assert (row.objective, row.unit) == ("nothing", "tokens")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"inner": 3}, "cms.inner=3 must be one of"),
+        ({"objective": "global"}, "cms.objective='global' must be one of"),
         ({"inner": (optax.identity(),)}, "one for each of the 2 levels"),
         ({"inner": "dgd", "form": "nested"}, "'dgd' goes with form='seq"),
         ({"adaptive": "surprise"}, "goes with objective='next_token'"),

@@ -1,5 +1,7 @@
 """Levels that learn in context: the contract of the continuum memory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,23 @@ import pytest
 from nl_jax.models import build
 
 CHUNK, VOCAB = 4, 13
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, variables, tokens, state=None):
+    """One program for all tests of a model and a shape."""
+    return model.apply(variables, tokens, state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model, params, tokens, mixers=None, fast=None):
+    return model.forward(params, tokens, mixers, fast)
+
+
+@functools.cache
+def drawn(model, shape):
+    tokens = jnp.zeros(shape, jnp.int32)
+    return jax.jit(model.init)(jax.random.key(1), tokens)
 
 
 @pytest.fixture
@@ -30,7 +49,7 @@ def make(dtype="float32", mixer="titans", **cms):
         cms=cms,
     )
     tokens = jax.random.randint(jax.random.key(0), (2, 18), 0, VOCAB)
-    return model, jax.jit(model.init)(jax.random.key(1), tokens), tokens
+    return model, drawn(model, tokens.shape), tokens
 
 
 @pytest.mark.parametrize(
@@ -48,7 +67,7 @@ def test_equals_the_plain_loop_over_chunks(x64, form, inner):
     )
     variables = jax.tree.map(lambda a: a.astype(float), variables)
     params = variables["params"]
-    logits, end = model.apply(variables, tokens)
+    logits, end = apply(model, variables, tokens)
 
     slow, rates = model.fast_parameters(params)
     begin = jax.tree.map(lambda a: jnp.broadcast_to(a, (2, *a.shape)), slow)
@@ -92,7 +111,7 @@ def test_equals_the_plain_loop_over_chunks(x64, form, inner):
                 point = first = descend(point, rates[1], since)
                 since = trace = zeros[0]
         fast = (first, second)
-    expected.append(model.forward(params, tokens[:, 16:], mixers, fast)[0])
+    expected.append(forward(model, params, tokens[:, 16:], mixers, fast)[0])
     np.testing.assert_allclose(logits, jnp.concatenate(expected, 1), atol=1e-10)
     for a, b in zip(*map(jax.tree.leaves, (end.cms.fast, fast)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-10)
@@ -105,7 +124,7 @@ def across_depth(**more):
     model, _, tokens = make()
     depth = {"placement": "depth", "layers": 3}
     model = build(model.config, mixer="lstm", n_layers=4, cms=depth | more)
-    return model, jax.jit(model.init)(jax.random.key(1), tokens), tokens
+    return model, drawn(model, tokens.shape), tokens
 
 
 def test_a_level_across_depth_is_the_mlps_of_its_blocks():
@@ -127,19 +146,18 @@ def test_a_level_across_depth_is_the_mlps_of_its_blocks():
             key = f"level_1_{name}"
             other[key] = other[key].at[blocks].add(more)
         moved.append(weights)
-    forward = jax.jit(model.forward)
-    found, _ = forward(params, tokens, fast=tuple(moved))
+    found, _ = forward(model, params, tokens, fast=tuple(moved))
     blocks = params["blocks"] | {"cms": other}
-    expected, _ = forward(params | {"blocks": blocks}, tokens)
+    expected, _ = forward(model, params | {"blocks": blocks}, tokens)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_levels_across_depth_step_at_their_own_periods():
     model, variables, tokens = across_depth()
-    start = model.init_state(variables, 2).cms.fast
-    apply = jax.jit(model.apply)
-    _, early = apply(variables, tokens[:, :4])
-    _, late = apply(variables, tokens[:, 4:8], early)
+    fresh = model.init_state(variables, 2)
+    start = fresh.cms.fast
+    _, early = apply(model, variables, tokens[:, :4], fresh)
+    _, late = apply(model, variables, tokens[:, 4:8], early)
 
     def moved(state):
         change = jax.tree.map(
@@ -164,17 +182,22 @@ def test_rate_zero_is_the_static_network_bit_for_bit(made):
         outer["periods"] = (1,)
     static = build(model.config, cms=outer)
     never = build(model.config, cms={"rate": 0.0})
-    plain, _ = jax.jit(static.apply)(variables, tokens)
-    still, state = jax.jit(never.apply)(variables, tokens)
+    plain, _ = apply(static, variables, tokens)
+    still, state = apply(never, variables, tokens)
     np.testing.assert_array_equal(still, plain)
     assert state.cms is None
 
-    cms = variables["params"]["blocks"]["cms"]
-    for level in [name for name in cms if name.endswith("log_rate")]:
-        cms[level] = jnp.full_like(cms[level], -1e3)  # exp of it is 0.
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            jnp.full_like(leaf, -1e3)  # exp of it is 0.
+            if str(path[-1].key).endswith("log_rate")
+            else leaf
+        ),
+        variables,
+    )
     tokens = tokens[:, :16]  # Whole chunks: the same products on both sides.
-    plain, _ = jax.jit(static.apply)(variables, tokens)
-    learning, state = jax.jit(model.apply)(variables, tokens)
+    plain, _ = apply(static, variables, tokens)
+    learning, state = apply(model, variables, tokens)
     np.testing.assert_array_equal(learning, plain)
     first = jax.tree.leaves(model.init_state(variables, 2).cms.fast)
     for a, b in zip(jax.tree.leaves(state.cms.fast), first, strict=True):
@@ -190,12 +213,14 @@ def test_outer_gradient_equals_finite_differences(x64, mixer):
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda a: a.astype(float), variables)
 
+    # The value too comes from the program of the gradient.
     @jax.jit
+    @jax.value_and_grad
     def loss(variables):
         logits, _ = model.apply(variables, tokens)
         return jnp.sin(logits).sum()
 
-    grads = jax.grad(loss)(variables)
+    _, grads = loss(variables)
     flat, tree = jax.tree.flatten(variables)
     step = 1e-6
     for index, grad in enumerate(jax.tree.leaves(grads)):
@@ -204,7 +229,7 @@ def test_outer_gradient_equals_finite_differences(x64, mixer):
         def along(sign, index=index, direction=direction):
             moved = list(flat)
             moved[index] = flat[index] + sign * step * direction
-            return loss(tree.unflatten(moved))
+            return loss(tree.unflatten(moved))[0]
 
         numeric = (along(1) - along(-1)) / (2 * step)
         exact = np.vdot(grad, direction)
@@ -256,13 +281,12 @@ def test_first_order_drops_the_second_derivatives_only():
 
 def test_rows_stand_at_different_places_of_the_grid():
     model, variables, tokens = make(mixer="attention", rate=0.1)
-    apply = jax.jit(model.apply)
     fresh = model.init_state(variables, 2)
-    _, ahead = apply(variables, tokens[:, :3], fresh)
+    _, ahead = apply(model, variables, tokens[:, :3], fresh)
     mixed = jax.tree.map(lambda a, b: a.at[1].set(b[1]), ahead, fresh)
-    logits, _ = apply(variables, tokens[:, 3:], mixed)
-    alone, _ = apply(variables, tokens[:, 3:])
-    whole, _ = apply(variables, tokens)
+    logits, _ = apply(model, variables, tokens[:, 3:], mixed)
+    alone, _ = apply(model, variables, tokens[:, 3:], fresh)
+    whole, _ = apply(model, variables, tokens)
     np.testing.assert_allclose(logits[1], alone[1], atol=1e-5)
     np.testing.assert_allclose(logits[0], whole[0, 3:], atol=1e-5)
 
@@ -273,7 +297,7 @@ def test_learning_in_context_lowers_the_loss_on_a_repeated_text():
     again = jnp.tile(tokens[:, :8], (1, 20))
 
     def losses(model):
-        logits, _ = jax.jit(model.apply)(variables, again)
+        logits, _ = apply(model, variables, again)
         return optax.softmax_cross_entropy_with_integer_labels(
             logits[:, :-1], again[:, 1:]
         )

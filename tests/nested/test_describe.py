@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from nl_jax.models import build, levels
+from nl_jax.models import build
 from nl_jax.nested import describe
 from nl_jax.optimizers import continuum, deep_momentum, every, scale_by_m3
+from pallas_kernels import device
 
 
 def shapes(model):
@@ -80,7 +81,7 @@ def test_the_table_changes_with_the_configuration():
     ],
 )
 def test_the_table_says_what_runs(monkeypatch, name, choices, platform, runs):
-    monkeypatch.setattr(levels, "here", lambda: platform)
+    monkeypatch.setattr(device, "here", lambda: platform)
     mixer = build(name).config.mixer
     table = describe(build(name, **{mixer: choices}))
     (row,) = [row for row in table.rows if row.name == f"{mixer}.memory"]

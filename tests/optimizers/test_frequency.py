@@ -131,6 +131,14 @@ def test_gradients_of_another_dtype_do_not_change_the_state():
     assert after.gathered["w"].dtype == state.gathered["w"].dtype
 
 
+def test_a_state_of_a_longer_period_is_due_at_once():
+    params = {"w": jnp.ones(2)}
+    state = every(8, optax.sgd(1.0)).init(params)
+    state = state._replace(calls=jnp.array(5, jnp.int32))
+    out, state = every(3, optax.sgd(1.0)).update(params, state)
+    assert (out["w"] == -1).all() and state.calls == 0
+
+
 def test_init_on_shapes_and_vmap():
     tx = every(2, optax.adam(0.1))
     shape = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}

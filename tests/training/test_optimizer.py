@@ -1,7 +1,6 @@
 """The outer optimizer by name: what each learns, and what it is told."""
 
 import dataclasses
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import pytest
 
 from nl_jax.models import build
 from nl_jax.nested import describe
+from nl_jax.optimizers import NAMED
 from nl_jax.training import (
     OptimizerConfig,
     TrainState,
@@ -18,12 +18,17 @@ from nl_jax.training import (
     make_schedule,
     make_train_step,
 )
-from nl_jax.training.train_config import OptimizerName
 from nl_jax.training.update_rules import matrix_dimensions
 from tests.training.conftest import LENGTHS, outer_optimizer, parts
 
-NAMES = typing.get_args(OptimizerName)
-RATES = {"momentum": 0.1, "delta_momentum": 0.1, "deep_momentum": 0.1}
+NAMES = tuple(NAMED)
+RATES = {
+    "momentum": 0.1,
+    "delta_momentum": 0.1,
+    "deep_momentum": 0.1,
+    "sign_momentum": 2e-3,
+    "adagrad_memory": 3e-2,
+}
 
 
 def config(name, **changes):
@@ -102,6 +107,10 @@ def test_the_level_table_shows_it(declared, name):
         "momentum": ("gradient memory", "dot product"),
         "delta_momentum": ("gradient memory", "delta"),
         "deep_momentum": ("gradient memory", "l2"),
+        "sign_momentum": ("gradient memory", "dot product"),
+        "newton_schulz_memory": ("gradient memory", "dot product"),
+        "adagrad_memory": ("AdaGrad's memory", "l2"),
+        "learned_preconditioner": ("learned preconditioner", "l2"),
     }
     found = [row for row in rows if (row.name, row.objective) == expected[name]]
     assert found

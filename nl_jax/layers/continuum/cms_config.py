@@ -5,26 +5,25 @@ from typing import Literal, TypeAlias
 
 import optax
 
-from nl_jax.checks import check_choice, check_count
-from nl_jax.optimizers import scale_by_delta_momentum, scale_by_m3
+from nl_jax.checks import check_choice, check_count, choose
+from nl_jax.layers.continuum.cms_objective import CMSObjective
+from nl_jax.layers.continuum.cms_objectives import CMS_OBJECTIVES
+from nl_jax.layers.continuum.level_mlp import MATRICES
+from nl_jax.optimizers import NAMED
 
 INNER_OPTIMIZERS: dict[str, optax.GradientTransformation] = {
     "sgd": optax.identity(),
+    **{name: row.build() for name, row in NAMED.items()},
     "momentum": optax.trace(0.9),
     "adam": optax.scale_by_adam(),
-    "delta_momentum": scale_by_delta_momentum(0.9),
-    "m3": scale_by_m3(),
-    # What it gathers is its step: nl_jax.layers.continuum.steps.
+    "delta_momentum": NAMED["delta_momentum"].build(rho=0.9, normalize=False),
+    # What it gathers is its step: nl_jax.layers.continuum.probes.
     "dgd": optax.identity(),
 }
 """Directions in which a level steps, before its rate; ascent."""
 
 Inner: TypeAlias = str | optax.GradientTransformation
 """A name out of them, or any transformation of optax."""
-
-
-MATRICES = {"swiglu": ("gate", "up", "down"), "gelu": ("up", "down")}
-"""The matrices of a level, which are what learns, by the kind of the MLP."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +46,11 @@ class CMSConfig:
     mlp: Literal["swiglu", "gelu"] = "swiglu"
     """Each level's MLP: SwiGLU, or GPT-2's, two matrices with biases, which
     stay slow, and GELU in its tanh form."""
-    objective: Literal["outer", "next_token", "local"] = "outer"
+    objective: str | CMSObjective = "outer"
     """Where a level's gradient comes from: the training loss through the
-    optimizer; or in context, while the model reads, from its own next-token
-    loss, or from each level's own keys and values."""
+    optimizer (``"outer"``); or in context, while the model reads, from its own
+    loss (``"next_token"``), or from each level's own keys and values
+    (``"local"``); or an objective of yours."""
     rate: float = 0.01
     """Initial inner learning rate of each level (in context); each is learned
     as a factor of this one, so 0 is the static network, exactly."""
@@ -86,8 +86,8 @@ class CMSConfig:
         forms = ("sequential", "independent", "nested")
         check_choice("cms.form", self.form, forms)
         check_choice("cms.mlp", self.mlp, MATRICES)
-        objectives = ("outer", "next_token", "local")
-        check_choice("cms.objective", self.objective, objectives)
+        if not isinstance(self.objective, CMSObjective):
+            check_choice("cms.objective", self.objective, CMS_OBJECTIVES)
         check_choice("cms.placement", self.placement, ("block", "depth"))
         for inner in self.inners:
             if not isinstance(inner, optax.GradientTransformation):
@@ -104,20 +104,10 @@ class CMSConfig:
                     f"cms.periods={self.periods}: each must divide the next, "
                     f"but {fast} does not divide {slow}"
                 )
-        if self.objective == "next_token" and self.periods[0] < 2:
-            raise ValueError(
-                f"cms.periods={self.periods}: with objective='next_token' the "
-                "fastest must be at least 2 tokens, one of them a target"
-            )
         if len(self.inners) != len(self.periods):
             raise ValueError(
                 f"cms.inner={self.inner} must be one optimizer or one for each "
                 f"of the {len(self.periods)} levels"
-            )
-        if self.form == "nested" and self.objective == "outer":
-            raise ValueError(
-                "cms.form='nested' goes with objective='next_token' or "
-                "'local': levels return to their start within a context"
             )
         if self.form == "nested" and any(self.deltas):
             raise ValueError(
@@ -125,15 +115,12 @@ class CMSConfig:
                 "or 'independent'; the starts of nested levels learn from "
                 "sums of gradients, which it does not gather"
             )
-        if self.placement == "depth" and (
-            self.objective == "outer" or self.form != "sequential"
-        ):
+        if self.placement == "depth" and self.form != "sequential":
             raise ValueError(
-                "cms.placement='depth' goes with form='sequential' and an "
-                "objective other than 'outer': its levels are a chain of "
-                f"blocks that learn in context, not {self.form!r}, "
-                f"{self.objective!r}"
+                "cms.placement='depth' goes with form='sequential': its levels "
+                f"are a chain of blocks, not {self.form!r}"
             )
+        self.goal.check(self)
         self._check_adaptive()
         if self.hidden <= 0:
             raise ValueError(f"cms.hidden={self.hidden} must be positive")
@@ -148,7 +135,7 @@ class CMSConfig:
         check_count("cms.least", self.least)
         if self.adaptive == "none":
             return
-        if self.objective != "next_token" or len(self.periods) < 2:
+        if not self.goal.adapts or len(self.periods) < 2:
             raise ValueError(
                 f"cms.adaptive={self.adaptive!r} goes with "
                 "objective='next_token' and at least two levels, not "
@@ -173,6 +160,17 @@ class CMSConfig:
                 f"cms.least={self.least} must be at least 2 with "
                 "adaptive='coherence': one chunk always agrees with itself"
             )
+
+    @property
+    def goal(self) -> CMSObjective:
+        """The objective itself."""
+        return choose("cms.objective", self.objective, CMS_OBJECTIVES)
+
+    @property
+    def learns(self) -> bool:
+        """Whether levels move while the model reads."""
+        # At rate 0 the static network is exact, and free.
+        return self.goal.unit == "tokens" and self.rate > 0
 
     @property
     def inners(self) -> tuple[Inner, ...]:

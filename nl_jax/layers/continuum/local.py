@@ -16,145 +16,83 @@ through every inner step, into :math:`W_K` and :math:`W_V`, which learn by
 nothing else.
 
 Tokens of a chunk of the fastest level meet the same weights, so their gradients
-are a sum and may come in any number of calls: nothing is read twice. A call
-that does not know that it stands at a chunk's start lays its tokens on the grid
-of chunks, which takes up to one more chunk than the tokens fill.
+are a sum and may come in any number of calls: nothing is read twice.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nl_jax.layers.continuum.cms_config import CMSConfig
-from nl_jax.layers.continuum.steps import (
-    CMSState,
-    advance_levels,
-    probed,
-    writes,
-)
+from nl_jax.layers.continuum.cms_objective import CMSObjective
+from nl_jax.layers.continuum.level_mlp import read_levels
+from nl_jax.layers.continuum.probes import probed, writes
+from nl_jax.layers.continuum.steps import advance_levels
 from nl_jax.layers.norms import rms_norm
-from nl_jax.remat import remat_scan
+from nl_jax.memory.walk import chunk_scan
 
 
-class LocalLevel(NamedTuple):
-    """The slow part of a level."""
+class Local(CMSObjective):
+    """Every level regresses its own values on its own keys."""
 
-    mlp: Callable[[Any, jax.Array], jax.Array]
-    """Of weights and inputs."""
-    norm: Callable[[jax.Array], jax.Array]
-    """In front of it."""
-    weights: dict[str, jax.Array]
-    """Its weights, those that do not become fast among them."""
-    key: jax.Array
-    value: jax.Array
-    """Projections, ``[D, D]``."""
-    rate: jax.Array
-    """Inner learning rate, a scalar."""
-    share: jax.Array | None
-    """Its part in the sum of levels that stand side by side."""
+    name = "local"
+    compresses = "own values"
 
-
-def read_local(
-    config: CMSConfig,
-    levels: list[LocalLevel],
-    x: jax.Array,
-    state: CMSState,
-    *,
-    aligned: bool,
-) -> tuple[jax.Array, CMSState]:
-    """Reads tokens while one layer's levels learn.
-
-    Args:
-        config: of the levels.
-        levels: their slow parts.
-        x: ``[B, T, D]``.
-        state: of this layer, ``[B, ...]`` in every leaf.
-        aligned: all rows stand at the start of a chunk.
-
-    Returns:
-        ``(y, state)``, ``y`` with the levels' outputs added to ``x``.
-    """
-    # The steps are written for several blocks; here there is one.
-    inside = ("fast", "gathered", "inner", "start")
-    one = state._replace(
-        **{
-            name: jax.tree.map(lambda a: a[:, None], getattr(state, name))
-            for name in inside
+    def declare(self, declare, prefix, width):
+        """Declares the projections to keys and values, ``[D, D]``."""
+        dense = nn.initializers.lecun_normal()
+        square = (width, width), ("embed", "mlp")
+        return {
+            name: declare(f"{prefix}{name}", dense, *square)
+            for name in ("key", "value")
         }
-    )
-    y, one = _on_the_grid(config, levels, x, one, aligned)
-    return y, one._replace(
-        **{
-            name: jax.tree.map(lambda a: a[:, 0], getattr(one, name))
-            for name in inside
-        }
-    )
+
+    def read_layer(self, config, levels, x, state, *, aligned):
+        """Reads tokens; see :meth:`CMSObjective.read_layer`."""
+
+        def step(state, x, valid, closes):
+            del closes
+            y, state = _read_piece(config, levels, x, valid, state)
+            return state, y
+
+        # The steps are written for several blocks; here there is one.
+        state, y = chunk_scan(
+            step,
+            _map_blocks(state, lambda a: a[:, None]),
+            x,
+            size=config.periods[0],
+            position=0 if aligned else state.position,
+            axis=1,
+            remat=None,
+        )
+        return y, _map_blocks(state, lambda a: a[:, 0])
 
 
-def _on_the_grid(config, levels, x, state, aligned):
-    """Cuts rows, each from its own place in a chunk, into chunks."""
-    batch, length, width = x.shape
-    chunk = config.periods[0]
+LOCAL = Local()
 
-    def step(state, piece):
-        x, valid = piece
-        y, state = _read_piece(config, levels, x, valid, state)
-        return state, y
 
-    if length == 1 or (aligned and length < chunk):
-        state, y = step(state, (x, None))
-        return y, state
-    if aligned:
-        offset, count = jnp.zeros((batch,), jnp.int32), -(-length // chunk)
-    else:
-        offset = state.position % chunk
-        count = -(-(length + chunk - 1) // chunk)
-    slots = jnp.arange(count * chunk) - offset[:, None]
-    valid = (slots >= 0) & (slots < length)
-    laid = jnp.zeros((batch, count * chunk, width), x.dtype)
-    laid = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))(
-        laid, x, offset, 0
-    )
-
-    def cut(a):
-        return a.reshape(batch, count, chunk, *a.shape[2:]).swapaxes(0, 1)
-
-    full = aligned and length % chunk == 0
-    pieces = cut(laid), None if full else cut(valid)
-    state, y = remat_scan(step, state, pieces)
-    y = y.swapaxes(0, 1).reshape(laid.shape)
-    return jax.vmap(
-        lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, length, 0)
-    )(y, offset), state
+def _map_blocks(state, function):
+    return state.with_blocks(jax.tree.map(function, state.by_block))
 
 
 def _read_piece(config, levels, x, valid, state):
     """Up to a chunk, none of it beyond a chunk's end."""
     length = x.shape[1]
     count = length if valid is None else valid.sum(1, dtype=jnp.int32)
-    total, gradients = None, []
     fast = jax.tree.map(lambda a: a[:, 0], state.fast)
+    y, inputs = read_levels(levels, fast, x)
     probes = probed(config, fast, length, x.dtype)
-    for level, weights, probe in zip(levels, fast, probes, strict=True):
-        h = level.norm(x)
-        gradients.append(_gradient(level, h, valid, probe))
-        y = level.mlp(level.weights | weights, h)
-        if level.share is None:
-            x = x + y
-        else:
-            y = level.share.astype(x.dtype) * y
-            total = y if total is None else total + y
-    new = jax.tree.map(lambda a: a[:, None], writes(config, tuple(gradients)))
+    gradients = tuple(
+        _gradient(level, h, valid, weights)
+        for level, h, weights in zip(levels, inputs, probes, strict=True)
+    )
+    new = jax.tree.map(lambda a: a[:, None], writes(config, gradients))
     rates = [level.rate[None] for level in levels]
-    state = advance_levels(config, rates, new, state, count, valid=valid)
-    return x if total is None else x + total, state
+    return y, advance_levels(config, rates, new, state, count, valid=valid)
 
 
 def _gradient(level, h, valid, weights):
-    key = rms_norm(h @ level.key.astype(h.dtype))
-    value = rms_norm(h @ level.value.astype(h.dtype))
+    key = rms_norm(h @ level.extra["key"].astype(h.dtype))
+    value = rms_norm(h @ level.extra["value"].astype(h.dtype))
 
     def loss(weights):
         error = level.mlp(level.weights | weights, key) - value

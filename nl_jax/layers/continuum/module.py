@@ -8,10 +8,8 @@ the next faster one then returns (72). With one level all of them are the
 feed-forward block of a Transformer. Levels may also lie across depth, one MLP
 in every block, as in a Transformer whose MLPs became levels (section 7.3).
 
-This file is a level's forward pass and parameters. Who moves the weights is
-the config's ``objective``: the optimizer (``"outer"``), the model's own loss on
-what it has just read (``"next_token"``), or a level's own keys and values
-(``"local"``).
+This file declares the parameters. Who moves the weights is the config's
+``objective``: see ``cms_objective.py`` and the files of the objectives.
 """
 
 import functools
@@ -22,13 +20,16 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.layers.continuum.cms_config import MATRICES, CMSConfig
-from nl_jax.layers.continuum.local import LocalLevel, read_local
-from nl_jax.layers.continuum.steps import CMSState, matmul
+from nl_jax.layers.continuum.cms_config import CMSConfig
+from nl_jax.layers.continuum.level_mlp import (
+    MATRICES,
+    MLPS,
+    FastLevel,
+    SlowLevel,
+    read_levels,
+)
+from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import NormConfig, declare_norm, normalize
-
-FastLevel = dict[str, jax.Array]
-"""Fast weights of one level: ``up`` and ``down``, and ``gate`` of a SwiGLU."""
 
 
 class ContinuumMemory(nn.Module):
@@ -63,13 +64,14 @@ class ContinuumMemory(nn.Module):
             x: tokens.
             fast: per level the weights of each row, ``[B, d_in, d_out]``, in
                 place of the slow ones; ``None`` for the slow ones. A state for
-                levels that learn by their own keys and values meanwhile.
+                levels that learn in this layer meanwhile.
             aligned: rows stand where the fastest level's chunks begin.
 
         Returns:
             The outputs; with a state, they and the state behind them.
         """
-        hidden = round(self.config.hidden * self.d_model)
+        config, goal = self.config, self.config.goal
+        hidden = round(config.hidden * self.d_model)
         shapes = {
             "gate": ((self.d_model, hidden), ("embed", "mlp")),
             "up": ((self.d_model, hidden), ("embed", "mlp")),
@@ -82,52 +84,36 @@ class ContinuumMemory(nn.Module):
             return self.param(name, init, shape, jnp.float32)
 
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
-        matrices = MATRICES[self.config.mlp]
-        total, local = None, []
-        for index, level in enumerate(dict.fromkeys(self.config.prefixes)):
+        matrices = MATRICES[config.mlp]
+        levels = []
+        for level in dict.fromkeys(config.prefixes):
             prefix = level.removesuffix("_")
             norm = declare_norm(declare, self.norm, prefix, self.d_model)
             weights = {
                 name: declare(f"{level}{name}", dense, *shapes[name])
                 for name in matrices
             }
-            if self.config.mlp == "gelu":
+            if config.mlp == "gelu":
                 for name in matrices:
                     shape, axes = (end[-1:] for end in shapes[name])
                     weights[f"{name}_bias"] = declare(
                         f"{level}{name}_bias", zeros, shape, axes
                     )
-            share: Any = None
-            key: Any = None
-            value: Any = None
+            extra = goal.declare(declare, level, self.d_model)
             rate: Any = None
-            if self.config.objective == "local":
-                square = (self.d_model, self.d_model), ("embed", "mlp")
-                key = declare(f"{level}key", dense, *square)
-                value = declare(f"{level}value", dense, *square)
-            if self.config.objective != "outer":
+            share: Any = None
+            if goal.unit == "tokens":
                 rate = declare(f"{level}log_rate", zeros, (), ())
-                rate = self.config.rate * jnp.exp(rate)
-            if self.config.form == "independent":
+                rate = config.rate * jnp.exp(rate)
+            if config.form == "independent":
                 share = declare(f"{level}share", ones, (), ())
-            mlp = _MLPS[self.config.mlp]
             read = functools.partial(normalize, self.norm, norm, prefix)
-            if isinstance(fast, CMSState):
-                local.append(
-                    LocalLevel(mlp, read, weights, key, value, rate, share)
-                )
-                continue
-            if fast is not None:
-                weights = weights | fast[index]
-            y = mlp(weights, read(x))
-            if share is None:
-                x = x + y
-            else:
-                y = share.astype(x.dtype) * y
-                total = y if total is None else total + y
+            mlp = MLPS[config.mlp]
+            levels.append(SlowLevel(mlp, read, weights, extra, rate, share))
         if isinstance(fast, CMSState):
-            return read_local(self.config, local, x, fast, aligned=aligned)
-        return x if total is None else x + total
+            return goal.read_layer(config, levels, x, fast, aligned=aligned)
+        own: Any = [{}] * len(levels) if fast is None else fast
+        return read_levels(levels, own, x)[0]
 
     @staticmethod
     def initial_fast(
@@ -169,20 +155,3 @@ def _levels(params, config, n_layers):
             for name, leaf in params.items()
             if name.startswith(prefix)
         }
-
-
-def _swiglu(weights, x):
-    gate = jax.nn.silu(matmul(weights, "gate", x))
-    return matmul(weights, "down", gate * matmul(weights, "up", x))
-
-
-def _gelu(weights, x):
-    # Biases are not fast: no axis of tokens stands before theirs.
-    up, down = (
-        weights[name].astype(x.dtype) for name in ("up_bias", "down_bias")
-    )
-    h = jax.nn.gelu(matmul(weights, "up", x) + up, approximate=True)
-    return matmul(weights, "down", h) + down
-
-
-_MLPS = {"swiglu": _swiglu, "gelu": _gelu}

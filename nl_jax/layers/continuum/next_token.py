@@ -18,6 +18,12 @@ A call may end inside a chunk: the state then holds the unfinished chunk's
 tokens and the carry at its start, and the chunk is replayed once, when it
 closes, for its gradient. Any split of a stream gives the same numbers.
 
+Whole chunks are one ``chunk_scan``. From inside a chunk on tokens are read one
+by one, with a ``cond`` for the replay: the gradient of a chunk is that of one
+forward pass through all of it, so that no part of a chunk can be gathered
+before its end. Whether all rows stand at a boundary is known to the running
+program alone, hence the ``cond`` between the two ways.
+
 Cost: a chunk is read once forward and once backward while reading, against one
 forward for the static network; training differentiates both, and keeps fast
 weights of a number of chunks that grows with the root of the length. Each row
@@ -28,171 +34,147 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.layers.continuum.module import ContinuumMemory
-from nl_jax.layers.continuum.steps import (
-    CMSState,
-    advance_levels,
-    begin,
-    probed,
-    select_rows,
-    writes,
-)
-from nl_jax.remat import remat_scan
+from nl_jax.layers.continuum.cms_objective import CMSObjective
+from nl_jax.layers.continuum.probes import probed, writes
+from nl_jax.layers.continuum.steps import advance_levels, begin
+from nl_jax.memory.walk import chunk_scan, remat_scan
+from nl_jax.nested.level import select_rows
 
 
-def initial_state(config, params, mixers, batch_size) -> CMSState:
-    """Returns the state before the first token."""
-    fast = jax.tree.map(
-        lambda a: jnp.broadcast_to(a, (batch_size, *a.shape)),
-        ContinuumMemory.initial_fast(
-            params["blocks"]["cms"], config.cms, config.n_layers
-        ),
-    )
-    if config.cms.objective == "local":
-        return begin(config.cms, fast, (), ())
-    tokens = jnp.zeros((batch_size, config.cms.periods[0]), jnp.int32)
-    return begin(config.cms, fast, tokens, mixers)
+class NextToken(CMSObjective):
+    """The model's own loss on what it has just read."""
 
+    name = "next_token"
+    replays = True
+    adapts = True
 
-def read(model, params, tokens, mixers, cms, *, fresh):
-    """Reads tokens while the levels learn; see ``LanguageModel.apply``.
+    def check(self, config):
+        """Raises for chunks without a target."""
+        if config.periods[0] < 2:
+            raise ValueError(
+                f"cms.periods={config.periods}: with objective='next_token' "
+                "the fastest must be at least 2 tokens, one of them a target"
+            )
 
-    Args:
-        model: the ``LanguageModel``.
-        params: slow parameters.
-        tokens: ids ``[B, T]``.
-        mixers: state of the mixers now.
-        cms: state of the levels.
-        fresh: whether no token was read before, known at trace time.
+    def initial_state(self, config, fast, mixers):
+        """Returns a state with an empty chunk that begins at ``mixers``."""
+        batch = len(jax.tree.leaves(fast)[0])
+        tokens = jnp.zeros((batch, config.periods[0]), jnp.int32)
+        return begin(config, fast, tokens, mixers)
 
-    Returns:
-        ``(logits, mixers, cms)``.
-    """
-    length, chunk = tokens.shape[1], model.config.cms.periods[0]
-    whole = length // chunk * chunk
-    if fresh and not whole:
-        return _begin_chunk(model, params, tokens, mixers, cms)
-    if not whole:
-        return _read_tokens(model, params, tokens, mixers, cms)
-
-    def by_chunks(mixers, cms):
-        return _read_chunks(model, params, tokens[:, :whole], mixers, cms)
-
-    if fresh:
-        logits, mixers, cms = by_chunks(mixers, cms)
+    def read(self, reader, tokens, mixers, cms, *, fresh):
+        """Reads tokens; see :meth:`CMSObjective.read`."""
+        length, chunk = tokens.shape[1], reader.config.periods[0]
+        if fresh:
+            return _read_chunks(reader, tokens, mixers, cms)
+        whole = length // chunk * chunk
+        parts = []
+        if whole:
+            logits, mixers, cms = jax.lax.cond(
+                jnp.all(cms.position % chunk == 0),
+                lambda *now: _read_chunks(reader, tokens[:, :whole], *now),
+                lambda *now: _read_tokens(reader, tokens[:, :whole], *now),
+                mixers,
+                cms,
+            )
+            parts.append(logits)
         if whole < length:
-            rest = tokens[:, whole:]
-            more, mixers, cms = _begin_chunk(model, params, rest, mixers, cms)
-            logits = jnp.concatenate([logits, more], 1)
-        return logits, mixers, cms
+            logits, mixers, cms = _read_tokens(
+                reader, tokens[:, whole:], mixers, cms
+            )
+            parts.append(logits)
+        return jnp.concatenate(parts, 1), mixers, cms
 
-    def one_by_one(mixers, cms):
-        return _read_tokens(model, params, tokens[:, :whole], mixers, cms)
-
-    logits, mixers, cms = jax.lax.cond(
-        jnp.all(cms.position % chunk == 0), by_chunks, one_by_one, mixers, cms
-    )
-    if whole < length:
-        more, mixers, cms = _read_tokens(
-            model, params, tokens[:, whole:], mixers, cms
-        )
-        logits = jnp.concatenate([logits, more], 1)
-    return logits, mixers, cms
+    def drop_chunk(self, config, cms, mixers):
+        """Drops the tokens that the mixers' states before have read."""
+        position = cms.position - cms.position % config.periods[0]
+        return cms._replace(carry=mixers, position=position)
 
 
-def _differentiate(model, params, tokens, mixers, fast):
-    """What a whole chunk's loss writes, that loss, its logits and carry."""
-    config = model.config
+NEXT_TOKEN = NextToken()
+
+
+def _close(reader, tokens, mixers, cms):
+    """Reads a whole chunk and lets the levels gather its gradient."""
+    config = reader.config
 
     def loss(fast):
-        logits, after = model.forward(
-            params, tokens, mixers, fast, aligned=True
-        )
+        logits, after, _ = reader.forward(tokens, mixers, fast, True)
         losses = optax.softmax_cross_entropy_with_integer_labels(
             logits[:, :-1], tokens[:, 1:]
         )
         return losses.sum(), (losses.mean(1), logits, after)
 
-    fast = probed(config.cms, fast, tokens.shape[1], jnp.dtype(config.dtype))
-    gradient, out = jax.grad(loss, has_aux=True)(fast)
-    return writes(config.cms, gradient), *out
+    fast = probed(config, cms.fast, tokens.shape[1], reader.dtype)
+    gradient, (mean, logits, mixers) = jax.grad(loss, has_aux=True)(fast)
+    new = writes(config, gradient)
+    cms = advance_levels(
+        config, reader.rates, new, cms, config.periods[0], loss=mean
+    )
+    return logits, mixers, cms
 
 
-def _close(model, params, new, loss, cms):
-    """Ends a chunk."""
-    config = model.config.cms
-    _, rates = model.fast_parameters(params)
-    return advance_levels(config, rates, new, cms, config.periods[0], loss=loss)
+def _read_chunks(reader, tokens, mixers, cms):
+    """From the start of a chunk on, in every row."""
+    chunk = reader.config.periods[0]
 
-
-def _read_chunks(model, params, tokens, mixers, cms):
-    """Whole chunks from the start of a chunk on, in every row."""
-    batch, chunk = tokens.shape[0], model.config.cms.periods[0]
-
-    def step(carry, chunk_tokens):
-        mixers, cms = carry
-        new, loss, logits, mixers = _differentiate(
-            model, params, chunk_tokens, mixers, cms.fast
+    def step(state, piece, valid, closes):
+        del valid
+        mixers, cms = state
+        if closes:
+            logits, mixers, cms = _close(reader, piece, mixers, cms)
+            return (mixers, cms), logits
+        count = piece.shape[1]
+        logits, after, _ = reader.forward(piece, mixers, cms.fast, True)
+        cms = cms._replace(
+            tokens=cms.tokens.at[:, :count].set(piece),
+            carry=mixers,
+            position=cms.position + count,
         )
-        return (mixers, _close(model, params, new, loss, cms)), logits
+        return (after, cms), logits
 
-    chunks = tokens.reshape(batch, -1, chunk).swapaxes(0, 1)
-    # The carry at the start of the unfinished chunk is set after the scan.
+    # The carry at the start of the unfinished chunk is set behind the scan.
     light = cms._replace(carry=None)
-    (mixers, light), logits = remat_scan(step, (mixers, light), chunks)
-    logits = logits.swapaxes(0, 1).reshape(batch, tokens.shape[1], -1)
-    return logits, mixers, light._replace(carry=mixers)
-
-
-def _begin_chunk(model, params, tokens, mixers, cms):
-    """Part of a chunk from its start on, in every row; nothing closes."""
-    length = tokens.shape[1]
-    logits, mixers = model.forward(
-        params, tokens, mixers, cms.fast, aligned=True
+    (mixers, cms), logits = chunk_scan(
+        step, (mixers, light), tokens, size=chunk, axis=1, remat=None
     )
-    held = cms.tokens.at[:, :length].set(tokens)
-    return (
-        logits,
-        mixers,
-        cms._replace(tokens=held, position=cms.position + length),
-    )
+    if tokens.shape[1] % chunk == 0:
+        cms = cms._replace(carry=mixers)
+    return logits, mixers, cms
 
 
-def _read_tokens(model, params, tokens, mixers, cms):
+def _read_tokens(reader, tokens, mixers, cms):
     """Token by token, from anywhere, rows at different positions."""
-    config = model.config.cms
-    chunk = config.periods[0]
+    chunk = reader.config.periods[0]
 
     def step(carry, token):
         mixers, cms = carry
-        logits, mixers = model.forward(params, token[:, None], mixers, cms.fast)
+        logits, mixers, _ = reader.forward(
+            token[:, None], mixers, cms.fast, False
+        )
         place = cms.position % chunk
         held = jax.vmap(lambda row, at, new: row.at[at].set(new))(
             cms.tokens, place, token
         )
         due = place == chunk - 1
-        cms = cms._replace(tokens=held)
+        waiting = cms._replace(tokens=held, position=cms.position + 1)
 
-        def close(mixers, cms):
-            new, loss, _, _ = _differentiate(
-                model, params, cms.tokens, cms.carry, cms.fast
-            )
-            begun = cms._replace(position=cms.position - place)
-            closed = _close(model, params, new, loss, begun)
-            closed = closed._replace(carry=mixers)
-            waiting = cms._replace(position=cms.position + 1)
-            return select_rows(due, closed, waiting)
+        def close(mixers, waiting):
+            begun = waiting._replace(position=cms.position - place)
+            _, _, closed = _close(reader, held, waiting.carry, begun)
+            return select_rows(due, closed._replace(carry=mixers), waiting)
 
-        def wait(mixers, cms):
+        def wait(mixers, waiting):
             del mixers
-            return cms._replace(position=cms.position + 1)
+            return waiting
 
-        cms = jax.lax.cond(jnp.any(due), close, wait, mixers, cms)
+        cms = jax.lax.cond(jnp.any(due), close, wait, mixers, waiting)
         return (mixers, cms), logits[:, 0]
 
     if tokens.shape[1] == 1:
         (mixers, cms), logits = step((mixers, cms), tokens[:, 0])
         return logits[:, None], mixers, cms
+    # No chunk_scan: to it a piece of one token would close the mixers' chunks.
     (mixers, cms), logits = remat_scan(
         step, (mixers, cms), tokens.swapaxes(0, 1)
     )

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
+from nl_jax.layers.mixers.mixer import MixerConfig, token_level
 from nl_jax.layers.mixing import Declare, empty_tails, mix
-from nl_jax.layers.pieces import scan_pieces
 from nl_jax.layers.rotary import rotate
+from nl_jax.memory.walk import chunk_scan
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionConfig:
+class AttentionConfig(MixerConfig):
     """Choices of :class:`CausalAttention`."""
 
     window: int = 512
@@ -47,6 +48,37 @@ class AttentionConfig:
             check_count(name, getattr(self, name), least=0)
         if self.rope_base is not None and self.rope_base <= 1:
             raise ValueError(f"rope_base={self.rope_base} must be above 1")
+
+    def check(self, n_heads: int) -> None:
+        """Raises ``ValueError`` unless heads share keys and values evenly."""
+        shared = self.kv_heads or n_heads
+        if n_heads % shared:
+            raise ValueError(
+                f"attention.kv_heads={shared} must divide n_heads={n_heads}"
+            )
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        return CausalAttention(self, d_model, n_heads, dtype)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        learned = [v for k, v in params.items() if k.startswith("persistent_")]
+        tokens = f"the last {self.window} tokens"
+        if learned:
+            tokens += f", {self.persistent} learned ones"
+        return [
+            token_level(
+                name="attention",
+                memory_of=tokens,
+                architecture="non-parametric",
+                objective="L2, Nadaraya-Watson",
+                rule="closed form",
+                period=0,
+                params=learned,
+                state=(state.keys, state.values),
+            )
+        ]
 
 
 class AttentionState(NamedTuple):
@@ -96,23 +128,14 @@ class CausalAttention(nn.Module):
         return self.config.kv_heads or self.n_heads
 
     @nn.compact
-    def __call__(
-        self,
-        x: Stream,
-        state=None,
-        *,
-        aligned: bool = False,
-        empty: bool = False,
-    ):
+    def __call__(self, x: Stream, state=None, *, empty: bool = False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
         Args:
             x: tokens.
             state: fast state from the tokens before, or ``None`` to begin.
-            aligned: part of every mixer's signature; attention has no chunks.
             empty: every row of ``state`` has ``seen = 0``.
         """
-        del aligned
         config, d, heads = self.config, self.d_model, self.n_heads
         if d % (2 * heads):
             raise ValueError(f"2 * n_heads={2 * heads} must divide d_model={d}")
@@ -164,7 +187,7 @@ class CausalAttention(nn.Module):
 def _scan_segments(config, state, q, k, v, persistent):
     """Attends in segments of at most a window, so cost is linear in length."""
 
-    def segment(cache, qkv):
+    def segment(cache, qkv, *_):
         q, k, v = qkv
         keys = jnp.concatenate([cache.keys, k], 1)
         values = jnp.concatenate([cache.values, v], 1)
@@ -172,7 +195,9 @@ def _scan_segments(config, state, q, k, v, persistent):
         y = _attend(config, q, keys, values, filled, persistent)
         return _remember(config, cache, k, v), y
 
-    return scan_pieces(segment, state, (q, k, v), config.window)
+    return chunk_scan(
+        segment, state, (q, k, v), size=config.window, axis=1, remat=0
+    )
 
 
 def _remember(config, state, k, v):

@@ -11,14 +11,15 @@ updates.
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_choice, check_count
+from nl_jax.checks import check_choice, check_count, choose
+from nl_jax.layers.mixers.mixer import MixerConfig, token_level, what_scans
 from nl_jax.layers.mixing import (
     Declare,
     empty_tails,
@@ -36,15 +37,19 @@ from nl_jax.memory import (
     Gates,
     LearningRule,
     Memory,
+    Objective,
+    Retention,
     StreamState,
     associative_memory,
     polynomial,
 )
 from pallas_kernels.mlp_memory import IMPLEMENTATIONS
 
+_NONE = {"none": Retention("none", gated=False, words="")}
+
 
 @dataclasses.dataclass(frozen=True)
-class DeepMemoryConfig:
+class DeepMemoryConfig(MixerConfig):
     """Choices of :class:`DeepMemory`.
 
     Raises:
@@ -52,20 +57,24 @@ class DeepMemoryConfig:
             allowed.
     """
 
-    architecture: str = "mlp"
-    """Function of the memory, out of ``nl_jax.memory.ARCHITECTURES``."""
+    has_grid: ClassVar[bool] = True
+
+    architecture: str | Architecture = "mlp"
+    """Function of the memory, out of ``nl_jax.memory.ARCHITECTURES`` or, as
+    all four choices, an object of one's own."""
     degree: int = 1
     """Powers of the input that it sees; 1 for the input alone."""
-    objective: str = "l2"
+    objective: str | Objective = "l2"
     """Inner loss, out of ``nl_jax.memory.OBJECTIVES``."""
-    rule: str = "gd"
-    """Inner step, out of ``nl_jax.memory.RULES``."""
+    rule: str | LearningRule = "gd"
+    """Inner step, out of ``nl_jax.memory.RULES``; one of one's own is taken as
+    it is: ``window`` and ``normalized`` do not change it."""
     momentum: bool = True
     """Momentum in the inner step, with a learned decay per token."""
     window: int = 1
     """Tokens whose losses a step descends on (Omega rule), each with a learned
     share."""
-    retention: str = "decay"
+    retention: str | Retention = "decay"
     """``"none"``, or out of ``nl_jax.memory.RETENTIONS``."""
     normalized: bool = True
     """Inner steps whose change of the output is bounded (NLMS)."""
@@ -92,10 +101,6 @@ class DeepMemoryConfig:
 
     def __post_init__(self):
         for name, table in (
-            ("architecture", ARCHITECTURES),
-            ("objective", OBJECTIVES),
-            ("rule", RULES),
-            ("retention", ("none", *RETENTIONS)),
             ("read", ("before", "after", "chunk")),
             ("implementation", (None, *IMPLEMENTATIONS)),
         ):
@@ -120,42 +125,105 @@ class DeepMemoryConfig:
         """
         if self.eta_max is not None:
             return self.eta_max
-        if RULES[self.rule].orthogonal:
+        rule = self.learning_rule
+        if rule.orthogonal:
             return 0.1
-        loops = self.rule == "gd" and self.objective == "l2"
-        free = self.retention == "mean" or self.architecture.endswith("norm")
+        loops = not rule.delta and self.inner_objective.curvature
+        free = self.kept.mean or self.memory_architecture.bounded
         if not loops or free:
             return 1.0
-        return 1 / (self.chunk_size + self.window - 1)
+        return 1 / (self.chunk_size + rule.window - 1)
 
     @property
     def memory_architecture(self) -> Architecture:
         """The memory's function."""
-        base = ARCHITECTURES[self.architecture]
+        base = self._base
         return base if self.degree == 1 else polynomial(base, self.degree)
 
     @property
+    def _base(self):
+        """The function behind powers of the input."""
+        return choose(
+            "architecture", self.architecture, ARCHITECTURES, Architecture
+        )
+
+    @property
+    def inner_objective(self) -> Objective:
+        """The memory's loss."""
+        return choose("objective", self.objective, OBJECTIVES, Objective)
+
+    @property
     def learning_rule(self) -> LearningRule:
-        """The memory's step."""
+        """The memory's step; one that is named has the options given here."""
+        rule = choose("rule", self.rule, RULES, LearningRule)
+        if rule is self.rule:
+            return rule
         return dataclasses.replace(
-            RULES[self.rule], normalized=self.normalized, window=self.window
+            rule, normalized=self.normalized, window=self.window
+        )
+
+    @property
+    def kept(self) -> Retention:
+        """The memory's retention."""
+        return choose(
+            "retention", self.retention, RETENTIONS | _NONE, Retention
         )
 
     @property
     def memory(self) -> Memory:
         """The memory of one head's sequence."""
-        kept = "decay" if self.retention == "none" else self.retention
         return associative_memory(
             self.memory_architecture,
-            self.objective,
+            self.inner_objective,
             self.learning_rule,
-            retention=kept,
+            retention=self.kept,
             momentum=self.momentum,
             chunk_size=self.chunk_size,
             read=self.read,
             remat=self.remat,
             implementation=self.implementation,
         )
+
+    @property
+    def cycle(self) -> int:
+        """Tokens of a chunk."""
+        return self.chunk_size
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        return DeepMemory(self, d_model, n_heads, dtype)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        rule, kept = self.learning_rule, self.kept
+        step = rule.words + (", momentum" if self.momentum else "")
+        words = kept.name if kept.words is None else kept.words
+        seen = "" if self.degree == 1 else f", powers to {self.degree}"
+        pairs = "keys to values"
+        if rule.window > 1:
+            pairs += f", the last {rule.window}"
+        runs = ""
+        if self.memory.in_chunks:
+            runs = what_scans(
+                state.memory.memory,
+                state.tails,
+                gates=3 if self.momentum else 2,
+                chunk_size=self.chunk_size,
+                implementation=self.implementation,
+            )
+        return [
+            token_level(
+                name="deep.memory",
+                memory_of=pairs,
+                architecture=self._base.name.replace("_", " ") + seen,
+                objective=self.inner_objective.name.replace("_", " "),
+                rule=f"{step}, {words}" if words else step,
+                period=self.chunk_size,
+                params=[v for k, v in params.items() if k.startswith("memory")],
+                state=state.memory,
+                runs=runs,
+            )
+        ]
 
 
 class DeepMemoryState(NamedTuple):
@@ -241,16 +309,16 @@ class DeepMemory(nn.Module):
         eta = config.largest_step * jax.nn.sigmoid(gate("eta", config.eta_bias))
         log_alpha, log_mu = jnp.zeros_like(eta), None
         share = threshold = None
-        if config.retention in ("decay", "lq", "kl"):
-            log_alpha = jax.nn.log_sigmoid(gate("alpha", 6.0))
-        elif config.retention == "channel":
+        if config.kept.channels:
             channels = declare.channel_gate("alpha", x, heads, 6.0)
             log_alpha = jax.nn.log_sigmoid(channels)
+        elif config.kept.gated:
+            log_alpha = jax.nn.log_sigmoid(gate("alpha", 6.0))
         if config.momentum:
             log_mu = jax.nn.log_sigmoid(gate("mu", -2.0))
-        if config.window > 1:
+        if config.learning_rule.window > 1:
             share = jax.nn.sigmoid(gate("share", 2.0))
-        if OBJECTIVES[config.objective].threshold:
+        if config.inner_objective.threshold:
             threshold = jax.nn.softplus(gate("threshold", 0.5))
 
         scan = config.memory.scan

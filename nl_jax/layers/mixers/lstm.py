@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
+from nl_jax.layers.mixers.mixer import MixerConfig, token_level
 from nl_jax.layers.mixing import Declare
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTMConfig:
+class LSTMConfig(MixerConfig):
     """Choices of :class:`LSTM`."""
 
     expansion: float = 1.0
@@ -21,6 +22,24 @@ class LSTMConfig:
     def __post_init__(self):
         if not self.expansion > 0:
             raise ValueError(f"expansion={self.expansion} must be positive")
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        return LSTM(self, d_model, n_heads, dtype)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        del params
+        return [
+            token_level(
+                name="lstm.cells",
+                memory_of="the tokens before",
+                architecture="vector",
+                objective="none",
+                rule="gated sum",
+                state=state,
+            )
+        ]
 
 
 class LSTMState(NamedTuple):
@@ -58,9 +77,8 @@ class LSTM(nn.Module):
         return LSTMState(zeros, zeros)
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+    def __call__(self, x: Stream, state=None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
-        del aligned
         state = self.initial_state(x.shape[0]) if state is None else state
 
         def named(init, *axes):

@@ -24,16 +24,17 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
+from nl_jax.layers.mixers.mixer import MixerConfig, token_level
 from nl_jax.layers.mixing import Declare
-from nl_jax.layers.pieces import scan_pieces
 from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.memory.walk import chunk_scan
 
 _SLOWEST, _FASTEST = 0.001, 0.1
 """Range of the initial steps, uniform in the logarithm (section 3.6)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class MambaConfig:
+class MambaConfig(MixerConfig):
     """Choices of :class:`Mamba`."""
 
     expansion: float = 2.0
@@ -53,6 +54,24 @@ class MambaConfig:
             raise ValueError(f"expansion={self.expansion} must be positive")
         for name in ("state_size", "step_rank", "conv_width", "chunk_size"):
             check_count(name, getattr(self, name))
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        return Mamba(self, d_model, n_heads, dtype)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        del params
+        return [
+            token_level(
+                name="mamba.state",
+                memory_of="ports B to inputs, per channel",
+                architecture=f"linear, {self.state_size} to 1",
+                objective="dot product",
+                rule="GD, channel decay",
+                state=state.hidden,
+            )
+        ]
 
 
 class MambaState(NamedTuple):
@@ -92,8 +111,7 @@ def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
         kept, added = right
         return left[0] * kept, left[1] * kept + added
 
-    @jax.checkpoint
-    def chunk(h, inputs):
+    def chunk(h, inputs, *_):
         x, delta, b, c = (value.astype(h.dtype) for value in inputs)
         kept = jnp.exp(delta[..., None] * a.astype(h.dtype))
         added = (delta * x)[..., None] * b[:, :, None]
@@ -102,7 +120,8 @@ def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
         _, states = jax.lax.associative_scan(join, (kept, added), axis=1)
         return states[:, -1], jnp.einsum("bten,btn->bte", states, c)
 
-    h, y = scan_pieces(chunk, h, (x, delta, b, c), chunk_size)
+    inputs = (x, delta, b, c)
+    h, y = chunk_scan(chunk, h, inputs, size=chunk_size, axis=1)
     return y, h
 
 
@@ -135,13 +154,8 @@ class Mamba(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
-        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
-
-        ``aligned`` is part of every mixer's signature; results here do not
-        depend on where chunks begin.
-        """
-        del aligned
+    def __call__(self, x: Stream, state=None):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, width = self.config, self.d_model, self.width
         rank, size = -(-d // config.step_rank), config.state_size
         declare = Declare(self, self.dtype)

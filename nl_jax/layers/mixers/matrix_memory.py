@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_choice, check_count
+from nl_jax.checks import check_choice, check_count, choose
+from nl_jax.layers.mixers.mixer import LONG, MixerConfig, token_level
 from nl_jax.layers.mixing import (
     Declare,
     empty_tails,
@@ -24,19 +25,20 @@ from nl_jax.layers.mixing import (
 )
 from nl_jax.layers.norms import l2_normalize
 from nl_jax.layers.rotary import rotate
-from nl_jax.memory import MATRIX_RULES
-from pallas_kernels.delta_memory import IMPLEMENTATIONS
+from nl_jax.memory import MATRIX_RULES, MatrixRule
+from pallas_kernels import delta_memory, device
 
 _DECAYS = ("none", "fixed", "scalar", "channel")
 _FEATURES = ("l2", "elu", "rotary", "scaled")
 
 
 @dataclasses.dataclass(frozen=True)
-class MatrixMemoryConfig:
+class MatrixMemoryConfig(MixerConfig):
     """Choices of :class:`MatrixMemory`."""
 
-    rule: str = "delta"
-    """Out of ``nl_jax.memory.MATRIX_RULES``."""
+    rule: str | MatrixRule = "delta"
+    """Out of ``nl_jax.memory.MATRIX_RULES``, or one of one's own, whose gates
+    are out of ``GATES``."""
     decay: Literal["none", "fixed", "scalar", "channel"] = "none"
     """What is forgotten: nothing; by heads' fixed rates (RetNet); by a number
     per token, learned; or by one per token and channel of the key."""
@@ -58,27 +60,80 @@ class MatrixMemoryConfig:
 
     def __post_init__(self):
         check_choice(
-            "implementation", self.implementation, (None, *IMPLEMENTATIONS)
+            "implementation",
+            self.implementation,
+            (None, *delta_memory.IMPLEMENTATIONS),
         )
-        check_choice("rule", self.rule, MATRIX_RULES)
+        rule = self.recurrence
+        for name in rule.gates:
+            check_choice(f"rule {rule.name!r}: gate", name, (*GATES, "removal"))
         check_choice("decay", self.decay, _DECAYS)
         check_choice("features", self.features, _FEATURES)
         if not 0 < self.beta_max <= 2:
             raise ValueError(f"beta_max={self.beta_max} must be in (0, 2]")
         for name in ("chunk_size", "conv_width"):
             check_count(name, getattr(self, name))
-        if (self.decay == "channel") != (self.rule == "rwkv7") and (
-            self.rule != "hebbian"
-        ):
+        if self.decay not in rule.decays:
             raise ValueError(
-                f"decay={self.decay!r} does not go with rule={self.rule!r}: "
-                "'rwkv7' needs 'channel', which else only 'hebbian' has"
+                f"decay={self.decay!r} does not go with rule={rule.name!r}, "
+                f"which takes {' or '.join(map(repr, rule.decays))}"
             )
         if self.implementation is not None and self.decay == "channel":
             raise ValueError(
                 f"implementation={self.implementation!r} must be None with "
                 "decay='channel', whose recurrence has only one"
             )
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        return MatrixMemory(self, d_model, n_heads, dtype)
+
+    @property
+    def recurrence(self) -> MatrixRule:
+        """The rule itself."""
+        return choose("rule", self.rule, MATRIX_RULES, MatrixRule)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        del params
+        rule = self.recurrence
+        decay = "" if self.decay == "none" else f", {self.decay} decay"
+        return [
+            token_level(
+                name="matrix.memory",
+                memory_of="keys to values",
+                architecture="linear",
+                objective=rule.objective,
+                rule=f"{rule.name}{decay}",
+                state=(state.memory, state.normalizer),
+                runs=self._runs(state),
+            )
+        ]
+
+    def _runs(self, state):
+        """What runs the recurrence on the devices here."""
+        if self.decay == "channel":
+            return ""
+        if self.implementation is not None:
+            return self.implementation
+        heads, width = state.memory.shape[-4], state.memory.shape[-1]
+
+        def shape(*dims, dtype=jnp.float32):
+            return jax.ShapeDtypeStruct((heads, *dims), dtype)
+
+        w, gate = shape(width, width), shape(LONG)
+        x = shape(LONG, width, dtype=state.tails["q"].dtype)
+        return delta_memory.implementation_for(
+            device.here(),
+            w,
+            None,
+            x,
+            x,
+            x,
+            gate,
+            gate,
+            chunk_size=self.chunk_size,
+        )
 
 
 class MatrixMemoryState(NamedTuple):
@@ -112,7 +167,7 @@ class MatrixMemory(nn.Module):
         config, width = self.config, self.d_model // self.n_heads
         lead = (batch_size, self.n_heads)
         return MatrixMemoryState(
-            MATRIX_RULES[config.rule].init(lead, width),
+            config.recurrence.init(lead, width),
             jnp.zeros((*lead, width)) if config.features == "elu" else None,
             empty_tails(
                 batch_size, config.conv_width, self.d_model, self.dtype
@@ -120,14 +175,10 @@ class MatrixMemory(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
-        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
-
-        ``aligned`` is part of every mixer's signature; results here do not
-        depend on where chunks begin.
-        """
-        del aligned
+    def __call__(self, x: Stream, state=None):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, heads = self.config, self.d_model, self.n_heads
+        rule = config.recurrence
         if d % heads:
             raise ValueError(f"n_heads={heads} must divide d_model={d}")
         declare = Declare(self, self.dtype)
@@ -141,11 +192,11 @@ class MatrixMemory(nn.Module):
             q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
         else:
             q = q * (d // heads) ** -0.5
-        if config.rule == "oja":
-            v = l2_normalize(v)  # It erases along values: by |v|^2 at a time.
+        if rule.unit_values:
+            v = l2_normalize(v)
         bonus = None
         gates = self._gates(declare, x)
-        if config.rule == "rwkv7":
+        if "removal" in rule.gates:
             k, gates, bonus = _rwkv7_keys(declare, q, k, v, gates)
         memory, length = state.memory, x.shape[1]
         if config.features == "rotary":
@@ -153,7 +204,7 @@ class MatrixMemory(nn.Module):
             # that a stream of any length loses no precision.
             at = jnp.arange(1, length + 1)
             q, k = rotate(q, at), rotate(k, at)
-        o, memory = MATRIX_RULES[config.rule].scan(
+        o, memory = rule.scan(
             memory,
             q,
             k,
@@ -185,37 +236,20 @@ class MatrixMemory(nn.Module):
     def _gates(self, declare, x):
         """What the rule needs, ``[B, H, T]`` or ``[B, H, T, d]``."""
         config, heads = self.config, self.n_heads
-        gates = {}
-
-        def scalar(name, bias):
-            return declare.gate(name, x, heads, bias)
-
-        def channel(name, bias):
-            return declare.channel_gate(name, x, heads, bias)
-
-        if config.rule == "rwkv7":
-            gates["log_alpha"] = -(jnp.e**-0.5) * jax.nn.sigmoid(
-                channel("alpha", -4.0)
-            )
-            gates["rate"] = jax.nn.sigmoid(channel("rate", 0.0))
-            return gates
-        if "beta" in MATRIX_RULES[config.rule].gates:
-            gates["beta"] = config.beta_max * jax.nn.sigmoid(
-                scalar("beta", 0.0)
-            )
-        if config.rule == "comba":
-            gates["erase"] = jax.nn.sigmoid(
-                declare.per_head("erase", heads, 4.0)
-            )[:, None]
-            gates["feedback"] = declare.per_head("feedback", heads, 0.02)[
-                :, None, None
-            ]
+        names = config.recurrence.gates
+        if "removal" in names:
+            alpha = declare.channel_gate("alpha", x, heads, -4.0)
+            log_alpha = -(jnp.e**-0.5) * jax.nn.sigmoid(alpha)
+            rate = GATES["rate"](config, declare, x, heads)
+            return {"log_alpha": log_alpha, "rate": rate}
+        gates = {name: GATES[name](config, declare, x, heads) for name in names}
         shape = (x.shape[0], heads, x.shape[1])
         if config.decay == "channel":
             # The sixteenth root keeps what GLA forgets per token small.
-            log_alpha = jax.nn.log_sigmoid(channel("alpha", 0.0)) / 16
+            log_alpha = declare.channel_gate("alpha", x, heads, 0.0)
+            log_alpha = jax.nn.log_sigmoid(log_alpha) / 16
         elif config.decay == "scalar":
-            log_alpha = jax.nn.log_sigmoid(scalar("alpha", 6.0))
+            log_alpha = jax.nn.log_sigmoid(declare.gate("alpha", x, heads, 6.0))
         elif config.decay == "fixed":
             rates = jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(heads))))
             log_alpha = jnp.broadcast_to(rates[:, None], shape)
@@ -223,6 +257,37 @@ class MatrixMemory(nn.Module):
             log_alpha = jnp.zeros(shape)
         gates["log_alpha"] = log_alpha
         return gates
+
+
+def _beta(config, declare, x, heads):
+    beta = jax.nn.sigmoid(declare.gate("beta", x, heads, 0.0))
+    return config.beta_max * beta
+
+
+def _erase(config, declare, x, heads):
+    del config, x
+    return jax.nn.sigmoid(declare.per_head("erase", heads, 4.0))[:, None]
+
+
+def _feedback(config, declare, x, heads):
+    del config, x
+    return declare.per_head("feedback", heads, 0.02)[:, None, None]
+
+
+def _rate(config, declare, x, heads):
+    del config
+    return jax.nn.sigmoid(declare.channel_gate("rate", x, heads, 0.0))
+
+
+GATES = {
+    "beta": _beta,
+    "erase": _erase,
+    "feedback": _feedback,
+    "rate": _rate,
+}
+"""What rules may ask for in their ``gates``: how the layer makes it, from
+``(config, declare, x, heads)``. ``"removal"`` beside them makes RWKV-7's keys
+and retention."""
 
 
 def _rwkv7_keys(declare, q, k, v, gates):

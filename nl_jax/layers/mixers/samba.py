@@ -6,7 +6,7 @@ window recalls the near past exactly.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,12 +20,15 @@ from nl_jax.layers.mixers.attention import (
     CausalAttention,
 )
 from nl_jax.layers.mixers.mamba import Mamba, MambaConfig, MambaState
+from nl_jax.layers.mixers.mixer import MixerConfig
 from nl_jax.layers.mixing import Declare
 from nl_jax.layers.norms import rms_norm
+from nl_jax.nested import LevelRow
+from nl_jax.nested.describe import count_parameters
 
 
 @dataclasses.dataclass(frozen=True)
-class SambaConfig:
+class SambaConfig(MixerConfig):
     """Choices of :class:`Samba`."""
 
     mamba: MambaConfig = MambaConfig(expansion=1.0)
@@ -34,10 +37,34 @@ class SambaConfig:
     """Hidden width of the MLP between, in units of ``d_model``."""
     attention: AttentionConfig = AttentionConfig()
     """The attention."""
+    takes_stream: ClassVar[bool] = True
 
     def __post_init__(self):
         if not self.hidden > 0:
             raise ValueError(f"hidden={self.hidden} must be positive")
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        return Samba(self, d_model, n_heads, dtype)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        mlp = LevelRow(
+            name="samba.mlp",
+            memory_of="tokens of its period",
+            architecture="SwiGLU MLP",
+            objective="next token",
+            rule="outer optimizer",
+            period=1,
+            unit="steps",
+            parameters=count_parameters(params["mlp"]),
+            state_bytes=0,
+        )
+        return [
+            *self.mamba.levels(params["mamba"], state.mamba),
+            mlp,
+            *self.attention.levels(params["attention"], state.attention),
+        ]
 
 
 class SambaState(NamedTuple):
@@ -82,24 +109,15 @@ class Samba(nn.Module):
         )
 
     @nn.compact
-    def __call__(
-        self,
-        x: Stream,
-        state=None,
-        *,
-        aligned: bool = False,
-        stream: Stream | None = None,
-    ):
+    def __call__(self, x: Stream, state=None, *, stream: Stream | None = None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
         Args:
             x: tokens, normalised.
             state: fast state from the tokens before, or ``None`` to begin.
-            aligned: part of every mixer's signature; no chunks matter here.
             stream: what ``x`` was before its norm, to which the layers add;
                 ``x`` itself if ``None``.
         """
-        del aligned
         declare = Declare(self, self.dtype)
         ones = nn.initializers.ones
         scale = declare("attention_scale", ones, (self.d_model,), ("embed",))

@@ -13,7 +13,7 @@ matrix that the token before left behind, so it is read token by token, at
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,15 +21,16 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
+from nl_jax.layers.mixers.mixer import MixerConfig, token_level
 from nl_jax.layers.mixing import Declare, normalize_heads, split_heads
-from nl_jax.layers.pieces import scan_pieces
 from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.memory.walk import chunk_scan
 
 _RATES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class SRWMConfig:
+class SRWMConfig(MixerConfig):
     """Choices of :class:`SRWM`."""
 
     chunk_size: int = 64
@@ -41,6 +42,24 @@ class SRWMConfig:
     def __post_init__(self):
         for name in ("chunk_size", "conv_width"):
             check_count(name, getattr(self, name))
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        return SRWM(self, d_model, n_heads, dtype)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        return [
+            token_level(
+                name="srwm.memory",
+                memory_of="own keys to own values",
+                architecture="linear, generates itself",
+                objective="l2",
+                rule="GD",
+                params=params["memory"],
+                state=state.memory,
+            )
+        ]
 
 
 class SRWMState(NamedTuple):
@@ -81,7 +100,7 @@ def self_referential_scan(w, x, *, chunk_size: int = 64):
     def ask(w, x):
         return jnp.einsum("...io,...i->...o", w, x)
 
-    def token(w, x):
+    def token(w, x, *_):
         made = ask(w, x[:, 0])
         y, k, q, beta = jnp.split(made, [d, 2 * d, 3 * d], -1)
         k, q = jax.nn.softmax(k), jax.nn.softmax(q)
@@ -89,12 +108,11 @@ def self_referential_scan(w, x, *, chunk_size: int = 64):
         write = jax.nn.sigmoid(beta)[..., group] * ask(w, q - k)
         return w + k[..., :, None] * write[..., None, :], y[:, None]
 
-    @jax.checkpoint
-    def chunk(w, x):
-        return scan_pieces(token, w, x, 1)
+    def chunk(w, x, *_):
+        return chunk_scan(token, w, x, size=1, axis=1, remat=0)
 
     inputs = jax.nn.softmax(x.astype(w.dtype))
-    w, y = scan_pieces(chunk, w, inputs, chunk_size)
+    w, y = chunk_scan(chunk, w, inputs, size=chunk_size, axis=1)
     return y, w
 
 
@@ -129,19 +147,15 @@ class SRWM(nn.Module):
     def initial_state(self, batch_size: int) -> SRWMState:
         """Returns the learned state from which ``batch_size`` rows start."""
         tail = (batch_size, self.config.conv_width - 1, self.d_model)
+        initial: Any = self.initial
         return SRWMState(
-            jnp.broadcast_to(self.initial, (batch_size, *self.initial.shape)),
+            jnp.broadcast_to(initial, (batch_size, *initial.shape)),
             jnp.zeros(tail, self.dtype),
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
-        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
-
-        ``aligned`` is part of every mixer's signature; results here do not
-        depend on where chunks begin.
-        """
-        del aligned
+    def __call__(self, x: Stream, state=None):
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d = self.config, self.d_model
         if d % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide d_model={d}")

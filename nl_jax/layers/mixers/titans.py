@@ -13,9 +13,9 @@ memory makes its own target:
 
 (eq. 86-88). Everything generated comes from the weights at the chunk's start
 (eq. 90). The generating memories never depend on the one that answers, so a
-call is two scans: the generators over their chunks, then the answering memory
-over its own. What one block of tokens does is in
-:mod:`nl_jax.layers.mixers.titans_block`.
+call is two walks: the generators over their chunks
+(:mod:`nl_jax.layers.mixers.titans_generators`), then the answering memory over
+its own. Both are associative memories that make their own targets.
 
 Weakness: taken literally the equations overflow within a few chunks when the
 memories are MLPs; see ``TitansConfig.literal`` and ``docs/recall.md``.
@@ -29,19 +29,14 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.layers.mixers.titans_block import (
-    Generators,
-    answer,
-    answer_block,
-    generate_block,
-    shared_block,
-)
 from nl_jax.layers.mixers.titans_config import TitansConfig
+from nl_jax.layers.mixers.titans_generators import (
+    Generators,
+    generate,
+    read_shared,
+)
 from nl_jax.layers.norms import rms_norm
-from nl_jax.memory import blocks
-from nl_jax.memory.fused import read_whole_chunks
-from nl_jax.memory.state import MemoryState, fresh
-from nl_jax.remat import remat_scan
+from nl_jax.memory import MemoryState, StreamState
 
 
 class TitansState(NamedTuple):
@@ -72,9 +67,10 @@ class SelfModifyingTitans(nn.Module):
         >>> import jax, jax.numpy as jnp
         >>> layer = SelfModifyingTitans(TitansConfig(), d_model=8, n_heads=2)
         >>> x = jnp.ones((1, 5, 8))
-        >>> variables = layer.init(jax.random.key(0), x)
-        >>> y, state = layer.apply(variables, x[:, :3])
-        >>> rest, state = layer.apply(variables, x[:, 3:], state)
+        >>> variables = jax.jit(layer.init)(jax.random.key(0), x)
+        >>> apply = jax.jit(layer.apply)
+        >>> y, state = apply(variables, x[:, :3])
+        >>> rest, state = apply(variables, x[:, 3:], state)
         >>> y.shape, rest.shape
         ((1, 3, 8), (1, 2, 8))
     """
@@ -157,9 +153,26 @@ class SelfModifyingTitans(nn.Module):
 
     def initial_state(self, batch_size: int) -> TitansState:
         """Returns the learned state from which ``batch_size`` rows start."""
+        config = self.config
+        tail = jnp.zeros((config.conv_width - 1, self.d_model), self.dtype)
+        generators = config.generators.init(self.generators).memory
+        memory = config.memory.init(self.memory).memory
+        if config.shares_recurrence:
+            (answers,) = self.memory
+            product = jnp.broadcast_to(
+                jnp.eye(answers.shape[-1], dtype=answers.dtype), answers.shape
+            )
+            generators = generators._replace(weights=(product,))
+            memory = memory._replace(weights=())
+        state = TitansState(
+            generators,
+            memory,
+            dict.fromkeys(("q", "k", "v"), tail),
+            jnp.zeros((), jnp.int32),
+        )
         return jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape)),
-            self._initial(),
+            state,
         )
 
     def __call__(self, x: Stream, state=None, *, aligned: bool = False):
@@ -172,53 +185,49 @@ class SelfModifyingTitans(nn.Module):
                 both chunk grids begin; saves the work of finding out.
         """
         x = x.astype(self.dtype)
-        config, tokens = self.config, x.shape[1]
-        begins = state is None
-        aligned = aligned or begins
-        state = self._initial() if begins else state
-        axes = (0, None if begins else 0)
-        over_rows = functools.partial(jax.vmap, in_axes=axes)
-        part = functools.partial(
-            _shared if config.shares_recurrence else _generate,
-            self._parts(),
-            config,
-            aligned=aligned,
-        )
-        if config.shares_recurrence:
-            y, state = over_rows(part)(x, state)
-        else:
-            made, generators, tails = over_rows(part)(x, state)
-            if begins:
-                state = self.initial_state(x.shape[0])
-            y, memory = _answer(
-                config, made, state.memory, state.position, aligned
-            )
-            state = TitansState(generators, memory, tails, state.position)
-        position = (state.position + tokens) % config.cycle
-        state = state._replace(position=position)
+        aligned = aligned or state is None
+        state = self.initial_state(x.shape[0]) if state is None else state
+        shares = self.config.shares_recurrence
+        read = self._read_shared if shares else self._read
+        y, state = read(x, state, aligned)
+        position = (state.position + x.shape[1]) % self.config.cycle
         scale = self.out_scale.astype(y.dtype)
-        y = rms_norm(y) * scale
+        y = rms_norm(y.swapaxes(1, 2)) * scale
         y = y.reshape(x.shape) @ self.w_out.astype(y.dtype)
-        return y, state
+        return y, state._replace(position=position)
 
-    def _initial(self) -> TitansState:
-        tail = jnp.zeros((self.config.conv_width - 1, self.d_model), self.dtype)
-        momentum = self.config.momentum
-        generators = fresh(self.generators, momentum)
-        memory = fresh(self.memory, momentum)
-        if self.config.shares_recurrence:
-            (answers,) = self.memory
-            product = jnp.broadcast_to(
-                jnp.eye(answers.shape[-1], dtype=answers.dtype), answers.shape
+    def _read(self, x, state, aligned):
+        config, parts = self.config, self._parts()
+
+        @jax.vmap
+        def make(x, state):
+            position = 0 if aligned else state.position
+            return generate(
+                parts, config, x, state.generators, state.tails, position
             )
-            generators = generators._replace(weights=(product,))
-            memory = memory._replace(weights=())
-        return TitansState(
-            generators,
-            memory,
-            dict.fromkeys(("q", "k", "v"), tail),
-            jnp.zeros((), jnp.int32),
-        )
+
+        made, generators, tails = make(x, state)
+        scan = config.memory.scan
+        if aligned:  # All rows at once: kernels know batch and heads.
+            scan = functools.partial(scan, aligned=True)
+        else:
+            scan = jax.vmap(scan)
+        place = state.position % config.memory_chunk_size
+        y, memory = scan(StreamState(state.memory, place), *made)
+        return y, TitansState(generators, memory.memory, tails, state.position)
+
+    def _read_shared(self, x, state, aligned):
+        parts = self._parts()
+
+        @jax.vmap
+        def read(x, state):
+            *memories, position = state
+            at = 0 if aligned else position
+            arguments = (parts, self.config, x, *memories, at)
+            y, *memories = read_shared(*arguments)
+            return y, state._make([*memories, position])
+
+        return read(x, state)
 
     def _parts(self) -> Generators:
         return Generators(
@@ -227,132 +236,3 @@ class SelfModifyingTitans(nn.Module):
             gates=dict(self.gates),
             heads=self.n_heads,
         )
-
-
-def _cut(parts, config, x, state, aligned):
-    """Blocks of one sequence, ``[T, D]``, and what they hold."""
-    position = 0 if aligned else state.position
-    raws = {
-        name: x @ w.astype(x.dtype) for name, w in parts.projections.items()
-    }
-    grid = blocks.cut(x.shape[0], config.chunk_size, position)
-    return grid, (
-        grid.split(x),
-        jax.tree.map(grid.split, raws),
-        grid.valid,
-        grid.closes,
-    )
-
-
-def _generate(parts, config, x, state, *, aligned):
-    """One sequence, ``[T, D]``: ``(Generated, generators, tails)``."""
-    grid, inputs = _cut(parts, config, x, state, aligned)
-    whole = _whole(grid, config.chunk_size)
-
-    def body(carry, block):
-        memories, tails = carry
-        *arrays, closes = block
-        memories, tails, made = generate_block(
-            parts,
-            config,
-            _unfold(memories, whole),
-            tails,
-            *arrays,
-            closes=whole or closes,
-        )
-        return (_fold(memories, whole), tails), made
-
-    (generators, tails), made = remat_scan(
-        body,
-        (_fold(state.generators, whole), state.tails),
-        inputs,
-        every=config.remat,
-    )
-    made = jax.tree.map(grid.join, made)
-    return made, _unfold(generators, whole), tails
-
-
-def _answer(config, made, memory, position, aligned):
-    """All rows of the answering memory: ``(y [B, T, H, d], memory)``."""
-    tokens, chunk = made.q.shape[1], config.memory_chunk_size
-    whole = tokens - tokens % chunk
-    answered = []
-    if aligned and whole and config.in_chunks:
-        *first, gates = jax.tree.map(
-            lambda a: a[:, :whole].swapaxes(1, 2), made
-        )
-        y, memory = read_whole_chunks(
-            functools.partial(answer, config),
-            memory,
-            tuple(first),
-            gates,
-            chunk_size=chunk,
-            implementation=config.implementation,
-        )
-        answered.append(y.swapaxes(1, 2))
-        made = jax.tree.map(lambda a: a[:, whole:], made)
-    if made.q.shape[1]:
-        row = functools.partial(_answer_row, config, aligned=aligned)
-        y, memory = jax.vmap(row)(made, memory, position)
-        answered.append(y)
-    return jnp.concatenate(answered, 1), memory
-
-
-def _answer_row(config, made, memory, position, *, aligned):
-    """One row, wherever it stands: ``(y [T, H, d], memory)``."""
-    chunk = config.memory_chunk_size
-    grid = blocks.cut(made.q.shape[0], chunk, 0 if aligned else position)
-    whole = _whole(grid, chunk)
-
-    def body(memory, block):
-        *arrays, closes = block
-        memory, y = answer_block(
-            config, _unfold(memory, whole), *arrays, closes=whole or closes
-        )
-        return _fold(memory, whole), y
-
-    memory, y = remat_scan(
-        body,
-        _fold(memory, whole),
-        (jax.tree.map(grid.split, made), grid.valid, grid.closes),
-        every=config.remat,
-    )
-    return grid.join(y), _unfold(memory, whole)
-
-
-def _whole(grid, chunk_size):
-    """Whether every block is a chunk, known while tracing."""
-    return grid.valid is None and grid.length == chunk_size
-
-
-def _fold(memory, whole):
-    """Drops the chunk's start where it is what the weights are."""
-    return memory._replace(start=()) if whole else memory
-
-
-def _unfold(memory, whole):
-    return memory._replace(start=memory.weights) if whole else memory
-
-
-def _shared(parts, config, x, state, *, aligned):
-    """One sequence where memories share one recurrence: a single scan."""
-    grid, inputs = _cut(parts, config, x, state, aligned)
-
-    def step(carry, block):
-        return shared_block(parts, config, carry, *block)
-
-    carry = (
-        *state.generators.start,
-        *state.memory.start,
-        *state.generators.weights,
-        state.tails,
-    )
-    (starts, answers, product, tails), y = remat_scan(
-        step, carry, inputs, every=config.remat
-    )
-    return grid.join(y), TitansState(
-        MemoryState((starts,), (product,), None),
-        MemoryState((answers,), (), None),
-        tails,
-        state.position,
-    )

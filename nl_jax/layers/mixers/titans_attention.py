@@ -14,13 +14,15 @@ Arrangements of arXiv 2501.00663, section 4, of one memory :math:`M` (the
 :math:`a \otimes m = \mathrm{rms}(a) \odot \sigma(\mathrm{rms}(m))`, both norms
 with a learned scale per channel.
 
-MAC is a scan over segments, for a segment's memory has learned from the
-attention of the one before; a stream that goes on inside a segment is read
-token by token up to the end of the call.
+MAC is a walk over segments, for a segment's memory has learned from the
+attention of the one before. Attention has no mask for rows that stand at
+different places of their segments, so a stream that goes on inside a segment
+is read token by token up to the end of the call.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+import functools
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -38,17 +40,20 @@ from nl_jax.layers.mixers.deep_memory import (
     DeepMemoryConfig,
     DeepMemoryState,
 )
+from nl_jax.layers.mixers.mixer import MixerConfig
 from nl_jax.layers.mixing import Declare, split_heads
 from nl_jax.layers.norms import l2_normalize, rms_norm
-from nl_jax.layers.pieces import scan_pieces
 from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.memory.walk import chunk_scan
 
 _COMBINATIONS = ("context", "gate", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
-class TitansAttentionConfig:
+class TitansAttentionConfig(MixerConfig):
     """Choices of :class:`TitansAttention`."""
+
+    has_grid: ClassVar[bool] = True
 
     combine: Literal["context", "gate", "layer"] = "context"
     """How memory and attention meet: MAC, MAG or MAL."""
@@ -68,6 +73,26 @@ class TitansAttentionConfig:
         # Each token and what the memory says of it.
         window = 2 * self.memory.chunk_size
         return dataclasses.replace(self.attention, window=window)
+
+    @property
+    def cycle(self) -> int:
+        """Tokens of a chunk of the memory."""
+        return self.memory.chunk_size
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        return TitansAttention(self, d_model, n_heads, dtype)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        attention = self.attention_layer.levels(
+            params["attention"], state.attention
+        )
+        if self.combine == "context":
+            size, learned = self.memory.chunk_size, self.attention.persistent
+            tokens = f"its {size} tokens and answers to them, {learned} learned"
+            attention = [dataclasses.replace(attention[0], memory_of=tokens)]
+        return self.memory.levels(params["memory"], state.memory) + attention
 
 
 class TitansAttentionState(NamedTuple):
@@ -183,40 +208,40 @@ class TitansAttention(nn.Module):
             # answers to later tokens. Here each h_t stands just before its
             # x_t, so that x_t sees h_s and x_s of s <= t alone.
             pairs = jnp.stack([h, x], 2).reshape(x.shape[0], -1, d)
-            y, cache = attention.apply(
+            attended: Any = attention.apply(
                 attention_params, pairs, cache, empty=aligned
             )
+            y, cache = attended
             y = y[:, 1::2]
-            m, learner = memory.apply(
+            found: Any = memory.apply(
                 memory_params, y, learner, aligned=aligned
             )
+            m, learner = found
             ended = learner.memory.position == 0
             seen = jnp.where(ended, 0, cache.seen)
             return (learner, cache._replace(seen=seen)), gate(y, m)
 
-        @jax.checkpoint
-        def one_by_one(state, inputs):
-            return scan_pieces(segment, state, inputs, 1)
+        def token(state, inputs, *_):
+            return segment(state, inputs)
 
-        @jax.checkpoint
-        def at_once(state, inputs):
+        def from_start(state, inputs, *_):
             return segment(state, inputs, aligned=True)
 
-        def run(read):
-            size = memory_config.chunk_size
-            return lambda *args: scan_pieces(read, *args, size)
-
+        size = memory_config.chunk_size
+        one_by_one = functools.partial(
+            chunk_scan, token, size=1, axis=1, remat=size
+        )
+        at_once = functools.partial(
+            chunk_scan, from_start, size=size, axis=1, drop_start=True
+        )
         fast, inputs = (state.memory, state.attention), (x, q)
         if aligned:
-            fast, o = run(at_once)(fast, inputs)
+            fast, o = at_once(fast, inputs)
         elif x.shape[1] == 1:
             fast, o = segment(fast, inputs)
         else:
-            fast, o = jax.lax.cond(
-                jnp.all(state.memory.memory.position == 0),
-                run(at_once),
-                run(one_by_one),
-                fast,
-                inputs,
-            )
-        return o, TitansAttentionState(*fast, next_tail(raw, state.tail))
+            starts = jnp.all(state.memory.memory.position == 0)
+            fast, o = jax.lax.cond(starts, at_once, one_by_one, fast, inputs)
+        learner, cache = fast
+        tail = next_tail(raw, state.tail)
+        return o, TitansAttentionState(learner, cache, tail)

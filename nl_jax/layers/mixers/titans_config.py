@@ -2,25 +2,26 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nl_jax.checks import check_choice, check_count
+from nl_jax.checks import check_choice, check_count, choose
+from nl_jax.layers.mixers.mixer import MixerConfig, token_level, what_scans
+from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, RULES
 from nl_jax.memory.architecture import Architecture
+from nl_jax.memory.architectures import linear
+from nl_jax.memory.associative import Memory, associative_memory
 from nl_jax.memory.objective import Objective
 from nl_jax.memory.rule import LearningRule
 from pallas_kernels.mlp_memory import IMPLEMENTATIONS
 
-# No memory makes the number per token that some objectives take.
-_OBJECTIVES = [name for name, o in OBJECTIVES.items() if not o.threshold]
-
 
 @dataclasses.dataclass(frozen=True)
-class TitansConfig:
+class TitansConfig(MixerConfig):
     """Configuration of :class:`nl_jax.layers.SelfModifyingTitans`.
 
     The defaults are what learned best while staying bounded; the paper's
@@ -33,14 +34,21 @@ class TitansConfig:
             allowed.
     """
 
-    architecture: Literal["linear", "residual", "mlp"] = "residual"
-    """Function of each memory: ``W x``, ``x + W x`` or the paper's residual
-    MLP. A ``"linear"`` memory that has forgotten where it began generates from
-    nothing but its own writes, and gradients explode with the length."""
-    objective: Literal["dot_product", "l2"] = "dot_product"
-    """Inner loss; the paper's is ``"l2"``, with (92) its dot product."""
-    rule: Literal["dgd", "gd"] = "dgd"
-    """Inner step: delta gradient descent, or gradient descent."""
+    has_grid: ClassVar[bool] = True
+
+    architecture: str | Architecture = "residual"
+    """Function of each memory, out of ``nl_jax.memory.ARCHITECTURES`` or of
+    one's own: ``"linear"`` is ``W x``, ``"residual"`` ``x + W x``, ``"mlp"``
+    the paper's residual MLP. A ``"linear"`` memory that has forgotten where it
+    began generates from nothing but its own writes, and gradients explode with
+    the length."""
+    objective: str | Objective = "dot_product"
+    """Inner loss, out of ``nl_jax.memory.OBJECTIVES`` or of one's own, without
+    a threshold; the paper's is ``"l2"``, with (92) its dot product."""
+    rule: str | LearningRule = "dgd"
+    """Inner step: delta gradient descent, ``"gd"`` for gradient descent, or a
+    rule of one's own on the present token, which is taken as it is:
+    ``delta_layers`` and ``literal`` do not change it."""
     delta_layers: Literal["all", "input"] = "all"
     """Layers of an MLP memory that have the delta term."""
     momentum: bool = True
@@ -95,15 +103,13 @@ class TitansConfig:
 
     def __post_init__(self):
         for name, table in (
-            ("architecture", ARCHITECTURES),
-            ("objective", _OBJECTIVES),
-            ("rule", ("dgd", "gd")),
             ("delta_layers", ("all", "input")),
             ("value_norm", ("target", "input")),
             ("read", ("before", "after", "chunk")),
             ("implementation", (None, *IMPLEMENTATIONS)),
         ):
             check_choice(name, getattr(self, name), table)
+        _ = self.memory_architecture, self.inner_objective, self.learning_rule
         for name in (
             "chunk_size",
             "memory_chunk_size",
@@ -114,22 +120,40 @@ class TitansConfig:
         check_count("remat", self.remat, 0)
         if not 0 < self.eta_max <= 2:
             raise ValueError(f"eta_max={self.eta_max} must be in (0, 2]")
+        _ = self.memory  # Says which choices do not go together.
 
     @property
     def memory_architecture(self) -> Architecture:
-        """The function named by ``architecture``."""
-        return ARCHITECTURES[self.architecture]
+        """The function of each memory."""
+        return choose(
+            "architecture", self.architecture, ARCHITECTURES, Architecture
+        )
 
     @property
     def inner_objective(self) -> Objective:
-        """The loss named by ``objective``."""
-        return OBJECTIVES[self.objective]
+        """The loss; no memory makes the number per token that some take."""
+        return choose(
+            "objective",
+            self.objective,
+            OBJECTIVES,
+            Objective,
+            lambda objective: not objective.threshold,
+        )
 
     @property
     def learning_rule(self) -> LearningRule:
-        """The rule named by ``rule`` with this configuration's options."""
+        """The step; one that is named has this configuration's options."""
+        rule = choose(
+            "rule",
+            self.rule,
+            RULES,
+            LearningRule,
+            lambda rule: rule.window == 1 and not rule.orthogonal,
+        )
+        if rule is self.rule:
+            return rule
         return dataclasses.replace(
-            RULES[self.rule],
+            rule,
             delta_layers=self.delta_layers,
             normalized=not self.literal,
         )
@@ -164,7 +188,7 @@ class TitansConfig:
         runs once, not once per memory. Chosen whenever it is exact.
         """
         return (
-            self.architecture == "linear"
+            self.memory_architecture == linear
             and self.value_norm == "input"
             and not self.momentum
             and not self.literal
@@ -172,17 +196,106 @@ class TitansConfig:
         )
 
     @property
-    def in_chunks(self) -> bool:
-        """Whether ``memory_scan`` can take the answering memory's chunks.
+    def memory(self) -> Memory:
+        """The memory that answers."""
+        # Where all share one recurrence it is that of an identity.
+        shared = self.shares_recurrence
+        return self._memory(
+            (lambda _, v: v) if shared else self._target(rms_norm),
+            chunk_size=self.memory_chunk_size,
+            implementation=self.implementation,
+        )
 
-        Other objectives' gradients do not compile for TPUs.
-        """
-        return self.remat == 1 and self.inner_objective.curvature is not None
+    @property
+    def generators(self) -> Memory:
+        """The memories that generate, which have one axis more."""
+        # They feed on what they write: targets as long as the keys let a
+        # write weigh no more than what it joins.
+        target = self._target(l2_normalize)
+        return self._memory(target, chunk_size=self.chunk_size)
+
+    def _target(self, normalize):
+        """The self-generated value ``M(v)`` of eq. 87."""
+        raw = self.literal or self.value_norm == "input"
+
+        def target(weights, v):
+            made = self.memory_architecture.apply(weights, v)
+            return made if raw else normalize(made)
+
+        return target
+
+    def _memory(self, target, **options):
+        return associative_memory(
+            self.memory_architecture,
+            self.inner_objective,
+            self.learning_rule,
+            momentum=self.momentum,
+            read=self.read,
+            remat=self.remat,
+            target=target,
+            **options,
+        )
 
     @property
     def cycle(self) -> int:
         """Tokens after which both chunk grids meet again."""
         return math.lcm(self.chunk_size, self.memory_chunk_size)
+
+    def build(self, d_model: int, n_heads: int, dtype):
+        """Returns the module of these choices."""
+        # The module's file imports this one.
+        from nl_jax.layers.mixers.titans import SelfModifyingTitans
+
+        return SelfModifyingTitans(self, d_model, n_heads, dtype)
+
+    def levels(self, params, state):
+        """Returns the mixer's rows of the level table."""
+        rule = self.learning_rule.words
+        rule += ", momentum" if self.momentum else ""
+        objective = self.inner_objective.name.replace("_", " ")
+
+        def row(name, prefix, fast, period, runs=""):
+            return token_level(
+                name=f"titans.{name}",
+                memory_of="keys to own values",
+                architecture=self.memory_architecture.name,
+                objective=objective,
+                rule=rule + (", decay" if self.decay else ""),
+                period=period,
+                params=[v for k, v in params.items() if k.startswith(prefix)],
+                state=fast,
+                runs=runs,
+            )
+
+        return [
+            row(
+                f"generators ({', '.join(self.generated)})",
+                "generators_",
+                state.generators,
+                self.chunk_size,
+            ),
+            row(
+                "memory",
+                "memory_",
+                state.memory,
+                self.memory_chunk_size,
+                self._runs(state),
+            ),
+        ]
+
+    def _runs(self, state):
+        """What runs the chunks of the answering memory on the devices here."""
+        if self.shares_recurrence:
+            return ""
+        if not self.memory.in_chunks:
+            return "chunked"
+        return what_scans(
+            state.memory,
+            state.tails,
+            gates=3 if self.momentum else 2,
+            chunk_size=self.memory_chunk_size,
+            implementation=self.implementation,
+        )
 
     def initializer(
         self, layer: int, gain: float

@@ -1,0 +1,1 @@
+"""Classes that come task after task."""

@@ -1,0 +1,86 @@
+"""What is left of every task after each: the matrix ``R`` and its metrics."""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from experiments.classes.data import Texts
+from nl_jax.continual import metrics
+
+METRICS = (
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "forgetting",
+    "backward_transfer",
+    "forward_transfer",
+    "remembering",
+    "accuracy_a",
+)
+
+
+class Learner(Protocol):
+    """What is given tasks one after another and scores classes."""
+
+    def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
+        """Reads a task, ``[N, width]`` and ``[N]``."""
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """How likely each class is, ``[N, classes]``."""
+
+
+def accuracy_matrix(
+    learner: Learner,
+    texts: Texts,
+    features: tuple[np.ndarray, np.ndarray],
+    tasks: list[np.ndarray],
+    seed: int,
+    at_once: bool = False,
+) -> list[list[float | None]]:
+    """Learns all tasks; returns ``R``, with ``None`` where it has no entry.
+
+    Args:
+        learner: that has learned nothing.
+        texts: whose labels are read.
+        features: of the texts to learn and of those to be tested on.
+        tasks: classes of each.
+        seed: of the order of texts in a task.
+        at_once: everything is one task; there is only the last row.
+    """
+    rng = np.random.default_rng(seed)
+    x, x_test = features
+    order = [
+        rng.permutation(np.flatnonzero(np.isin(texts.train_labels, task)))
+        for task in tasks
+    ]
+    if at_once:
+        order = [np.concatenate(order)]
+    R = np.full((len(tasks), len(tasks)), np.nan)
+    first = len(tasks) - len(order)
+    for i, rows in enumerate(order, first):
+        learner.learn(x[rows], texts.train_labels[rows])
+        seen = np.concatenate(tasks[: i + 1])
+        answers = seen[learner.scores(x_test)[:, seen].argmax(1)]
+        right = answers == texts.test_labels
+        R[i] = [right[np.isin(texts.test_labels, t)].mean() for t in tasks]
+    return np.where(np.isnan(R), None, R).tolist()
+
+
+def measure(R: list[list[float | None]]) -> dict[str, Any]:
+    """Returns all metrics in all conventions; those that ``R`` has.
+
+    A model that has learned nothing answers nothing, so that ``b`` is zero.
+    """
+    found = np.array(R, float)
+    whole = bool(np.isfinite(found).all())
+    out: dict[str, Any] = {}
+    for name in METRICS:
+        if whole or name == "average_accuracy":
+            metric = getattr(metrics, name)
+            out[name] = {
+                convention: round(
+                    metric(found, np.zeros(len(found)), convention), 6
+                )
+                for convention in ("gem", "continuum", "avalanche")
+            }
+    out["new task"] = float(np.diagonal(found).mean()) if whole else None
+    return out

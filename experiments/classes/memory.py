@@ -1,0 +1,220 @@
+r"""A memory of classes on several time scales, which replays nothing.
+
+Levels (arXiv 2512.24695, eq. 70-74) are matrices, each on its own share of the
+features; they speak together, :math:`y = \sum_\ell W_\ell^\top x_\ell`. A level
+learns what slower ones leave over, :math:`u = v - \sum_{m > \ell} W_m^\top x_m`
+with one-hot :math:`v`, and every ``period`` samples takes the proximal step
+
+.. math:: W \leftarrow \arg\min_\Phi \tfrac12 \sum \|\Phi^\top x - u\|^2
+   + \tfrac12 \|\Phi - W\|_{\bar A}^2, \qquad
+   \bar A = \rho A + (1 - \rho) \lambda I, \qquad
+   A \leftarrow \bar A + \sum x x^\top,
+
+of which it keeps the sums :math:`\sum x x^\top` and :math:`\sum x u^\top`, not
+the samples. What the metric :math:`A` has seen is protected; its ``retention``
+:math:`\rho` says for how long. At 1 the level is recursive least squares: ridge
+regression on everything so far, in whatever order it came. A level of period 1
+has none, :math:`\bar A = I / \eta`: it is the delta rule with a normalised
+step of rate :math:`\eta`, run by ``delta_scan``. When a
+level steps, the weights of faster ones begin again from zero (eq. 72): they
+hold what it has not taken up yet. Their metrics stay, so that they go on saying
+little about what was seen before.
+
+Cost: a solve of the level's width per period. Weak: the metric of a level is as
+large as its width squared, more than its weights; and what forgets nothing has
+stopped adapting, if the classes themselves change.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from nl_jax.memory import delta_scan
+from nl_jax.nested import Level, LevelState
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelChoice:
+    """What is chosen of a level."""
+
+    width: int
+    """Features that it reads."""
+    period: int
+    """Samples between two of its steps."""
+    retention: float
+    """Share of its metric that a step keeps, in [0, 1]; 0 if the period is 1,
+    as there is none."""
+
+
+def split_levels(
+    width: int, levels: int, periods: list[int], retentions: list[float]
+) -> list[LevelChoice]:
+    """Shares features out: a sixteenth to each faster level.
+
+    Args:
+        width: features of all levels; with the classes it makes their number
+            of weights, which is the same whatever ``levels``.
+        levels: how many, the fastest first.
+        periods: at least as many, each a multiple of the one before; the first
+            is 1.
+        retentions: of the levels after the first.
+
+    Example:
+        >>> [level.width for level in split_levels(32, 3, [1, 2, 4], [0, 1])]
+        [2, 2, 28]
+    """
+    part = width // 16
+    widths = [part] * (levels - 1) + [width - part * (levels - 1)]
+    return [
+        LevelChoice(*each)
+        for each in zip(widths, periods, [0.0, *retentions], strict=False)
+    ]
+
+
+class ContinuumMemory:
+    r"""Levels and their states; see the head of the file.
+
+    Args:
+        levels: the fastest first; widths add up to that of the features, each
+            period is a multiple of the one before, and only a level of period
+            1 has no metric.
+        classes: outputs.
+        ridge: :math:`\lambda`.
+        rate: :math:`\eta`.
+    """
+
+    def __init__(
+        self, levels: list[LevelChoice], classes: int, ridge: float, rate: float
+    ):
+        self._classes = classes
+        self._ends = np.cumsum([level.width for level in levels])
+        self._levels = [
+            proximal_level(level, ridge)
+            if level.period > 1
+            else delta_level(rate)
+            for level in levels
+        ]
+        self._states = [
+            made.init(np.zeros((level.width, classes), np.float32))
+            for made, level in zip(self._levels, levels, strict=True)
+        ]
+        self._count = 0
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all levels."""
+        return sum(state.params.size for state in self._states)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers that the levels keep beside their weights."""
+        kept = [(state.gathered, state.inner) for state in self._states]
+        return sum(leaf.size for leaf in jax.tree.leaves(kept))
+
+    def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
+        """Reads a part of the stream, ``[N, width]`` and ``[N]``, in order."""
+        parts = np.split(x, self._ends[:-1], 1)
+        values = np.eye(self._classes, dtype=np.float32)[labels]
+        self._read(len(self._levels) - 1, parts, values, self._count)
+        self._count += len(x)
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """What all levels say together, ``[N, classes]``."""
+        return x @ np.concatenate([state.params for state in self._states])
+
+    def _read(self, i, parts, left, begun):
+        """Lets level ``i`` and faster ones read what begins at ``begun``.
+
+        Args:
+            i: the level.
+            parts: each level's features of these samples.
+            left: what slower levels leave over.
+            begun: samples before these.
+        """
+        level, states = self._levels[i], self._states
+        if level.period == 1:
+            states[i] = level.update(states[i], parts[i], left, due=True)
+            return
+        cuts = range(
+            level.period - begun % level.period, len(left), level.period
+        )
+        for rows in np.split(np.arange(len(left)), cuts):
+            piece = slice(rows[0], rows[-1] + 1)
+            mine = [part[piece] for part in parts]
+            over = left[piece] - mine[i] @ states[i].params
+            if i:
+                self._read(i - 1, mine, over, begun + piece.start)
+            new = mine[i].T @ mine[i], mine[i].T @ over
+            due = bool((begun + piece.stop) % level.period == 0)
+            states[i] = level.update(states[i], new, due=due, count=len(rows))
+            if due:
+                self._restart(i)
+
+    def _restart(self, count):
+        """Lets the fastest levels begin again, but for their metrics."""
+        for j in range(count):
+            none = self._levels[j].init(np.zeros_like(self._states[j].params))
+            self._states[j] = none._replace(inner=self._states[j].inner)
+
+
+def proximal_level(choice: LevelChoice, ridge: float) -> Level:
+    """Returns a level that takes the proximal step on its sums."""
+    rho, start = choice.retention, np.eye(choice.width, dtype=np.float32)
+    start *= np.float32(ridge)
+
+    def init(weights):
+        return LevelState(
+            weights, (np.zeros_like(start), np.zeros_like(weights)), start, 0
+        )
+
+    def step(state, new):
+        del new
+        products, gradient = state.gathered
+        metric = rho * state.inner + (1 - rho) * start + products
+        # The gradient is that at the weights, which it moves.
+        moved = scipy.linalg.solve(metric, gradient, assume_a="pos")
+        return state.params + moved, metric
+
+    return Level(init, step, choice.period)
+
+
+def delta_level(rate: float) -> Level:
+    """Returns a level of period 1: the delta rule, many ticks in one scan."""
+
+    def step(state, x, values):
+        return _delta_rule(state.params, x, values, rate), ()
+
+    return Level(
+        lambda weights: LevelState(weights, (), (), 0),
+        step,
+        1,
+        gather=lambda state, x, values: (),
+    )
+
+
+def _delta_rule(weights, x, values, rate):
+    """Pads to few lengths, of which each compiles once: zeros write nothing."""
+    rows = 1 << max(6, (len(x) - 1).bit_length())
+    x, values = (
+        np.pad(array, ((0, rows - len(x)), (0, 0))) for array in (x, values)
+    )
+    return np.array(_scan(weights, x, values, rate))
+
+
+@jax.jit
+def _scan(weights, x, values, rate):
+    beta = rate / (1 + rate * jnp.square(x).sum(1))
+    # What is read on the way is of no use here.
+    _, weights, _ = delta_scan(
+        weights,
+        None,
+        x,
+        beta[:, None] * values,
+        jnp.zeros_like(x),
+        jnp.zeros(len(x)),
+        beta,
+    )
+    return weights

@@ -1,0 +1,185 @@
+r"""Speed of the kernels: milliseconds, shares of ceilings, ratios to others.
+
+On a machine with a GPU one command measures what it copies and multiplies at
+most, and then, at shapes of real models,
+
+- ``delta_memory``: each implementation forward, and forward and backward,
+  beside fla's Triton kernels and jax-linear-attention where those are
+  installed (``pip install torch flash-linear-attention``);
+- ``mlp_memory``: two layers that learn in context, each implementation beside
+  the chunks in plain ``jax.numpy``;
+- ``newton_schulz``: each implementation beside the batched form.
+
+Before anything is timed its results are compared with a float32 token scan
+(gradients too, on a text's first 1,024 tokens); what is wrong is not timed.
+
+Command (minutes)::
+
+    python -m experiments.benchmark_kernels
+
+Without an accelerator kernels are checked in interpret mode at tiny shapes and
+nothing is timed; ``--shapes=tiny`` also times what is plain ``jax.numpy``.
+
+Expected: not known yet, no GPU or TPU was at hand. What is aimed at stands
+beside what was measured, in the second table. Floor: the time in which the
+copy's rate moves all arguments and results once, as a share of the time
+measured. TFLOP/s: of the products in the formula, whatever a chunk adds.
+Ratio: the baseline's time over this one's in the same run; fla's is that of
+``delta_memory``, plain ``jax.numpy`` of others.
+"""
+
+import os
+
+import jax
+
+from experiments.kernels import peers, tables
+from experiments.kernels.case import (
+    PLATFORMS,
+    difference,
+    interpreter,
+    with_gradients,
+)
+from experiments.kernels.cases import CASES, cases
+from experiments.kernels.timing import ceilings, chained, measure
+from experiments.shared import flags
+from experiments.shared.records import write
+from nl_jax.errors import InputError
+from pallas_kernels.device import here
+
+SIZES = ("real", "tiny")
+FLAGS = {
+    "ops": flags.words(list(CASES), "Which ops.", CASES),
+    "shapes": flags.string(
+        "real", f"Of models or for a quick look: {' or '.join(SIZES)}."
+    ),
+    "rounds": flags.integer(7, "Rounds of each of two repeats."),
+    "calls": flags.integer(10, "Calls in a round, inside one program."),
+    "out": flags.string("runs/benchmark_kernels", "Folder."),
+}
+
+
+def main(values: flags.FlagValues) -> None:
+    """Checks, measures, and writes a table, what it is judged by, a record."""
+    if values.shapes not in SIZES:
+        raise InputError(
+            f"--shapes={values.shapes}: allowed are {', '.join(SIZES)}"
+        )
+    # PyTorch needs some of the device's memory too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    bare = here() == "cpu"
+    limits, rows = None, []
+    if not bare or values.shapes == "tiny":
+        size, side = (2**30, 8192) if values.shapes == "real" else (2**22, 256)
+        limits = ceilings(size, side, values.calls, values.rounds)
+    for case in cases(values.ops, "tiny" if bare else values.shapes):
+        for program in case.programs:
+            rows += _rows(case, program, limits, values)
+    for row in rows:
+        tables.compare(row, rows)
+    lines = tables.lines(rows, limits, bare, values)
+    record = {
+        "ceilings": limits,
+        "rows": rows,
+        "peers": peers.versions(),
+        **flags.pick(values, ("rounds", "calls", "shapes")),
+    }
+    write(values.out, "benchmark_kernels", lines, record)
+
+
+def _rows(case, program, limits, values):
+    """One for each implementation and other library, measured or not."""
+    sets = [case.draw(key) for key in jax.random.split(jax.random.key(0))]
+    short = case.short(sets[0])
+    checks = [(short, jax.jit(case.true(program))(short))]
+    if program == "forward" and short is not sets[0]:
+        checks.append((sets[0], jax.jit(case.truth)(sets[0])))
+    libraries = peers.PEERS if case.op == "delta_memory" else ()
+    rows = []
+    for name in (*case.implementations, *libraries):
+        row = {
+            "op": case.op,
+            "shape": case.shape,
+            "program": program,
+            "implementation": name,
+            "baseline": case.baseline,
+        }
+        print(tables.name(row), flush=True)
+        try:
+            if name in libraries:
+                _peer(row, case, sets, limits, values)
+            else:
+                _ours(row, case, sets, checks, limits, values)
+        except jax.errors.JaxRuntimeError as problem:
+            # Too large for this device, say: others go on.
+            row["reason"] = str(problem).splitlines()[0]
+        rows.append(row)
+    return rows
+
+
+def _ours(row, case, sets, checks, limits, values):
+    """Checks one of our implementations, then times it."""
+    name, program = row["implementation"], row["program"]
+    where = PLATFORMS.get(name)
+    there = where in (None, here())
+    if not there and here() != "cpu":
+        row["reason"] = f"it runs on {where}"
+        return
+    interpret = False if there else interpreter(name)
+    function = case.function(name, program, interpret)
+    try:
+        for arguments, expected in checks:
+            found = jax.jit(function)(arguments)
+            if not _right(row, found, expected, case):
+                return
+    except ValueError as problem:
+        if "cannot run" not in str(problem):
+            raise
+        row["reason"] = str(problem)
+        return
+    if not there:
+        row["reason"] = f"there is no {where} here; right in interpret mode"
+    elif limits is None:
+        row["reason"] = "without an accelerator only with --shapes=tiny"
+    else:
+        _time(row, case, limits, values, *chained(function, sets, values.calls))
+
+
+def _peer(row, case, sets, limits, values):
+    """The same for another library."""
+    name, program = row["implementation"], row["program"]
+    if here() != "cuda":
+        row["reason"] = "there is no GPU here"
+        return
+    if reason := peers.why_not(name, case):
+        row["reason"] = reason
+        return
+    peer = peers.PEERS[name](program)
+    truth = peers.truth(case)
+    if program != "forward":
+        truth = with_gradients(truth)
+    short = peers.to_theirs(case.short(sets[0]))
+    if _right(row, peer.results(short), jax.jit(truth)(short), case):
+        theirs = [peers.to_theirs(arrays) for arrays in sets]
+        _time(row, case, limits, values, *peer.timed(theirs, values.calls))
+
+
+def _right(row, found, expected, case):
+    """Keeps the largest error; whether it is small enough to time this."""
+    error = max(difference(found, expected), row.get("error", 0.0))
+    row["error"] = error
+    if not error <= case.tolerance:  # NaN is wrong.
+        row["reason"] = (
+            f"it is wrong, by {error:.3g} where {case.tolerance} is allowed"
+        )
+    return error <= case.tolerance
+
+
+def _time(row, case, limits, values, run, calls):
+    time = measure(run, calls, values.rounds)
+    moved, operations = case.work(row["program"])
+    row |= {
+        "seconds": time.seconds,
+        "spread": time.spread,
+        "tflops": operations / time.seconds / 1e12,
+        "floor": moved / limits["bytes"] / time.seconds,
+    }

@@ -1,0 +1,108 @@
+"""Trains a language model on text, and goes on where it stopped.
+
+``python -m experiments.train_lm`` trains Hope on English that every CPython
+has; README.md says how long it takes and what it prints. Every field of
+``nl_jax.training.TrainConfig`` is a flag::
+
+    python -m experiments.train_lm --workdir=/tmp/mine \
+        --config.model.name=transformer --config.data.paths="('a.txt',)"
+
+The folder ``--workdir`` then holds ``config.json``, ``metrics.jsonl``,
+``loss.png``, ``results.json``, ``sample.txt`` and ``checkpoints/``. The same
+command goes on from the last checkpoint, with the same numbers as if the run
+had never stopped.
+"""
+
+import pathlib
+import time
+
+import jax
+from ml_collections import config_flags
+
+from experiments.shared import flags
+from experiments.shared.records import provenance
+from nl_jax import training
+from nl_jax.continual import Sampler
+from nl_jax.nested.describe import count_parameters
+
+_DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
+FLAGS = {
+    "config": lambda name, values: config_flags.DEFINE_config_file(
+        name,
+        str(_DEFAULT),
+        "Configuration file; --config.field=value edits it.",
+        flag_values=values,
+    ),
+    "workdir": flags.string(
+        "runs/default", "Folder of the run; holds all that it writes."
+    ),
+    "distributed": flags.switch(
+        "Join the other processes of a multi-host run."
+    ),
+}
+
+
+def main(values: flags.FlagValues) -> None:
+    """Trains, samples, and writes results."""
+    began = time.monotonic()
+    if values.distributed:
+        jax.distributed.initialize()
+    config = training.freeze(values.config)
+    workdir = pathlib.Path(values.workdir)
+    result = training.train(config, workdir)
+    if jax.process_index() != 0:
+        return
+    ours, gzip = result.held_out_bits_per_byte, result.gzip_bits_per_byte
+    if ours is not None:
+        print(
+            f"held out: {ours:.3f} bits per byte; gzip on the same bytes: "
+            f"{gzip:.3f}"
+        )
+    training.plot_losses(
+        workdir / "loss.png", result.records, {"gzip -9": gzip}
+    )
+    sample = _sample(config, result)
+    if sample:
+        print(f"sample: {sample}")
+        (workdir / "sample.txt").write_text(sample + "\n")
+    training.write_json(
+        workdir / "results.json",
+        {
+            "step": result.step,
+            "held_out_bits_per_byte": ours,
+            "gzip_bits_per_byte": gzip,
+            "compile_seconds": result.compile_seconds,
+            "train_seconds": round(result.train_seconds, 2),
+            "total_seconds": round(time.monotonic() - began, 2),
+            "peak_memory_bytes": training.peak_memory_bytes(),
+            "parameters": count_parameters(result.variables),
+            "seed": config.seed,
+            "text_sha256": result.text_sha256,
+            "config": training.to_json(config),
+            **provenance(),
+        },
+    )
+    print(f"everything is in {workdir}; the same command goes on from there")
+
+
+def _sample(config, result) -> str:
+    """Continues the prompt; on one process, whose parameters are all here."""
+    if not config.sample.tokens or jax.process_count() > 1:
+        return ""
+    # One device is enough for one row.
+    device = jax.devices()[0]
+    sampler = Sampler(
+        result.model,
+        jax.device_put(result.variables, device),
+        vocab_size=result.tokenizer.vocab_size,
+        seed=config.seed,
+    )
+    prompt = result.tokenizer.encode(config.sample.prompt.encode())
+    sampler.feed(prompt)
+    drawn = sampler.draw(
+        config.sample.tokens,
+        temperature=config.sample.temperature,
+        top_p=config.sample.top_p,
+    )
+    text = result.tokenizer.decode([*prompt, *drawn])
+    return text.decode("utf-8", "replace")

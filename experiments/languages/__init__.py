@@ -1,0 +1,1 @@
+"""Formal languages, and invented ones that are read one after another."""

@@ -1,0 +1,1 @@
+"""Levels of a model: their table, their frequencies, their cost."""

@@ -1,0 +1,150 @@
+r"""Seconds per step of optimizers, as ratios to Muon's in the same run.
+
+The parameters are those of a transformer, ``--layers`` of four ``[d, d]``, one
+``[d, 4 d]`` and one ``[4 d, d]`` matrix, and an embedding of ``--vocab`` rows
+where that is not 0; gradients are random, forward and backward passes are not
+timed. Newton-Schulz takes five steps everywhere, of layers and not of the
+embedding.
+
+Commands (three minutes; ten for 135 million parameters, 14 GiB)::
+
+    python -m experiments.benchmark_optimizers
+    python -m experiments.benchmark_optimizers --width=768 --vocab=65536 \
+        --rounds=1 --out=runs/benchmark_140m
+
+Prints, and writes to ``--out``, the median of each optimizer's step, and that
+of orthogonalising all matrices: optax's, leaf by leaf, and ours, equal shapes
+together. ``docs/optimizers.md`` has what was measured.
+"""
+
+import statistics
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from experiments.shared import flags, plot, table
+from experiments.shared.records import write
+from experiments.shared.timing import in_turn, ratio
+from nl_jax import optimizers as nl
+from nl_jax.nested.describe import count_parameters
+
+
+def _dims(params):
+    """Matrices of layers are orthogonalised, the embedding is not."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: (
+            None if "embedding" in path[0].key else MuonDimensionNumbers()
+        ),
+        params,
+    )
+
+
+OPTIMIZERS = {
+    "muon": lambda: optax.contrib.muon(
+        1e-3, nesterov=False, muon_weight_dimension_numbers=_dims
+    ),
+    "m3": lambda: nl.m3(1e-3, dimension_numbers=_dims),
+    "m3 leaf by leaf": lambda: nl.m3(
+        1e-3, dimension_numbers=_dims, together=False
+    ),
+    "adamw": lambda: optax.adamw(1e-3),
+    "momentum": lambda: nl.preconditioned_momentum(1e-3),
+    "delta momentum": lambda: nl.delta_momentum(1e-3, 0.1, normalize=True),
+    "deep momentum": lambda: nl.deep_momentum(1e-3, expansion=1),
+}
+_SETTINGS = {
+    "width": flags.integer(256, "Width of the model."),
+    "layers": flags.integer(12, "Layers."),
+    "vocab": flags.integer(0, "Rows of the embedding.", 0),
+    "rounds": flags.integer(7, "Rounds of each."),
+    "calls": flags.integer(
+        8, "Steps per round; a multiple of M3's period of 8."
+    ),
+}
+FLAGS = {
+    **_SETTINGS,
+    "optimizers": flags.words(list(OPTIMIZERS), "Which to time.", OPTIMIZERS),
+    "out": flags.string("runs/benchmark_optimizers", "Folder."),
+}
+
+
+def make_params(width, layers, vocab=0):
+    """Returns the matrices of a transformer, drawn at random."""
+    shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
+    keys = iter(jax.random.split(jax.random.key(0), layers * len(shapes) + 1))
+    params = {
+        f"layer_{i}": [jax.random.normal(next(keys), s) for s in shapes]
+        for i in range(layers)
+    }
+    if vocab:
+        params["embedding"] = jax.random.normal(next(keys), (vocab, width))
+    return params
+
+
+def make_step(name, params):
+    """Returns a function that takes one step each time it is called."""
+    transformation = OPTIMIZERS[name]()
+    update = jax.jit(transformation.update, donate_argnums=1)
+    held = {"state": jax.jit(transformation.init)(params)}
+
+    def step():
+        updates, held["state"] = update(params, held["state"], params)
+        return updates
+
+    return step
+
+
+def make_orthogonal(params):
+    """Returns optax's and our orthogonalisation of all layers."""
+    layers = {n: p for n, p in params.items() if n != "embedding"}
+    muon = optax.contrib.scale_by_muon(
+        beta=0.0, nesterov=False, weight_dimension_numbers=_dims(layers)
+    )
+    state = jax.jit(muon.init)(layers)
+    theirs = jax.jit(lambda p: muon.update(p, state)[0])
+    ours = jax.jit(
+        lambda p: nl.orthogonalize([x[None] for x in jax.tree.leaves(p)])
+    )
+    return {
+        "orthogonalisation, optax": lambda: theirs(layers),
+        "orthogonalisation, ours": lambda: ours(layers),
+    }
+
+
+def main(values: flags.FlagValues) -> None:
+    """Times everything in turn and writes the table."""
+    params = make_params(values.width, values.layers, values.vocab)
+    steps = make_orthogonal(params)
+    orthogonal = tuple(steps)
+    steps |= {name: make_step(name, params) for name in values.optimizers}
+    for step in steps.values():
+        jax.block_until_ready(step())
+    seconds = in_turn(steps, values.rounds, values.calls)
+    base = seconds.get("muon")
+    medians = {
+        name: 1e3 * statistics.median(each) for name, each in seconds.items()
+    }
+    rows = [
+        [
+            name,
+            f"{medians[name]:.1f}",
+            "" if base is None else f"{ratio(each, base):.2f}",
+        ]
+        for name, each in seconds.items()
+    ]
+    count = count_parameters(params)
+    theirs, ours = (seconds[name] for name in orthogonal)
+    lines = [
+        *table.markdown(["what", "ms", "of Muon"], rows),
+        "",
+        f"optax / ours, orthogonalisation: {ratio(theirs, ours):.2f}; "
+        f"{count:,} parameters",
+    ]
+    record = {
+        "seconds": seconds,
+        "parameters": count,
+        "settings": flags.pick(values, _SETTINGS),
+    }
+    figure = plot.bars(medians, "milliseconds per step")
+    write(values.out, "benchmark_optimizers", lines, record, figure)

@@ -1,0 +1,220 @@
+r"""The same small language model under many optimizers.
+
+A model of 0.46 M parameters on the text that every CPython has. Every optimizer
+gets the same initial parameters, data order, steps, schedule and number of
+learning rates, each half a decade from the next around a middle of its own; the
+table shows bits per byte of the held-out text at the best one. Weights do not
+decay: decay is in units of the learning rate, and optimizers with large rates
+would pay more of it.
+
+Command (half an hour on two cores; a run takes one to two minutes)::
+
+    python -m experiments.optimizer_lm
+
+Expected: Muon, then M3, then AdamW, all below gzip; momenta far above it
+(``docs/optimizers.md``). ``--model=hope`` takes another model of the same size.
+The runs are kept in ``--out`` as lines of JSON, and the same command goes on
+where it stopped; then come a Markdown table, a record and a plot.
+"""
+
+import statistics
+
+from experiments.optimizers.rates import best_rates, list_tried, tried_rates
+from experiments.shared import flags, plot, table
+from experiments.shared.records import Records, write
+from experiments.shared.sweep import StoppedError, half_decades, sweep
+from nl_jax import training
+from nl_jax.errors import DivergedError
+from nl_jax.nested.describe import count_parameters
+
+OPTIMIZERS = {
+    "adamw": 6e-3,
+    "muon": 0.02,
+    "m3": 0.01,
+    "momentum": 0.1,
+    "delta_momentum": 0.1,
+    "deep_momentum": 0.1,
+    "adam_memory": 6e-3,
+}
+"""The middle of the rates."""
+
+MODELS = {
+    "transformer": 3.0,
+    "deltanet": 3.0,
+    "hope": 1.625,
+    "hope-attention": 1.5,
+}
+"""Hidden width of a level, which makes models equal in parameters."""
+
+_SETTINGS = {
+    "model": flags.choice("transformer", MODELS, "Model."),
+    "steps": flags.integer(200, "Steps."),
+    "batch": flags.integer(8, "Sequences per step."),
+    "length": flags.integer(256, "Tokens per sequence."),
+    "layers": flags.integer(2, "Blocks."),
+    "width": flags.integer(128, "Width, a multiple of 4 heads."),
+}
+FLAGS = {
+    "optimizers": flags.words(
+        # Adam as a memory computes what AdamW does.
+        [name for name in OPTIMIZERS if name != "adam_memory"],
+        known=OPTIMIZERS,
+    ),
+    "seeds": flags.seeds([0], "Seeds."),
+    "rates": flags.integer(3, "Learning rates tried for each optimizer."),
+    **_SETTINGS,
+    "out": flags.string("runs/optimizer_lm", "Folder."),
+}
+
+
+def make_config(name, rate, seed, settings):
+    """Returns the configuration of one run."""
+    return training.freeze(
+        training.flag_config(
+            model={
+                "name": settings["model"],
+                "d_model": settings["width"],
+                "n_layers": settings["layers"],
+                "cms": {"hidden": MODELS[settings["model"]]},
+            },
+            optimizer={
+                "name": name,
+                "learning_rate": rate,
+                "warmup_steps": settings["steps"] // 10,
+                "weight_decay": 0.0,
+            },
+            seed=seed,
+            steps=settings["steps"],
+            batch_size=settings["batch"],
+            seq_len=settings["length"],
+            eval_every=0,
+        )
+    )
+
+
+def run(config):
+    """Trains once and returns what was found."""
+    try:
+        result = training.train(config)
+    except DivergedError as error:
+        print(error, flush=True)
+        return {"bits_per_byte": None, "curve": [], "tokens_per_second": None}
+    if result.step < config.steps:
+        raise StoppedError
+    lines = [line for line in result.records if "loss" in line]
+    return {
+        "bits_per_byte": round(result.held_out_bits_per_byte, 4),
+        "curve": [round(line["bits_per_byte"], 4) for line in lines],
+        "tokens_per_second": lines[-1]["tokens_per_second"],
+        "compile_seconds": result.compile_seconds["train_step"],
+        "parameters": count_parameters(result.variables),
+        "gzip_bits_per_byte": round(result.gzip_bits_per_byte, 4),
+        "text_sha256": result.text_sha256,
+    }
+
+
+def main(values: flags.FlagValues) -> None:
+    """Runs what has no record yet and reports everything."""
+    settings = flags.pick(values, _SETTINGS)
+    records = Records(f"{values.out}/optimizer_lm.jsonl", settings)
+    cells = [
+        {"optimizer": name, "rate": rate, "seed": seed}
+        for name in values.optimizers
+        for rate in half_decades(OPTIMIZERS[name], values.rates)
+        for seed in values.seeds
+    ]
+    try:
+        sweep(
+            records,
+            cells,
+            lambda optimizer, rate, seed: run(
+                make_config(optimizer, rate, seed, settings)
+            ),
+            before="{optimizer}, rate {rate:g}, seed {seed}",
+        )
+    except StoppedError:
+        print("stopped; the same command goes on with this run")
+        return
+    summarize(records.rows, settings, values.out)
+
+
+def summarize(rows, settings, out):
+    """Writes the table at each optimizer's best rate, and at all of them."""
+    tried = tried_rates(rows)
+    means = {
+        name: {rate: _mean(group) for rate, group in rates.items()}
+        for name, rates in tried.items()
+    }
+    best = best_rates(means, float)
+    order = sorted(best, key=lambda name: means[name][best[name]])
+    curves = {name: _curve(tried[name][best[name]]) for name in order}
+    lines = table.markdown(
+        ["optimizer", "rate", "held out", "last tenth", "tokens/s"],
+        [
+            [
+                name,
+                f"{best[name]:g}",
+                f"{means[name][best[name]]:.3f}",
+                f"{_last_tenth(curves[name]):.3f}",
+                f"{_speed(tried[name].values()):,.0f}",
+            ]
+            for name in order
+        ],
+    )
+    note = "Bits per byte, of held-out text and of the last batches."
+    for row in rows:
+        if row["bits_per_byte"] is not None:
+            note += f" gzip -9, held out: {row['gzip_bits_per_byte']:.3f}."
+            note += f" Parameters: {row['parameters']:,}."
+            break
+    lines += ["", note, "", *list_tried(means, best, "held out", float)]
+    record = {
+        "best": best,
+        "held_out_bits_per_byte": means,
+        "curves": curves,
+        "settings": settings,
+    }
+    write(out, "optimizer_lm", lines, record, draw(curves, means, best))
+
+
+def draw(curves, means, best):
+    """Returns curves at the best rates beside held-out bits over the rate."""
+    smooth, by_rate = {}, {}
+    for name, curve in curves.items():
+        # The mean of ten batches: one is too noisy to be told from another.
+        size = min(10, len(curve))
+        ends = range(size, len(curve) + 1)
+        windows = [statistics.fmean(curve[end - size : end]) for end in ends]
+        smooth[f"{name}, {best[name]:g}"] = ends, windows
+        points = [(r, m) for r, m in means[name].items() if m is not None]
+        by_rate[name] = tuple(zip(*points, strict=True))
+    y = "bits per byte, {}"
+    scales = ("log", "linear")
+    return plot.curves(
+        plot.Panel(smooth, "step", y.format("training batches")),
+        plot.Panel(
+            by_rate, "learning rate", y.format("held out"), "", scales, "o-"
+        ),
+        size=(11, 4.5),
+    )
+
+
+def _mean(rows):
+    """Mean over seeds, ``None`` if one of them diverged."""
+    bits = [row["bits_per_byte"] for row in rows]
+    return None if None in bits else statistics.fmean(bits)
+
+
+def _curve(rows):
+    return [
+        *map(statistics.fmean, zip(*(r["curve"] for r in rows), strict=True))
+    ]
+
+
+def _last_tenth(curve):
+    return statistics.fmean(curve[-max(len(curve) // 10, 1) :])
+
+
+def _speed(groups):
+    speeds = [row["tokens_per_second"] for rows in groups for row in rows]
+    return statistics.median(s for s in speeds if s is not None)

@@ -1,0 +1,1 @@
+"""Associative recall, and what the outer gradient does on the way to it."""

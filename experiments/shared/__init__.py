@@ -1,0 +1,1 @@
+"""What all experiments share: flags, sweep, records, table, plot."""

@@ -1,0 +1,77 @@
+"""How a script runs: flags, log lines, and errors on one line."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+from absl import logging as absl_logging
+from absl.flags import Error
+
+from experiments.shared import flags
+from nl_jax.errors import InputError
+
+# What ml_collections raises for fields that are not there or of a wrong type.
+_FLAG_ERRORS = (Error, AttributeError, KeyError, TypeError, ValueError)
+
+
+def run(script: ModuleType, argv: Sequence[str] | None = None) -> None:
+    """Runs a script on its flags; wrong input is one line and exit 2.
+
+    Args:
+        script: has ``FLAGS``, a table of flags, and ``main``, which takes the
+            parsed values; ``--help`` shows its docstring.
+        argv: arguments behind the script's name; ``sys.argv`` if not given.
+    """
+    if argv is not None:
+        # config_flags finds its --config.field=value there and nowhere else.
+        sys.argv = [sys.argv[0], *argv]
+    _log_to_stdout()
+    values = flags.FlagValues()
+    try:
+        flags.define(script.FLAGS, values)
+        if "--help" in sys.argv:
+            print(script.__doc__)
+            print(values.get_help())
+            return
+        rest = values(sys.argv)
+    except OSError as error:
+        _fail(f"cannot load --config: {str(error).strip().splitlines()[-1]}")
+    except _FLAG_ERRORS as error:
+        _fail(_flag_message(error))
+    if len(rest) > 1:
+        _fail(f"unexpected argument {rest[1]!r}; flags begin with --")
+    try:
+        script.main(values)
+    except InputError as error:
+        _fail(error)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        _fail(f"{error.strerror or error}{place}")
+
+
+def _log_to_stdout() -> None:
+    # Orbax reports each of its steps; what matters of it comes as an error.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("nl_jax")
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _flag_message(error: BaseException) -> str:
+    text = str(error).replace("\\n", " ").replace("\\", "").replace("'", "")
+    text = " ".join(text.split()).strip('"').removeprefix("flag ")
+    if isinstance(error, (AttributeError, KeyError)):
+        return f"--config has no field {text}; see nl_jax.training.TrainConfig"
+    return text or type(error).__name__
+
+
+def _fail(message: Any) -> NoReturn:
+    sys.stdout.flush()
+    line = " ".join(str(message).split())
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)

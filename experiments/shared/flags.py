@@ -1,0 +1,158 @@
+"""Flags of a script, as a table from name to kind, default and help.
+
+A script's ``FLAGS`` maps each name to one of the functions below, called with
+the default and the help; :mod:`experiments.shared.cli` defines and parses them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+FlagValues = flags.FlagValues
+Flag = Callable[[str, FlagValues], Any]
+"""Defines a flag of that name on values."""
+
+
+def integer(
+    default: int | None,
+    text: str,
+    least: int | None = 1,
+    *,
+    multiple_of: int = 1,
+) -> Flag:
+    """A whole number with a lower bound, or a multiple of another."""
+
+    def define(name, values):
+        flags.DEFINE_integer(name, default, text, least, flag_values=values)
+        if multiple_of > 1:
+            flags.register_validator(
+                name,
+                lambda value: value % multiple_of == 0,
+                "must be even"
+                if multiple_of == 2
+                else f"must be a multiple of {multiple_of}",
+                flag_values=values,
+            )
+
+    return define
+
+
+def number(
+    default: float, text: str, least: float | None = None, most=None
+) -> Flag:
+    """A real number between bounds."""
+    return lambda name, values: flags.DEFINE_float(
+        name, default, text, least, most, flag_values=values
+    )
+
+
+def string(default: str | None, text: str) -> Flag:
+    """Any text."""
+    return lambda name, values: flags.DEFINE_string(
+        name, default, text, flag_values=values
+    )
+
+
+def switch(text: str) -> Flag:
+    """Off unless it is given."""
+    return lambda name, values: flags.DEFINE_bool(
+        name, False, text, flag_values=values
+    )
+
+
+def choice(default: str, known: Iterable[str], text: str) -> Flag:
+    """One out of some names."""
+    return lambda name, values: flags.DEFINE_enum(
+        name, default, list(known), text, flag_values=values
+    )
+
+
+def words(
+    default: Sequence[str], text: str = "", known: Iterable[str] = ()
+) -> Flag:
+    """Texts separated by commas, all out of ``known`` where it is given."""
+    known = list(known)
+
+    def check(word):
+        if known and word not in known:
+            raise ValueError(f"allowed are {', '.join(known)}")
+        return word
+
+    if known:
+        text = f"{text} Out of {', '.join(known)}.".strip()
+    return _listed(default, text, check)
+
+
+def integers(default: Sequence[int], text: str, least: int) -> Flag:
+    """Whole numbers separated by commas, with a lower bound."""
+
+    def parse(word):
+        if not (word.isdecimal() and int(word) >= least):
+            raise ValueError(f"must be integers >= {least}")
+        return int(word)
+
+    return _listed(default, text, parse)
+
+
+def numbers(
+    default: Sequence[float],
+    text: str,
+    valid: Callable[[float], bool] = lambda value: True,
+    must: str = "must be numbers",
+) -> Flag:
+    """Real numbers separated by commas, each of which is ``valid``."""
+
+    def parse(word):
+        try:
+            found = float(word)
+        except ValueError as error:
+            raise ValueError(f"{must}; {error}") from error
+        if not valid(found):
+            raise ValueError(must)
+        return found
+
+    return _listed(default, text, parse)
+
+
+def seeds(default: Sequence[int], text: str = "One run each.") -> Flag:
+    """Seeds separated by commas."""
+    return integers(default, text, 0)
+
+
+def pick(values: FlagValues, names: Iterable[str]) -> dict[str, Any]:
+    """Returns the values of some flags by name, as a record keeps them."""
+    return {name: values[name].value for name in names}
+
+
+def define(table: Mapping[str, Flag], values: FlagValues) -> None:
+    """Defines all flags of a table."""
+    for name, flag in table.items():
+        flag(name, values)
+
+
+class _ListParser(flags.ArgumentParser):
+    """Parses each text between commas."""
+
+    def __init__(self, item: Callable[[str], Any]):
+        self._item = item
+        self.syntactic_help = "a list separated by commas"
+
+    def parse(self, argument):
+        if not isinstance(argument, str):  # A default.
+            return list(argument)
+        return [self._item(word) for word in flags.ListParser().parse(argument)]
+
+    def flag_type(self):
+        return "list"
+
+
+def _listed(default, text, item):
+    return lambda name, values: flags.DEFINE(
+        _ListParser(item),
+        name,
+        default,
+        text,
+        flag_values=values,
+        serializer=flags.CsvListSerializer(","),
+    )

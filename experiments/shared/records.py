@@ -1,0 +1,115 @@
+"""What scripts keep: finished runs as lines of JSON, and their results.
+
+A repeated command goes on from the former; the latter are a Markdown table, a
+record and a plot.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nl_jax.training import git_revision, versions, write_json
+
+Row = dict[str, Any]
+
+
+class Records:
+    """The finished runs of one command in a file that holds those of many.
+
+    A row counts only if it was made with equal settings; rows of others stay in
+    the file. Each line is on disk before :meth:`add` returns; one that a kill
+    cut off is passed over, and its run is done again.
+
+    Args:
+        path: the file; it and its folder need not be there.
+        settings: what all rows of this command share and another command may
+            not: steps, sizes, anything that changes a result.
+
+    Example:
+        >>> import tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "runs.jsonl")
+        >>> Records(path, {"steps": 5}).add({"seed": 0, "loss": 0.5})
+        {'seed': 0, 'loss': 0.5}
+        >>> Records(path, {"steps": 5}).find(seed=0)
+        {'seed': 0, 'loss': 0.5}
+        >>> Records(path, {"steps": 6}).rows
+        []
+    """
+
+    def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any]):
+        self._path = pathlib.Path(path)
+        self._settings = _as_read(settings)
+        self.rows: list[Row] = []
+        """Runs with these settings, in the order in which they finished."""
+        text = self._path.read_text() if self._path.exists() else ""
+        self._cut_off = bool(text) and not text.endswith("\n")
+        for line in text.splitlines():
+            found = _parsed(line)
+            if found.get("settings") == self._settings:
+                self.rows.append(found["row"])
+
+    def find(self, **key: Any) -> Row | None:
+        """Returns the first row with these values, or ``None``."""
+        key = _as_read(key)
+        for row in self.rows:
+            if all(name in row and row[name] == key[name] for name in key):
+                return row
+        return None
+
+    def add(self, row: Mapping[str, Any]) -> Row:
+        """Appends a run, with versions and git revision beside it."""
+        line = {"row": row, "settings": self._settings, **provenance()}
+        text = json.dumps(line) + "\n"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write("\n" + text if self._cut_off else text)
+        self._cut_off = False
+        self.rows.append(json.loads(text)["row"])
+        return self.rows[-1]
+
+
+def provenance() -> dict[str, Any]:
+    """What a number can depend on beside its settings."""
+    return {"versions": versions(), "git_revision": git_revision()}
+
+
+def write(
+    out: str | os.PathLike,
+    name: str,
+    lines: Sequence[str],
+    record: Mapping[str, Any],
+    figure: Any = None,
+) -> None:
+    """Prints lines; writes them, the record and the figure into a folder.
+
+    Args:
+        out: the folder; made if it is not there.
+        name: of the files ``.md``, ``.json`` and ``.png``.
+        lines: of Markdown.
+        record: for JSON; versions and git revision are added.
+        figure: a matplotlib figure, or ``None``.
+    """
+    print("\n".join(lines), flush=True)
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
+    write_json(folder / f"{name}.json", {**record, **provenance()})
+    if figure is not None:
+        figure.tight_layout()
+        figure.savefig(folder / f"{name}.png", dpi=120)
+
+
+def _as_read(value):
+    """What JSON gives back: lists for tuples, strings for keys."""
+    return json.loads(json.dumps(value))
+
+
+def _parsed(line):
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    whole = isinstance(found, dict) and isinstance(found.get("row"), dict)
+    return found if whole else {}

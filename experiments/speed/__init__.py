@@ -1,0 +1,1 @@
+"""Speed of language models and of a single layer."""

@@ -1,0 +1,1 @@
+"""Endless streams, and pretrained models that learn from what they read."""

@@ -1,0 +1,79 @@
+"""The rows of a continuum memory in the level table."""
+
+from typing import Any
+
+import jax
+
+from nl_jax.layers.continuum.cms_config import CMSConfig
+from nl_jax.layers.continuum.steps import CMSState
+from nl_jax.nested.describe import LevelRow, count_bytes, count_parameters
+
+_ARCHITECTURES = {"swiglu": "SwiGLU MLP", "gelu": "GELU MLP"}
+_INNER = {
+    "sgd": "GD",
+    "momentum": "GD, momentum",
+    "adam": "Adam",
+    "delta_momentum": "delta momentum",
+    "m3": "M3",
+    "dgd": "DGD",
+}
+
+
+def cms_level_rows(
+    config: CMSConfig, params: Any, state: CMSState | None, n_layers: int
+) -> list[LevelRow]:
+    """Returns one row per level.
+
+    Args:
+        config: of the levels.
+        params: of the ``ContinuumMemory`` of all blocks, or their shapes.
+        state: for one batch row, where levels learn in context.
+        n_layers: number of blocks.
+    """
+    rows = []
+    for index, period in enumerate(config.periods):
+        weights = [
+            leaf
+            for key, leaf in params.items()
+            if key.startswith(config.prefixes[index])
+        ]
+        architecture = _ARCHITECTURES[config.mlp]
+        if config.placement == "depth":
+            blocks = config.blocks(n_layers)[index]
+            architecture += f", blocks {blocks.start + 1} to {blocks.stop}"
+            weights = [_cut(leaf, blocks) for leaf in weights]
+        fast = state and (state.fast[index], state.gathered[index])
+        in_context = config.learns
+        rows.append(
+            LevelRow(
+                name=f"cms.level_{index + 1}",
+                memory_of="tokens of its period",
+                architecture=architecture,
+                objective=(
+                    config.goal.compresses if in_context else "next token"
+                ),
+                rule=_rule(config, index) if in_context else "outer optimizer",
+                # At rate 0 nothing but the optimizer moves a level, every step.
+                period=(
+                    period if in_context or config.goal.unit == "steps" else 1
+                ),
+                unit="tokens" if in_context else "steps",
+                parameters=count_parameters(weights),
+                state_bytes=count_bytes(fast),
+            )
+        )
+    return rows
+
+
+def _rule(config, index):
+    inner = config.inners[index]
+    name = inner if isinstance(inner, str) else "optax"
+    rule = f"{_INNER.get(name, name)} in context"
+    if config.adaptive != "none" and index:
+        rule += f", at {config.adaptive}"
+    return rule
+
+
+def _cut(leaf, blocks):
+    count = blocks.stop - blocks.start
+    return jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)

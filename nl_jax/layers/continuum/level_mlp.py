@@ -1,0 +1,74 @@
+"""The MLP of a level: its forward pass, with weights of any origin."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from nl_jax.layers.continuum.probes import matmul
+
+FastLevel = dict[str, jax.Array]
+"""Fast weights of one level: ``up`` and ``down``, and ``gate`` of a SwiGLU."""
+
+MATRICES = {"swiglu": ("gate", "up", "down"), "gelu": ("up", "down")}
+"""The matrices of a level, which are what learns, by the kind of the MLP."""
+
+
+class SlowLevel(NamedTuple):
+    """The slow part of a level."""
+
+    mlp: Callable[[Any, jax.Array], jax.Array]
+    """Of weights and inputs."""
+    norm: Callable[[jax.Array], jax.Array]
+    """In front of it."""
+    weights: dict[str, jax.Array]
+    """Its weights, those that do not become fast among them."""
+    extra: dict[str, jax.Array]
+    """What its objective declares."""
+    rate: jax.Array | None
+    """Inner learning rate, a scalar, of levels that learn in context."""
+    share: jax.Array | None
+    """Its part in the sum of levels that stand side by side."""
+
+
+def read_levels(
+    levels: list[SlowLevel], fast: Any, x: jax.Array
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Reads tokens with weights that stand still.
+
+    Args:
+        levels: slow parts.
+        fast: of each level the weights that replace slow ones.
+        x: ``[B, T, D]``.
+
+    Returns:
+        ``x`` with the levels' outputs added, and each level's normalised input.
+    """
+    total, inputs = None, []
+    for level, weights in zip(levels, fast, strict=True):
+        h = level.norm(x)
+        inputs.append(h)
+        y = level.mlp(level.weights | weights, h)
+        if level.share is None:
+            x = x + y
+        else:
+            y = level.share.astype(x.dtype) * y
+            total = y if total is None else total + y
+    return (x if total is None else x + total), inputs
+
+
+def _swiglu(weights, x):
+    gate = jax.nn.silu(matmul(weights, "gate", x))
+    return matmul(weights, "down", gate * matmul(weights, "up", x))
+
+
+def _gelu(weights, x):
+    # Biases are not fast: no axis of tokens stands before theirs.
+    up, down = (
+        weights[name].astype(x.dtype) for name in ("up_bias", "down_bias")
+    )
+    h = jax.nn.gelu(matmul(weights, "up", x) + up, approximate=True)
+    return matmul(weights, "down", h) + down
+
+
+MLPS = {"swiglu": _swiglu, "gelu": _gelu}

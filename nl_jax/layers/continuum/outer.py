@@ -1,0 +1,27 @@
+"""Levels that only the optimizer moves, each at its own period of steps."""
+
+from nl_jax.layers.continuum.cms_objective import CMSObjective
+
+
+class Outer(CMSObjective):
+    """The training loss, through the optimizer; see ``every``."""
+
+    name = "outer"
+    unit = "steps"
+
+    def check(self, config):
+        """Raises for levels that can only be meant in context."""
+        if config.form == "nested":
+            raise ValueError(
+                "cms.form='nested' goes with objective='next_token' or "
+                "'local': levels return to their start within a context"
+            )
+        if config.placement == "depth":
+            raise ValueError(
+                "cms.placement='depth' goes with form='sequential' and an "
+                "objective other than 'outer': its levels are a chain of "
+                "blocks that learn in context"
+            )
+
+
+OUTER = Outer()

@@ -1,0 +1,207 @@
+"""The memories of a self-modifying Titans that make q, k, v and gates.
+
+Pure functions on one sequence: ``L`` tokens of a piece, ``T`` of a call, ``H``
+heads of width ``d``, ``n`` generating memories.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nl_jax.layers.norms import l2_normalize, rms_norm
+from nl_jax.layers.short_conv import short_conv
+from nl_jax.memory import Gates, MemoryState
+from nl_jax.memory.walk import chunk_scan
+
+
+class Generators(NamedTuple):
+    """Slow parameters that turn raw memory outputs into q, k, v and gates."""
+
+    projections: dict[str, jax.Array]
+    """``[D, D]`` for each of q, k, v that no memory makes."""
+    kernels: dict[str, jax.Array]
+    """Short convolution of each of q, k, v, ``[width, D]``."""
+    gates: dict[str, tuple[jax.Array, jax.Array]]
+    """Readout ``[H, d]`` and bias ``[H]`` of each gate."""
+    heads: int
+
+
+class Generated(NamedTuple):
+    """What the answering memory learns from and is asked."""
+
+    k: jax.Array
+    v: jax.Array
+    q: jax.Array
+    """``[H, T, d]`` each."""
+    gates: Gates
+    """``[H, T]`` each."""
+
+
+def generate(parts, config, x, memories, tails, position):
+    """Generates q, k, v and gates while the generators learn.
+
+    Args:
+        parts: slow parameters.
+        config: the layer's ``TitansConfig``.
+        x: tokens, ``[T, D]``.
+        memories: the generators' ``MemoryState``, weights ``[n, H, ...]``.
+        tails: raw q, k, v before ``x``, ``[width - 1, D]``.
+        position: see :func:`nl_jax.memory.walk.chunk_scan`.
+
+    Returns:
+        ``(Generated, memories, tails)``.
+    """
+    learner = config.generators
+
+    def step(carry, tokens, valid, closes):
+        memories, tails = carry
+        made, tails = _make(parts, config, memories.start, tails, tokens, valid)
+        k, v, gates = jax.tree.map(
+            lambda a: a[None], (made.k, made.v, made.gates)
+        )
+        _, memories = learner.step(
+            memories, k, v, None, gates, valid=valid, closes=closes
+        )
+        return (memories, tails), _exchange(made)
+
+    (memories, tails), made = chunk_scan(
+        step,
+        (memories, tails),
+        _project(parts, x),
+        size=config.chunk_size,
+        position=position,
+        remat=config.remat,
+        drop_start=True,
+    )
+    return _exchange(made), memories, tails
+
+
+def read_shared(parts, config, x, memories, memory, tails, position):
+    r"""Reads with all memories at once, where they share one recurrence.
+
+    With the targets :math:`M_\square v` frozen at the chunk's start, every
+    linear memory is its start times the same matrix,
+    :math:`M_{\square,t} = M_{\square,0} G_t`, whose surprise is that of a
+    memory that is the identity: ``objective.gradient(k, v)``.
+
+    Args:
+        parts: slow parameters.
+        config: a ``TitansConfig`` with ``shares_recurrence``.
+        x: tokens, ``[T, D]``.
+        memories: the generators' state, whose ``weights`` are ``G``.
+        memory: the answering memory's state, without ``weights``.
+        tails: as in :func:`generate`.
+        position: as there.
+
+    Returns:
+        ``(y, memories, memory, tails)``, outputs ``[H, T, d]``.
+    """
+    (product,) = memories.weights
+    identity = jnp.broadcast_to(
+        jnp.eye(product.shape[-1], dtype=product.dtype), product.shape
+    )
+
+    def step(carry, tokens, valid, closes):
+        starts, answers, product, tails = carry
+        made, tails = _make(parts, config, (starts,), tails, tokens, valid)
+        o, state = config.memory.step(
+            MemoryState((identity,), (product,), None),
+            *made,
+            valid=valid,
+            closes=closes,
+        )
+        y = config.memory_architecture.apply((answers,), o)
+        (product,) = state.weights
+        starts, answers = (
+            jnp.where(closes, jnp.matmul(product, w), w)
+            for w in (starts, answers)
+        )
+        product = jnp.where(closes, identity, product)
+        return (starts, answers, product, tails), y.swapaxes(0, 1)
+
+    carry = (*memories.start, *memory.start, product, tails)
+    (starts, answers, product, tails), y = chunk_scan(
+        step,
+        carry,
+        _project(parts, x),
+        size=config.chunk_size,
+        position=position,
+        remat=config.remat,
+    )
+    memories = memories._replace(start=(starts,), weights=(product,))
+    memory = memory._replace(start=(answers,))
+    return y.swapaxes(0, 1), memories, memory, tails
+
+
+def _project(parts, x):
+    """Tokens, and those of q, k, v that no memory makes, ``[T, D]`` each."""
+    return x, {n: x @ w.astype(x.dtype) for n, w in parts.projections.items()}
+
+
+def _exchange(made):
+    """The axes of heads and tokens."""
+    return jax.tree.map(lambda a: a.swapaxes(0, 1), made)
+
+
+def _make(parts, config, start, tails, tokens, valid):
+    """``(Generated, tails)`` of a piece from the weights at its start."""
+    x, raws = tokens
+    length = x.shape[0]
+    per_head = x.reshape(length, parts.heads, -1).swapaxes(0, 1)
+    outputs = dict(
+        zip(
+            config.generated,
+            config.memory_architecture.apply(start, per_head[None]),
+            strict=True,
+        )
+    )
+    mixed, after = {}, {}
+    for name in ("q", "k", "v"):
+        raw = raws.get(name)
+        if raw is None:
+            raw = outputs[name].swapaxes(0, 1).reshape(length, -1)
+        y, after[name] = _convolve(raw, parts.kernels[name], tails[name], valid)
+        y = jax.nn.silu(y)
+        mixed[name] = y.reshape(length, parts.heads, -1).swapaxes(0, 1)
+    q, k = l2_normalize(mixed["q"]), l2_normalize(mixed["k"])
+    v = mixed["v"]
+    if config.value_norm == "input":
+        v = l2_normalize(v)  # Unit length keeps the shared recurrence tame.
+    elif not config.literal:
+        v = rms_norm(v)
+    return Generated(k, v, q, _gates(parts, config, outputs)), after
+
+
+def _gates(parts, config, outputs):
+    def logit(name, source):
+        readout, bias = parts.gates[name]
+        if not config.literal:
+            source = rms_norm(source)
+        source = source.astype(jnp.promote_types(source.dtype, jnp.float32))
+        return jnp.einsum("htd,hd->ht", source, readout) + bias[:, None]
+
+    eta = config.eta_max * jax.nn.sigmoid(logit("eta", outputs["eta"]))
+    log_alpha = jnp.zeros_like(eta)
+    if config.decay:
+        log_alpha = jax.nn.log_sigmoid(logit("alpha", outputs["alpha"]))
+    log_mu = None
+    if config.momentum:
+        # The paper names no memory for the momentum's gate: it shares eta's.
+        log_mu = jax.nn.log_sigmoid(logit("mu", outputs["eta"]))
+    return Gates(eta * jnp.exp(log_alpha), log_alpha, log_mu)
+
+
+def _convolve(raw, kernel, tail, valid):
+    """Short convolution of a piece whose tokens may not fill it."""
+    width = tail.shape[0]
+    extended = jnp.concatenate([jnp.zeros_like(tail), raw])
+    first: Any = 0
+    end = raw.shape[0]
+    if valid is not None:
+        first = jnp.argmax(valid)
+        end = first + valid.sum()
+    tail = tail.astype(raw.dtype)
+    extended = jax.lax.dynamic_update_slice_in_dim(extended, tail, first, 0)
+    y = short_conv(extended[width:], kernel.astype(raw.dtype), extended[:width])
+    return y, jax.lax.dynamic_slice_in_dim(extended, end, width, 0)

@@ -1,0 +1,43 @@
+"""The names by which configurations save the choices of a memory."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nl_jax.errors import InputError
+from nl_jax.memory.architecture import Architecture
+from nl_jax.memory.architectures import ARCHITECTURES
+from nl_jax.memory.matrix_rules import MATRIX_RULES, MatrixRule
+from nl_jax.memory.objective import OBJECTIVES, Objective
+from nl_jax.memory.retention import RETENTIONS, Retention
+from nl_jax.memory.rule import RULES, LearningRule
+
+TABLES: dict[type, Mapping[str, Any]] = {
+    Architecture: ARCHITECTURES,
+    Objective: OBJECTIVES,
+    LearningRule: RULES,
+    Retention: RETENTIONS,
+    MatrixRule: MATRIX_RULES,
+}
+"""The table in which the name of an object of each type is looked up."""
+
+
+def saved_name(choice: Any) -> str:
+    """Returns the name of an object of a type in ``TABLES``.
+
+    Whoever loads it needs an entry of that name in the table.
+
+    Raises:
+        InputError: if the name already stands for something else.
+
+    Example:
+        >>> saved_name(Objective("mine", lambda y, v: (y - v).sum(-1)))
+        'mine'
+    """
+    table = next(t for kind, t in TABLES.items() if isinstance(choice, kind))
+    if table.get(choice.name, choice) != choice:
+        raise InputError(
+            f"an own {type(choice).__name__} is called {choice.name!r}, which "
+            "stands for another in its table; what is saved by name needs a "
+            "name of its own: dataclasses.replace(..., name=...)"
+        )
+    return choice.name
