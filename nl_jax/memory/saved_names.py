@@ -21,8 +21,8 @@ TABLES: dict[type, Mapping[str, Any]] = {
 """The table in which the name of an object of each type is looked up."""
 
 
-def saved_name(choice: Any) -> str:
-    """Returns the name of an object of a type in ``TABLES``.
+def saved_name(choice: Any, table: Mapping[str, Any]) -> str:
+    """Returns the name of an object.
 
     Whoever loads it needs an entry of that name in the table.
 
@@ -30,10 +30,10 @@ def saved_name(choice: Any) -> str:
         InputError: if the name already stands for something else.
 
     Example:
-        >>> saved_name(Objective("mine", lambda y, v: (y - v).sum(-1)))
+        >>> mine = Objective("mine", lambda y, v: (y - v).sum(-1))
+        >>> saved_name(mine, OBJECTIVES)
         'mine'
     """
-    table = next(t for kind, t in TABLES.items() if isinstance(choice, kind))
     if table.get(choice.name, choice) != choice:
         raise InputError(
             f"an own {type(choice).__name__} is called {choice.name!r}, which "

@@ -58,6 +58,11 @@ def map_dimensions(function: Callable, numbers: Any, *trees: Any) -> Any:
 
 def _muon(dimension_numbers: Any = None) -> optax.GradientTransformation:
     def present(updates):
+        if dimension_numbers is None:
+            return jax.tree.map(
+                lambda leaf: MuonDimensionNumbers() if leaf.ndim == 2 else None,
+                updates,
+            )
         # Muon wants numbers for the group's own leaves and no others.
         return map_dimensions(
             lambda d, leaf: leaf if isinstance(leaf, optax.MaskedNode) else d,
@@ -65,8 +70,7 @@ def _muon(dimension_numbers: Any = None) -> optax.GradientTransformation:
             updates,
         )
 
-    known = dimension_numbers is not None
-    return scale_by_muon(weight_dimension_numbers=present if known else None)
+    return scale_by_muon(weight_dimension_numbers=present)
 
 
 def _delta_momentum(**options: Any) -> optax.GradientTransformation:

@@ -17,12 +17,14 @@ from ml_collections import config_dict
 from nl_jax.checks import check_count
 from nl_jax.data import DataConfig
 from nl_jax.errors import InputError
-from nl_jax.layers import mixer_name
+from nl_jax.layers import CMS_OBJECTIVES, CMSObjective, mixer_name
 from nl_jax.memory import TABLES, saved_name
 from nl_jax.models import ModelConfig, configure
 from nl_jax.optimizers import find_optimizer
 
 _HOPE = configure("hope")
+_TABLES = {**TABLES, CMSObjective: CMS_OBJECTIVES}
+"""Where names of the objects that configurations hold are looked up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,8 +255,9 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def _plain(value):
-    if isinstance(value, tuple(TABLES)):
-        return saved_name(value)
+    for kind, table in _TABLES.items():
+        if isinstance(value, kind):
+            return saved_name(value, table)
     if dataclasses.is_dataclass(value):
         return to_json(value)
     return [*map(_plain, value)] if isinstance(value, tuple) else value

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from nl_jax.layers import MIXERS, MixerConfig, token_level
+from nl_jax.layers import (
+    CMS_OBJECTIVES,
+    MIXERS,
+    CMSObjective,
+    MixerConfig,
+    token_level,
+)
 from nl_jax.memory import (
     ARCHITECTURES,
     MATRIX_RULES,
@@ -143,6 +149,18 @@ def test_choices_are_saved_by_name(monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "mine", own("objective"))
     again = configure("titans", **saved)
     assert again.deep.inner_objective == config.deep.objective
+
+
+def test_an_objective_of_levels_is_saved_by_name(monkeypatch):
+    class Mine(CMSObjective):
+        name = "mine"
+
+    config = configure("lstm", cms={"objective": Mine(), "periods": (2,)})
+    saved = json.loads(json.dumps(to_json(config)))
+    with pytest.raises(ValueError, match=r"cms\.objective='mine' must be one"):
+        configure("hope", **saved)
+    monkeypatch.setitem(CMS_OBJECTIVES, "mine", config.cms.objective)
+    assert configure("hope", **saved).cms.goal is config.cms.objective
 
 
 def test_a_name_that_stands_for_another_is_not_saved():

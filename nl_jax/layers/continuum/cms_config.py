@@ -86,8 +86,6 @@ class CMSConfig:
         forms = ("sequential", "independent", "nested")
         check_choice("cms.form", self.form, forms)
         check_choice("cms.mlp", self.mlp, MATRICES)
-        if not isinstance(self.objective, CMSObjective):
-            check_choice("cms.objective", self.objective, CMS_OBJECTIVES)
         check_choice("cms.placement", self.placement, ("block", "depth"))
         for inner in self.inners:
             if not isinstance(inner, optax.GradientTransformation):
@@ -164,7 +162,9 @@ class CMSConfig:
     @property
     def goal(self) -> CMSObjective:
         """The objective itself."""
-        return choose("cms.objective", self.objective, CMS_OBJECTIVES)
+        return choose(
+            "cms.objective", self.objective, CMS_OBJECTIVES, CMSObjective
+        )
 
     @property
     def learns(self) -> bool:
