@@ -216,15 +216,8 @@ def associative_memory(
         def run(state, tokens, gates, valid, inverse):
             k, v, q = tokens
             memory, gates = parts.unflatten(state), kinds.unflatten(gates)
-            o, after = step(
-                with_start(memory),
-                k,
-                v,
-                q,
-                gates,
-                valid=valid,
-                inverse=inverse,
-            )
+            options = {"valid": valid, "inverse": inverse}
+            o, after = step(with_start(memory), k, v, q, gates, **options)
             return o, tuple(jax.tree.leaves(without_start(after)))
 
         o, state = memory_scan(

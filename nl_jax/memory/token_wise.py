@@ -171,7 +171,7 @@ def _look_back(held, pairs, valid):
         both = jax.lax.dynamic_update_slice_in_dim(both, old, first, axis)
         return both, jax.lax.dynamic_slice_in_dim(both, end, size, axis)
 
-    axes = -2, -2, -1, None if pairs.threshold is None else -1
+    axes = (-2, -2, -1, None if pairs.threshold is None else -1)
     joined = [
         (None, None) if axis is None else join(old, new, new.ndim + axis)
         for old, new, axis in zip(held, pairs, axes, strict=True)

@@ -281,8 +281,8 @@ class LanguageModel:
             **declare_norm(_draw, config.norm, "norm", config.d_model),
         }
         if config.learned_positions:
-            choices: Any = config.choices
-            rows = choices.window
+            attention: Any = config.choices
+            rows = attention.window
             box = table(jax.random.fold_in(embed_rng, 1), rows)
             params["positions"] = box.replace(names=(None, "embed"))
         if not config.tie_embeddings:

@@ -147,8 +147,9 @@ class SRWM(nn.Module):
     def initial_state(self, batch_size: int) -> SRWMState:
         """Returns the learned state from which ``batch_size`` rows start."""
         tail = (batch_size, self.config.conv_width - 1, self.d_model)
+        initial: Any = self.initial
         return SRWMState(
-            jnp.broadcast_to(self.initial, (batch_size, *self.initial.shape)),
+            jnp.broadcast_to(initial, (batch_size, *initial.shape)),
             jnp.zeros(tail, self.dtype),
         )
 

@@ -217,12 +217,11 @@ class SelfModifyingTitans(nn.Module):
 
         @jax.vmap
         def read(x, state):
-            generators, memory, tails, position = state
+            *memories, position = state
             at = 0 if aligned else position
-            y, generators, memory, tails = read_shared(
-                parts, self.config, x, generators, memory, tails, at
-            )
-            return y, TitansState(generators, memory, tails, position)
+            arguments = (parts, self.config, x, *memories, at)
+            y, *memories = read_shared(*arguments)
+            return y, state._make([*memories, position])
 
         return read(x, state)
 

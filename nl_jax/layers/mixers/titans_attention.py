@@ -210,13 +210,15 @@ class TitansAttention(nn.Module):
             # answers to later tokens. Here each h_t stands just before its
             # x_t, so that x_t sees h_s and x_s of s <= t alone.
             pairs = jnp.stack([h, x], 2).reshape(x.shape[0], -1, d)
-            y, cache = attention.apply(
+            attended: Any = attention.apply(
                 attention_params, pairs, cache, empty=aligned
             )
+            y, cache = attended
             y = y[:, 1::2]
-            m, learner = memory.apply(
+            found: Any = memory.apply(
                 memory_params, y, learner, aligned=aligned
             )
+            m, learner = found
             ended = learner.memory.position == 0
             seen = jnp.where(ended, 0, cache.seen)
             return (learner, cache._replace(seen=seen)), gate(y, m)

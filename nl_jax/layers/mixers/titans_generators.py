@@ -4,7 +4,7 @@ Pure functions on one sequence: ``L`` tokens of a piece, ``T`` of a call, ``H``
 heads of width ``d``, ``n`` generating memories.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -196,7 +196,7 @@ def _convolve(raw, kernel, tail, valid):
     """Short convolution of a piece whose tokens may not fill it."""
     width = tail.shape[0]
     extended = jnp.concatenate([jnp.zeros_like(tail), raw])
-    first: int | jax.Array = 0
+    first: Any = 0
     end = raw.shape[0]
     if valid is not None:
         first = jnp.argmax(valid)
