@@ -4,6 +4,7 @@ Compilation is nearly all of the suite's time, so programs are compiled with
 few optimisations here: what they compute counts, not how fast.
 """
 
+import gc
 import os
 import sys
 from importlib.metadata import version
@@ -32,7 +33,18 @@ import pytest
 from absl import flags
 
 jax.config.update("jax_numpy_dtype_promotion", "standard")
+gc.set_threshold(50_000, 20, 20)  # A fifth of all tracing is saved.
 flags.FLAGS(sys.argv[:1])  # Grain reads absl's flags.
+
+
+@pytest.fixture(autouse=True)
+def _optimise(request):
+    """Where a test is marked so: for the last digits of float32."""
+    few = jax.config.read("jax_disable_most_optimizations")
+    marked = request.node.get_closest_marker("optimised") is not None
+    jax.config.update("jax_disable_most_optimizations", few and not marked)
+    yield
+    jax.config.update("jax_disable_most_optimizations", few)
 
 
 @pytest.fixture(scope="module", autouse=True)

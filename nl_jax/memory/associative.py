@@ -43,6 +43,18 @@ class Memory(NamedTuple):
     in_chunks: bool
     """Whether ``scan`` hands whole chunks to ``memory_scan`` where it may."""
 
+    def scan_rows(
+        self, state, k, v, q, gates, *, aligned: bool
+    ) -> tuple[jax.Array, StreamState]:
+        """Scans a batch, the first axis of every array, each row at its place.
+
+        Where they are ``aligned`` all rows go at once: kernels know batch and
+        heads.
+        """
+        if aligned:
+            return self.scan(state, k, v, q, gates, aligned=True)
+        return jax.vmap(self.scan)(state, k, v, q, gates)
+
 
 def associative_memory(
     architecture: str | Architecture = "linear",
@@ -78,7 +90,8 @@ def associative_memory(
     * ``step(memory, k, v, q, gates, valid=None, closes=True) -> (o, memory)``:
       the same for tokens of one chunk, ``memory`` being that of a state, for
       those who walk through time themselves with
-      :func:`nl_jax.memory.walk.chunk_scan`.
+      :func:`nl_jax.memory.walk.chunk_scan`; not with ``retention="mean"``,
+      where it matters which tokens of the chunk they are.
 
     With ``chunk_size=1`` every surprise is taken at the present weights: the
     recurrence itself. Where it is affine in the weights (one matrix, an

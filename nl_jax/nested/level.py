@@ -6,18 +6,16 @@ parameters, and takes the linearised proximal step
 \|\Phi-\theta\|^2/(2\eta)`, which is gradient descent; any optax transformation
 may take its place. Levels are ordered by their update frequency.
 
-All that learns more slowly than its context arrives does the same three
-things: it gathers, and when it is due it acts on what it has gathered and
-starts to gather anew. :class:`Level` is that one pattern. ``every``, the slow
-momentum of ``M3`` and memories of gradients run on it once per optimizer step,
-the levels of a continuum memory once per token or chunk and row by row, and
-``gradient_level`` in any loop.
+Every level gathers something at each tick and, once per period, steps on the
+sum and starts to gather again. :class:`Level` is this pattern. ``every``, the
+slow momentum of ``M3`` and memories of gradients tick once per optimizer step,
+the levels of a continuum memory once per token or chunk with a period for each
+row, and ``gradient_level`` in any loop.
 
-Where the idea ends: a memory that reads a whole sequence (``Memory.scan``,
-sequence mixers) is a level in its mathematics, and a test ticks one token by
-token to the same numbers. It does not run on this class, because a tick is
-sequential where the scan is parallel: inside a chunk it never forms the weights
-that a tick would leave behind.
+Limit of the idea: a memory that reads a whole sequence (``Memory.scan``, the
+sequence mixers) is a level mathematically, and a test ticks one token by token
+to the same numbers, but it does not run on this class. Ticks are sequential; a
+scan is parallel within a chunk and never computes the weights between ticks.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -37,17 +35,17 @@ class LevelState(NamedTuple):
     """What a level holds between two ticks."""
 
     params: Any
-    """What its steps change."""
+    """Parameters that its steps change."""
     gathered: Any
-    """What came since its last step; zero after each."""
+    """Sum of what came since its last step; zero after each step."""
     inner: Any
-    """State of its rule; moves only when the level steps."""
+    """State of its rule, which changes only at a step."""
     since: Any
     """Ticks since its last step, an int32 scalar or ``[B]``, one per row."""
 
 
 def fresh_level(params: Any, inner: Any = ()) -> LevelState:
-    """Returns a state that has gathered nothing yet, not even a tick."""
+    """Returns the state of a level before its first tick."""
     zeros = jax.tree.map(jnp.zeros_like, params)
     return LevelState(params, zeros, inner, jnp.zeros((), jnp.int32))
 
@@ -55,7 +53,7 @@ def fresh_level(params: Any, inner: Any = ()) -> LevelState:
 def add_up(state: LevelState, new: Any, *seen: Any) -> Any:
     """Returns what a level has gathered plus ``new``; ``seen`` is not used."""
     del seen
-    # What arrives in another dtype must not change the state's.
+    # Updates of another dtype must not change the dtype of the state.
     return jax.tree.map(
         lambda a, n: a + jnp.asarray(n, a.dtype), state.gathered, new
     )
@@ -64,9 +62,9 @@ def add_up(state: LevelState, new: Any, *seen: Any) -> Any:
 class Level(NamedTuple):
     """One optimisation problem as pure functions.
 
-    ``seen`` is what a tick brings, the same in ``gather`` and ``step``: the
-    updates of an optimizer, a token's gradient, or, in a
-    :class:`NestedSystem`, the other levels' parameters and the context.
+    The arguments ``*seen`` of ``gather`` and ``step`` are the inputs of one
+    tick: the updates of an optimizer, the gradient of a token, or, in a
+    :class:`NestedSystem`, the parameters of the other levels and the context.
 
     Example:
         >>> level = Level(
@@ -86,13 +84,13 @@ class Level(NamedTuple):
     init: Callable[[Any], LevelState]
     """``params -> state``."""
     step: Callable[..., tuple[Any, Any]]
-    """``(state, *seen) -> (params, inner)``, from all that was gathered."""
+    """``(state, *seen) -> (params, inner)``, using ``state.gathered``."""
     period: int
     """Ticks between two steps; 0 for a level that never learns."""
     gather: Callable[..., Any] = add_up
-    """``(state, *seen) -> gathered``, one tick further; the sum by default."""
+    """``(state, *seen) -> gathered`` after this tick; by default the sum."""
     rule: str = "own rule"
-    """How it steps, in the level table."""
+    """Name of the update rule in the level table."""
 
     @property
     def frequency(self) -> float:
@@ -106,15 +104,15 @@ class Level(NamedTuple):
 
         Args:
             state: before the tick.
-            *seen: what the tick brings.
-            due: whether the level steps now: a boolean scalar, traced or not;
-                or ``[B]`` for each row of a state that is batch first. By
-                default as soon as ``period`` ticks have passed.
-            count: ticks that this one stands for, a number or ``[B]``.
+            *seen: inputs of the tick.
+            due: whether the level steps now, a boolean scalar, traced or not,
+                or ``[B]``, one per row of a batch-first state. By default true
+                once ``period`` ticks have passed.
+            count: number of ticks to count, an integer or ``[B]``.
 
         Returns:
-            The state behind it. If nothing is due the step does not run; rows
-            that are not due keep what they have.
+            The state after the tick. The step does not run unless some row is
+            due; rows that are not due keep their parameters and sums.
         """
         if not self.period:
             return state

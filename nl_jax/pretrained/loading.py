@@ -9,19 +9,28 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from nl_jax.data import BPETokenizer
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
-from nl_jax.pretrained.families import ARCHITECTURES
 from nl_jax.pretrained.gguf_source import MAGIC, open_gguf
+from nl_jax.pretrained.gpt2 import hf_gpt2
+from nl_jax.pretrained.llama import gguf_llama, hf_llama
 from nl_jax.pretrained.safetensors_source import (
     open_safetensors,
     read_json,
     refuse_pickle,
 )
 from nl_jax.pretrained.tokenizer_json import check_byte_level, gguf_tokenizer
+
+_ARCHITECTURES: dict[str, dict[str, Callable]] = {
+    "safetensors": {"llama": hf_llama, "gpt2": hf_gpt2},
+    "gguf": {"llama": gguf_llama},
+}
+"""By format and by the name that files give themselves: from tensors, entries
+and window to a model and its parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +124,7 @@ def _from_gguf(path, window):
 
 
 def _load(path, form, kind, source, facts, window):
-    known = ARCHITECTURES[form]
+    known = _ARCHITECTURES[form]
     if kind not in known:
         raise InputError(
             f"{path} holds the architecture {kind!r}; from {form} this "

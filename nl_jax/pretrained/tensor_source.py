@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.errors import InputError
@@ -100,3 +103,18 @@ class TensorSource:
                 f"configuration has no place for, such as {min(rest)}; it is "
                 "of another architecture"
             )
+
+
+def as_parameters(params: dict[str, Any]) -> dict[str, Any]:
+    """Makes up for the root of the width with which embeddings are multiplied.
+
+    They are stored divided by it, and where there is no other head the last
+    norm is multiplied by it.
+    """
+    root = params["embedding"].shape[1] ** 0.5
+    params["embedding"] = params["embedding"] / root
+    if "head" not in params:
+        for name in ("norm_scale", "norm_bias"):
+            if name in params:
+                params[name] = params[name] * root
+    return {"params": jax.tree.map(jnp.asarray, params)}

@@ -77,16 +77,11 @@ def gguf_tokenizer(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     bpe = facts.get("tokenizer.ggml.model") == "gpt2"
     if not (bpe and tokens and merges) or before is None:
         return None
+    whole = ("single_word", "lstrip", "rstrip", "normalized")
     special = [
-        {
-            "id": index,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
+        {"id": index, "content": token}
+        | dict.fromkeys(whole, False)
+        | {"special": True}
         for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
         if kind != _NORMAL
     ]

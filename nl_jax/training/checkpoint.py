@@ -46,6 +46,8 @@ class Checkpoints:
             raise missing
         policies = ocp.training.save_decision_policies
         try:
+            if not reading:
+                self.directory.mkdir(parents=True, exist_ok=True)
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
                 context=_orbax_context(),
@@ -62,7 +64,8 @@ class Checkpoints:
             )
         except _ORBAX_ERRORS as error:
             raise InputError(
-                f"cannot open {self.directory}: {_first_line(error)}"
+                f"cannot open {self.directory} ({_first_line(error)}); give "
+                "another --workdir"
             ) from error
         if reading and self.latest is None:
             raise missing

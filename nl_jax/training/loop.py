@@ -19,20 +19,14 @@ from nl_jax.data import (
     make_iterator,
     prepare,
 )
-from nl_jax.errors import DivergedError, InputError
+from nl_jax.errors import DivergedError
 from nl_jax.models import LanguageModel
 from nl_jax.nested import describe
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.optimizer import make_schedule
 from nl_jax.training.process import StopSignal, versions, write_json
-from nl_jax.training.reporting import (
-    JsonLines,
-    MetricsWriter,
-    Progress,
-    TensorBoard,
-    read_json_lines,
-)
+from nl_jax.training.reporting import MetricsLog, Progress
 from nl_jax.training.saved_runs import (
     check_same_config,
     check_text,
@@ -105,16 +99,8 @@ class _Run:
     def __init__(self, config: TrainConfig, mesh, workdir):
         self.config, self.mesh = config, mesh
         self.workdir = None if workdir is None else pathlib.Path(workdir)
-        self.writers: list[MetricsWriter] = []
         self.checkpoints: Checkpoints | None = None
         if self.workdir is not None:
-            try:
-                self.workdir.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(
-                    f"cannot make the folder {workdir}: {error.strerror}; "
-                    "give another --workdir"
-                ) from error
             self.checkpoints = Checkpoints(
                 workdir,
                 every=config.checkpoint_every,
@@ -146,7 +132,11 @@ class _Run:
                 accept=config.accept_new_config,
             )
             self.iterator.set_state(meta["data"]["iterator"])
-        self._open_outputs()
+        if self.workdir is not None and jax.process_index() == 0:
+            write_json(self.workdir / "config.json", to_json(config))
+        self.log = MetricsLog(
+            self.workdir, self.start, tensorboard=config.tensorboard
+        )
 
     def train(self) -> TrainResult:
         """Runs to the last step, or to a signal."""
@@ -189,7 +179,7 @@ class _Run:
                     "tokens": step * tokens,
                     "tokens_per_second": round(speed, 1),
                 }
-                self._write(step, values)
+                self.log.write(step, values)
 
         with progress, StopSignal() as stop:
             while step < config.steps:
@@ -203,15 +193,16 @@ class _Run:
                 last = step == config.steps or stop.asked
                 every = config.eval_every
                 evaluate = last or (every and step % every == 0)
-                saver = self._saver_if_due(step, last)
-                if evaluate or saver:
+                saver = self.checkpoints
+                save = saver and (last or saver.due(step))
+                if evaluate or save:
                     # Nothing is saved before its loss is known to be finite.
                     record(*pending)
                     pending = None
                 if evaluate and not stop.asked:
                     held_out = self._evaluate(programs, state.variables)
-                    self._write(step, {"held_out_bits_per_byte": held_out})
-                if saver:
+                    self.log.write(step, {"held_out_bits_per_byte": held_out})
+                if saver and save:
                     saver.save(step, state, self._meta())
                 if stop.asked:
                     _LOG.info("stopped by a signal after step %d", step)
@@ -225,7 +216,7 @@ class _Run:
             variables=state.variables,
             tokenizer=self.data.tokenizer,
             step=step,
-            records=self._records(),
+            records=list(self.log.lines),
             held_out_bits_per_byte=held_out,
             gzip_bits_per_byte=gzip_bits_per_byte(self.data.corpus.held_out),
             text_sha256=self.data.corpus.sha256,
@@ -237,12 +228,7 @@ class _Run:
         """Closes files, and threads that save."""
         if self.checkpoints is not None:
             self.checkpoints.close()
-        for writer in self.writers:
-            writer.close()
-
-    def _saver_if_due(self, step: int, last: bool) -> Checkpoints | None:
-        due = self.checkpoints and (last or self.checkpoints.due(step))
-        return self.checkpoints if due else None
+        self.log.close()
 
     def _saved_meta(self) -> tuple[int, dict | None]:
         if self.checkpoints is None or self.checkpoints.latest is None:
@@ -258,30 +244,18 @@ class _Run:
             )
         return step, meta
 
-    def _open_outputs(self) -> None:
-        self._history: list[dict] = []
-        if self.workdir is None or jax.process_index() != 0:
-            return
-        write_json(self.workdir / "config.json", to_json(self.config))
-        path = self.workdir / "metrics.jsonl"
-        self.writers.append(JsonLines(path, self.start))
-        self._history = read_json_lines(path)
-        if self.config.tensorboard:
-            self.writers.append(TensorBoard(self.workdir / "tensorboard"))
-
     def _evaluate(self, programs: Programs, variables) -> float:
         total = np.zeros(3)
-        share = self.config.batch_size // jax.process_count()
-        mine = slice(
-            jax.process_index() * share, (jax.process_index() + 1) * share
-        )
+        config, index = self.config, jax.process_index()
+        share = config.batch_size // jax.process_count()
+        rows = slice(index * share, (index + 1) * share)
         for tokens, weights in held_out_batches(
             self.data.held_out,
-            seq_len=self.config.seq_len,
-            batch_size=self.config.batch_size,
+            seq_len=config.seq_len,
+            batch_size=config.batch_size,
         ):
             batch = mesh_lib.global_batch(
-                self.mesh, (tokens[mine], weights[mine])
+                self.mesh, (tokens[rows], weights[rows])
             )
             sums = programs.eval_step(variables, *batch)
             total += np.asarray(jax.device_get(sums))
@@ -302,14 +276,6 @@ class _Run:
             },
             "versions": versions(),
         }
-
-    def _write(self, step: int, values: dict) -> None:
-        self._history.append({"step": step, **values})
-        for writer in self.writers:
-            writer.write(step, values)
-
-    def _records(self) -> list[dict]:
-        return list(self._history)
 
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         good = self.checkpoints and self.checkpoints.last_good()

@@ -79,6 +79,44 @@ class TensorBoard:
         self._writer.close()
 
 
+class MetricsLog:
+    """The metrics of a whole run, kept and written by process 0.
+
+    Args:
+        folder: of the run; ``None`` to write nothing.
+        last_step: of the checkpoint that the run continues.
+        tensorboard: write TensorBoard files too.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path | None,
+        last_step: int = 0,
+        *,
+        tensorboard: bool = False,
+    ):
+        self.lines: list[dict] = []
+        self._writers: list[MetricsWriter] = []
+        if folder is None or jax.process_index() != 0:
+            return
+        path = folder / "metrics.jsonl"
+        self._writers.append(JsonLines(path, last_step))
+        self.lines = read_json_lines(path)
+        if tensorboard:
+            self._writers.append(TensorBoard(folder / "tensorboard"))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Records values."""
+        self.lines.append({"step": step, **values})
+        for writer in self._writers:
+            writer.write(step, values)
+
+    def close(self) -> None:
+        """Closes files."""
+        for writer in self._writers:
+            writer.close()
+
+
 def read_json_lines(path) -> list[dict]:
     """Returns the complete lines of a file; a cut-off last one is left out."""
     out = []

@@ -110,8 +110,8 @@ def chunk_step(
         # Einsum would fold axes that one operand lacks into columns of the
         # other and transpose them back; batch axes stay in place.
         lead = jnp.broadcast_shapes(*(o.shape[:-2] for o in operands))
-        operands = [jnp.broadcast_to(o, lead + o.shape[-2:]) for o in operands]
-        return jnp.einsum(spec, *operands, preferred_element_type=acc)
+        wide = [jnp.broadcast_to(o, lead + o.shape[-2:]) for o in operands]
+        return jnp.einsum(spec, *wide, preferred_element_type=acc)
 
     def gather(weights, a, b, mixed, similarity):
         """Product of ``weights`` with ``a W_0 + b S_0`` and earlier writes."""

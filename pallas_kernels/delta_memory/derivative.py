@@ -104,7 +104,8 @@ def _plain_forward(arrays, *, options, save):
     state, tokens, valid = _cut(arrays, options)
 
     def block(state, inputs):
-        after, o = _walk(state, *inputs, options)
+        tokens, valid = inputs
+        after, o = _walk(state, tokens, valid, options)
         return after, (o, state if save else (None, None))
 
     state, (o, starts) = jax.lax.scan(block, state, (tokens, valid))
@@ -119,7 +120,9 @@ def _plain_backward(arrays, starts, cotangents, *, options):
     def block(after, inputs):
         start, tokens, valid, o = inputs
         _, pull = jax.vjp(
-            lambda *args: _walk(*args, valid, options), start, tokens
+            lambda start, tokens: _walk(start, tokens, valid, options),
+            start,
+            tokens,
         )
         return pull((after, o))
 

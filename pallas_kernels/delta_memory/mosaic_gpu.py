@@ -69,7 +69,8 @@ class _Run(Run):
         super().__init__(arrays, block, read, bool(interpret))
         self.simulated = interpret
         if interpret is True:
-            self.simulated = plgpu.InterpretGPUParams()
+            # Of JAX 0.11 and later.
+            self.simulated = plgpu.InterpretGPUParams()  # type: ignore
         self.sizes |= {
             axis: -(-self.sizes[axis] // LEAST_WIDTH) * LEAST_WIDTH
             for axis in "ij"

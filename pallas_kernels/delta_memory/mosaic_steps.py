@@ -169,7 +169,7 @@ def step_two_states(state, chunk):
     if case.delta:
         written = written + erased[...].astype(jnp.float32) * chunk.row("erase")
     written = written.astype(low)
-    after = {"w": [], "s": []}
+    after: dict[str, list] = {"w": [], "s": []}
     for w, s, part in zip(state["w"], state["s"], x, strict=True):
         found = chunk.multiply(
             (w * chunk.end(0) + s * chunk.end(1), [(written, part)]),

@@ -137,9 +137,9 @@ def _launch(
         spares = {n: _shared(COLUMNS, d_in, low) for n in states}
         spares["erased"] = _shared(COLUMNS, CHUNK, low)
 
-    def kernel(*refs):
-        *refs, sent, spares = refs
-        refs = dict(zip(names, refs, strict=True))
+    def kernel(*given):
+        *arrays, sent, spares = given
+        refs = dict(zip(names, arrays, strict=True))
         program = jax.lax.axis_index("program")
         row = jax.lax.div(program, d_out // COLUMNS)
         column = jax.lax.rem(program, d_out // COLUMNS)
@@ -148,8 +148,8 @@ def _launch(
         def number(index):
             return count - 1 - index if reverse else index
 
-        def body(indices, *blocks):
-            *blocks, state = blocks
+        def body(indices, *carried):
+            *blocks, state = carried
             index = number(indices[0])
             if "w_start" in refs:
 
@@ -173,7 +173,7 @@ def _launch(
             state = step(state, chunk)
             plgpu.commit_smem()
             for n, ref in chunk.outputs.items():
-                at = (pl.ds(index * CHUNK, CHUNK),)
+                at: tuple = (pl.ds(index * CHUNK, CHUNK),)
                 if outputs[n].ndim == 4:
                     at = index, slice(None)
                 plgpu.copy_smem_to_gmem(ref, refs[n].at[(row, *at, columns)])
@@ -182,7 +182,7 @@ def _launch(
         def compute(pipeline):
             state = {
                 n: [
-                    plgpu.load(piece, optimized=False)
+                    plgpu.load(piece, optimized=False)  # type: ignore
                     for piece in steps.pieces(refs[n].at[row, columns])
                 ]
                 for n in states

@@ -129,9 +129,9 @@ def gate_rows(gates, case, keep):
             "write_s": carry[..., -1, :],
         }
         ends += [out_s[..., -1], m[..., -1]]
-    ends = jnp.stack(ends, -1)
-    pad = [(0, 0)] * (ends.ndim - 1) + [(0, after.shape[-1] - ends.shape[-1])]
-    rows["ends"] = jnp.pad(ends, pad)
+    last = jnp.stack(ends, -1)
+    pad = [(0, 0)] * (last.ndim - 1) + [(0, after.shape[-1] - last.shape[-1])]
+    rows["ends"] = jnp.pad(last, pad)
     return {name: rows[name] for name in case.rows}
 
 

@@ -73,7 +73,8 @@ def pairs_kernel(inputs, outputs, *, case, dtype):
     mixed = mixing(rows, dtype) if case.momentum else None
     if "mixed" in outputs:
         outputs["mixed"][...] = mixed
-    found = pairs(*products(inputs, case), mixed, rows, case)
+    gram, overlap = products(inputs, case)
+    found = pairs(gram, overlap, mixed, rows, case)
     if case.delta:
         lower = found.pop("lower")
         found["solve"] = unit_lower_inverse_by_columns(lower, dtype)

@@ -272,8 +272,8 @@ class Run:
         count = given["rows"].shape[0]
         sizes = self.sizes | {"r": count}
         outputs = {n: abstract(n, sizes, self.low, self.acc) for n in wanted}
-        part = {"r": (None, 0)}
-        grid = (count,)
+        part: dict[str, tuple[int | None, int]] = {"r": (None, 0)}
+        grid: tuple[int, ...] = (count,)
         if walk:
             grid = (count, sizes["j"] // self.tile)
             part["j"] = (self.tile, 1)

@@ -84,7 +84,7 @@ def forward(step, arrays, *, chunk_size, save, interpret=False):
     def call(inputs):
         o = jax.eval_shape(run.one_chunk, inputs)[0]
         shape = (*lead_of(inputs), run.chunks * chunk_size, o.shape[-1])
-        like = {"o": (jax.ShapeDtypeStruct(shape, o.dtype),)}
+        like: dict[str, tuple] = {"o": (jax.ShapeDtypeStruct(shape, o.dtype),)}
         like["end"] = inputs["start"]
         if save:
             like["starts"] = tuple(

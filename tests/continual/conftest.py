@@ -1,5 +1,6 @@
 """One model whose levels learn in context, and one whose do not."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,16 +10,9 @@ import pytest
 
 from nl_jax.continual import stream
 from nl_jax.models import build
+from tests.training.conftest import draw
 
 VOCAB = 13
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_without_optimising():
-    """Compilation is most of the time; numbers are compared with each other."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Case(NamedTuple):
@@ -32,10 +26,14 @@ def make(name, **fields):
     sizes = {"vocab_size": VOCAB, "d_model": 8, "n_layers": 2, "n_heads": 2}
     model = build(name, **sizes | fields)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 30))
-    variables = jax.jit(model.init)(
-        jax.random.key(1), jnp.zeros((1, 1), jnp.int32)
-    )
+    variables = draw(model, jax.random.key(1), jnp.zeros((1, 1), jnp.int32))
     return Case(model, variables, tokens)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, variables, tokens, state):
+    """The model, compiled once for each shape of tokens."""
+    return model.apply(variables, tokens, state)
 
 
 LEVELS = {

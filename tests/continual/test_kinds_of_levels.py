@@ -13,7 +13,7 @@ from nl_jax.continual import (
     reset_rows,
     save_state,
 )
-from tests.continual.conftest import advance, assert_same, equal, make
+from tests.continual.conftest import apply, assert_same, equal, make
 
 KINDS = {
     "depth": {"objective": "next_token", "placement": "depth"},
@@ -35,8 +35,16 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def state(case):
-    """Two rows, 22 tokens: inside a chunk and inside a slower period."""
-    return advance(case, case.tokens[:, :22])
+    """Two rows, 18 tokens: inside a chunk and inside a slower period."""
+    return read(case, case.tokens[:, :18])
+
+
+def read(case, tokens, state=None):
+    """Six tokens a call: one program, which no period divides."""
+    state = state or case.model.init_state(case.variables, 2)
+    for piece in np.split(tokens, tokens.shape[1] // 6, 1):
+        _, state = apply(case.model, case.variables, piece, state)
+    return state
 
 
 def test_a_saved_state_goes_on_as_if_it_had_not_stopped(case, state, tmp_path):
@@ -44,8 +52,8 @@ def test_a_saved_state_goes_on_as_if_it_had_not_stopped(case, state, tmp_path):
     save_state(tmp_path / "state", model, state)
     loaded = load_state(tmp_path / "state", model, variables)
     assert equal(loaded, state)
-    end = advance(case, tokens[:, 22:], loaded)
-    assert_same(end, advance(case, tokens), 1e-5)
+    end = read(case, tokens[:, 18:], loaded)
+    assert_same(end, read(case, tokens), 1e-5)
     one, two = (fork(loaded, [index]) for index in (1, 0))
     both = fork(loaded, [1, 0])
     joined = jax.tree.map(lambda *a: np.concatenate(a), one, two)

@@ -5,7 +5,6 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,25 +14,28 @@ from nl_jax.errors import InputError
 from nl_jax.models import build
 from nl_jax.pretrained import load_pretrained
 from tests.continual import pretrained_files as files
+from tests.continual.conftest import apply
 from tests.continual.pretrained_files import GPT2, LLAMA
 
 IDS = np.random.default_rng(0).integers(0, 23, 12)
 
 
 def logits_of(pretrained, ids):
-    apply = jax.jit(pretrained.model.apply)
-    return np.asarray(apply(pretrained.variables, jnp.asarray(ids[None]))[0][0])
+    return np.asarray(read(pretrained, ids[None])[0][0])
 
 
 def greedy(pretrained, ids, count):
-    apply = jax.jit(pretrained.model.apply)
-    logits, state = apply(pretrained.variables, jnp.asarray(ids[None]))
+    logits, state = read(pretrained, ids[None])
     found = [int(logits[0, -1].argmax())]
     while len(found) < count:
-        token = jnp.asarray([[found[-1]]])
-        logits, state = apply(pretrained.variables, token, state)
+        token = np.array([[found[-1]]])
+        logits, state = read(pretrained, token, state)
         found.append(int(logits[0, -1].argmax()))
     return found
+
+
+def read(pretrained, tokens, state=None):
+    return apply(pretrained.model, pretrained.variables, tokens, state)
 
 
 def plain_greedy(logits, ids, count):

@@ -9,8 +9,9 @@ from nl_jax import continual
 from nl_jax.models import build
 from nl_jax.pretrained import Pretrained, load_pretrained
 from tests.continual import pretrained_files as files
-from tests.continual.conftest import assert_same
+from tests.continual.conftest import apply, assert_same
 from tests.continual.pretrained_files import GPT2, LLAMA
+from tests.training.conftest import draw
 
 PERIODS = (4, 8)
 IDS = np.random.default_rng(0).integers(0, 23, (2, 20))
@@ -26,26 +27,36 @@ def pretrained(request, tmp_path_factory):
     return load_pretrained(folder)
 
 
-def read(pretrained, tokens, state=None):
-    apply = jax.jit(pretrained.model.apply)
-    return apply(pretrained.variables, jnp.asarray(tokens), state)
+@pytest.fixture(scope="module")
+def stacked(pretrained):
+    return continual.stack_levels(pretrained, PERIODS, rate=1e-3, layers=2)
+
+
+def read(pretrained, tokens, size=None):
+    """Logits of pieces of some size (by default all), and the state."""
+    model, variables = pretrained.model, pretrained.variables
+    state, found = model.init_state(variables, len(tokens)), []
+    size = size or tokens.shape[1]
+    for at in range(0, tokens.shape[1], size):
+        piece = jnp.asarray(tokens[:, at : at + size])
+        logits, state = apply(model, variables, piece, state)
+        found.append(logits)
+    return jnp.concatenate(found, 1), state
 
 
 def test_at_rate_0_it_is_the_transformer_bit_for_bit(pretrained):
     stacked = continual.stack_levels(pretrained, PERIODS, rate=0, layers=0)
     config = stacked.model.config
     assert (config.name, config.cms.placement) == ("hope-attention", "depth")
-    expected, state = read(pretrained, IDS[:, :13])
-    found, own = read(stacked, IDS[:, :13])
-    np.testing.assert_array_equal(found, expected)
-    for token in IDS[:, 13:].T:  # The same continuation, too.
-        expected, state = read(pretrained, token[:, None], state)
-        found, own = read(stacked, token[:, None], own)
+    for size in (5, 1):  # Many tokens at once, and the same one by one.
+        expected, _ = read(pretrained, IDS, size)
+        found, _ = read(stacked, IDS, size)
         np.testing.assert_array_equal(found, expected)
 
 
-def test_each_level_starts_as_the_mlps_of_its_blocks_and_learns(pretrained):
-    stacked = continual.stack_levels(pretrained, PERIODS, rate=1e-3, layers=2)
+def test_each_level_starts_as_the_mlps_of_its_blocks_and_learns(
+    pretrained, stacked
+):
     start = stacked.model.init_state(stacked.variables, 2).cms.fast
     cms = pretrained.variables["params"]["blocks"]["cms"]
     for level, block in zip(start, (1, 2), strict=True):
@@ -54,8 +65,8 @@ def test_each_level_starts_as_the_mlps_of_its_blocks_and_learns(pretrained):
             assert slow.ndim == 2  # Biases stay slow.
             for row in weights:
                 np.testing.assert_array_equal(row[0], slow)
-    static, _ = read(pretrained, IDS)
-    learning, state = read(stacked, IDS)
+    static, _ = read(pretrained, IDS, 5)
+    learning, state = read(stacked, IDS, 5)
     # Nothing was learned before the first step, after 4 tokens.
     np.testing.assert_allclose(learning[:, :4], static[:, :4], atol=1e-5)
     assert abs(learning[:, 4:] - static[:, 4:]).max() > 1e-3
@@ -69,29 +80,27 @@ def test_each_level_starts_as_the_mlps_of_its_blocks_and_learns(pretrained):
         return jnp.take_along_axis(losses, at, -1).sum()
 
     gradient = jax.jit(jax.grad(loss))(start)[0]
-    _, after = read(stacked, IDS[:, :4])
+    _, after = read(stacked, IDS[:, :5])
     for name, weights in after.cms.fast[0].items():
         expected = start[0][name] - 1e-3 * gradient[name]
         np.testing.assert_allclose(weights, expected, atol=1e-6)
     assert continual.inspect(model, stacked.variables, state).finite
 
 
-def test_learning_streams_at_any_split(pretrained):
-    stacked = continual.stack_levels(pretrained, PERIODS, rate=1e-3, layers=2)
+@pytest.mark.parametrize(
+    "pretrained",
+    ["llama", pytest.param("gpt2", marks=pytest.mark.slow)],
+    indirect=True,
+)
+def test_learning_streams_at_any_split(stacked):
     whole, expected = read(stacked, IDS)
-    parts, state = [], None
-    for piece in (IDS[:, :10], IDS[:, 10:]):  # Inside a period.
-        logits, state = read(stacked, piece, state)
-        parts.append(logits)
-    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=2e-4)
+    parts, state = read(stacked, IDS, 5)  # Cut inside a period.
+    np.testing.assert_allclose(parts, whole, atol=2e-4)
     assert_same(state, expected, atol=2e-4)
 
 
-def test_parameters_are_those_that_the_model_declares(pretrained):
-    for found in (
-        pretrained,
-        continual.stack_levels(pretrained, PERIODS, layers=2),
-    ):
+def test_parameters_are_those_that_the_model_declares(pretrained, stacked):
+    for found in (pretrained, stacked):
         declared = jax.eval_shape(
             found.model.init, jax.random.key(0), jnp.zeros((1, 1), int)
         )
@@ -115,19 +124,13 @@ def test_more_tokens_than_positions_are_read():
         attention={"window": 4, "rope_base": None, "conv_width": 0},
     )
     tokens = jnp.arange(10)[None]
-    variables = jax.jit(model.init)(jax.random.key(0), tokens)
+    variables = draw(model, jax.random.key(0), tokens)
     assert variables["params"]["positions"].shape == (4, 8)
-    whole, _ = jax.jit(model.apply)(variables, tokens)
-    state, one_by_one = None, []
-    for token in tokens[0]:
-        logits, state = jax.jit(model.apply)(
-            variables, token[None, None], state
-        )
-        one_by_one.append(logits)
-    found = jnp.concatenate(one_by_one, 1)
-    np.testing.assert_allclose(found, whole, atol=1e-5)
+    found = Pretrained(model, variables)
+    whole, _ = read(found, tokens)
+    np.testing.assert_allclose(read(found, tokens, 1)[0], whole, atol=1e-5)
     # Places count: the same token elsewhere has other logits.
-    other, _ = jax.jit(model.apply)(variables, jnp.array([[7, 7]]))
+    other, _ = read(found, np.array([[7, 7]]), 1)
     assert abs(other[0, 0] - other[0, 1]).max() > 1e-3
 
 

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from nl_jax.continual import stream, streaming
 from nl_jax.errors import InputError
-from tests.continual.conftest import VOCAB, assert_same
+from tests.continual.conftest import VOCAB, apply, assert_same
 
 
 def read(case, source, **choices):
@@ -39,7 +41,7 @@ def copy(tree):
 )
 def test_a_stream_is_one_call_of_the_model(request, name):
     case = request.getfixturevalue(name)
-    logits, state = jax.jit(case.model.apply)(case.variables, case.tokens)
+    logits, state = apply(case.model, case.variables, case.tokens, None)
     losses = optax.softmax_cross_entropy_with_integer_labels(
         logits[:, :-1], case.tokens[:, 1:]
     )
@@ -50,22 +52,33 @@ def test_a_stream_is_one_call_of_the_model(request, name):
     assert_same(last.state, state, 1e-4)
 
 
-def test_how_the_source_is_cut_does_not_matter(learning):
-    row = learning.tokens[:1]
-    whole = read(learning, row, chunk=8)
-    sources = {
-        "integers": iter(row[0].tolist()),
-        "bytes": bytes(row[0].tolist()),
-        "arrays": [row[0, :3], row[0, 3:3], row[0, 3:20], row[0, 20:]],
-        "scalars": list(jnp.asarray(row[0])),
-        "rows": [row[:, :1], row[:, 1:]],
-        "mixed": [int(row[0, 0]), row[0, 1:9].tolist(), row[:, 9:]],
-    }
-    for name, source in sources.items():
-        found = read(learning, source, chunk=8)
-        for a, b in zip(found[:2], whole[:2], strict=True):
-            np.testing.assert_array_equal(a, b, err_msg=name)
-        assert_same(found[2].state, whole[2].state)
+ROW = np.random.default_rng(0).integers(0, VOCAB, 30)
+
+
+@st.composite
+def sources(draw):
+    """The same row of ids, cut and written in any way."""
+    cuts = sorted(draw(st.lists(st.integers(0, len(ROW)), max_size=5)))
+    ways = (np.array, np.ndarray.tolist, lambda part: part[None], jnp.asarray)
+    source = []
+    for part in np.split(ROW, cuts):
+        if draw(st.booleans()):
+            source.append(draw(st.sampled_from(ways))(part))
+        else:
+            source += [int(token) for token in part]
+    return source
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(source=sources())
+@example(source=bytes(ROW.tolist()))
+@example(source=[jnp.asarray(token) for token in ROW])
+def test_how_the_source_is_cut_does_not_matter(static, source):
+    whole = read(static, ROW[None], chunk=8)
+    found = read(static, source, chunk=8)
+    for a, b in zip(found[:2], whole[:2], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert_same(found[2].state, whole[2].state)
 
 
 def test_the_size_of_a_call_does_not_matter(learning):

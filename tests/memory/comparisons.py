@@ -1,12 +1,20 @@
 """How a memory is compared with its paper's recurrence, and with itself."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tests.memory import papers
 
-__all__ = ["check_direction", "check_slope", "check_splits", "close"]
+__all__ = [
+    "check_direction",
+    "check_slope",
+    "check_splits",
+    "close",
+    "gradient_and_outputs",
+]
 
 _EXACT = 1e-10 if np.finfo(np.longdouble).eps < 1e-18 else 1e-8
 """To what float64 gradients equal the papers' slopes: differences of values
@@ -41,28 +49,41 @@ def check_direction(value, point, way, gradient):
     np.testing.assert_allclose(found, float(papers.slope(at)), rtol=_EXACT)
 
 
-def check_slope(paper, ours, args):
+def _value(o, end):
+    """One number that depends on all outputs and final weights."""
+    weights = np.random.default_rng(2).normal(size=o.shape).astype(o.dtype)
+    return (weights * o).sum() + sum((w**2).sum() for w in end)
+
+
+@functools.cache
+def _program(ours, name):
+    def value(args):
+        o, end = ours(name, *args)
+        return _value(o, end), (o, end)
+
+    return jax.jit(jax.grad(value, has_aux=True))
+
+
+def gradient_and_outputs(ours, name, args, dtype):
+    """One program for both: of ``_value``, and ``ours(name, *args)``."""
+    args = jax.tree.map(lambda a: jnp.asarray(a, dtype), args)
+    return _program(ours, name)(args)
+
+
+def check_slope(paper, ours, name, args):
     """Gradients through every inner step, along one direction of everything.
 
-    Both functions map ``args`` to ``(o, final weights)``.
+    Both functions map ``name, *args`` to ``(o, final weights)``.
     """
     rng = np.random.default_rng(1)
     way = jax.tree.map(lambda a: rng.normal(size=a.shape), args)
-    weights = rng.normal(size=np.shape(paper(*args)[0]))
-
-    def value(o, end):
-        return (weights.astype(o.dtype) * o).sum() + sum(
-            (w**2).sum() for w in end
-        )
 
     def plain(*args):
-        o, end = paper(*args)
-        return value(np.array(o), end)
-
-    own = jax.jit(jax.grad(lambda *a: value(*ours(*a)), range(len(args))))
+        o, end = paper(name, *args)
+        return _value(np.array(o), end)
 
     def gradient(args, dtype):
-        found = own(*jax.tree.map(lambda a: jnp.asarray(a, dtype), args))
+        found, _ = gradient_and_outputs(ours, name, args, dtype)
         return list(map(np.asarray, jax.tree.leaves(found)))
 
     with jax.enable_x64(True):
@@ -84,11 +105,12 @@ def check_slope(paper, ours, args):
 def check_splits(memory, weights, k, v, q, gates):
     """Outputs and the whole state, in float64."""
     length = k.shape[0]
-    whole, end = memory.scan(memory.init(tuple(weights)), k, v, q, gates)
+    scan = jax.jit(memory.scan)
+    whole, end = scan(memory.init(tuple(weights)), k, v, q, gates)
     state, outs = memory.init(tuple(weights)), []
     for at, to in ((0, 1), (1, 2), (2, 6), (6, length)):
         part = jax.tree.map(lambda a: a[at:to], (k, v, q, gates))  # noqa: B023
-        o, state = memory.scan(state, *part)
+        o, state = scan(state, *part)
         outs.append(o)
     np.testing.assert_allclose(jnp.concatenate(outs), whole, atol=1e-12)
     for a, b in zip(*map(jax.tree.leaves, (state, end)), strict=True):

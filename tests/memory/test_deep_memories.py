@@ -10,7 +10,11 @@ import pytest
 
 from nl_jax.memory import ARCHITECTURES, RULES, Gates, associative_memory
 from tests.memory import papers
-from tests.memory.comparisons import check_slope, check_splits
+from tests.memory.comparisons import (
+    check_slope,
+    check_splits,
+    gradient_and_outputs,
+)
 
 T, D, CHUNK = 7, 6, 3
 PLAIN = dataclasses.replace(RULES["gd"], normalized=False)
@@ -81,8 +85,7 @@ def test_equals_the_paper(name, dtype, bound):
     args = draw(name)
     expected, end = paper(name, *args)
     with jax.enable_x64(dtype == "float64"):
-        args = jax.tree.map(lambda a: jnp.asarray(a, dtype), args)
-        o, weights = jax.jit(functools.partial(ours, name))(*args)
+        _, (o, weights) = gradient_and_outputs(ours, name, args, dtype)
         np.testing.assert_allclose(o, expected, atol=bound, rtol=bound)
         for w, other in zip(weights, end, strict=True):
             np.testing.assert_allclose(w, other, atol=bound, rtol=bound)
@@ -90,11 +93,7 @@ def test_equals_the_paper(name, dtype, bound):
 
 @every_case
 def test_gradient_equals_the_papers_slope(name):
-    check_slope(
-        functools.partial(paper, name),
-        functools.partial(ours, name),
-        draw(name),
-    )
+    check_slope(paper, ours, name, draw(name))
 
 
 @pytest.mark.parametrize("name", ["titans", "ttt-mlp"])

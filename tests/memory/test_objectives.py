@@ -1,6 +1,7 @@
 """Every objective of the table, and whatever a user adds to it."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,12 @@ from nl_jax.memory import (
     omega,
 )
 
+PAIRS = (
+    ("linear", "residual"),
+    ("l2", "dot_product"),
+    ("gd", "dgd"),
+    (True, False),
+)
 PLAIN = dataclasses.replace(RULES["gd"], normalized=False)
 
 
@@ -55,10 +62,19 @@ def test_every_rule(x64, rule):
     check_memory("mlp", "l2", rule, chunk_size=3, momentum=True)
 
 
-@pytest.mark.parametrize("architecture", ["linear", "residual"])
-@pytest.mark.parametrize("objective", ["l2", "dot_product"])
-@pytest.mark.parametrize("rule", ["gd", "dgd"])
-@pytest.mark.parametrize("normalized", [True, False])
+# Any three values meet in the quick half.
+AFFINE = [
+    pytest.param(*case, marks=pytest.mark.slow if odd % 2 else ())
+    for odd, case in (
+        (sum(bits), [pair[bit] for pair, bit in zip(PAIRS, bits, strict=True)])
+        for bits in itertools.product((0, 1), repeat=len(PAIRS))
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "objective", "rule", "normalized"), AFFINE
+)
 def test_affine_memories_are_exact_in_parallel(
     x64, monkeypatch, architecture, objective, rule, normalized
 ):

@@ -283,7 +283,9 @@ class Counting(CMSObjective):
 
 def test_an_objective_of_ones_own_is_given_as_an_object():
     cms = {"objective": Counting(), "periods": (4, 8)}
-    model = build("lstm", vocab_size=7, d_model=4, n_heads=1, cms=cms)
+    model = build(
+        "lstm", vocab_size=7, d_model=4, n_heads=1, n_layers=1, cms=cms
+    )
     static = build(model.config, cms={"objective": "outer"})
     tokens = jnp.arange(6)[None] % 7
     variables = jax.jit(model.init)(jax.random.key(0), tokens)

@@ -19,19 +19,6 @@ from nl_jax.training import (
 LENGTHS = np.ones(256, np.int32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_little():
-    """Compilation is most of the time: it is done without optimising, and runs
-    read each other's programs, short ones too."""
-    seconds = "jax_persistent_cache_min_compile_time_secs"
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update(seconds, 0.0)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update(seconds, before)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def draw(model, key, tokens):
     """Initial parameters, compiled once for each model."""

@@ -65,7 +65,11 @@ def test_eight_devices_compute_what_one_does(
     # A rate that does not fall: the run that stops early is not a shorter one.
     optimizer = OptimizerConfig(1e-2, 2, final_rate=1.0, name=name)
     config = tiny(
-        optimizer=optimizer, steps=steps, batch_size=8, accept_new_config=True
+        optimizer=optimizer,
+        steps=steps,
+        batch_size=8,
+        checkpoint_every=steps,
+        accept_new_config=True,
     )
     sharded = dataclasses.replace(config, mesh=mesh, steps=moved_at)
     alone = run_on_one(config, tmp_path / "one")

@@ -33,16 +33,16 @@ def no_signal(batch: int, slower: int, dtype: Any) -> Signal:
 def decide(
     config: Any, signal: Signal, before: Any, totals: Any, loss: jax.Array
 ) -> tuple[list[jax.Array], Signal]:
-    """Says which levels but the fastest step behind a chunk, in each row.
+    """Returns which slower levels step after a chunk, ``[B]`` each.
 
-    No gradient flows through when a level steps, only through what is written.
+    No gradient flows through the decision, only through the updates.
 
     Args:
         config: a ``CMSConfig``.
         signal: before the chunk.
-        before: what each of them had gathered before it.
-        totals: what each has gathered now.
-        loss: mean over the chunk, ``[B]``.
+        before: gradients that each slower level had gathered before the chunk.
+        totals: gradients gathered including the chunk.
+        loss: mean loss over the chunk, ``[B]``.
     """
     loss, totals, before = jax.lax.stop_gradient((loss, totals, before))
     since = signal.since + 1

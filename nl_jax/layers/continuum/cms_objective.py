@@ -1,9 +1,9 @@
-"""What moves the levels of a continuum memory: the protocol of an objective.
+"""The protocol of a continuum memory's objectives.
 
-An objective of one's own is a subclass of :class:`CMSObjective` in a file
-beside this one and a row of ``CMS_OBJECTIVES``, or is given to ``CMSConfig`` as
-an object. One whose layers learn by themselves overrides ``read_layer``; one
-that needs the whole model overrides ``read``.
+To add one, subclass :class:`CMSObjective` in a file of this package and add it
+to ``CMS_OBJECTIVES``; or pass an instance as ``CMSConfig(objective=...)``. An
+objective within a layer overrides ``read_layer``; one that needs the whole
+model overrides ``read``.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,14 @@ from nl_jax.layers.continuum.steps import CMSState, begin
 
 
 class Reader(NamedTuple):
-    """A model as its levels' objective sees it."""
+    """The parts of a model that an objective may use."""
 
     config: Any
     """The ``CMSConfig``."""
     forward: Callable[..., tuple[jax.Array, Any, Any]]
-    """``(tokens, mixers, fast, aligned) -> (logits, mixers, fast)``. As weights
-    ``fast`` stands still; a ``CMSState`` is moved by ``read_layer``."""
+    """``(tokens, mixers, fast, aligned) -> (logits, mixers, fast)``. ``fast``
+    is weights, which it returns unchanged, or a ``CMSState``, which the layers
+    update by ``read_layer``."""
     rates: tuple[jax.Array, ...]
     """Inner rate of each level, ``[blocks]``."""
     dtype: jnp.dtype
@@ -31,22 +32,22 @@ class Reader(NamedTuple):
 
 
 class CMSObjective:
-    """Where the gradients of levels come from, and when."""
+    """Source of the gradients of levels."""
 
     name: ClassVar[str]
-    """What users type."""
+    """Name in configurations."""
     unit: ClassVar[Literal["steps", "tokens"]] = "tokens"
-    """Of the periods: optimizer steps, or tokens for what learns in context."""
+    """Unit of the periods; ``"tokens"`` for levels that learn in context."""
     compresses: ClassVar[str] = "next token"
-    """What a level predicts, in the level table."""
+    """The objective in the level table."""
     replays: ClassVar[bool] = False
-    """Whether the model reads whole chunks of the fastest level again, so that
-    chunks of mixers and training sequences must fit them."""
+    """Whether whole chunks of the fastest level are read again, so that they
+    must be a multiple of the mixers' chunks and divide training sequences."""
     adapts: ClassVar[bool] = False
-    """Whether it tells the loss of a chunk, which adaptive levels need."""
+    """Whether it provides the loss of a chunk, which adaptive levels need."""
 
     def check(self, config: Any) -> None:
-        """Raises ``ValueError`` for a ``CMSConfig`` that does not fit."""
+        """Raises ``ValueError`` for a ``CMSConfig`` that it cannot serve."""
 
     def declare(
         self, declare: Callable[..., jax.Array], prefix: str, width: int
@@ -81,14 +82,14 @@ class CMSObjective:
         *,
         fresh: bool,
     ) -> tuple[jax.Array, Any, Any]:
-        """Reads tokens while the levels learn; layers learn by themselves.
+        """Reads tokens while the levels learn, by default layer by layer.
 
         Args:
             reader: the model.
             tokens: ids ``[B, T]``.
             mixers: state of the mixers now.
             cms: state of the levels, a ``CMSState``.
-            fresh: whether no token was read before, known at trace time.
+            fresh: whether these are the first tokens, a Python ``bool``.
 
         Returns:
             ``(logits, mixers, cms)``.
@@ -108,10 +109,10 @@ class CMSObjective:
 
         Args:
             config: the ``CMSConfig``.
-            levels: their slow parts.
+            levels: slow parameters of the levels.
             x: ``[B, T, D]``.
             state: of this layer, ``[B, ...]`` in every leaf.
-            aligned: all rows stand at the start of a chunk.
+            aligned: whether all rows are at the start of a chunk.
 
         Returns:
             ``(y, state)``, ``y`` with the levels' outputs added to ``x``.
@@ -119,6 +120,6 @@ class CMSObjective:
         raise NotImplementedError(f"{self.name} does not learn in a layer")
 
     def drop_chunk(self, config: Any, cms: CMSState, mixers: Any) -> CMSState:
-        """Forgets an unfinished chunk where mixers begin anew as ``mixers``."""
+        """Drops the unfinished chunk when the mixers restart as ``mixers``."""
         del config, mixers
         return cms

@@ -8,4 +8,4 @@ from nl_jax.layers.continuum.outer import OUTER
 CMS_OBJECTIVES: dict[str, CMSObjective] = {
     objective.name: objective for objective in (OUTER, NEXT_TOKEN, LOCAL)
 }
-"""What ``cms.objective`` may name, each from the file that defines it."""
+"""Values of ``cms.objective``."""

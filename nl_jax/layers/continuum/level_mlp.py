@@ -18,27 +18,27 @@ class SlowLevel(NamedTuple):
     """The slow part of a level."""
 
     mlp: Callable[[Any, jax.Array], jax.Array]
-    """Of weights and inputs."""
+    """``(weights, inputs) -> outputs``."""
     norm: Callable[[jax.Array], jax.Array]
-    """In front of it."""
+    """Normalisation of its input."""
     weights: dict[str, jax.Array]
-    """Its weights, those that do not become fast among them."""
+    """All weights of the MLP."""
     extra: dict[str, jax.Array]
-    """What its objective declares."""
+    """Parameters that its objective declares."""
     rate: jax.Array | None
     """Inner learning rate, a scalar, of levels that learn in context."""
     share: jax.Array | None
-    """Its part in the sum of levels that stand side by side."""
+    """Weight in the sum of levels side by side."""
 
 
 def read_levels(
     levels: list[SlowLevel], fast: Any, x: jax.Array
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """Reads tokens with weights that stand still.
+    """Applies the levels with constant weights.
 
     Args:
-        levels: slow parts.
-        fast: of each level the weights that replace slow ones.
+        levels: slow parameters.
+        fast: for each level the weights that replace slow ones.
         x: ``[B, T, D]``.
 
     Returns:

@@ -8,8 +8,8 @@ the next faster one then returns (72). With one level all of them are the
 feed-forward block of a Transformer. Levels may also lie across depth, one MLP
 in every block, as in a Transformer whose MLPs became levels (section 7.3).
 
-This file declares the parameters. Who moves the weights is the config's
-``objective``: see ``cms_objective.py`` and the files of the objectives.
+This file declares the parameters. The config's ``objective`` determines how the
+weights learn: see ``cms_objective.py`` and the files of the objectives.
 """
 
 import functools

@@ -18,11 +18,11 @@ A call may end inside a chunk: the state then holds the unfinished chunk's
 tokens and the carry at its start, and the chunk is replayed once, when it
 closes, for its gradient. Any split of a stream gives the same numbers.
 
-Whole chunks are one ``chunk_scan``. From inside a chunk on tokens are read one
-by one, with a ``cond`` for the replay: the gradient of a chunk is that of one
-forward pass through all of it, so that no part of a chunk can be gathered
-before its end. Whether all rows stand at a boundary is known to the running
-program alone, hence the ``cond`` between the two ways.
+Whole chunks are one ``chunk_scan``. A call that begins within a chunk reads
+token by token, with a ``cond`` that replays the chunk when it ends: the
+gradient needs one forward pass through the whole chunk, so it cannot be summed
+over parts. Whether all rows are at a boundary is known only at run time, hence
+the ``cond`` between the two ways.
 
 Cost: a chunk is read once forward and once backward while reading, against one
 forward for the static network; training differentiates both, and keeps fast
@@ -37,19 +37,19 @@ import optax
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.probes import probed, writes
 from nl_jax.layers.continuum.steps import advance_levels, begin
-from nl_jax.memory.walk import chunk_scan, remat_scan
+from nl_jax.memory.walk import chunk_scan
 from nl_jax.nested.level import select_rows
 
 
 class NextToken(CMSObjective):
-    """The model's own loss on what it has just read."""
+    """The model's own loss on the tokens of each chunk."""
 
     name = "next_token"
     replays = True
     adapts = True
 
     def check(self, config):
-        """Raises for chunks without a target."""
+        """Raises ``ValueError`` for chunks too short to hold a target."""
         if config.periods[0] < 2:
             raise ValueError(
                 f"cms.periods={config.periods}: with objective='next_token' "
@@ -57,7 +57,7 @@ class NextToken(CMSObjective):
             )
 
     def initial_state(self, config, fast, mixers):
-        """Returns a state with an empty chunk that begins at ``mixers``."""
+        """Returns a state with an empty chunk whose carry is ``mixers``."""
         batch = len(jax.tree.leaves(fast)[0])
         tokens = jnp.zeros((batch, config.periods[0]), jnp.int32)
         return begin(config, fast, tokens, mixers)
@@ -86,7 +86,7 @@ class NextToken(CMSObjective):
         return jnp.concatenate(parts, 1), mixers, cms
 
     def drop_chunk(self, config, cms, mixers):
-        """Drops the tokens that the mixers' states before have read."""
+        """Drops the tokens of the unfinished chunk, and its old carry."""
         position = cms.position - cms.position % config.periods[0]
         return cms._replace(carry=mixers, position=position)
 
@@ -95,7 +95,7 @@ NEXT_TOKEN = NextToken()
 
 
 def _close(reader, tokens, mixers, cms):
-    """Reads a whole chunk and lets the levels gather its gradient."""
+    """Reads a whole chunk and advances the levels by its gradient."""
     config = reader.config
 
     def loss(fast):
@@ -115,7 +115,7 @@ def _close(reader, tokens, mixers, cms):
 
 
 def _read_chunks(reader, tokens, mixers, cms):
-    """From the start of a chunk on, in every row."""
+    """Reads tokens from a chunk's start, the same in every row."""
     chunk = reader.config.periods[0]
 
     def step(state, piece, valid, closes):
@@ -133,7 +133,7 @@ def _read_chunks(reader, tokens, mixers, cms):
         )
         return (after, cms), logits
 
-    # The carry at the start of the unfinished chunk is set behind the scan.
+    # The carry of the unfinished chunk is set after the scan.
     light = cms._replace(carry=None)
     (mixers, cms), logits = chunk_scan(
         step, (mixers, light), tokens, size=chunk, axis=1, remat=None
@@ -144,17 +144,15 @@ def _read_chunks(reader, tokens, mixers, cms):
 
 
 def _read_tokens(reader, tokens, mixers, cms):
-    """Token by token, from anywhere, rows at different positions."""
+    """Reads token by token, rows at any positions."""
     chunk = reader.config.periods[0]
 
-    def step(carry, token):
+    def step(carry, token, *_):
         mixers, cms = carry
-        logits, mixers, _ = reader.forward(
-            token[:, None], mixers, cms.fast, False
-        )
+        logits, mixers, _ = reader.forward(token, mixers, cms.fast, False)
         place = cms.position % chunk
         held = jax.vmap(lambda row, at, new: row.at[at].set(new))(
-            cms.tokens, place, token
+            cms.tokens, place, token[:, 0]
         )
         due = place == chunk - 1
         waiting = cms._replace(tokens=held, position=cms.position + 1)
@@ -169,13 +167,13 @@ def _read_tokens(reader, tokens, mixers, cms):
             return waiting
 
         cms = jax.lax.cond(jnp.any(due), close, wait, mixers, waiting)
-        return (mixers, cms), logits[:, 0]
+        return (mixers, cms), logits
 
+    carry = mixers, cms
     if tokens.shape[1] == 1:
-        (mixers, cms), logits = step((mixers, cms), tokens[:, 0])
-        return logits[:, None], mixers, cms
-    # No chunk_scan: to it a piece of one token would close the mixers' chunks.
-    (mixers, cms), logits = remat_scan(
-        step, (mixers, cms), tokens.swapaxes(0, 1)
-    )
-    return logits.swapaxes(0, 1), mixers, cms
+        (mixers, cms), logits = step(carry, tokens)
+    else:
+        (mixers, cms), logits = chunk_scan(
+            step, carry, tokens, size=1, axis=1, remat=None
+        )
+    return logits, mixers, cms

@@ -4,13 +4,13 @@ from nl_jax.layers.continuum.cms_objective import CMSObjective
 
 
 class Outer(CMSObjective):
-    """The training loss, through the optimizer; see ``every``."""
+    """The training loss; the optimizer updates each level with ``every``."""
 
     name = "outer"
     unit = "steps"
 
     def check(self, config):
-        """Raises for levels that can only be meant in context."""
+        """Raises ``ValueError`` for choices that need learning in context."""
         if config.form == "nested":
             raise ValueError(
                 "cms.form='nested' goes with objective='next_token' or "

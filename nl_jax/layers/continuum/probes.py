@@ -14,8 +14,8 @@ that has taken ``W``. The input of ``gate`` and ``up`` is what the level reads,
 that of ``down`` the hidden activations between them. Each factor is a
 contraction, whatever the rate and the input.
 
-Inputs and slopes come as gradients of probes, arrays without a value that lie
-beside a level's weights.
+Inputs and slopes are computed as gradients of probes, arrays of zeros that are
+added to a level's weights as further entries.
 """
 
 from typing import Any
@@ -72,7 +72,7 @@ def probed(config: Any, fast: Any, length: int, dtype: Any) -> Any:
 
 
 def writes(config: Any, gradient: Any) -> Any:
-    """Picks what levels gather out of a gradient at probed weights."""
+    """Returns the part of a gradient at probed weights that levels gather."""
     if config.first_order:
         gradient = jax.lax.stop_gradient(gradient)
     return tuple(level.get("probes", level) for level in gradient)
@@ -81,15 +81,16 @@ def writes(config: Any, gradient: Any) -> Any:
 def gather_deltas(
     rate: jax.Array, new: Any, weights: Any, gathered: Any, valid: Any
 ) -> Any:
-    """Returns how far delta gradient descent has taken a level's weights.
+    """Returns the change of a level's weights by delta gradient descent.
 
     Args:
         rate: ``[blocks]``.
-        new: for each matrix the inputs ``[B, blocks, T, d_in]`` and the slopes
+        new: for each matrix its inputs ``[B, blocks, T, d_in]`` and slopes
             ``[B, blocks, T, d_out]``.
         weights: at the period's start, ``[B, blocks, d_in, d_out]``.
-        gathered: what was gathered since, taken off the weights at a step.
-        valid: which places are tokens, ``[B, T]``; ``None`` for all.
+        gathered: change so far, which a step subtracts from the weights.
+        valid: ``[B, T]``, False where a slot holds no token; ``None`` if all
+            slots do.
     """
     keep = None if valid is None else valid[:, None]
 

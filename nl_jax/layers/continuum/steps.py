@@ -1,10 +1,9 @@
 """How levels of a continuum memory step while a model reads.
 
-Each level is a :class:`nl_jax.nested.Level`, for all rows and blocks at once:
-what it gathers are gradients, or the deltas of ``probes.py``, and rows are due
-by themselves. One position serves all of them, because each period divides the
-next; a :class:`CMSState` therefore keeps that in place of every level's own
-``since``, and lists parts by their kind, not by level.
+Each level is a :class:`nl_jax.nested.Level` over all rows and blocks. It
+gathers gradients, or the deltas of ``probes.py``, and each row is due
+independently of the others. Because each period divides the next, one position
+serves all levels: a :class:`CMSState` stores it in place of their ``since``.
 """
 
 from typing import Any, NamedTuple
@@ -48,11 +47,11 @@ class CMSState(NamedTuple):
 
     @property
     def by_block(self) -> tuple[Any, Any, Any, Any]:
-        """What is there once for every block, on its second axis."""
+        """The parts whose second axis is the blocks."""
         return self.fast, self.gathered, self.inner, self.start
 
     def with_blocks(self, parts: Any) -> "CMSState":
-        """Returns the state with other ``by_block``."""
+        """Returns the state with ``by_block`` replaced."""
         fast, gathered, inner, start = parts
         return self._replace(
             fast=fast, gathered=gathered, inner=inner, start=start
@@ -81,12 +80,12 @@ def begin(config: Any, fast: Any, tokens: Any, carry: Any) -> CMSState:
 
 
 def make_level(config: Any, index: int, rate: Any) -> Level:
-    """Returns one of the levels, in all rows and blocks.
+    """Returns one level over all rows and blocks.
 
     Args:
         config: a ``CMSConfig``.
-        index: which, the fastest first.
-        rate: its inner rate, ``[blocks]``; ``init`` needs none.
+        index: index of the level, 0 for the fastest.
+        rate: its inner rate, ``[blocks]``; ``init`` works without.
     """
     optimizer, delta = config.optimizers[index], config.deltas[index]
 
@@ -121,16 +120,17 @@ def advance_levels(
     loss: Any = None,
     valid: jax.Array | None = None,
 ) -> CMSState:
-    """Gathers what tokens of one chunk say; steps the levels that are then due.
+    """Adds the gradients of up to a chunk; steps the levels that are due.
 
     Args:
         config: a ``CMSConfig``.
-        rates: of each level, ``[blocks]``.
-        new: of each level, from :func:`nl_jax.layers.continuum.probes.writes`.
-        state: before those tokens.
-        count: how many there are in each row, ``[B]``, or in all.
-        loss: mean of the chunk in each row, ``[B]``, for levels that adapt.
-        valid: which of the probed places are tokens, ``[B, T]``; all.
+        rates: inner rate of each level, ``[blocks]``.
+        new: gradients of each level, from ``probes.writes``.
+        state: before these tokens.
+        count: number of tokens, one for all rows or ``[B]``.
+        loss: mean loss of the chunk in each row, ``[B]``, for adaptive levels.
+        valid: ``[B, T]``, False where a probed slot holds no token; ``None`` if
+            all slots do.
     """
     levels = [make_level(config, i, rate) for i, rate in enumerate(rates)]
     before = [
@@ -153,7 +153,7 @@ def advance_levels(
             config, signal, state.gathered[1:], totals[1:], loss
         )
     if isinstance(count, int) and count == config.periods[0]:
-        dues[0] = True  # A whole chunk ends in every row.
+        dues[0] = True  # Every row completes a chunk.
     after = [
         level.update(own, added, valid, due=due, count=count)
         for level, own, added, due in zip(
@@ -177,10 +177,10 @@ def advance_levels(
 
 
 def _return_to_start(levels, rates, dues, new, before, after, start):
-    """Where a slower level stepped, the next faster one begins anew (72).
+    """Resets each faster level when the next slower one steps (72).
 
-    Where it begins is a level, too, with the slower one's rate and period, on
-    all the gradients of that period (first-order MAML).
+    The start it returns to is a level itself, with the rate and period of the
+    slower one and the faster one's gradients (first-order MAML).
     """
     points, sums = map(list, start)
     for index in range(len(points)):

@@ -10,7 +10,6 @@ updates.
 """
 
 import dataclasses
-import functools
 from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
@@ -321,13 +320,10 @@ class DeepMemory(nn.Module):
         if config.inner_objective.threshold:
             threshold = jax.nn.softplus(gate("threshold", 0.5))
 
-        scan = config.memory.scan
-        if aligned:  # All rows at once: kernels know batch and heads.
-            scan = functools.partial(scan, aligned=True)
-        else:
-            scan = jax.vmap(scan)
         gates = Gates(eta, log_alpha, log_mu, share, threshold)
-        y, memory = scan(state.memory, k, v, q, gates)
+        y, memory = config.memory.scan_rows(
+            state.memory, k, v, q, gates, aligned=aligned
+        )
         y = normalize_heads(declare, y)
         out = declare.dense("w_out", d, d, "embed", "mixer")
         return y.reshape(x.shape) @ out, DeepMemoryState(memory, tails)

@@ -21,7 +21,6 @@ Weakness: taken literally the equations overflow within a few chunks when the
 memories are MLPs; see ``TitansConfig.literal`` and ``docs/recall.md``.
 """
 
-import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -207,13 +206,10 @@ class SelfModifyingTitans(nn.Module):
             )
 
         made, generators, tails = make(x, state)
-        scan = config.memory.scan
-        if aligned:  # All rows at once: kernels know batch and heads.
-            scan = functools.partial(scan, aligned=True)
-        else:
-            scan = jax.vmap(scan)
         place = state.position % config.memory_chunk_size
-        y, memory = scan(StreamState(state.memory, place), *made)
+        y, memory = config.memory.scan_rows(
+            StreamState(state.memory, place), *made, aligned=aligned
+        )
         return y, TitansState(generators, memory.memory, tails, state.position)
 
     def _read_shared(self, x, state, aligned):
