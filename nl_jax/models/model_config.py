@@ -63,10 +63,7 @@ class ModelConfig(_Choices):
     """The continuum memory that follows the mixer."""
 
     def __post_init__(self):
-        if isinstance(self.mixer, Mapping):
-            object.__setattr__(self, "mixer", _from_mapping(self.mixer))
-        if not isinstance(self.mixer, MixerConfig):
-            _check_mixer(self.mixer)
+        object.__setattr__(self, "mixer", _mixer(self.mixer))
         check_choice("dtype", self.dtype, ("float32", "bfloat16", "float64"))
         for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
             check_count(name, getattr(self, name))
@@ -115,22 +112,22 @@ class ModelConfig(_Choices):
         return self.choices.cycle
 
 
-def _check_mixer(name):
-    if name not in MIXERS:
+def _mixer(mixer: Any) -> str | MixerConfig:
+    """Checks a name or choices; makes choices of ``{name: fields}``."""
+    if isinstance(mixer, MixerConfig):
+        return mixer
+    name, fields = mixer, None
+    if isinstance(mixer, Mapping) and len(mixer) == 1:
+        ((name, fields),) = mixer.items()
+    if not isinstance(name, str) or name not in MIXERS:
         raise InputError(
             f"mixer={name!r} must be one of {', '.join(map(repr, MIXERS))}; a "
             "new name has to be put into nl_jax.layers.MIXERS first, for the "
             "class of its choices"
         )
-
-
-def _from_mapping(mixer: Mapping) -> MixerConfig:
-    """The choices that ``{name: fields}`` stands for."""
-    if len(mixer) != 1:
-        raise ValueError(f"mixer={mixer!r} must be one name and its choices")
-    ((name, fields),) = mixer.items()
-    _check_mixer(name)
-    return _merge(MIXERS[name](), fields, f"{name}.")
+    return (
+        name if fields is None else _merge(MIXERS[name](), fields, f"{name}.")
+    )
 
 
 def _matrix(**matrix: Any) -> dict[str, Any]:

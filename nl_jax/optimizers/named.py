@@ -6,6 +6,7 @@ a learning rate, and decays weights.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -73,18 +74,6 @@ def _muon(dimension_numbers: Any = None) -> optax.GradientTransformation:
     return scale_by_muon(weight_dimension_numbers=present)
 
 
-def _delta_momentum(**options: Any) -> optax.GradientTransformation:
-    return scale_by_delta_momentum(**{"rho": 0.1, "normalize": True} | options)
-
-
-def _deep_momentum(**options: Any) -> optax.GradientTransformation:
-    return scale_by_deep_momentum(**{"expansion": 1} | options)
-
-
-def _signs(**options: Any) -> optax.GradientTransformation:
-    return scale_by_feature_momentum(jnp.sign, **options)
-
-
 _ADAM = {"b1": "b1", "b2": "b2", "eps": "eps"}
 _RETENTION = {"b1": "retention"}
 NAMED: dict[str, NamedOptimizer] = {
@@ -95,9 +84,17 @@ NAMED: dict[str, NamedOptimizer] = {
     ),
     "m3": NamedOptimizer(scale_by_m3, sees="matrices", orthogonal=True),
     "momentum": NamedOptimizer(scale_by_preconditioned_momentum, _RETENTION),
-    "delta_momentum": NamedOptimizer(_delta_momentum, _RETENTION, "rows"),
-    "deep_momentum": NamedOptimizer(_deep_momentum, sees="rows"),
-    "sign_momentum": NamedOptimizer(_signs, _RETENTION),
+    "delta_momentum": NamedOptimizer(
+        partial(scale_by_delta_momentum, rho=0.1, normalize=True),
+        _RETENTION,
+        "rows",
+    ),
+    "deep_momentum": NamedOptimizer(
+        partial(scale_by_deep_momentum, expansion=1), sees="rows"
+    ),
+    "sign_momentum": NamedOptimizer(
+        partial(scale_by_feature_momentum, jnp.sign), _RETENTION
+    ),
     "newton_schulz_memory": NamedOptimizer(
         scale_by_newton_schulz_memory,
         _RETENTION,

@@ -94,8 +94,16 @@ class Average(MixerConfig):
         return AverageMixer(self, d_model)
 
     def levels(self, params, state):
-        row = token_level("average", "tokens", "mean", "l2", "sum", state=state)
-        return [dataclasses.replace(row, parameters=params["scale"].size)]
+        row = token_level(
+            name="average",
+            memory_of="tokens",
+            architecture="vector",
+            objective="l2",
+            rule="sum",
+            state=state,
+            params=params,
+        )
+        return [row]
 
 
 class AverageMixer(nn.Module):

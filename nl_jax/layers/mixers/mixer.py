@@ -60,41 +60,22 @@ class MixerConfig(abc.ABC):
 
 
 def token_level(
-    name: str,
-    memory_of: str,
-    architecture: str,
-    objective: str,
-    rule: str,
-    *,
-    state: Any,
-    params: Any = (),
-    period: int = 1,
-    runs: str = "",
+    *, state: Any, params: Any = (), period: int = 1, **words: str
 ) -> LevelRow:
     """Returns the row of a memory whose period is a number of tokens.
 
     Args:
-        name: see ``LevelRow``, as for all that are not named here.
-        memory_of: as there.
-        architecture: as there.
-        objective: as there.
-        rule: as there.
         state: its fast state, or the shapes.
         params: its slow parameters, or the shapes.
         period: tokens between updates.
-        runs: as there.
+        **words: all other fields of ``LevelRow``.
     """
     return LevelRow(
-        name=name,
-        memory_of=memory_of,
-        architecture=architecture,
-        objective=objective,
-        rule=rule,
         period=period,
         unit="tokens",
         parameters=count_parameters(params),
         state_bytes=count_bytes(state),
-        runs=runs,
+        **words,
     )
 
 
