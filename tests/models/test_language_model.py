@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from nl_jax.models import PRESETS, ModelConfig, build, configure, names
+from nl_jax.models import build, names
 
 LENGTH, VOCAB = 11, 13
 TINY = {
@@ -69,16 +69,17 @@ ALIKE = (
     "titans-mal",
     "ttt-linear",
 )
-# One case of each mixer, and of each way to place levels.
+# Second derivatives of a memory's scan take long to compile; a quick test
+# compares hope-remat with hope.
+SLOW = (*ALIKE, "hope-next-token", "hope-remat")
+# One case of each mixer, and levels in blocks of their own.
 EXACT = (
     "deltanet",
     "hope",
-    "hope-attention-depth",
     "hope-attention-last-block",
     "lstm",
     "lstm-local-last-block",
     "mamba",
-    "samba",
     "srwm",
     "titans",
     "titans-mac",
@@ -160,7 +161,7 @@ def over_cases(cases, slow):
     )
 
 
-every_case = over_cases(CASES, ALIKE)
+every_case = over_cases(CASES, SLOW)
 
 
 def splits(length, sizes=(1, 5)):
@@ -176,7 +177,10 @@ def splits(length, sizes=(1, 5)):
 
 
 @pytest.mark.smoke
-@over_cases([*names(), "hope-next-token"], ())
+@over_cases(
+    [*names(), "hope-attention-last-block", "hope-next-token"],
+    ("hope-next-token",),
+)
 def test_one_training_step_lowers_the_loss(case):
     it = bench(case)
     (before, _), grads = it.learn(it.variables, it.tokens)
@@ -251,13 +255,13 @@ def test_parts_of_other_sizes_equal_the_whole(case, sizes):
 
 @pytest.mark.slow
 @over_cases(CASES, ())
-def test_a_fresh_call_and_a_stream_compile_once_each(case):
+def test_a_fresh_call_and_a_stream_are_traced_once_each(case):
     it = bench(case)
     chex.clear_trace_counter()
     apply = jax.jit(chex.assert_max_traces(it.model.apply, n=2))
-    _, state = apply(it.variables, it.tokens)
+    _, state = apply.eval_shape(it.variables, it.tokens)
     for _ in range(2):
-        _, state = apply(it.variables, it.tokens, state)
+        _, state = apply.eval_shape(it.variables, it.tokens, state)
 
 
 def test_remat_changes_nothing():
@@ -300,82 +304,9 @@ def test_periods_of_outer_levels_go_to_the_optimizer():
     assert periods["mixer"]["w_out"] == 1
 
 
-MILLIONS = {"125m": (90, 180), "760m": (600, 1000), "1.3b": (1000, 1700)}
-
-
-@pytest.mark.parametrize(
-    ("name", "preset"),
-    [
-        pytest.param(name, preset, marks=pytest.mark.slow)
-        if preset != "125m" and name not in ("hope", "transformer")
-        else (name, preset)
-        for name in names()
-        for preset in MILLIONS
-    ],
-)
-def test_large_presets_have_the_size_they_are_named_for(name, preset):
-    model = build(name, preset=preset)
-    shapes = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
-    )
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
-    low, high = MILLIONS[preset]
-    assert low < count < high
-    assert model.config.vocab_size == 32_000
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (lambda: build("gpt"), "model 'gpt' does not exist; there are"),
-        (lambda: build("hope", preset="huge"), "preset='huge' must be one of"),
-        (lambda: build("hope", width=3), "unknown field width"),
-        (
-            lambda: build("hope", titans={"chunks": 3}),
-            "unknown field titans.chunks",
-        ),
-        (lambda: build("hope", n_heads=3), "n_heads=3 must divide d_model=128"),
-        (
-            lambda: build("hope", cms={"periods": (4, 6)}),
-            "4 does not divide 6",
-        ),
-        (
-            lambda: build(
-                "hope", cms={"objective": "next_token", "periods": (8, 16)}
-            ),
-            "the fastest, 8, must be a multiple of 16 tokens",
-        ),
-        (
-            lambda: build(
-                "transformer",
-                cms={"objective": "next_token", "periods": (4,), "layers": 5},
-            ),
-            "cms.layers=5 must be at most n_layers=2",
-        ),
-        (
-            lambda: build(
-                "transformer",
-                cms=LEVELS | {"placement": "depth", "layers": 1},
-            ),
-            "each level needs a block that learns in context; there are 1",
-        ),
-    ],
-)
-def test_bad_configurations_are_named(run, message):
-    with pytest.raises(ValueError, match=message):
-        run()
-
-
 def test_bad_tokens_are_named():
     it = bench("transformer")
     with pytest.raises(ValueError, match="needs \\[batch, length >= 1\\]"):
         it.model.apply(it.variables, jnp.zeros((3,), jnp.int32))
     with pytest.raises(ValueError, match="needs integers"):
         it.model.apply(it.variables, jnp.zeros((1, 3)))
-
-
-def test_a_configuration_can_be_changed_and_rebuilt():
-    config = configure("hope", d_model=64)
-    assert isinstance(config, ModelConfig)
-    assert build(config, n_layers=3).config.n_layers == 3
-    assert set(PRESETS) == {"tiny", "small", "125m", "760m", "1.3b"}

@@ -90,7 +90,7 @@ CASES = {
 
 RATES = {
     "slow-momentum": 0.01,
-    "nonlinear-output": 0.3,
+    "nonlinear-output": 0.2,
     "newton-schulz-memory": 0.3,
     "learned-preconditioner": 0.1,
     "adam-memory": 0.1,

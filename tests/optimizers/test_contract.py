@@ -169,17 +169,22 @@ def test_composes(name):
     """MultiSteps, masked, partition, apply_if_finite, chain."""
     tx, _ = compiled(name)
     steps = optax.MultiSteps(tx, 2).gradient_transformation()
-    state = steps.init(PARAMS)
-    first, state = steps.update(gradients(0), state, PARAMS)
-    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(first))
     mask = {"w": True, "b": False, "s": False, "none": None}
     masked = optax.masked(tx, mask)
-    out, _ = masked.update(gradients(0), masked.init(PARAMS), PARAMS)
-    np.testing.assert_array_equal(out["b"], gradients(0)["b"])
     labels = {"w": "ours", "b": "sgd", "s": "ours", "none": "sgd"}
     parts = optax.partition({"ours": tx, "sgd": optax.sgd(1.0)}, labels)
-    out, _ = parts.update(gradients(0), parts.init(PARAMS), PARAMS)
-    np.testing.assert_array_equal(out["b"], -gradients(0)["b"])
+
+    @jax.jit
+    def first_updates(grads):
+        return [
+            composed.update(grads, composed.init(PARAMS), PARAMS)[0]
+            for composed in (steps, masked, parts)
+        ]
+
+    first, of_masked, of_parts = first_updates(gradients(0))
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(first))
+    np.testing.assert_array_equal(of_masked["b"], gradients(0)["b"])
+    np.testing.assert_array_equal(of_parts["b"], -gradients(0)["b"])
 
 
 @every_case
@@ -188,7 +193,13 @@ def test_vmap_donation_and_shapes(name):
     params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
     two = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
     grads = gradients(0, two)
-    out, _ = jax.vmap(tx.update)(grads, jax.vmap(tx.init)(two), two)
+
+    @jax.jit
+    @jax.vmap
+    def both(grads, params):
+        return tx.update(grads, tx.init(params), params)[0]
+
+    out = both(grads, two)
     for row in range(2):
         single = jax.tree.map(lambda a, row=row: a[row], (grads, two))
         expected, _ = update(single[0], tx.init(single[1]), single[1])
