@@ -132,12 +132,15 @@ def ours(name, weights, q, k, v, *gates):
     return o, end
 
 
-@every_case
 @pytest.mark.parametrize(
-    ("dtype", "bound"),
+    ("name", "dtype", "bound"),
     [
-        ("float64", 1e-10),
-        pytest.param("float32", 1e-6, marks=pytest.mark.optimised),
+        # Without fused multiply-adds these two keep no six digits.
+        pytest.param(name, *exact, marks=pytest.mark.optimised)
+        if name in ("atlas", "moneta") and exact[0] == "float32"
+        else (name, *exact)
+        for name in CASES
+        for exact in (("float64", 1e-10), ("float32", 1e-6))
     ],
 )
 def test_equals_the_paper(name, dtype, bound):
