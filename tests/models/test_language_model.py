@@ -227,30 +227,31 @@ def test_any_split_equals_the_whole_and_compiles_once(case):
     assert sorted(it.traces) == [(2, 1), (2, 5)]
 
 
-@over_cases(CASES, set(CASES) - set(EXACT))
-def test_in_float64_any_split_equals_the_whole_exactly(case):
-    """States too."""
+def check_exact_parts(case, sizes):
+    """Logits and states in float64."""
     with jax.enable_x64(True):
         it = bench(case, "float64")
         whole, end = it.whole()
-        for sizes in splits(LENGTH):
-            outs, state = it.in_parts(sizes)
-            ends = [state, end]
-            if end.cms is not None:  # Held tokens of closed chunks may differ.
-                ends = [(s.mixers, s.cms.fast, s.cms.gathered) for s in ends]
-            leaves = map(jax.tree.leaves, ((outs, ends[0]), (whole, ends[1])))
-            for a, b in zip(*leaves, strict=True):
-                np.testing.assert_allclose(a, b, atol=1e-10, rtol=0)
+        outs, state = it.in_parts(sizes)
+        ends = [state, end]
+        if end.cms is not None:  # Held tokens of closed chunks may differ.
+            ends = [(s.mixers, s.cms.fast, s.cms.gathered) for s in ends]
+        leaves = map(jax.tree.leaves, ((outs, ends[0]), (whole, ends[1])))
+        for a, b in zip(*leaves, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-10, rtol=0)
+
+
+@over_cases(CASES, set(CASES) - set(EXACT))
+def test_in_float64_any_split_equals_the_whole_exactly(case):
+    for sizes in splits(LENGTH):
+        check_exact_parts(case, sizes)
 
 
 @pytest.mark.slow
 @over_cases(CASES, ())
 @pytest.mark.parametrize("sizes", [(3, 8), (8, 3)], ids=str)
 def test_parts_of_other_sizes_equal_the_whole(case, sizes):
-    with jax.enable_x64(True):
-        it = bench(case, "float64")
-        outs, _ = it.in_parts(sizes)
-        np.testing.assert_allclose(outs, it.whole()[0], atol=1e-10, rtol=0)
+    check_exact_parts(case, sizes)
 
 
 @pytest.mark.slow
