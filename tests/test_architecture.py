@@ -6,6 +6,10 @@ import pathlib
 
 import pytest
 
+from experiments.language import train_lm
+from experiments.shared import cli
+from nl_jax.memory import associative
+
 ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
     "pallas_kernels",
@@ -105,3 +109,31 @@ def test_names_of_a_package_are_listed_once():
     ]
     # Its functions are called as metrics.forgetting(...).
     assert inner == ["nl_jax/continual/metrics.py"]
+
+
+class _Reached(Exception):
+    """The kernel was called."""
+
+
+def test_tokens_go_down_to_the_kernel_through_few_files(monkeypatch, tmp_path):
+    """From the script to the kernel, and never back up to a package."""
+
+    def arrive(*arguments, **options):
+        raise _Reached
+
+    monkeypatch.setattr(associative, "memory_scan", arrive)
+    monkeypatch.setattr("sys.argv", ["train_lm"])
+    small = {"d_model": 8, "n_heads": 2, "n_layers": 1}
+    flags = [f"--config.model.{name}={size}" for name, size in small.items()]
+    with pytest.raises(_Reached) as reached:
+        cli.run(train_lm, [*flags, f"--workdir={tmp_path}"])
+    own = (ROOT / "experiments" / "language", ROOT / "nl_jax")
+    entered = [
+        _module(pathlib.Path(entry.path))
+        for entry in reached.traceback
+        if any(pathlib.Path(entry.path).is_relative_to(root) for root in own)
+    ]
+    # The ninth file is the kernel's own.
+    assert len(set(entered)) <= 8, entered
+    packages = [ORDER.index(_package(name)) for name in entered]
+    assert packages == sorted(packages, reverse=True), entered
