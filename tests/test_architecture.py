@@ -111,7 +111,7 @@ def test_names_of_a_package_are_listed_once():
     assert inner == ["nl_jax/continual/metrics.py"]
 
 
-class _Reached(Exception):
+class _ReachedError(Exception):
     """The kernel was called."""
 
 
@@ -119,13 +119,13 @@ def test_tokens_go_down_to_the_kernel_through_few_files(monkeypatch, tmp_path):
     """From the script to the kernel, and never back up to a package."""
 
     def arrive(*arguments, **options):
-        raise _Reached
+        raise _ReachedError
 
     monkeypatch.setattr(associative, "memory_scan", arrive)
     monkeypatch.setattr("sys.argv", ["train_lm"])
     small = {"d_model": 8, "n_heads": 2, "n_layers": 1}
     flags = [f"--config.model.{name}={size}" for name, size in small.items()]
-    with pytest.raises(_Reached) as reached:
+    with pytest.raises(_ReachedError) as reached:
         cli.run(train_lm, [*flags, f"--workdir={tmp_path}"])
     own = (ROOT / "experiments" / "language", ROOT / "nl_jax")
     entered = [
