@@ -13,7 +13,13 @@ from nl_jax.continual import (
     reset_rows,
     save_state,
 )
-from tests.continual.conftest import apply, assert_same, equal, make
+from tests.continual.conftest import (
+    advance,
+    apply,
+    assert_same,
+    equal,
+    make,
+)
 
 KINDS = {
     "depth": {"objective": "next_token", "placement": "depth"},
@@ -58,6 +64,12 @@ def test_a_saved_state_goes_on_as_if_it_had_not_stopped(case, state, tmp_path):
     both = fork(loaded, [1, 0])
     joined = jax.tree.map(lambda *a: np.concatenate(a), one, two)
     assert equal(both, joined)
+
+
+@pytest.mark.slow
+def test_pieces_end_where_one_call_does(case):
+    whole = advance(case, case.tokens)
+    assert_same(read(case, case.tokens), whole, 1e-5)
 
 
 def test_a_level_is_reset_and_the_other_keeps_every_bit(case, state):
