@@ -86,16 +86,10 @@ def mix(
     """Projects ``x``, ``[B, T, D]``, to q, k and v, each with convolution and
     SiLU.
 
-    Args:
-        declare: declares the parameters.
-        x: tokens.
-        tails: raw q, k, v before ``x``, ``[B, width - 1, D]`` each.
-        conv_width: taps of the convolutions; 0 for projections only.
-        kv_width: channels of k and v; ``None`` for ``D``.
-        bias: whether the projections have biases.
-
-    Returns:
-        ``(mixed, tails)``, mappings with keys q, k and v.
+    ``tails`` are the raw q, k, v before ``x``, ``[B, conv_width - 1, D]`` each;
+    ``conv_width=0`` only projects. k and v have ``kv_width`` channels, or ``D``
+    if ``None``; ``bias`` adds one to each projection. Returns ``(mixed,
+    tails)``, mappings with keys q, k and v.
     """
     d = x.shape[-1]
     init = nn.initializers.normal(max(conv_width, 1) ** -0.5)

@@ -34,8 +34,7 @@ class Gates(NamedTuple):
     eta: PerToken
     """Step size."""
     log_alpha: PerToken
-    """Logarithm of the retention; 0 keeps everything. ``[..., T, d_in]`` per
-    channel."""
+    """Log retention; 0 keeps everything. ``[..., T, d_in]`` if per channel."""
     log_mu: PerToken | None = None
     """Logarithm of the momentum decay; ``None`` for no momentum."""
     share: PerToken | None = None

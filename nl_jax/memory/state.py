@@ -26,8 +26,7 @@ class MemoryState(NamedTuple):
     start: Weights
     """``weights`` at the start of the current chunk."""
     weights: Weights
-    """Current weights, or the input of ``Retention.weights`` that gives
-    them."""
+    """Current weights, or what ``Retention.weights`` makes them from."""
     momentum: Weights | None
     """Momentum of each layer, or ``None``."""
     window: Pairs | None = None
@@ -62,13 +61,10 @@ def fresh(
 def empty_window(
     weights: Weights, d_in: int, tokens: int, threshold: bool
 ) -> Pairs:
-    """Returns the window before the first token of a stream.
+    """Returns the window of a memory before the first token of its stream.
 
-    Args:
-        weights: weights of the memory, for the other sizes.
-        d_in: width of keys.
-        tokens: number of tokens.
-        threshold: whether the objective takes a threshold per token.
+    It has ``tokens`` empty slots for keys of width ``d_in`` and, if
+    ``threshold``, thresholds.
     """
     lead = (*weights[0].shape[:-2], tokens)
     dtype = weights[0].dtype

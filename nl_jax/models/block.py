@@ -56,11 +56,9 @@ class Block(nn.Module):
 def level_rows(config: ModelConfig, params, state) -> list[LevelRow]:
     """Returns a stack of blocks' rows of the level table.
 
-    Args:
-        config: configuration of the model.
-        params: shapes of all parameters; those outside the blocks' rows get a
-            row of their own.
-        state: shapes of the ``ModelState`` for one batch row.
+    ``params`` holds the shapes of all parameters, of which those outside the
+    blocks' rows get a row of their own; ``state``, the shapes of the
+    ``ModelState`` for one batch row.
     """
     blocks = params["blocks"]
     rows = [

@@ -209,8 +209,7 @@ class LanguageModel:
     def parameter_periods(self, variables: Variables) -> Variables:
         """Returns each parameter's update period in optimizer steps.
 
-        All are 1, except slower levels of a continuum memory whose periods are
-        in optimizer steps.
+        All are 1 except those of a continuum memory's slower outer levels.
         """
         config = self.config.cms
         outer = config.goal.unit == "steps"

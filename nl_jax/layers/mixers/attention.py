@@ -28,13 +28,11 @@ class AttentionConfig(MixerConfig):
     """Configuration of :class:`CausalAttention`."""
 
     window: int = 512
-    """Tokens that a query attends to, including its own; also the cache's
-    size."""
+    """Tokens that a query attends to, its own included; the cache size."""
     rope_base: float | None = 10_000.0
     """Base of the rotary frequencies; ``None`` for no position embedding."""
     conv_width: int = 4
-    """Taps (tokens) of the causal convolution on q, k and v, followed by SiLU;
-    0 for neither."""
+    """Width (tokens) of the q, k, v convolutions and SiLU; 0 for neither."""
     persistent: int = 0
     """Number of learned tokens that every query attends to (Titans)."""
     kv_heads: int = 0

@@ -62,23 +62,21 @@ class DeepMemoryConfig(MixerConfig):
     degree: int = 1
     """Highest power of the input that the memory sees; 1 for the input only."""
     objective: str | Objective = "l2"
-    """Inner loss: a name in ``nl_jax.memory.OBJECTIVES`` or an
-    ``Objective``."""
+    """Inner loss: ``Objective`` or name in ``nl_jax.memory.OBJECTIVES``."""
     rule: str | LearningRule = "gd"
     """Inner step: a name in ``nl_jax.memory.RULES``, or a ``LearningRule``,
     which ``window`` and ``normalized`` do not change."""
     momentum: bool = True
     """Whether the inner step has momentum, with a learned decay per token."""
     window: int = 1
-    """Tokens whose losses a step descends, with learned weights (Omega
-    rule)."""
+    """Latest tokens whose losses a step descends, with learned weights (Omega
+    rule); 1 for the current token alone."""
     retention: str | Retention = "decay"
     """``"none"``, a name in ``nl_jax.memory.RETENTIONS`` or a ``Retention``."""
     normalized: bool = True
     """Whether inner steps are bounded in their effect on the output (NLMS)."""
     chunk_size: int = 16
-    """Tokens per chunk, which share the weights at which gradients are
-    taken."""
+    """Tokens per chunk; gradients are taken at the weights of its start."""
     read: Literal["before", "after", "chunk"] = "after"
     """Weights that a query reads: before or after its token's write, or those
     at the start of the chunk."""
@@ -89,14 +87,13 @@ class DeepMemoryConfig(MixerConfig):
     eta_bias: float = 0.0
     """Initial logit of the inner step size."""
     conv_width: int = 4
-    """Taps (tokens) of the causal convolution on q, k and v."""
+    """Width of the causal convolution on q, k and v, in tokens."""
     remat: int = 1
     """Chunks per state kept for the backward pass, which recomputes the others:
     more than 1 saves memory for another forward pass."""
     implementation: str | None = None
-    """Backend for whole chunks, one of
-    ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the platform's
-    best."""
+    """Backend for whole chunks, a name in
+    ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the best."""
 
     def __post_init__(self):
         for name, table in (

@@ -45,7 +45,7 @@ class MambaConfig(MixerConfig):
     """Divisor of ``d_model`` that gives the rank of the projection to step
     sizes: ``d_model / step_rank``, rounded up."""
     conv_width: int = 4
-    """Taps (tokens) of the causal convolution."""
+    """Width of the causal convolution, in tokens."""
     chunk_size: int = 64
     """Tokens processed in parallel; results do not depend on it."""
 

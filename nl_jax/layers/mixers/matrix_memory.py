@@ -43,9 +43,8 @@ class MatrixMemoryConfig(MixerConfig):
     """Forgetting: none, a fixed rate per head (RetNet), a learned rate per
     token, or a learned rate per token and key channel."""
     features: Literal["l2", "elu", "rotary", "scaled"] = "l2"
-    """Features of q and k: unit length; ``elu + 1``, with a normalised output
-    (linear attention); rotary positions (RetNet); or q divided by
-    ``sqrt(d)``."""
+    """Features of q and k: unit length; ``elu + 1``, normalising the output
+    (linear attention); rotary (RetNet); or q divided by ``sqrt(d)``."""
     output_gate: bool = False
     """Whether to multiply the output by SiLU of a projection (RetNet, GLA)."""
     beta_max: float = 1.0
@@ -53,11 +52,10 @@ class MatrixMemoryConfig(MixerConfig):
     chunk_size: int = 64
     """Tokens processed in parallel; results do not depend on it."""
     conv_width: int = 4
-    """Taps (tokens) of the causal convolution on q, k and v."""
+    """Width of the causal convolution on q, k and v, in tokens."""
     implementation: str | None = None
-    """Backend of the recurrence, one of
-    ``pallas_kernels.delta_memory.IMPLEMENTATIONS``; ``None`` for the platform's
-    best."""
+    """Backend of the recurrence, a name in
+    ``pallas_kernels.delta_memory.IMPLEMENTATIONS``; ``None`` for the best."""
 
     def __post_init__(self):
         check_choice(

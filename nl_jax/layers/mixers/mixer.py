@@ -27,8 +27,7 @@ class MixerConfig(abc.ABC):
     """Whether the module also takes ``stream``, its input before the norm,
     because its layers add to it."""
     has_grid: ClassVar[bool] = False
-    """Whether results depend on chunk boundaries; the module then takes
-    ``aligned``."""
+    """Whether chunk boundaries matter; the module then takes ``aligned``."""
 
     @property
     def cycle(self) -> int:
@@ -60,9 +59,8 @@ class MixerConfig(abc.ABC):
     def levels(self, params: Any, state: Any) -> list[LevelRow]:
         """Returns the mixer's rows of the level table.
 
-        Args:
-            params: shapes of the module's parameters in all blocks.
-            state: shapes of its fast state in all blocks, for one batch row.
+        ``params`` and ``state`` are the shapes of the module's parameters and
+        fast state in all blocks, for one batch row.
         """
 
 
@@ -71,11 +69,8 @@ def token_level(
 ) -> LevelRow:
     """Returns the level-table row of a memory whose period is in tokens.
 
-    Args:
-        state: its fast state, or the shapes.
-        params: its slow parameters, or the shapes.
-        period: tokens between updates.
-        **words: all other fields of ``LevelRow``.
+    ``state`` and ``params`` are its fast state and slow parameters, as arrays
+    or shapes; ``words`` are the other fields of ``LevelRow``.
     """
     return LevelRow(
         period=period,
@@ -96,12 +91,9 @@ def what_scans(
 ) -> str:
     """Returns the name of the backend for a memory's whole chunks.
 
-    Args:
-        memory: shapes of its state, heads third from the end.
-        tails: shapes of its convolutions' raw inputs; only ``q`` is used.
-        gates: number of gates per token.
-        chunk_size: tokens per chunk.
-        implementation: the requested backend, or ``None``.
+    ``memory`` holds the shapes of its state, heads third from the end;
+    ``tails``, those of its convolutions' inputs; ``gates`` is their number per
+    token.
     """
     if implementation is not None:
         return implementation

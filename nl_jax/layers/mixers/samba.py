@@ -34,8 +34,7 @@ class SambaConfig(MixerConfig):
     mamba: MambaConfig = MambaConfig(expansion=1.0)
     """The state-space layer."""
     hidden: float = 1.4
-    """Hidden width of the MLP between state space and attention, in units of
-    ``d_model``."""
+    """Hidden width of the MLP in the middle, in units of ``d_model``."""
     attention: AttentionConfig = AttentionConfig()
     """The attention layer."""
     takes_stream: ClassVar[bool] = True
@@ -106,8 +105,7 @@ class Samba(nn.Module):
     def __call__(self, x: Stream, state=None, *, stream: Stream | None = None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
-        The layers add to ``stream``, which is ``x`` before its norm, or ``x``
-        itself if ``None``.
+        The layers add to ``stream``, which is ``x`` before its norm.
         """
         declare = Declare(self, self.dtype)
         ones = nn.initializers.ones

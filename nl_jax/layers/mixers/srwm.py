@@ -37,7 +37,7 @@ class SRWMConfig(MixerConfig):
     """Tokens between the matrices kept for the backward pass, which recomputes
     the others; results do not depend on it."""
     conv_width: int = 4
-    """Taps (tokens) of the causal convolution on the input."""
+    """Width of the causal convolution on the input, in tokens."""
 
     def __post_init__(self):
         for name in ("chunk_size", "conv_width"):

@@ -45,8 +45,7 @@ class TitansState(NamedTuple):
     """Memories that make k, v, eta, alpha (and q), ``[B, n, H, ...]``; with a
     shared recurrence, ``weights`` is its matrix, ``[B, H, d, d]``."""
     memory: MemoryState
-    """The answering memory, ``[B, H, ...]``; with a shared recurrence,
-    ``weights`` is empty."""
+    """Answering memory, ``[B, H, ...]``; ``weights`` is empty if shared."""
     tails: dict[str, jax.Array]
     """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
     position: jax.Array

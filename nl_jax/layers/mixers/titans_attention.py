@@ -56,8 +56,7 @@ class TitansAttentionConfig(MixerConfig):
     combine: Literal["context", "gate", "layer"] = "context"
     """Combination of memory and attention: MAC (``"context"``), MAG or MAL."""
     memory: DeepMemoryConfig = DeepMemoryConfig()
-    """The memory, whose ``chunk_size`` is the segment length of
-    ``"context"``."""
+    """The memory, whose ``chunk_size`` is the segment of ``"context"``."""
     attention: AttentionConfig = AttentionConfig(persistent=4)
     """The attention; ``"context"`` sets its window to the segment."""
 

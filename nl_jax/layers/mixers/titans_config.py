@@ -76,8 +76,7 @@ class TitansConfig(MixerConfig):
     eta_max: float = 1.0
     """Largest step size, in units of alpha; 2 allows state tracking."""
     conv_width: int = 4
-    """Taps (tokens) of the causal convolution on q, k and v; 1 for no
-    mixing."""
+    """Width (tokens) of the causal convolution on q, k, v; 1 for none."""
     alpha_bias: float = 6.0
     """Initial logit of the retention."""
     eta_bias: float = -2.0
@@ -85,19 +84,17 @@ class TitansConfig(MixerConfig):
     mu_bias: float = -2.0
     """Initial logit of the momentum decay."""
     gain: float = 1.0
-    """Standard deviation of the generating memories' initial weights, in units
-    of ``1 / sqrt(fan_in)``."""
+    """Initial weights' std of generating memories, in ``1 / sqrt(fan_in)``."""
     memory_gain: float = 0.25
-    """Standard deviation of the answering memory's initial weights, which are
-    noise to its reads, in units of ``1 / sqrt(fan_in)``."""
+    """Initial weights' std of the answering memory, in ``1 / sqrt(fan_in)``;
+    small, because they are noise to what it stores."""
     remat: int = 1
     """Chunks per state kept for the backward pass, which recomputes the others:
     1 keeps every chunk's weights for one more forward pass; more than 1 keeps
     fewer for two; 0 keeps all activations for none."""
     implementation: str | None = None
-    """Backend for the answering memory's whole chunks, one of
-    ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the platform's
-    best."""
+    """Backend for the answering memory's whole chunks, a name in
+    ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the best."""
     literal: bool = False
     """Use the equations as printed, without normalising values, writes or gate
     inputs. Overflows with MLP memories; for comparison only."""

@@ -138,8 +138,7 @@ def _exchange(made):
 
 
 def _make(parts, config, start, tails, tokens, valid):
-    """Returns ``(Generated, tails)`` of a piece, given its ``start``
-    weights."""
+    """Returns a piece's ``(Generated, tails)`` from its ``start`` weights."""
     x, raws = tokens
     length = x.shape[0]
     per_head = x.reshape(length, parts.heads, -1).swapaxes(0, 1)
