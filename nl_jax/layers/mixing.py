@@ -83,13 +83,12 @@ def mix(
     kv_width: int | None = None,
     bias: bool = False,
 ):
-    """Projects ``x``, ``[B, T, D]``, to q, k and v, each with convolution and
-    SiLU.
+    """Projects ``x``, ``[B, T, D]``, to q, k, v with convolutions and SiLU.
 
     ``tails`` are the raw q, k, v before ``x``, ``[B, conv_width - 1, D]`` each;
     ``conv_width=0`` only projects. k and v have ``kv_width`` channels, or ``D``
-    if ``None``; ``bias`` adds one to each projection. Returns ``(mixed,
-    tails)``, mappings with keys q, k and v.
+    if ``None``; ``bias`` adds one to each projection. Returns
+    ``(mixed, tails)``, mappings with keys q, k and v.
     """
     d = x.shape[-1]
     init = nn.initializers.normal(max(conv_width, 1) ** -0.5)

@@ -2,8 +2,8 @@ r"""Matrix memories of the literature, as special cases of two scans.
 
 Each rule is a pure function ``(state, q, k, v, gates, **options) -> (o,
 state)`` on sequences ``[..., T, d]`` of heads, exact at every token for any
-chunk size, and reads after the write. In row vectors, with :math:`W` ``[d,
-d]``:
+chunk size, and reads after the write. In row vectors, with :math:`W`
+``[d, d]``:
 
 - ``hebbian``, :math:`\alpha W + k^\top v`: linear attention (2006.16236),
   RetNet (2307.08621), GLA (2312.06635);
@@ -41,8 +41,8 @@ class MatrixRule:
         objective: the objective's name in the level table.
         scan: ``(state, q, k, v, gates, **options) -> (o, state)``; the options
             are ``chunk_size`` and ``implementation`` of ``delta_scan``.
-        gates: keys required in ``gates`` besides ``log_alpha``, each ``[...,
-            T]`` unless the rule says otherwise.
+        gates: keys required in ``gates`` besides ``log_alpha``, each
+            ``[..., T]`` unless the rule says otherwise.
         memories: matrices per head.
         decays: supported kinds of ``log_alpha``, see
             ``MatrixMemoryConfig.decay``.

@@ -8,8 +8,8 @@ for changing the memory (arXiv 2504.13173). The penalties:
 - ``mean``: averages over a chunk (TTT), see :func:`associative_memory`;
 - ``l2`` (:func:`l2_decay`): :math:`W / (1 + \lambda \eta)`, weight decay;
 - :func:`elastic`: soft threshold, then as ``l2``: small weights become zero;
-- :func:`lq`: stores an unbounded :math:`A`, whose weights are :math:`A /
-  \|A\|_q^{q-2}` (MIRAS' Moneta);
+- :func:`lq`: stores an unbounded :math:`A`, whose weights are
+  :math:`A / \|A\|_q^{q-2}` (MIRAS' Moneta);
 - :func:`kl`: stores logits :math:`A`, and each output's weights are their
   softmax, a point of a scaled simplex (MIRAS' Memora).
 """

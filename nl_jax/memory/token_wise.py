@@ -191,7 +191,7 @@ def _kept_share(log_alpha, layer, retention):
 
 
 def _changing(weights):
-    """A layer with another matrix at every token, time axis first."""
+    """A layer with a different matrix at every token, time axis first."""
     weights = jnp.moveaxis(weights, 0, -3)
 
     def call(h):

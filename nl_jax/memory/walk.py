@@ -2,8 +2,8 @@
 
 Chunk boundaries are counted from the stream's first token. A call may begin and
 end anywhere; its part of one chunk is a *piece*. However a stream is split into
-calls, no piece crosses a boundary, so a step that gives the same result when a
-chunk is interrupted gives the same numbers for every split.
+calls, no piece crosses a boundary, so a step that may be interrupted anywhere
+inside a chunk gives the same numbers for every split.
 
 The derivative of a scan needs the carry before every step: here fast weights,
 one copy of a memory per chunk. Two nested scans keep the carry of every
@@ -40,7 +40,7 @@ def chunk_scan(
     """Scans a part of a stream, at most one chunk per step.
 
     If ``position`` is the integer 0, whole chunks are scanned and the remaining
-    tokens are one shorter step. If it is traced or at another place, tokens are
+    tokens are one shorter step. If it is traced or inside a chunk, tokens are
     padded to chunk boundaries, at most one chunk more than they fill, and
     masked; a single token is a single step of length 1. Steps independent of
     chunk boundaries (window attention, linear recurrences) need no position and
@@ -49,9 +49,9 @@ def chunk_scan(
     Args:
         step: ``(state, piece, valid, closes) -> (state, outputs)`` for at most
             ``size`` tokens. ``valid`` is ``None`` if every slot of the piece
-            holds a token, else a mask ``[C]`` (with rows ``[C, B]``, or ``[B,
-            C]`` unless ``axis`` is 0); empty slots are zeros. ``closes`` is
-            whether the piece ends its chunk: a Python ``bool``, or an array,
+            holds a token, else a mask ``[C]`` (with rows ``[C, B]``, or
+            ``[B, C]`` unless ``axis`` is 0); empty slots are zeros. ``closes``
+            is whether the piece ends its chunk: a Python ``bool``, or an array,
             ``[B]`` with rows.
         state: state before the first token.
         inputs: tree of arrays with at least one token.
@@ -63,9 +63,9 @@ def chunk_scan(
         remat: as ``every`` in :func:`remat_scan`.
         whole: ``(state, inputs) -> (state, outputs)``, which replaces the scan
             of all whole chunks if no masks are needed.
-        drop_start: whether the state's memories have these chunks. A scan of
-            whole chunks then neither carries nor keeps their ``start``, which
-            equals their weights.
+        drop_start: whether the memories in ``state`` use these chunk
+            boundaries. A scan of whole chunks then neither carries nor keeps
+            their ``start``, which equals their weights.
 
     Returns:
         ``(state, outputs)``, the outputs of all tokens.
@@ -180,7 +180,7 @@ def _join(parts):
 
 
 def without_start(state: Any) -> Any:
-    """Drops the ``start`` of memories at a chunk boundary: their weights."""
+    """Drops memories' ``start``, at chunk boundaries equal to ``weights``."""
     return _each_memory(lambda memory: (), state)
 
 

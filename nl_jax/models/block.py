@@ -12,7 +12,7 @@ from nl_jax.nested.describe import count_parameters
 
 
 class Block(nn.Module):
-    """Adds the mixer of ``norm(x)`` to ``x``, then applies continuum memory."""
+    """Adds ``mixer(norm(x))`` to ``x``, then applies the continuum memory."""
 
     config: ModelConfig
 

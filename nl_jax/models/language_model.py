@@ -145,8 +145,9 @@ class LanguageModel:
             params: slow parameters.
             tokens: ids ``[B, T]``.
             mixers: state of the mixers, or ``None``.
-            fast: weights of the levels that learn in context, ``[B, blocks,
-                ...]``, which replace the slow ones in their blocks.
+            fast: weights of the levels that learn in context,
+                ``[B, blocks, ...]``, which replace the slow ones in their
+                blocks.
             aligned: whether rows are at chunk boundaries of the mixers.
         """
         logits, mixers, _ = self._pass(params, tokens, mixers, fast, aligned)

@@ -32,7 +32,7 @@ class AttentionConfig(MixerConfig):
     rope_base: float | None = 10_000.0
     """Base of the rotary frequencies; ``None`` for no position embedding."""
     conv_width: int = 4
-    """Width (tokens) of the q, k, v convolutions and SiLU; 0 for neither."""
+    """Width of the q, k, v convolutions, in tokens; 0 for none (nor SiLU)."""
     persistent: int = 0
     """Number of learned tokens that every query attends to (Titans)."""
     kv_heads: int = 0

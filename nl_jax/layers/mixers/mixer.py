@@ -1,7 +1,7 @@
 """Interface between a model and its sequence mixer.
 
-A mixer is one file with a frozen dataclass derived from :class:`MixerConfig`
-and the Linen module that it builds, named in ``nl_jax.layers.MIXERS``.
+A mixer is one file: a frozen dataclass derived from :class:`MixerConfig`, named
+in ``nl_jax.layers.MIXERS``, and the Linen module that it builds.
 """
 
 import abc
@@ -42,17 +42,17 @@ class MixerConfig(abc.ABC):
     def build(self, d_model: int, n_heads: int, dtype: Any) -> nn.Module:
         """Returns the module, with a method ``initial_state(batch_size)``.
 
-        It is called as ``(x, state=None) -> (y, state)`` on tokens ``x``, ``[B,
-        T, D]``, and the fast state after the previous tokens, ``None`` at the
-        start. If ``takes_stream``, it also takes ``stream``; if ``has_grid``,
-        ``aligned``: whether every row of ``state`` is known to be at a chunk
-        boundary, which saves work.
+        It is called as ``(x, state=None) -> (y, state)`` on tokens ``x``,
+        ``[B, T, D]``, and the fast state after the previous tokens, ``None`` at
+        the start. If ``takes_stream``, it also takes ``stream``; if
+        ``has_grid``, ``aligned``: whether every row of ``state`` is known to be
+        at a chunk boundary, which saves work.
 
         Args:
             d_model: model width ``D``.
             n_heads: number of heads of width ``d = D / n_heads``, if any.
-            dtype: dtype of products; parameters and fast state other than
-                caches of tokens are float32.
+            dtype: dtype of products; parameters are float32, as is fast state
+                except cached tokens.
         """
 
     @abc.abstractmethod
@@ -91,8 +91,8 @@ def what_scans(
 ) -> str:
     """Returns the name of the backend for a memory's whole chunks.
 
-    ``memory`` holds the shapes of its state, heads third from the end;
-    ``tails``, those of its convolutions' inputs; ``gates`` is their number per
+    ``memory`` and ``tails`` hold the shapes of its state, heads third from the
+    end, and of its convolutions' inputs; ``gates`` is the number of gates per
     token.
     """
     if implementation is not None:

@@ -8,8 +8,8 @@ arXiv 2202.05780, section 3. Per head, with :math:`\phi` the softmax,
     W_t = W_{t-1} + \sigma(\beta_t) (v_t - \bar v_t) \otimes \phi(k_t)
 
 with a separate rate for each of the four groups of rows. Every key depends on
-the matrix after the previous token, so the scan goes token by token, with ``3 d
-+ 4`` rows of ``d`` numbers per head.
+the matrix after the previous token, so the scan goes token by token, with
+``3 d + 4`` rows of ``d`` numbers per head.
 """
 
 import dataclasses

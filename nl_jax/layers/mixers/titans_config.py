@@ -84,9 +84,9 @@ class TitansConfig(MixerConfig):
     mu_bias: float = -2.0
     """Initial logit of the momentum decay."""
     gain: float = 1.0
-    """Initial weights' std of generating memories, in ``1 / sqrt(fan_in)``."""
+    """Std of the generators' initial weights, in ``1 / sqrt(fan_in)``."""
     memory_gain: float = 0.25
-    """Initial weights' std of the answering memory, in ``1 / sqrt(fan_in)``;
+    """Std of the answering memory's initial weights, in ``1 / sqrt(fan_in)``;
     small, because they are noise to what it stores."""
     remat: int = 1
     """Chunks per state kept for the backward pass, which recomputes the others:

@@ -81,9 +81,9 @@ def read_shared(parts, config, x, memories, memory, tails, position):
     r"""Runs all memories at once, as one shared recurrence.
 
     With targets :math:`M_\square v` frozen at the chunk's start, every linear
-    memory is its start times the same matrix, :math:`M_{\square,t} =
-    M_{\square,0} G_t`, whose gradient is that of an identity memory:
-    ``objective.gradient(k, v)``.
+    memory is its start times the same matrix,
+    :math:`M_{\square,t} = M_{\square,0} G_t`, whose gradient is that of an
+    identity memory: ``objective.gradient(k, v)``.
 
     Takes the arguments of :func:`generate` and the answering ``memory``, for a
     ``config`` that ``shares_recurrence``; ``memories.weights`` is ``G`` and
