@@ -153,7 +153,7 @@ def associative_memory(
         )
     by_token = not alone or not keep.linear
     in_chunks = keep.linear and alone and not keep.mean and remat == 1
-    # Gradients with cases and powers do not compile for TPUs.
+    # Gradients with branches or powers do not compile for TPUs.
     in_chunks = in_chunks and goal.curvature is not None
     if implementation is not None and not in_chunks:
         raise ValueError(

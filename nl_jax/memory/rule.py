@@ -58,8 +58,7 @@ class LearningRule:
     Attributes:
         name: name in configurations.
         delta: whether to erase what the layer returns for its input (DGD).
-        delta_layers: layers with the delta term: ``"all"`` or the ``"input"``
-            one.
+        delta_layers: layers with the delta term, ``"all"`` or ``"input"``.
         normalized: whether to take NLMS steps. They are divided evenly among
             the layers, inner gradients are scaled down to the norm of the
             output's, and momentum averages (writes are scaled by ``1 - mu``).

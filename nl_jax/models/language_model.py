@@ -240,7 +240,7 @@ class LanguageModel:
         """Returns the learned vector of each token's position in the window."""
         at = jnp.arange(tokens.shape[1])[None]
         if mixers is not None:
-            at = at + mixers.seen[:, :1]  # The same in every block.
+            at = at + mixers.seen[:, :1]  # Equal in every block.
         table = params["positions"]
         return table[jnp.minimum(at, len(table) - 1)]
 

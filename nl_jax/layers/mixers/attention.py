@@ -57,7 +57,7 @@ class AttentionConfig(MixerConfig):
             )
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return CausalAttention(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):
@@ -223,7 +223,7 @@ def _attend(config, q, k, v, filled, persistent):
         keys, values = (
             jnp.broadcast_to(a, (q.shape[0], *a.shape)) for a in persistent
         )
-        # Without rotation, they are equally near to every token.
+        # Unrotated, persistent tokens are equally near to every token.
         scores = jnp.concatenate([_scores(q, keys), scores], -1)
         v = jnp.concatenate([values, v], -2)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)

@@ -187,7 +187,7 @@ class DeepMemoryConfig(MixerConfig):
         return self.chunk_size
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return DeepMemory(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):

@@ -24,7 +24,7 @@ class LSTMConfig(MixerConfig):
             raise ValueError(f"expansion={self.expansion} must be positive")
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return LSTM(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):

@@ -56,7 +56,7 @@ class MambaConfig(MixerConfig):
             check_count(name, getattr(self, name))
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return Mamba(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):

@@ -84,7 +84,7 @@ class MatrixMemoryConfig(MixerConfig):
             )
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return MatrixMemory(self, d_model, n_heads, dtype)
 
     @property

@@ -44,7 +44,7 @@ class SambaConfig(MixerConfig):
             raise ValueError(f"hidden={self.hidden} must be positive")
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return Samba(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):

@@ -78,7 +78,7 @@ class TitansAttentionConfig(MixerConfig):
         return self.memory.chunk_size
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return TitansAttention(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):

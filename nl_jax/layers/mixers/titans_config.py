@@ -240,8 +240,8 @@ class TitansConfig(MixerConfig):
         return math.lcm(self.chunk_size, self.memory_chunk_size)
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
-        # The module's file imports this one.
+        """Returns the configured module."""
+        # Imported here because that file imports this one.
         from nl_jax.layers.mixers.titans import SelfModifyingTitans
 
         return SelfModifyingTitans(self, d_model, n_heads, dtype)
