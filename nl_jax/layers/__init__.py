@@ -1,4 +1,4 @@
-"""Flax Linen modules: they own slow parameters and call pure functions."""
+"""Flax Linen modules, which hold slow parameters and call pure functions."""
 
 from nl_jax.layers.continuum.cms_config import CMSConfig
 from nl_jax.layers.continuum.cms_objective import CMSObjective

@@ -1,4 +1,4 @@
-"""What every mixer declares: projections with short convolutions, gates."""
+"""Parameters that mixers share: projections, short convolutions, gates."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ _RANK = 16
 
 @dataclasses.dataclass(frozen=True)
 class Declare:
-    """Declares a module's parameters in float32, used in its dtype."""
+    """Declares a module's float32 parameters and casts them to its dtype."""
 
     module: nn.Module
     dtype: Any
@@ -32,20 +32,20 @@ class Declare:
         return self(name, init, (d_in, d_out), (come_from, to))
 
     def per_head(self, name, heads, value):
-        """Returns a number per head, ``[H]``."""
+        """Returns one parameter per head, ``[H]``."""
         init = nn.initializers.constant(value)
         return self(name, init, (heads,), ("heads",))
 
     def gate(self, name, x, heads, bias):
-        """Returns raw gates ``[B, H, T]``, at least float32, of ``x``."""
+        """Returns gate logits ``[B, H, T]`` of ``x``, at least float32."""
         w = self.dense(f"w_{name}", x.shape[-1], heads, "heads")
         b = self.per_head(f"b_{name}", heads, bias)
         return _wide(x @ w + b).swapaxes(1, 2)
 
     def channel_gate(self, name, x, heads, bias):
-        """Returns raw gates ``[B, H, T, d]``, at least float32, of ``x``.
+        """Returns gate logits ``[B, H, T, d]`` of ``x``, at least float32.
 
-        Through a narrow middle, as GLA and RWKV-7 do.
+        The projection has low rank, as in GLA and RWKV-7.
         """
         d = x.shape[-1]
         rank = min(_RANK, d)
@@ -67,7 +67,7 @@ def empty_tails(
     dtype: Any,
     kv_width: int | None = None,
 ):
-    """Returns what :func:`mix` has read of a new stream: nothing."""
+    """Returns the tails of :func:`mix` at the start of a stream."""
     taps = max(conv_width - 1, 0)
     return {
         name: jnp.zeros((batch_size, taps, width), dtype)
@@ -83,18 +83,12 @@ def mix(
     kv_width: int | None = None,
     bias: bool = False,
 ):
-    """Projects to q, k and v, each through a convolution and SiLU.
+    """Projects ``x``, ``[B, T, D]``, to q, k, v with convolutions and SiLU.
 
-    Args:
-        declare: of the module that owns the parameters.
-        x: ``[B, T, D]``.
-        tails: raw q, k, v before ``x``, ``[B, width - 1, D]`` each.
-        conv_width: taps; 0 for the bare projections.
-        kv_width: channels of k and v; ``D`` if ``None``.
-        bias: whether each projection adds one.
-
-    Returns:
-        ``(mixed, tails)``, of q, k and v by name.
+    ``tails`` are the raw q, k, v before ``x``, ``[B, conv_width - 1, D]`` each;
+    ``conv_width=0`` only projects. k and v have ``kv_width`` channels, or ``D``
+    if ``None``; ``bias`` adds one to each projection. Returns
+    ``(mixed, tails)``, mappings with keys q, k and v.
     """
     d = x.shape[-1]
     init = nn.initializers.normal(max(conv_width, 1) ** -0.5)
@@ -119,12 +113,12 @@ def _widths(d, kv_width):
 
 
 def split_heads(x, heads: int):
-    """``[B, T, D] -> [B, H, T, d]``."""
+    """Splits channels into heads, ``[B, T, D] -> [B, H, T, d]``."""
     return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
 
 def normalize_heads(declare: Declare, y):
-    """``[B, H, T, d] -> [B, T, H, d]`` at unit scale, times ``out_scale``."""
+    """Normalises ``[B, H, T, d]`` to a scaled ``[B, T, H, d]``."""
     shape = (y.shape[1], y.shape[-1])
     ones = nn.initializers.ones
     scale = declare("out_scale", ones, shape, ("heads", None))

@@ -1,4 +1,4 @@
-"""Normalisations, computed in float32 and returned in the input's dtype."""
+"""Normalisation, computed in float32 and returned in the input's dtype."""
 
 import dataclasses
 from typing import Literal
@@ -12,17 +12,17 @@ from nl_jax.checks import check_choice
 
 @dataclasses.dataclass(frozen=True)
 class NormConfig:
-    """The norm in front of each layer of the residual stream.
+    """The norm before each layer of the residual stream.
 
     Raises:
-        ValueError: at construction, naming the field, its value and what is
-            allowed.
+        ValueError: for an invalid field, naming it and the allowed values.
     """
 
     kind: Literal["rms", "layer"] = "rms"
-    """Root mean square, or mean and variance with a bias."""
+    """``"rms"`` divides by the root mean square; ``"layer"`` standardises by
+    mean and variance and adds a learned bias."""
     eps: float = 1e-6
-    """Added to the mean square or the variance, inside the root."""
+    """Added to the mean square or variance before the root."""
 
     def __post_init__(self):
         check_choice("norm.kind", self.kind, ("rms", "layer"))
@@ -38,7 +38,7 @@ def rms_norm(
     Args:
         x: ``[..., d]``.
         scale: factor per channel, broadcast against ``x``, or ``None``.
-        eps: added to the mean square, inside the root.
+        eps: added to the mean square before the root.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,13 +54,13 @@ def rms_norm(
 def layer_norm(
     x: Channels, scale: Channel, bias: Channel, eps: float = 1e-5
 ) -> Channels:
-    """Takes off the mean of the last axis, divides by its deviation.
+    """Subtracts the last axis' mean and divides by its standard deviation.
 
     Args:
         x: ``[..., d]``.
         scale: factor per channel, broadcast against ``x``.
         bias: added per channel.
-        eps: added to the variance, inside the root.
+        eps: added to the variance before the root.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,12 +77,8 @@ def layer_norm(
 def declare_norm(declare, norm: NormConfig, prefix: str, d: int) -> dict:
     """Declares a norm's parameters and returns them by name.
 
-    Args:
-        declare: ``(name, init, shape, axes) -> parameter``.
-        norm: see :class:`NormConfig`.
-        prefix: of the names ``{prefix}_scale`` and, if there is one,
-            ``{prefix}_bias``.
-        d: channels.
+    The names are ``{prefix}_scale`` and ``{prefix}_bias``, each of ``d``
+    channels; ``declare`` maps ``(name, init, shape, axes)`` to a parameter.
     """
     inits = {"scale": jax.nn.initializers.ones}
     if norm.kind == "layer":
@@ -94,7 +90,7 @@ def declare_norm(declare, norm: NormConfig, prefix: str, d: int) -> dict:
 
 
 def normalize(norm: NormConfig, params, prefix: str, x: Channels) -> Channels:
-    """Normalises by the parameters that :func:`declare_norm` named.
+    """Normalises with the parameters of :func:`declare_norm`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -110,7 +106,7 @@ def normalize(norm: NormConfig, params, prefix: str, x: Channels) -> Channels:
 
 
 def l2_normalize(x: Channels, eps: float = 1e-6) -> Channels:
-    """Divides by the length of the last axis; ``eps`` is inside the root.
+    """Divides by the L2 norm of the last axis, with ``eps`` inside the root.
 
     Example:
         >>> import jax.numpy as jnp

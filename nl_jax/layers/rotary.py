@@ -12,7 +12,7 @@ def rotate(x: Channels, at: jax.Array, base: float = 10_000.0) -> Channels:
     Args:
         x: ``[..., T, d]``, ``d`` even.
         at: positions ``[T]``.
-        base: of the frequencies.
+        base: base of the frequencies.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """Causal depthwise convolution over a few tokens, and its streaming state.
 
-Every model here has one of width 4 on q, k and v after their projections;
-without it, recall is not learned by any of them in reasonable time.
+Every model here applies one of width 4 to q, k and v after their projections;
+without it, no model learns recall in reasonable time.
 """
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def short_conv(x: Channels, kernel: Channels, tail: Channels) -> Channels:
 
     Args:
         x: ``[..., T, D]``.
-        kernel: taps ``[width, D]``; the last one meets the present token.
+        kernel: taps ``[width, D]``; the last one multiplies the current token.
         tail: the ``width - 1`` inputs before ``x``, ``[..., width - 1, D]``.
 
     Returns:
@@ -37,6 +37,6 @@ def short_conv(x: Channels, kernel: Channels, tail: Channels) -> Channels:
 
 
 def next_tail(x: Channels, tail: Channels) -> Channels:
-    """Returns the tail for the call after ``x``, of ``tail``'s shape."""
+    """Returns the ``tail`` for the call after ``x``, of the same shape."""
     full = jnp.concatenate([tail.astype(x.dtype), x], axis=-2)
     return full[..., x.shape[-2] :, :]

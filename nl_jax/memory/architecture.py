@@ -1,11 +1,11 @@
-"""What function an associative memory is.
+"""Architectures: the functions that an associative memory can be.
 
-An architecture is written once, as a forward pass over *layers*: callables that
-each stand for one matrix. Handing it plain products gives the memory's value;
-products that record their inputs and accept a perturbation give each layer's
-input and output gradient; the delta memory's read gives the value under
-weights that change at every token. A new architecture is one function.
-Those there are stand in :mod:`nl_jax.memory.architectures`.
+An architecture is written once, as a forward pass over *layers*, callables that
+each stand for one matrix. Called with plain products, it returns the memory's
+value; with products that record their inputs and add a perturbation, each
+layer's input and output gradient; with reads of the delta memory, the value
+under weights that change at every token. The built-in ones are in
+:mod:`nl_jax.memory.architectures`.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ Weights = tuple[Weight, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A function of an input and of a tuple of matrices.
+    """A function of an input and a tuple of matrices.
 
     Attributes:
-        name: what users type.
+        name: name in configurations.
         forward: ``(layers, x) -> y``; calls each of ``layers`` once, in order.
-        widths: ``(d_in, d_out, expansion) -> ((d_in, d_out), ...)``: the shape
-            of each layer's matrix, the input layer first.
+        widths: ``(d_in, d_out, expansion) -> ((d_in, d_out), ...)``, the shape
+            of each layer's matrix, input layer first.
         gains: standard deviation of each layer's initial weights, in units of
             ``1 / sqrt(d_in)`` of that layer.
-        affine: whether the one layer's output is added to what does not
-            depend on it: the memory is then affine in its weights.
-        bounded: whether a norm bounds the output's surprises, so that steps
-            need not be small.
+        affine: whether the memory is its only layer's output plus terms that do
+            not depend on that layer.
+        bounded: whether a norm bounds the output's gradients and permits large
+            steps.
         width: ``weights -> d_in``.
     """
 
@@ -70,12 +70,11 @@ class Architecture:
         return self.forward([_product(w) for w in weights], x)
 
     def linearize(self, weights: Weights, x: jax.Array):
-        """Evaluates the memory and what a gradient step on it needs.
+        """Evaluates the memory and the ingredients of its gradient.
 
         Returns:
             ``(y, inputs, pullback)``: the value, each layer's input, and a
-            function from a gradient at ``y`` to the gradients at each layer's
-            output.
+            function from a gradient at ``y`` to one at each layer's output.
         """
         lead = jnp.broadcast_shapes(weights[0].shape[:-2], x.shape[:-2])
         zeros = tuple(

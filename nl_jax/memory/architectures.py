@@ -1,8 +1,7 @@
-"""The functions that memories can be.
+"""Built-in architectures: a matrix, MLPs, and powers of the input.
 
-A matrix, with or without the input beside it, MLPs of any depth, plain, gated
-or normalised, and any of them behind powers of its input. Those that add the
-input need ``d_in == d_out``.
+A matrix may add its input to its output; MLPs of any depth may be plain, gated
+or normalised. Architectures that add the input need ``d_in == d_out``.
 """
 
 import dataclasses
@@ -31,7 +30,7 @@ linear = Architecture(
 )
 
 residual = Architecture(
-    # What is left of a matrix that has forgotten all: the input, not zero.
+    # A memory that has forgotten everything returns its input, not zero.
     name="residual",
     forward=lambda layers, x: x + layers[0](x),
     widths=linear.widths,
@@ -45,10 +44,10 @@ def deep_mlp(depth: int = 3, *, norm: bool = False) -> Architecture:
 
     .. math:: M(x) = x + W_n \sigma(W_{n-1} \ldots \sigma(W_1 x))
 
-    arXiv 2512.24695, eq. 89, for two.
+    This is arXiv 2512.24695, eq. 89, for ``depth=2``.
 
     Args:
-        depth: matrices, at least 2.
+        depth: number of matrices, at least 2.
         norm: layer norm before the sum (TTT-MLP, arXiv 2407.04620 section 2.7).
 
     Example:
@@ -100,18 +99,18 @@ gated_mlp = Architecture(
 def polynomial(
     architecture: Architecture, degree: int = 2, *, cross: bool = False
 ) -> Architecture:
-    r"""Lets the first layers see powers of the input (ATLAS, 2505.23735).
+    r"""Feeds powers of the input to the input layers (ATLAS, 2505.23735).
 
-    A matrix of ``d`` columns stores about ``d`` keys; behind powers up to
-    ``p`` it stores as many as there are features. With ``cross`` these are all
+    A matrix with ``d`` rows stores about ``d`` keys; with powers up to ``p``,
+    as many as there are features. With ``cross``, the features are all
     monomials :math:`x^\beta / \sqrt{\beta!}`, :math:`1 \le |\beta| \le p`,
-    so that inner products are :math:`\sum_{i=1}^p \langle x, y \rangle^i / i!`;
+    whose inner products are :math:`\sum_{i=1}^p \langle x, y \rangle^i / i!`;
     without, each channel's powers :math:`(\sqrt d x_j)^i / \sqrt{d\, i!}`.
 
     Args:
-        architecture: whose input layers see them.
-        degree: ``p``, at least 1.
-        cross: products of different channels too, ``O(d^p)`` features.
+        architecture: the architecture whose input layers get the features.
+        degree: highest power ``p``, at least 1.
+        cross: whether to multiply different channels, for ``O(d^p)`` features.
 
     Example:
         >>> polynomial(linear, 2).widths(4, 4, 1)
@@ -194,4 +193,4 @@ ARCHITECTURES = {
         polynomial(mlp),
     )
 }
-"""By name; those with a number have its default."""
+"""Architectures by name, with default parameters."""

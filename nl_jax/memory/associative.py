@@ -1,6 +1,6 @@
 """Associative memory = architecture x objective x rule x retention.
 
-arXiv 2512.24695, Def. 1 and section 5. Surprises are taken at the weights of
+arXiv 2512.24695, Def. 1 and section 5. Gradients are taken at the weights of
 the chunk's start (eq. 90).
 """
 
@@ -29,11 +29,11 @@ from pallas_kernels.mlp_memory import memory_scan
 
 Read = Literal["before", "after", "chunk"]
 _PARALLEL = 64
-"""Tokens at a time where the recurrence is affine."""
+"""Tokens processed at a time if the recurrence is affine."""
 
 
 class Memory(NamedTuple):
-    """The pure functions of a memory; see :func:`associative_memory`."""
+    """Pure functions of a memory; see :func:`associative_memory`."""
 
     init: Callable[..., StreamState]
     read: Callable[..., jax.Array]
@@ -41,15 +41,15 @@ class Memory(NamedTuple):
     scan: Callable[..., tuple[jax.Array, StreamState]]
     step: Callable[..., tuple[jax.Array | None, MemoryState]]
     in_chunks: bool
-    """Whether ``scan`` hands whole chunks to ``memory_scan`` where it may."""
+    """Whether ``scan`` can pass whole chunks to ``memory_scan``."""
 
     def scan_rows(
         self, state, k, v, q, gates, *, aligned: bool
     ) -> tuple[jax.Array, StreamState]:
-        """Scans a batch, the first axis of every array, each row at its place.
+        """Scans a batch, the first axis of every array.
 
-        Where they are ``aligned`` all rows go at once: kernels know batch and
-        heads.
+        If all rows are ``aligned``, one call scans them together: the kernels
+        support batch and head axes.
         """
         if aligned:
             return self.scan(state, k, v, q, gates, aligned=True)
@@ -76,53 +76,53 @@ def associative_memory(
         M_{t} = \alpha_t M_{t-1} (I - \ldots) - \eta_t \nabla
         \mathcal{L}(M; k_t, v_t)
 
-    with the surprise taken at the start of the chunk. The result's functions
-    work on one sequence, leading axes being heads; ``jax.vmap`` them over a
+    with the gradient taken at the start of the chunk. The returned functions
+    work on one sequence whose leading axes are heads; ``jax.vmap`` them over a
     batch:
 
     * ``init(rng, d_in, d_out, lead=()) -> state``, or ``init(weights)``;
-    * ``read(state, q) -> o`` at the present weights;
+    * ``read(state, q) -> o`` at the current weights;
     * ``write(state, k, v, gates) -> state``;
-    * ``scan(state, k, v, q, gates, aligned=False) -> (o, state)``: both,
-      causally. Any split of a sequence into calls gives the same numbers. A
-      caller who knows that the state stands where a chunk begins, a new one
-      for instance, says ``aligned`` and saves a chunk of work;
+    * ``scan(state, k, v, q, gates, aligned=False) -> (o, state)``: writes and
+      reads causally. Any split of a sequence into calls gives the same numbers.
+      ``aligned=True`` asserts that the state is at a chunk boundary, as a new
+      one is, and saves a chunk of work;
     * ``step(memory, k, v, q, gates, valid=None, closes=True) -> (o, memory)``:
-      the same for tokens of one chunk, ``memory`` being that of a state, for
-      those who walk through time themselves with
-      :func:`nl_jax.memory.walk.chunk_scan`; not with ``retention="mean"``,
-      where it matters which tokens of the chunk they are.
+      the same for tokens of one chunk, where ``memory`` is that field of a
+      state, for custom loops with :func:`nl_jax.memory.walk.chunk_scan`. Not
+      for ``retention="mean"``, which depends on the tokens' positions in the
+      chunk.
 
-    With ``chunk_size=1`` every surprise is taken at the present weights: the
-    recurrence itself. Where it is affine in the weights (one matrix, an
-    objective with a ``curvature``, no momentum, plain decay) it runs in
-    parallel all the same, 64 tokens at a time, and stays exact.
+    With ``chunk_size=1`` every gradient is taken at the current weights: the
+    exact recurrence. If that is affine in the weights (one matrix, an objective
+    with a ``curvature``, no momentum, plain decay), it still runs in parallel,
+    64 tokens at a time, and stays exact.
 
     Args:
-        architecture: out of ``ARCHITECTURES``, or an ``Architecture``.
-        objective: out of ``OBJECTIVES``, or an ``Objective``.
-        rule: out of ``RULES``, or a ``LearningRule``.
-        retention: out of ``RETENTIONS``, or a ``Retention``. With ``"mean"``
-            the step is the mean of a chunk's gradients so far in place of
-            their sum, so that token ``i`` of a chunk steps by ``1 / i`` (TTT,
-            arXiv 2407.04620), and the gates' retention is not used.
+        architecture: a name in ``ARCHITECTURES`` or an ``Architecture``.
+        objective: a name in ``OBJECTIVES`` or an ``Objective``.
+        rule: a name in ``RULES`` or a ``LearningRule``.
+        retention: a name in ``RETENTIONS`` or a ``Retention``. With ``"mean"``,
+            a step is the mean of the chunk's gradients so far instead of their
+            sum, so token ``i`` of a chunk steps by ``1 / i`` (TTT, arXiv
+            2407.04620), and the gates' retention is ignored.
         momentum: whether gates carry ``log_mu``.
         chunk_size: tokens per chunk.
-        read: ``"before"`` or ``"after"`` the write of the same token, or at
-            the weights of the ``"chunk"``'s start.
-        remat: chunks per state that is kept for the backward pass, see
+        read: weights that a query reads: ``"before"`` or ``"after"`` the write
+            of its token, or those at the start of the ``"chunk"``.
+        remat: chunks per state kept for the backward pass, see
             :func:`nl_jax.memory.walk.remat_scan`.
-        implementation: what runs the whole chunks of a stream that is
-            ``aligned``, see ``pallas_kernels.mlp_memory.memory_scan``; not for
-            what goes token by token, averages chunks, has another ``remat`` or
-            an objective without a ``curvature``.
-        target: ``(weights, v)``, what makes the values that are learned from
-            those given and the weights at the chunk's start, for memories
-            that generate their own; a pure function that holds no arrays.
+        implementation: backend for the whole chunks of ``aligned`` streams, see
+            ``pallas_kernels.mlp_memory.memory_scan``. Must be ``None`` for
+            memories that go token by token or average chunks, for ``remat``
+            other than 1 and for objectives without a ``curvature``.
+        target: ``(weights, v) -> v``, a pure function without arrays that makes
+            the values to learn from the given ones and the weights at the
+            chunk's start, for memories that generate their own targets.
 
     Raises:
         ValueError: for an unknown name, a ``chunk_size`` below 1, a negative
-            ``remat``, or choices that do not go together.
+            ``remat``, or incompatible choices.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -153,7 +153,7 @@ def associative_memory(
         )
     by_token = not alone or not keep.linear
     in_chunks = keep.linear and alone and not keep.mean and remat == 1
-    # Gradients with cases and powers do not compile for TPUs.
+    # Gradients with branches or powers do not compile for TPUs.
     in_chunks = in_chunks and goal.curvature is not None
     if implementation is not None and not in_chunks:
         raise ValueError(
@@ -194,7 +194,7 @@ def associative_memory(
                 arch, goal, descent, keep, memory, k, v, q, gates, **options
             )
         find = descent.affine_writes if affine else descent.writes
-        if affine:  # Its chunks are of one token, which starts where it is.
+        if affine:  # Each token is its own chunk.
             options["closes"] = True
             options["read"] = "before" if read == "chunk" else read
         writes = find(arch, goal, memory.start, k, v, gates)
@@ -236,7 +236,7 @@ def associative_memory(
         length = k.shape[-2]
         position = 0 if aligned or affine else state.position
         if keep.mean:
-            # D_i = ((i - 1) D_{i-1} + g_i) / i, from the chunk's start.
+            # D_i = ((i - 1) D_{i-1} + g_i) / i since the chunk's start.
             share = 1 / ((position + jnp.arange(length)) % chunk_size + 1)
             kept = jnp.log1p(-share) + 0 * gates.log_alpha
             gates = gates._replace(eta=gates.eta * share, log_alpha=kept)
@@ -264,7 +264,7 @@ def associative_memory(
 
 
 def _widen(gates, retention):
-    """All gates with the tokens in the last axis but one."""
+    """Moves the tokens of all gates to the second-to-last axis."""
     wide = jax.tree.map(lambda gate: gate[..., None], gates)
     if retention.channels:
         wide = wide._replace(log_alpha=gates.log_alpha)

@@ -1,7 +1,6 @@
-"""Learning rules whose chunk is one delta memory per layer.
+"""Chunk-parallel learning rules: one delta memory per layer.
 
-Surprises are taken at the weights of the chunk's start, so that a chunk is
-parallel; reading stays causal, token by token.
+Gradients are taken at the weights of the chunk's start; reads are causal.
 """
 
 from collections.abc import Callable
@@ -32,14 +31,14 @@ def advance_by_chunk(
     Args:
         architecture: the memory's function.
         state: state before the tokens.
-        writes: what each layer is fed with, from ``LearningRule.writes``.
+        writes: each layer's inputs, from ``LearningRule.writes``.
         gates: retention and momentum, each ``[..., T]``.
-        q: where to read, ``[..., T, d_in]``; ``None`` to write only.
-        read: the weights that are read, see ``delta_scan``.
-        valid: ``[..., T]``, False where a slot holds no token.
+        q: queries, ``[..., T, d_in]``; ``None`` to write only.
+        read: which weights are read, see ``delta_scan``.
+        valid: ``[..., T]``, False in empty slots.
         closes: whether the tokens end a chunk.
-        anchored: retention pulls towards the weights of the chunk's start,
-            not towards zero.
+        anchored: whether retention pulls towards the weights of the chunk's
+            start instead of zero.
         inverse: see ``chunk_step``.
 
     Returns:

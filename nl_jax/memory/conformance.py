@@ -1,4 +1,4 @@
-"""Does a memory of your own keep what every memory here promises?"""
+"""Conformance checks for custom memories."""
 
 import jax
 import jax.numpy as jnp
@@ -23,24 +23,23 @@ def check_memory(
     r"""Runs a memory on random tokens and compares it with its definition.
 
     Any split of the tokens gives the same outputs and state; no output depends
-    on a later token; gradients reach the initial weights and are finite; and,
-    for plain gradient descent with the decay of the gates, every chunk is
+    on a later token; gradients reach the initial weights and are finite; and
+    plain gradient descent with the gates' decay equals, by autodiff and to the
+    precision of the default float,
 
     .. math:: W_t = \alpha_t W_{t-1} - \eta_t
         \nabla_W \mathcal{L}(M_W(k_t); v_t) |_{W_\text{start}}
 
-    by autodiff of the whole memory, to the precision of the default float.
-
     Args:
         architecture: as in :func:`associative_memory`.
-        objective: as there.
-        rule: as there.
-        width: of keys and values.
-        length: tokens.
-        **options: of :func:`associative_memory`.
+        objective: as in :func:`associative_memory`.
+        rule: as in :func:`associative_memory`.
+        width: width of keys and values.
+        length: number of tokens.
+        **options: other arguments of :func:`associative_memory`.
 
     Raises:
-        AssertionError: naming what does not hold.
+        AssertionError: naming the property that fails.
 
     Example:
         >>> from nl_jax.memory import Objective

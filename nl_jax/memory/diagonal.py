@@ -1,4 +1,4 @@
-r"""A matrix memory that forgets each channel of its keys at its own rate.
+r"""A matrix memory with a forgetting rate for each channel of its keys.
 
 .. math::
     W_t = \operatorname{diag}(\alpha_t) W_{t-1}
@@ -6,9 +6,9 @@ r"""A matrix memory that forgets each channel of its keys at its own rate.
 
 in row vectors: gated linear attention (arXiv 2312.06635) without the middle
 term, RWKV-7 (arXiv 2503.14456) with it. Exact and parallel inside a chunk, like
-``delta_scan``, whose retention is one number per token. Decays are taken as
-exponentials of differences of cumulative logarithms, channel by channel, which
-never overflow; that costs ``C^2 d_in`` numbers per chunk, so chunks are short.
+``delta_scan``, whose retention is a scalar per token. Decays are exponentials
+of differences of cumulative logarithms, per channel, and cannot overflow;
+chunks are short because this takes ``C^2 d_in`` numbers per chunk.
 """
 
 import jax.numpy as jnp
@@ -33,20 +33,21 @@ def diagonal_scan(
     """Runs the recurrence above over a sequence of any length.
 
     Args:
-        w: initial weights ``[..., d_in, d_out]``; also the dtype of the state.
-        k: inputs written to, ``[..., T, d_in]``.
-        v: what is written, ``[..., T, d_out]``.
-        q: inputs read at, after the write, ``[..., T, d_in]``.
+        w: initial weights ``[..., d_in, d_out]``, whose dtype the state has.
+        k: keys written to, ``[..., T, d_in]``.
+        v: values written, ``[..., T, d_out]``.
+        q: queries, read after the write, ``[..., T, d_in]``.
         log_alpha: logarithms of the retention, at most 0, ``[..., T, d_in]``.
-        a: where the memory is asked what to erase, ``[..., T, d_in]``.
-        b: where it is erased; given with ``a``, or both ``None``.
+        a: keys whose values are erased, ``[..., T, d_in]``.
+        b: keys to erase them from; ``None`` exactly if ``a`` is.
         chunk_size: tokens in parallel; results do not depend on it.
 
     Returns:
         ``(o, w)``, ``[..., T, d_out]`` and the final weights.
 
     Raises:
-        ValueError: for a ``chunk_size`` below 1, or one of ``a`` and ``b``.
+        ValueError: for a ``chunk_size`` below 1, or only one of ``a`` and
+            ``b``.
 
     Example:
         >>> import jax.numpy as jnp

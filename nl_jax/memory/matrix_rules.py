@@ -1,22 +1,23 @@
-r"""Matrix memories of the literature as choices of two scans.
+r"""Matrix memories of the literature, as special cases of two scans.
 
 Each rule is a pure function ``(state, q, k, v, gates, **options) -> (o,
-state)`` on heads' sequences ``[..., T, d]``, exact at every token whatever the
-chunk, and read after the write. In row vectors, :math:`W` being ``[d, d]``:
+state)`` on sequences ``[..., T, d]`` of heads, exact at every token for any
+chunk size, and reads after the write. In row vectors, with :math:`W`
+``[d, d]``:
 
 - ``hebbian``, :math:`\alpha W + k^\top v`: linear attention (2006.16236),
   RetNet (2307.08621), GLA (2312.06635);
-- ``delta``, :math:`\alpha (W - \beta\, k^\top k W) + \beta k^\top v`:
-  DeltaNet (2406.06484), gated DeltaNet (2412.06464);
+- ``delta``, :math:`\alpha (W - \beta\, k^\top k W) + \beta k^\top v`: DeltaNet
+  (2406.06484), gated DeltaNet (2412.06464);
 - ``longhorn``, delta with :math:`\beta / (1 + \beta \|k\|^2)` (2407.14207);
-- ``oja``, :math:`\alpha (W - \beta\, W v^\top v) + \beta k^\top v`
-  (arXiv 2512.24695, eq. 67);
-- ``comba``, :math:`\alpha W - \tilde\beta\, k^\top k W + \beta k^\top v`,
-  read at :math:`q - d k` (2506.02475);
-- ``rwkv7``, :math:`\operatorname{diag}(\alpha) W - (a \hat k)^\top \hat k W
-  + \tilde k^\top v` (2503.14456).
+- ``oja``, :math:`\alpha (W - \beta\, W v^\top v) + \beta k^\top v` (arXiv
+  2512.24695, eq. 67);
+- ``comba``, :math:`\alpha W - \tilde\beta\, k^\top k W + \beta k^\top v`, read
+  at :math:`q - d k` (2506.02475);
+- ``rwkv7``, :math:`\operatorname{diag}(\alpha) W - (a \hat k)^\top \hat k W +
+  \tilde k^\top v` (2503.14456).
 
-The objective behind them (attentional bias, arXiv 2504.13173): dot product for
+Their objectives (attentional bias, arXiv 2504.13173) are the dot product for
 hebbian; L2 for delta, comba and rwkv7; L2 solved exactly for longhorn;
 :math:`-2 \langle k W, v \rangle + \|v W^\top\|^2` for oja.
 """
@@ -36,16 +37,17 @@ class MatrixRule:
     """A matrix memory's recurrence.
 
     Attributes:
-        name: what users type.
-        objective: for the level table.
-        scan: ``(state, q, k, v, gates, **options) -> (o, state)``; options are
-            ``chunk_size`` and ``implementation`` of ``delta_scan``.
-        gates: what ``gates`` must hold beside ``log_alpha``, ``[..., T]`` or
-            as said in the rule.
+        name: name in configurations.
+        objective: the objective's name in the level table.
+        scan: ``(state, q, k, v, gates, **options) -> (o, state)``; the options
+            are ``chunk_size`` and ``implementation`` of ``delta_scan``.
+        gates: keys required in ``gates`` besides ``log_alpha``, each
+            ``[..., T]`` unless the rule says otherwise.
         memories: matrices per head.
-        decays: kinds of ``log_alpha`` that the rule takes, see
+        decays: supported kinds of ``log_alpha``, see
             ``MatrixMemoryConfig.decay``.
-        unit_values: values must have length 1, because it erases along them.
+        unit_values: whether values must have length 1, because the rule erases
+            along them.
     """
 
     name: str
@@ -62,7 +64,7 @@ class MatrixRule:
 
 
 def _one(scan):
-    """Adapts a rule with one matrix to the axis of memories."""
+    """Adapts a rule of a single matrix to states with an axis of memories."""
 
     def run(state, *args, **options):
         o, w = scan(state[..., 0, :, :], *args, **options)
@@ -109,10 +111,10 @@ def _comba(w, q, k, v, gates, **options):
 
 
 def _oja(state, q, k, v, gates, **options):
-    """Transposed it is the delta rule with keys and values exchanged.
+    """The transposed delta rule, with keys and values exchanged.
 
-    What that memory writes, ``beta (k - v W^T)``, are the keys under which a
-    plain memory stores the values: the second scan reads from there.
+    That memory's writes, ``beta (k - v W^T)``, are the keys under which a plain
+    memory stores the values; the second scan reads from the latter.
     """
     log_alpha, beta = gates["log_alpha"], gates["beta"]
     w = state[..., 0, :, :]

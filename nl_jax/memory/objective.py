@@ -1,8 +1,8 @@
-"""How a memory's mapping is scored (its attentional bias).
+"""Objectives: losses of a memory's mapping (its attentional bias).
 
-An objective is one function of the memory's output and the value it should
-have given. Its gradient is taken by autodiff, so a new objective is one
-function: ``Objective("l1", lambda y, v: jnp.abs(y - v).sum(-1))``.
+An objective is a function of the memory's output and its target value, with
+gradients by autodiff. A new one is a single function: ``Objective("l1", lambda
+y, v: jnp.abs(y - v).sum(-1))``.
 """
 
 import dataclasses
@@ -18,13 +18,12 @@ class Objective:
     """A loss per token.
 
     Attributes:
-        name: what users type.
+        name: name in configurations.
         loss: ``(y, v) -> loss``, ``[..., d], [..., d] -> [...]``; with
             ``threshold`` a third argument ``[...]``.
-        curvature: ``c`` if the gradient of the loss is ``c y - v``, else
-            ``None``: what is affine has cheaper forms.
-        threshold: whether the loss takes a number per token, which the
-            gates then hold.
+        curvature: ``c`` if the gradient of the loss is ``c y - v``, which
+            permits cheaper forms, else ``None``.
+        threshold: whether the loss takes a per-token threshold from the gates.
     """
 
     name: str
@@ -35,10 +34,10 @@ class Objective:
     def gradient(
         self, y: jax.Array, v: jax.Array, threshold: jax.Array | None = None
     ) -> jax.Array:
-        """Returns the surprise, the gradient of the loss at ``y``.
+        """Returns the gradient of the loss at ``y``, the surprise.
 
         Raises:
-            ValueError: if ``threshold`` is missing, or of no use.
+            ValueError: if ``threshold`` is missing or unsupported.
         """
         if self.threshold != (threshold is not None):
             needed = "needs" if self.threshold else "takes no"
@@ -76,11 +75,11 @@ def check_curvature(objective: Objective) -> None:
 
 
 def huber(delta: float | None = 1.0) -> Objective:
-    r"""Returns L2 up to an error of length ``delta``, linear beyond.
+    """Returns L2 up to an error of length ``delta``, linear beyond.
 
-    Errors that no value explains then move a memory by a bounded step (MIRAS'
-    Yaad, arXiv 2504.13173): the gradient is the error, shortened to ``delta``.
-    With ``delta=None`` each token brings its own, in ``gates.threshold``.
+    Outliers then move a memory by a bounded step (MIRAS' Yaad, arXiv
+    2504.13173): the gradient is the error, shortened to ``delta``.
+    ``delta=None`` uses ``gates.threshold`` of each token.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,4 +119,4 @@ l2 = Objective("l2", lambda y, v: 0.5 * jnp.square(y - v).sum(-1), 1.0)
 dot_product = Objective("dot_product", lambda y, v: -(y * v).sum(-1), 0.0)
 
 OBJECTIVES = {o.name: o for o in (l2, dot_product, huber(), huber(None), lp())}
-"""By name; those with a number have its default."""
+"""Objectives by name, with default parameters."""

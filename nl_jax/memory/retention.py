@@ -1,17 +1,17 @@
-r"""How a memory holds on to what it knows (its retention).
+r"""Retention: how a memory keeps its old content.
 
-A step of size :math:`\eta` towards what is new minimises, with a penalty for
-leaving what is kept, arXiv 2504.13173; each penalty is one function here:
+A step of size :math:`\eta` minimises the loss of the new pair plus a penalty
+for changing the memory (arXiv 2504.13173). The penalties:
 
-- ``decay``: the kept share :math:`\alpha_t` of the gates, nothing else;
-- ``channel``: a share per channel of the key, ``log_alpha [..., T, d]``;
+- ``decay``: the gates' retention :math:`\alpha_t`, nothing else;
+- ``channel``: one per channel of the key, ``log_alpha [..., T, d]``;
 - ``mean``: averages over a chunk (TTT), see :func:`associative_memory`;
 - ``l2`` (:func:`l2_decay`): :math:`W / (1 + \lambda \eta)`, weight decay;
 - :func:`elastic`: soft threshold, then as ``l2``: small weights become zero;
-- :func:`lq`: the kept :math:`A` grows freely and the weights are
+- :func:`lq`: stores an unbounded :math:`A`, whose weights are
   :math:`A / \|A\|_q^{q-2}` (MIRAS' Moneta);
-- :func:`kl`: the kept :math:`A` are logits and the weights of each output are
-  their softmax, a point of a scaled simplex (MIRAS' Memora).
+- :func:`kl`: stores logits :math:`A`, and each output's weights are their
+  softmax, a point of a scaled simplex (MIRAS' Memora).
 """
 
 import dataclasses
@@ -32,16 +32,17 @@ def _after(kept, eta):
 
 @dataclasses.dataclass(frozen=True)
 class Retention:
-    """A penalty for leaving what is kept, in closed form.
+    """A penalty for changing the memory, in closed form.
 
     Attributes:
-        name: what users type.
-        weights: ``kept -> weights``, for every layer ``[..., d_in, d_out]``.
-        after: ``(kept, eta) -> kept``, after every write.
-        channels: gates hold a share per channel of the key.
-        mean: a chunk's gradients are averaged instead of summed.
-        gated: layers learn the kept share of each token.
-        words: for the level table; the name if ``None``.
+        name: name in configurations.
+        weights: ``kept -> weights``, from the stored matrix of each layer,
+            ``[..., d_in, d_out]``.
+        after: ``(kept, eta) -> kept``, applied after every write.
+        channels: whether gates hold a retention per channel of the key.
+        mean: whether a chunk's gradients are averaged instead of summed.
+        gated: whether layers learn the retention of each token.
+        words: name in the level table; ``name`` if ``None``.
     """
 
     name: str
@@ -54,17 +55,17 @@ class Retention:
 
     @property
     def bare(self) -> bool:
-        """Whether what is kept are the weights themselves."""
+        """Whether the stored matrices are the weights themselves."""
         return self.weights is _weights
 
     @property
     def linear(self) -> bool:
-        """Whether a chunk keeps the delta memory's parallel form."""
+        """Whether chunks have the delta memory's parallel form."""
         return self.bare and self.after is _after and not self.channels
 
 
 def l2_decay(strength: float = 0.01) -> Retention:
-    """Returns weight decay: minimise the loss plus ``strength |W|^2 / 2``.
+    """Returns weight decay: the penalty ``strength |W|^2 / 2``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -81,7 +82,7 @@ def l2_decay(strength: float = 0.01) -> Retention:
 
 
 def elastic(sparsity: float = 0.001, strength: float = 0.01) -> Retention:
-    """Returns elastic net: ``sparsity |W|_1 + strength |W|^2 / 2``.
+    """Returns the elastic net: ``sparsity |W|_1 + strength |W|^2 / 2``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,7 +101,7 @@ def elastic(sparsity: float = 0.001, strength: float = 0.01) -> Retention:
 
 
 def lq(q: float = 4.0) -> Retention:
-    """Returns the retention of MIRAS' Moneta, its ``l_q`` norm per matrix.
+    """Returns the retention of MIRAS' Moneta, with the ``l_q`` norm per matrix.
 
     Raises:
         ValueError: for ``q`` below 2.
@@ -115,7 +116,7 @@ def lq(q: float = 4.0) -> Retention:
         raise ValueError(f"q={q} must be at least 2")
 
     def weights(kept):
-        # The largest in front: fourth powers of large weights overflow.
+        # Factor out the largest: fourth powers of large weights overflow.
         top = jax.lax.stop_gradient(
             jnp.max(jnp.abs(kept), (-2, -1), keepdims=True)
         )
@@ -130,8 +131,8 @@ def kl(scale: float = 1.0) -> Retention:
     """Returns the retention of MIRAS' Memora: weights on a scaled simplex.
 
     Args:
-        scale: sum of the weights into each output, in ``sqrt(d_in)``, at
-            which they are as large as a matrix's usually are.
+        scale: sum of the weights into each output, in units of ``sqrt(d_in)``,
+            which gives weights of the usual size.
 
     Example:
         >>> import jax.numpy as jnp
@@ -143,7 +144,7 @@ def kl(scale: float = 1.0) -> Retention:
 
     def weights(kept):
         root = kept.shape[-2] ** 0.5
-        # Logits in units of weights: a write moves the one as the other.
+        # Logits are scaled like weights, so that writes move both alike.
         return scale * root * jax.nn.softmax(root * kept, axis=-2)
 
     return Retention("kl", weights, words="KL on a simplex")
@@ -166,4 +167,4 @@ RETENTIONS = {
         kl(),
     )
 }
-"""By name; those with a number have its default."""
+"""Retentions by name, with default parameters."""

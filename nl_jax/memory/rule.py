@@ -1,20 +1,18 @@
-"""How one step of a memory's learning is taken, retention included.
+"""Learning rules: how a memory takes one step, retention included.
 
-Every rule here is a choice of what the delta memory
-(:func:`pallas_kernels.delta_memory.delta_scan`) is fed with for each layer:
-the input ``x``, the write ``g`` and the strength ``beta`` of the delta term.
+For each layer, a rule chooses the inputs of the delta memory
+(:func:`pallas_kernels.delta_memory.delta_scan`): the input ``x``, the write
+``g`` and the strength ``beta`` of the delta term.
 
 * gradient descent: ``W <- alpha W - eta x^T delta``;
-* delta gradient descent (DGD, arXiv 2512.24695, eq. 57 and 88), layer by layer
-  with each layer's own input: ``W <- W (alpha I - eta x^T x) - eta x^T delta``.
+* delta gradient descent (DGD, arXiv 2512.24695, eq. 57 and 88), per layer with
+  that layer's input: ``W <- W (alpha I - eta x^T x) - eta x^T delta``.
 
-Read literally, DGD on an MLP whose targets it generates itself overflows
-float32 within a few chunks, because each write is scaled by the size of the
-layer's input. ``normalized`` makes every write an NLMS step, whose change of
-the layer's output is at most ``eta * delta`` whatever the input.
-
-A rule may also descend on a window of tokens, or orthogonalise its steps, see
-:mod:`nl_jax.memory.token_wise`.
+DGD as printed overflows float32 within a few chunks on an MLP that generates
+its own targets, because each write scales with the layer's input.
+``normalized`` makes every write an NLMS step, which changes the layer's output
+by at most ``eta * delta`` whatever the input. Windows of tokens and
+orthogonalised steps are in :mod:`nl_jax.memory.token_wise`.
 """
 
 import dataclasses
@@ -31,23 +29,22 @@ from pallas_kernels.arithmetic import divide, one_minus_exp
 
 
 class Gates(NamedTuple):
-    """Per-token numbers of the inner optimisation, each ``[..., T]``."""
+    """Per-token coefficients of the inner optimisation, each ``[..., T]``."""
 
     eta: PerToken
     """Step size."""
     log_alpha: PerToken
-    """Logarithm of the retention; 0 keeps everything. ``[..., T, d_in]`` with
-    a retention by channel."""
+    """Log retention; 0 keeps everything. ``[..., T, d_in]`` if per channel."""
     log_mu: PerToken | None = None
-    """Logarithm of the momentum's decay; ``None`` for no momentum."""
+    """Logarithm of the momentum decay; ``None`` for no momentum."""
     share: PerToken | None = None
-    """Weight of a token in the losses of a window; ``None`` is 1."""
+    """Weight of a token in the loss of a window; ``None`` for 1."""
     threshold: PerToken | None = None
-    """Number per token of an objective that takes one."""
+    """Per-token threshold, for objectives that take one."""
 
 
 class Write(NamedTuple):
-    """What one layer's delta memory is fed with, see ``delta_scan``."""
+    """Inputs of one layer's delta memory, see ``delta_scan``."""
 
     x: Keys
     g: Values
@@ -56,22 +53,21 @@ class Write(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LearningRule:
-    """A step of (delta) gradient descent for every layer of a memory.
+    """One step of (delta) gradient descent for every layer of a memory.
 
     Attributes:
-        name: what users type.
-        delta: subtract what the layer holds at its input (DGD).
-        delta_layers: ``"all"`` layers have the delta term, or the ``"input"``
-            layer alone.
-        normalized: NLMS steps; the step is shared evenly over the layers,
-            inner surprises are scaled down to the norm of the output's, and
-            momentum averages (its writes carry ``1 - mu``).
-        window: tokens whose losses a step descends on, weighted by
-            ``gates.share``; 1 for the present one (Omega rule, ATLAS).
-        orthogonal: orthogonalise each step by Newton-Schulz (Muon).
+        name: name in configurations.
+        delta: whether to erase what the layer returns for its input (DGD).
+        delta_layers: layers with the delta term, ``"all"`` or ``"input"``.
+        normalized: whether to take NLMS steps. They are divided evenly among
+            the layers, inner gradients are scaled down to the norm of the
+            output's, and momentum averages (writes are scaled by ``1 - mu``).
+        window: latest tokens whose losses, weighted by ``gates.share``, a step
+            descends (Omega rule, ATLAS); 1 for the current token alone.
+        orthogonal: whether to orthogonalise each step by Newton-Schulz (Muon).
 
     Raises:
-        ValueError: for a ``window`` below 1, or a delta term with more.
+        ValueError: for a ``window`` below 1, or above 1 with a delta term.
     """
 
     name: str
@@ -83,7 +79,7 @@ class LearningRule:
 
     @property
     def words(self) -> str:
-        """What the level table calls the step."""
+        """Name of the step in the level table."""
         return "Muon" if self.orthogonal else "DGD" if self.delta else "GD"
 
     def __post_init__(self):
@@ -103,12 +99,12 @@ class LearningRule:
         v: Values,
         gates: Gates,
     ) -> tuple[Write, ...]:
-        """Returns what each layer is fed with for the pairs ``(k, v)``.
+        """Returns each layer's delta-memory inputs for the pairs ``(k, v)``.
 
         Args:
             architecture: the memory's function.
             objective: its loss.
-            weights: where surprises are taken, those at the chunk's start.
+            weights: the weights at which gradients are taken.
             k: keys, ``[..., T, d_in]``.
             v: values, ``[..., T, d_out]``.
             gates: ``eta`` and, with momentum, ``log_mu``.
@@ -128,7 +124,7 @@ class LearningRule:
             step = eta * damping
             if self.normalized:
                 size = _norm(x)
-                # One quotient a token; as many as channels cost time.
+                # One division per token is faster than one per channel.
                 x = x * divide(1.0, size)[..., None].astype(x.dtype)
                 step = divide(step, jnp.maximum(size, 1.0))
                 excess = divide(bound, _norm(delta))
@@ -149,11 +145,11 @@ class LearningRule:
         v: Values,
         gates: Gates,
     ) -> tuple[Write, ...]:
-        """As :meth:`writes`, with surprises at every token's own weights.
+        """Returns :meth:`writes` with gradients at every token's own weights.
 
-        Where the memory is affine in its one matrix and the gradient is
-        ``curvature * y - v``, what depends on the weights is one more delta
-        term: ``step * curvature * |x|`` along the unit input.
+        If the memory is affine in its one matrix and the gradient is
+        ``curvature * y - v``, the part that depends on the weights is another
+        delta term: ``step * curvature * |x|`` along the unit input.
         """
         nothing = tuple(jnp.zeros_like(w) for w in weights)
         (write,) = self.writes(architecture, objective, nothing, k, v, gates)
@@ -180,8 +176,8 @@ muon = LearningRule("muon", delta=False, orthogonal=True)
 def omega(window: int = 4, *, orthogonal: bool = False) -> LearningRule:
     """Returns gradient descent on the losses of the last ``window`` tokens.
 
-    The Omega rule of ATLAS (arXiv 2505.23735, eq. 9); with ``orthogonal`` and
-    momentum it is ATLAS itself.
+    This is the Omega rule of ATLAS (arXiv 2505.23735, eq. 9); with
+    ``orthogonal`` and momentum it is ATLAS itself.
 
     Example:
         >>> omega(8).window
@@ -193,4 +189,4 @@ def omega(window: int = 4, *, orthogonal: bool = False) -> LearningRule:
 
 
 RULES = {r.name: r for r in (dgd, gd, muon)}
-"""By name, each on the present token alone."""
+"""Learning rules by name, with a window of one token."""

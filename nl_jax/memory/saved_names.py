@@ -1,4 +1,4 @@
-"""The names by which configurations save the choices of a memory."""
+"""Names under which configurations save the parts of a memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,16 +18,14 @@ TABLES: dict[type, Mapping[str, Any]] = {
     Retention: RETENTIONS,
     MatrixRule: MATRIX_RULES,
 }
-"""The table in which the name of an object of each type is looked up."""
+"""Table of names for each type of object."""
 
 
 def saved_name(choice: Any, table: Mapping[str, Any]) -> str:
-    """Returns the name of an object.
-
-    Whoever loads it needs an entry of that name in the table.
+    """Returns the name of an object, which loading looks up in the table.
 
     Raises:
-        InputError: if the name already stands for something else.
+        InputError: if the table has another object under that name.
 
     Example:
         >>> mine = Objective("mine", lambda y, v: (y - v).sum(-1))

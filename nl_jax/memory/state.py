@@ -1,4 +1,4 @@
-"""What a memory remembers between calls."""
+"""Fast state of a memory between calls."""
 
 from typing import NamedTuple
 
@@ -10,31 +10,30 @@ from nl_jax.memory.architecture import Weights
 
 
 class Pairs(NamedTuple):
-    """Tokens that a memory learns from."""
+    """Key-value pairs that a memory learns from."""
 
     k: Keys
     v: Values
     share: PerToken
-    """Weight of each in the loss; 0 where a slot holds no token."""
+    """Weight of each pair in the loss; 0 in empty slots."""
     threshold: PerToken | None = None
-    """The objective's number, if it takes one per token."""
+    """Per-token threshold, for objectives that take one."""
 
 
 class MemoryState(NamedTuple):
-    """Fast state of one memory (or of several, on leading axes)."""
+    """Fast state of one memory, or of several on leading axes."""
 
     start: Weights
-    """What is kept, at the start of the current chunk."""
+    """``weights`` at the start of the current chunk."""
     weights: Weights
-    """What is kept now: the weights, or what ``Retention.weights`` makes them
-    from."""
+    """Current weights, or what ``Retention.weights`` makes them from."""
     momentum: Weights | None
     """Momentum of each layer, or ``None``."""
     window: Pairs | None = None
-    """The tokens before, as many as a rule looks back."""
+    """The previous tokens, as many as the rule's window needs."""
 
     def closed(self, closes: jax.Array | bool) -> "MemoryState":
-        """Begins a chunk at the present weights where one ``closes``."""
+        """Starts a new chunk at the current weights if this one ``closes``."""
         start = self.weights
         if closes is not True:
             start = jax.tree.map(
@@ -44,7 +43,7 @@ class MemoryState(NamedTuple):
 
 
 class StreamState(NamedTuple):
-    """A memory and its place in the stream."""
+    """A memory and its position in the stream."""
 
     memory: MemoryState
     position: jax.Array
@@ -54,7 +53,7 @@ class StreamState(NamedTuple):
 def fresh(
     weights: Weights, momentum: bool, window: Pairs | None = None
 ) -> MemoryState:
-    """Returns the state of a memory that has learned nothing yet."""
+    """Returns the state of a memory before its first token."""
     zeros = tuple(jnp.zeros_like(w) for w in weights) if momentum else None
     return MemoryState(weights, weights, zeros, window)
 
@@ -62,13 +61,10 @@ def fresh(
 def empty_window(
     weights: Weights, d_in: int, tokens: int, threshold: bool
 ) -> Pairs:
-    """Returns what a memory of ``weights`` looks back on before its stream.
+    """Returns the window of a memory before the first token of its stream.
 
-    Args:
-        weights: tell the other sizes.
-        d_in: width of keys.
-        tokens: how many.
-        threshold: whether the objective takes a number per token.
+    It has ``tokens`` empty slots for keys of width ``d_in`` and, if
+    ``threshold``, thresholds.
     """
     lead = (*weights[0].shape[:-2], tokens)
     dtype = weights[0].dtype

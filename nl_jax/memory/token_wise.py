@@ -1,7 +1,7 @@
-r"""Learning rules that need the weights of every single token.
+r"""Learning rules that need the weights at every single token.
 
-Inside a chunk surprises come from the weights at its start, as ever, but what
-is written is not a sum that a later read can take apart:
+Gradients are taken at the start of the chunk, but writes are not sums that the
+delta memory could read:
 
 .. math::
     S_t &= \mu_t S_{t-1} - \eta_t \sum_{i = t-c+1}^{t} \gamma_i
@@ -9,11 +9,11 @@ is written is not a sum that a later read can take apart:
     A_t &= \mathrm{after}(\alpha_t A_{t-1} - \ldots + O(S_t)), \qquad
     W_t = \mathrm{weights}(A_t)
 
-a window of ``c`` tokens (Omega rule, ATLAS, arXiv 2505.23735, eq. 9-11; NL eq.
-68), an orthogonalised step (Muon, its eq. 32-33; the step size is then taken
-outside, :math:`\eta_t O(S_t)`), and retention that is no factor (MIRAS, arXiv
-2504.13173). Costs ``C d_in d_out`` numbers per chunk and layer, where the
-delta memory's chunk form needs ``C^2``.
+with a window of ``c`` tokens (Omega rule, ATLAS, arXiv 2505.23735, eq. 9-11; NL
+eq. 68), an orthogonalised step (Muon, its eq. 32-33, with the step size
+outside: :math:`\eta_t O(S_t)`) and retention that is not a factor (MIRAS, arXiv
+2504.13173). Takes ``C d_in d_out`` numbers per chunk and layer; the delta
+memory's chunk form takes ``C^2``.
 """
 
 import jax
@@ -41,22 +41,10 @@ def advance_by_token(
 ):
     """Writes tokens of one chunk into a memory and reads it causally.
 
-    Args:
-        architecture: the memory's function.
-        objective: its loss.
-        rule: its step.
-        retention: how it keeps what it knows.
-        state: state before the tokens.
-        k: keys ``[..., T, d_in]``.
-        v: values ``[..., T, d_out]``.
-        q: queries, or ``None`` to write only.
-        gates: ``[..., T]`` each.
-        read: the weights that are read, see ``delta_scan``.
-        valid: ``[T]``, False where a slot holds no token.
-        closes: whether the tokens end a chunk.
-
-    Returns:
-        ``(o, state)``, outputs ``[..., T, d_out]`` or ``None``.
+    Arguments and results are those of
+    :func:`nl_jax.memory.chunk_wise.advance_by_chunk`, except that ``valid`` is
+    ``[T]`` and that keys ``k``, values ``v``, a ``rule`` and a ``retention``
+    take the place of its ``writes``.
     """
     length, n = k.shape[-2], len(state.weights)
     valid = jnp.ones(length, bool) if valid is None else valid
@@ -82,7 +70,7 @@ def advance_by_token(
             step = -jnp.expm1(gates.log_mu) * eta
         gradients = tuple(step[..., None, None] * g for g in gradients)
 
-    # Time in front, for the scans over tokens.
+    # Time axis first, for the scans over tokens.
     gradients = jax.tree.map(lambda a: jnp.moveaxis(a, -3, 0), gradients)
     eta_first = jnp.moveaxis(eta, -1, 0)[..., None, None]
     moves, momentum = gradients, None
@@ -143,7 +131,7 @@ def advance_by_token(
 
 
 def _sum_window(write, window, length):
-    """What each token writes, ``[..., T, d_in, d_out]``, in the state's dtype.
+    """Each token's write, ``[..., T, d_in, d_out]``, in the state's dtype.
 
     ``write`` begins ``window - 1`` tokens earlier.
     """
@@ -159,7 +147,7 @@ def _sum_window(write, window, length):
 
 
 def _look_back(held, pairs, valid):
-    """Puts the tokens before in front of a block whose slots may be empty."""
+    """Prepends the previous tokens to a piece that may have empty slots."""
     first = jnp.argmax(valid)
     end = first + valid.sum()
 
@@ -194,7 +182,7 @@ def _accumulate(momentum, gradients, log_mu, valid):
 
 
 def _kept_share(log_alpha, layer, retention):
-    """``[..., T, 1 or d_in, 1]``; later layers keep the channels' mean."""
+    """``[..., T, 1 or d_in, 1]``; later layers use the channels' mean."""
     if not retention.channels:
         return jnp.exp(log_alpha)[..., None, None]
     if layer:
@@ -203,7 +191,7 @@ def _kept_share(log_alpha, layer, retention):
 
 
 def _changing(weights):
-    """A layer whose matrix is another at every token, time in front."""
+    """A layer with a different matrix at every token, time axis first."""
     weights = jnp.moveaxis(weights, 0, -3)
 
     def call(h):

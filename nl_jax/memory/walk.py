@@ -1,16 +1,15 @@
-"""The one way in which anything here walks through time: chunk by chunk.
+"""Scans over streams of tokens, chunk by chunk.
 
-A stream is cut at the boundaries of a grid of chunks that is counted from its
-first token. A call may begin and end anywhere; a *piece* is what it holds of
-one chunk. Any split of a stream into calls makes pieces that never cross a
-boundary, so a step that does not care where a chunk is interrupted gives the
-same numbers for every split.
+Chunk boundaries are counted from the stream's first token. A call may begin and
+end anywhere; its part of one chunk is a *piece*. However a stream is split into
+calls, no piece crosses a boundary, so a step that may be interrupted anywhere
+inside a chunk gives the same numbers for every split.
 
-The derivative of a scan needs the carry before every step, which here are fast
-weights: one copy of a memory per chunk. Two nested scans keep the carry of
-every ``n``-th step and compute those between again, one group at a time (Chen
-et al., arXiv 1604.06174): ``T / n + n`` carries rather than ``T``, for one more
-forward pass. With ``n`` near the root of ``T`` memory grows with that root.
+The derivative of a scan needs the carry before every step: here fast weights,
+one copy of a memory per chunk. Two nested scans keep the carry of every
+``n``-th step and recompute the others, one group at a time (Chen et al., arXiv
+1604.06174): ``T / n + n`` carries instead of ``T``, for one more forward pass.
+With ``n`` near the root of ``T``, memory grows with that root.
 """
 
 import functools
@@ -38,35 +37,35 @@ def chunk_scan(
     whole: Callable[[Carry, Any], tuple[Carry, Any]] | None = None,
     drop_start: bool = False,
 ) -> tuple[Carry, Any]:
-    """Walks over a stretch of a stream, at most a chunk at a time.
+    """Scans a part of a stream, at most one chunk per step.
 
-    Where ``position`` is the integer 0, the whole chunks are scanned and what
-    is left is one shorter step. From a place that only the running program
-    knows, tokens are laid on the grid, which takes up to one more chunk than
-    they fill, and a mask says which slots hold one; a single token is a single
-    step of length 1. Steps that do not ask where a chunk begins (attention to
-    a window, linear recurrences) need no position and no masks.
+    If ``position`` is the integer 0, whole chunks are scanned and the remaining
+    tokens are one shorter step. If it is traced or inside a chunk, tokens are
+    padded to chunk boundaries, at most one chunk more than they fill, and
+    masked; a single token is a single step of length 1. Steps independent of
+    chunk boundaries (window attention, linear recurrences) need no position and
+    no masks.
 
     Args:
         step: ``(state, piece, valid, closes) -> (state, outputs)`` for at most
             ``size`` tokens. ``valid`` is ``None`` if every slot of the piece
             holds a token, else a mask ``[C]`` (with rows ``[C, B]``, or
             ``[B, C]`` unless ``axis`` is 0); empty slots are zeros. ``closes``
-            says whether the piece reaches the end of its chunk: a Python
-            ``bool``, or an array, ``[B]`` with rows.
-        state: before the first token.
+            is whether the piece ends its chunk: a Python ``bool``, or an array,
+            ``[B]`` with rows.
+        state: state before the first token.
         inputs: tree of arrays with at least one token.
         size: tokens per chunk.
-        position: tokens read before: the integer 0 where a chunk begins, else
-            a scalar, or ``[B]`` for rows that stand at different places, which
-            then are the first axis beside the tokens' in every array.
-        axis: where inputs, pieces and outputs have their tokens.
+        position: tokens already read: the integer 0 at a chunk boundary, else a
+            scalar, or ``[B]`` for rows at different positions, which are then
+            the first axis after the tokens' in every array.
+        axis: axis of the tokens in inputs, pieces and outputs.
         remat: as ``every`` in :func:`remat_scan`.
-        whole: ``(state, inputs) -> (state, outputs)``, what reads all whole
-            chunks at once in place of a scan, where no masks are needed.
-        drop_start: the memories in the state have this grid: a scan of whole
-            chunks need not carry, and keep for the backward pass, what they
-            were at a chunk's start beside their weights.
+        whole: ``(state, inputs) -> (state, outputs)``, which replaces the scan
+            of all whole chunks if no masks are needed.
+        drop_start: whether the memories in ``state`` use these chunk
+            boundaries. A scan of whole chunks then neither carries nor keeps
+            their ``start``, which equals their weights.
 
     Returns:
         ``(state, outputs)``, the outputs of all tokens.
@@ -181,7 +180,7 @@ def _join(parts):
 
 
 def without_start(state: Any) -> Any:
-    """Drops what memories were at their chunk's start, where that is now."""
+    """Drops memories' ``start``, at chunk boundaries equal to ``weights``."""
     return _each_memory(lambda memory: (), state)
 
 
@@ -209,16 +208,15 @@ def remat_scan(
     *,
     every: int | None = None,
 ) -> tuple[Carry, Any]:
-    """``jax.lax.scan``, but ``body`` is computed again in the backward pass.
+    """Scans like ``jax.lax.scan``, recomputing ``body`` in the backward pass.
 
     Args:
         body: maps ``(carry, x)`` to ``(carry, y)``.
         init: the first carry.
         xs: arrays, scanned along their first axis.
-        every: steps between the carries that are kept: 1 keeps all of them
-            and costs one more forward pass, more cost two; 0 keeps what is
-            inside the body too and costs none. ``None`` is the root of the
-            number of steps, up to the next integer.
+        every: steps per carry kept: 1 keeps all, for one more forward pass;
+            more than 1 costs two; 0 also keeps the activations inside ``body``,
+            for none. ``None`` is the root of the number of steps, rounded up.
 
     Returns:
         ``(carry, ys)`` as ``jax.lax.scan`` returns them.
@@ -243,7 +241,7 @@ def remat_scan(
     check_count("every", every, 0)
     if not every:
         return jax.lax.scan(body, init, xs)
-    # A scan keeps what is recomputed apart; barriers would cost fusions.
+    # Scans need no barrier against CSE, which would prevent fusions.
     step = jax.checkpoint(body, prevent_cse=False)
     groups, rest = divmod(steps, every)
     if every == 1 or groups < 2:

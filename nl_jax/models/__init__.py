@@ -1,4 +1,4 @@
-"""Language models: one registry, one configuration type."""
+"""Language models: their registry and configuration."""
 
 from nl_jax.models.language_model import LanguageModel, ModelState, build
 from nl_jax.models.model_config import PRESETS, ModelConfig, configure, names

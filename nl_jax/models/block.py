@@ -1,4 +1,4 @@
-"""One block: a sequence mixer, then a continuum memory, both residual."""
+"""A block: a sequence mixer, then a continuum memory, both residual."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from nl_jax.nested.describe import count_parameters
 
 
 class Block(nn.Module):
-    """``x + mixer(norm(x))``, then the levels of the continuum memory."""
+    """Adds ``mixer(norm(x))`` to ``x``, then applies the continuum memory."""
 
     config: ModelConfig
 
@@ -39,8 +39,8 @@ class Block(nn.Module):
     def __call__(self, x, state=None, fast=None, *, aligned=False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
-        Where ``fast`` is a state of levels, outputs are those and the levels'
-        state; see ``ContinuumMemory``.
+        With ``fast``, the state of levels that learn in context, outputs come
+        as a pair with its next value; see ``ContinuumMemory``.
         """
         choices = self.config.choices
         options = {"stream": x} if choices.takes_stream else {}
@@ -54,15 +54,11 @@ class Block(nn.Module):
 
 
 def level_rows(config: ModelConfig, params, state) -> list[LevelRow]:
-    """Returns the level table's rows of a stack of blocks.
+    """Returns a stack of blocks' rows of the level table.
 
-    Numbers come from shapes, words from the configuration.
-
-    Args:
-        config: of the model.
-        params: shapes of all its parameters; what is in no row of the blocks
-            has a row of its own.
-        state: shapes of the ``ModelState`` of one batch row.
+    ``params`` holds the shapes of all parameters, of which those outside the
+    blocks' rows get a row of their own; ``state``, the shapes of the
+    ``ModelState`` for one batch row.
     """
     blocks = params["blocks"]
     rows = [

@@ -1,8 +1,8 @@
 """Language models as pure functions over a stack of blocks.
 
 A model is a plain object without arrays. Linen declares the parameters of one
-block; blocks are stacked on a leading axis with ``vmap`` and run by
-``jax.lax.scan``, so that compile time does not grow with depth.
+block; ``vmap`` stacks blocks on a leading axis and ``jax.lax.scan`` runs them,
+so compile time does not grow with depth.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ Variables = dict[str, Any]
 
 
 class ModelState(NamedTuple):
-    """Everything that a model remembers of a stream, batch first."""
+    """A model's memory of a stream, batch first."""
 
     mixers: Any
     """State of every block's mixer, ``[B, n_layers, ...]``."""
@@ -36,7 +36,7 @@ class ModelState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model; made by :func:`build`.
+    """A causal language model, built by :func:`build`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -53,11 +53,11 @@ class LanguageModel:
     config: ModelConfig
 
     def init(self, rng: jax.Array, tokens: Ids) -> Variables:
-        """Draws the slow parameters; ``tokens`` gives no more than a shape."""
+        """Draws the slow parameters; only the shape of ``tokens`` is used."""
         return nn.meta.unbox(self._boxed(rng, tokens))
 
     def logical_axes(self) -> Variables:
-        """Returns the tree of logical axis names of every parameter."""
+        """Returns the logical axis names of every parameter, as a tree."""
         boxed = jax.eval_shape(
             self._boxed, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
         )
@@ -70,7 +70,7 @@ class LanguageModel:
         return jax.tree.map(axes, boxed, is_leaf=_is_box)
 
     def init_state(self, variables: Variables, batch_size: int) -> ModelState:
-        """Returns the learned state from which ``batch_size`` rows start."""
+        """Returns the learned initial state for ``batch_size`` rows."""
         block = Block(self.config)
 
         def initial(params):
@@ -97,15 +97,16 @@ class LanguageModel:
         tokens: Ids,
         state: ModelState | None = None,
     ) -> tuple[Logits, ModelState]:
-        """Reads tokens, learning from them, and predicts each next one.
+        """Predicts the token after each of ``tokens``, learning in context.
 
         Args:
-            variables: from :meth:`init`.
-            tokens: ids, any ``T >= 1``; ``T = 1`` is decoding.
-            state: what earlier calls returned; ``None`` begins a new context.
+            variables: parameters from :meth:`init`.
+            tokens: ids ``[B, T]``, any ``T >= 1``; ``T = 1`` is decoding.
+            state: state after the previous tokens; ``None`` starts a new
+                context.
 
         Returns:
-            ``(logits, state)``, float32 logits for the token after each.
+            ``(logits, state)``; logits are at least float32.
 
         Raises:
             ValueError: if ``tokens`` is not a ``[B, T]`` array of integers.
@@ -138,22 +139,22 @@ class LanguageModel:
         return logits, ModelState(mixers, cms)
 
     def forward(self, params, tokens, mixers=None, fast=None, *, aligned=False):
-        """One pass with weights that stand still; see :meth:`apply`.
+        """Runs one pass with fixed weights; see :meth:`apply`.
 
         Args:
             params: slow parameters.
             tokens: ids ``[B, T]``.
             mixers: state of the mixers, or ``None``.
             fast: weights of the levels that learn in context,
-                ``[B, blocks, ...]``, in place of the slow ones of the blocks
-                that each level learns in.
-            aligned: rows stand where the mixers' chunks begin.
+                ``[B, blocks, ...]``, which replace the slow ones in their
+                blocks.
+            aligned: whether rows are at chunk boundaries of the mixers.
         """
         logits, mixers, _ = self._pass(params, tokens, mixers, fast, aligned)
         return logits, mixers
 
     def _pass(self, params, tokens, mixers, fast, aligned):
-        """:meth:`forward`; levels that layers move are states in and out."""
+        """Runs :meth:`forward`, and returns the states of local levels too."""
         embedding = params["embedding"]
         dtype = jnp.dtype(self.config.dtype)
         x = embedding[tokens].astype(dtype) * self.config.d_model**0.5
@@ -182,7 +183,7 @@ class LanguageModel:
         return logits, _batch_first(mixers), fast
 
     def _step(self, cms, own, aligned):
-        """One block of a scan over blocks."""
+        """Returns one block's step in the scan over blocks."""
         block = Block(dataclasses.replace(self.config, cms=cms))
         local = isinstance(own, CMSState)
 
@@ -209,8 +210,7 @@ class LanguageModel:
     def parameter_periods(self, variables: Variables) -> Variables:
         """Returns each parameter's update period in optimizer steps.
 
-        All 1, except the slower levels of a continuum memory whose periods
-        are optimizer steps.
+        All are 1 except those of a continuum memory's slower outer levels.
         """
         config = self.config.cms
         outer = config.goal.unit == "steps"
@@ -233,19 +233,19 @@ class LanguageModel:
 
     @property
     def learns_in_context(self) -> bool:
-        """Whether any level moves while the model reads."""
+        """Whether any level learns while the model reads."""
         return self.config.cms.learns
 
     def _positions(self, params, tokens, mixers):
-        """The learned vector of each token's place in the window."""
+        """Returns the learned vector of each token's position in the window."""
         at = jnp.arange(tokens.shape[1])[None]
         if mixers is not None:
-            at = at + mixers.seen[:, :1]  # The same in every block.
+            at = at + mixers.seen[:, :1]  # Equal in every block.
         table = params["positions"]
         return table[jnp.minimum(at, len(table) - 1)]
 
     def _segments(self, fast):
-        """Runs of blocks that are alike, their levels and fast weights."""
+        """Returns runs of equal blocks with their levels and fast weights."""
         config, n_layers = self.config.cms, self.config.n_layers
         if not fast:
             return [(slice(0, n_layers), config, None)]
@@ -296,19 +296,20 @@ def build(
     """Builds a language model by name.
 
     Args:
-        name_or_config: one of :func:`nl_jax.models.names`, or a configuration.
+        name_or_config: a name in :func:`nl_jax.models.names`, or a
+            configuration.
         preset: ``tiny``, ``small``, ``125m``, ``760m`` or ``1.3b``.
         **overrides: fields of ``ModelConfig``; nested ones as mappings, as in
             ``build("hope", titans={"architecture": "mlp"})``.
 
     Raises:
-        ValueError: for unknown names and values that are not allowed.
+        ValueError: for unknown names and invalid values.
     """
     return LanguageModel(configure(name_or_config, preset=preset, **overrides))
 
 
 def _draw(name, init, shape, axes):
-    """Declares a norm's parameter, which needs no random numbers."""
+    """Declares a norm's parameter, without random numbers."""
     del name
     return nn.LogicallyPartitioned(init(None, shape, jnp.float32), axes)
 
@@ -336,7 +337,7 @@ def _one_level(fast, index):
 
 
 def _join(before, learned, length, config):
-    """Levels of all runs of blocks, behind ``length`` tokens."""
+    """Joins the levels of all segments, ``length`` tokens later."""
     parts = [sum(runs, ()) for runs in zip(*learned, strict=True)]
     position = (before.position + length) % config.periods[-1]
     return before.with_blocks(parts)._replace(position=position)

@@ -1,4 +1,4 @@
-"""One configuration type for every language model; the registry of names."""
+"""Configuration of every language model, and the registry of names."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,27 +19,26 @@ _Choices: Any = dataclasses.make_dataclass(
     [(name, choices, choices()) for name, choices in MIXERS.items()],
     frozen=True,
 )
-"""A field for the choices of each mixer of the table, under its name."""
+"""A field for the configuration of each mixer in ``MIXERS``, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(_Choices):
     """A stack of blocks, each a sequence mixer followed by a continuum memory.
 
-    Beside the fields below there is one for every mixer of ``MIXERS``, which
-    holds its choices: ``titans``, ``attention``, ``matrix`` and so on.
+    Besides the fields below, there is one for the configuration of each mixer
+    in ``MIXERS``: ``titans``, ``attention``, ``matrix`` and so on.
 
     Raises:
-        ValueError: at construction, naming the field, its value and what is
-            allowed.
+        ValueError: for an invalid field, naming it and the allowed values.
     """
 
     name: str = "hope"
-    """Name in the registry that this configuration came from."""
+    """Name in the registry from which this configuration was made."""
     mixer: str | MixerConfig = "titans"
-    """Sequence mixer of every block: a name out of ``MIXERS``, whose choices
-    are in the field of that name; or choices of any class, in the table or not,
-    and then those fields do not count. As JSON, ``{name: choices}``."""
+    """Sequence mixer of every block: a name in ``MIXERS``, configured by the
+    field of that name, or a ``MixerConfig``, which replaces that field and need
+    not be in ``MIXERS``. In JSON, ``{name: fields}``."""
     vocab_size: int = 256
     """Number of token ids."""
     d_model: int = 128
@@ -47,20 +46,20 @@ class ModelConfig(_Choices):
     n_layers: int = 2
     """Number of blocks."""
     n_heads: int = 4
-    """Heads of the mixer; divides ``d_model``."""
+    """Number of heads of the mixer; must divide ``d_model``."""
     tie_embeddings: bool = True
-    """Whether the output head is the embedding, transposed."""
+    """Whether the output head is the transposed embedding."""
     learned_positions: bool = False
-    """Whether a learned vector is added for each of the ``window`` places of
-    ``attention``; tokens beyond them all get the last."""
+    """Whether to add a learned vector for each of the ``attention`` mixer's
+    ``window`` positions; later tokens all get the last one."""
     norm: NormConfig = NormConfig()
-    """The norm in front of each mixer, MLP and head."""
+    """Norm before each mixer, MLP and head."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Of products; parameters and fast state stay float32."""
+    """Dtype of products; parameters and fast state are float32."""
     remat: bool = False
-    """Recompute each block's activations in the backward pass."""
+    """Whether to recompute each block's activations in the backward pass."""
     cms: CMSConfig = CMSConfig()
-    """The continuum memory that follows the mixer."""
+    """Continuum memory that follows the mixer in each block."""
 
     def __post_init__(self):
         object.__setattr__(self, "mixer", _mixer(self.mixer))
@@ -100,20 +99,20 @@ class ModelConfig(_Choices):
 
     @property
     def choices(self) -> MixerConfig:
-        """The choices of the mixer."""
+        """Configuration of the mixer."""
         if isinstance(self.mixer, MixerConfig):
             return self.mixer
-        # A mixer that entered the table late has no field.
+        # A mixer registered after this class was made has no field.
         return getattr(self, self.mixer, None) or MIXERS[self.mixer]()
 
     @property
     def cycle(self) -> int:
-        """Tokens after which every chunk of the mixer begins anew."""
+        """Tokens until all chunk boundaries of the mixer coincide."""
         return self.choices.cycle
 
 
 def _mixer(mixer: Any) -> str | MixerConfig:
-    """Checks a name or choices; makes choices of ``{name: fields}``."""
+    """Checks a name or configuration, or makes one from ``{name: fields}``."""
     if isinstance(mixer, MixerConfig):
         return mixer
     name, fields = mixer, None
@@ -131,15 +130,15 @@ def _mixer(mixer: Any) -> str | MixerConfig:
 
 
 def _matrix(**matrix: Any) -> dict[str, Any]:
-    """A model of matrix memories with a Transformer's number of parameters."""
-    # What the output gate costs, the three matrices of the MLP give.
+    """Matrix memories, with as many parameters as a Transformer."""
+    # The MLP's three matrices shrink by the output gate's parameters.
     hidden = 11 / 3 if matrix.get("output_gate") else 4.0
     return {"mixer": "matrix", "matrix": matrix, "cms": {"hidden": hidden}}
 
 
 def _deep(**deep: Any) -> dict[str, Any]:
-    """A model of memories that learn by gradient descent while reading."""
-    # What initial MLPs cost at four heads, the MLP behind them gives.
+    """Memories that learn by gradient descent while reading."""
+    # The MLP shrinks by the parameters of initial MLPs at four heads.
     mlp = deep.get("architecture", "mlp").startswith("mlp")
     return {
         "mixer": "deep",
@@ -149,7 +148,7 @@ def _deep(**deep: Any) -> dict[str, Any]:
 
 
 def _titans_attention(hidden: float, **choices: Any) -> dict[str, Any]:
-    """Titans' memory and attention, whose projections the MLP gives."""
+    """Titans' memory and attention, with parameters taken from the MLP."""
     return {
         "mixer": "titans_attention",
         "titans_attention": choices,
@@ -201,7 +200,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "srwm": {"mixer": "srwm", "cms": {"hidden": 53 / 12}},
     "lstm": {"mixer": "lstm", "cms": {"hidden": 7 / 3}},
 }
-"""What each name is, as overrides of :class:`ModelConfig`."""
+"""Named models, as overrides of :class:`ModelConfig`."""
 
 _PAPER = {"vocab_size": 32_000, "dtype": "bfloat16", "remat": True}
 _CHUNKS = {"chunk_size": 64, "memory_chunk_size": 64}
@@ -218,12 +217,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     | {"d_model": 2048, "n_layers": 18, "n_heads": 8}
     | {"titans": _CHUNKS, "cms": {"layers": 5}},
 }
-"""Sizes; the large ones are shapes of the paper with its 32k vocabulary, and
-their last quarter of blocks learns in context if any does."""
+"""Model sizes. Large ones have the paper's shapes and 32k vocabulary; in models
+that learn in context, their last quarter of blocks does."""
 
 
 def names() -> list[str]:
-    """Returns the names that :func:`nl_jax.models.build` takes.
+    """Returns the model names that :func:`nl_jax.models.build` takes.
 
     Example:
         >>> "hope" in names()
@@ -238,9 +237,8 @@ def configure(
     """Resolves a name, a preset and overrides into a configuration.
 
     Args:
-        name_or_config: a name out of :func:`names`, or a configuration that
-            the overrides change.
-        preset: a size out of ``PRESETS``; only with a name.
+        name_or_config: a name in :func:`names`, or a configuration to change.
+        preset: a size in ``PRESETS``; ignored with a configuration.
         **overrides: fields of :class:`ModelConfig`; nested ones as mappings.
 
     Raises:
@@ -267,7 +265,7 @@ def configure(
 
 
 def _nested(base: Mapping, top: Mapping) -> dict:
-    """Overlays mappings, key by key and level by level."""
+    """Merges mappings recursively; ``top`` takes precedence."""
     out = dict(base)
     for key, value in top.items():
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)

@@ -1,4 +1,4 @@
-"""Sequence mixers, one file each, and the table of their names."""
+"""Sequence mixers, one file each, and their registry."""
 
 from nl_jax.layers.mixers.attention import AttentionConfig
 from nl_jax.layers.mixers.deep_memory import DeepMemoryConfig
@@ -22,11 +22,11 @@ MIXERS: dict[str, type[MixerConfig]] = {
     "srwm": SRWMConfig,
     "lstm": LSTMConfig,
 }
-"""By name. A model's configuration has a field for the choices of each."""
+"""Mixers by name. A model's configuration has a field for each."""
 
 
 def mixer_name(choices: MixerConfig) -> str:
-    """Returns the name that choices are saved by: the table's, or their class'.
+    """Returns the name of a mixer in ``MIXERS``, or else that of its class.
 
     Example:
         >>> mixer_name(LSTMConfig())

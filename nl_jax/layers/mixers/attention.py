@@ -1,11 +1,11 @@
 """Causal softmax attention over a window, with rotary positions.
 
-Softmax attention is a non-parametric memory: it keeps its context instead of
-learning it (frequency infinity, arXiv 2512.24695 section 5). The window makes
-its state constant: the last ``window`` keys and values. They are kept
-unrotated and positions are counted from the window's start, so a stream of any
-length loses no precision. Persistent tokens (Titans, arXiv 2501.00663, section
-3.3) are learned keys and values without a position.
+Softmax attention is a non-parametric memory, which keeps its context instead of
+learning it (frequency infinity, arXiv 2512.24695 section 5). Its state has
+constant size: the last ``window`` keys and values, stored unrotated. Positions
+count from the window's start, so precision does not depend on the stream's
+length. Persistent tokens (Titans, arXiv 2501.00663, section 3.3) are learned
+keys and values without a position.
 """
 
 import dataclasses
@@ -25,22 +25,21 @@ from nl_jax.memory.walk import chunk_scan
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig(MixerConfig):
-    """Choices of :class:`CausalAttention`."""
+    """Configuration of :class:`CausalAttention`."""
 
     window: int = 512
-    """Tokens that a query sees, its own included; also the cache's size."""
+    """Tokens that a query attends to, its own included; the cache size."""
     rope_base: float | None = 10_000.0
-    """Base of the rotary frequencies; ``None`` for no positions at all."""
+    """Base of the rotary frequencies; ``None`` for no position embedding."""
     conv_width: int = 4
-    """Taps of the causal convolution on q, k and v, which SiLU follows; 0 for
-    neither."""
+    """Width of the q, k, v convolutions, in tokens; 0 for none (nor SiLU)."""
     persistent: int = 0
-    """Learned tokens that every query sees, whatever the input (Titans)."""
+    """Number of learned tokens that every query attends to (Titans)."""
     kv_heads: int = 0
-    """Heads of keys and values, each shared by as many heads of queries
-    (grouped-query attention); 0 for one for each."""
+    """Number of key-value heads, each shared by a group of query heads
+    (grouped-query attention); 0 for one per query head."""
     bias: bool = False
-    """Whether the four projections add one."""
+    """Whether the four projections have biases."""
 
     def __post_init__(self):
         check_count("window", self.window)
@@ -58,7 +57,7 @@ class AttentionConfig(MixerConfig):
             )
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return CausalAttention(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):
@@ -97,11 +96,7 @@ class AttentionState(NamedTuple):
 class CausalAttention(nn.Module):
     """A sequence mixer: softmax attention to the last ``window`` tokens.
 
-    Attributes:
-        config: see :class:`AttentionConfig`.
-        d_model: model width ``D``.
-        n_heads: heads of even width ``d = D / n_heads``.
-        dtype: of products; parameters stay float32.
+    The width of a head must be even; the cache has the dtype of products.
     """
 
     config: AttentionConfig
@@ -131,10 +126,7 @@ class CausalAttention(nn.Module):
     def __call__(self, x: Stream, state=None, *, empty: bool = False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
-        Args:
-            x: tokens.
-            state: fast state from the tokens before, or ``None`` to begin.
-            empty: every row of ``state`` has ``seen = 0``.
+        ``empty`` asserts that every row of ``state`` has ``seen = 0``.
         """
         config, d, heads = self.config, self.d_model, self.n_heads
         if d % (2 * heads):
@@ -185,7 +177,7 @@ class CausalAttention(nn.Module):
 
 
 def _scan_segments(config, state, q, k, v, persistent):
-    """Attends in segments of at most a window, so cost is linear in length."""
+    """Attends window by window, at a cost linear in the length."""
 
     def segment(cache, qkv, *_):
         q, k, v = qkv
@@ -210,7 +202,7 @@ def _remember(config, state, k, v):
 
 
 def _attend(config, q, k, v, filled, persistent):
-    """The queries are the last ones of the keys, of which ``filled`` exist."""
+    """Attends from the last keys' positions to the ``filled`` last keys."""
     total = k.shape[1]
     key_at = jnp.arange(total)
     query_at = key_at[-q.shape[1] :]
@@ -231,7 +223,7 @@ def _attend(config, q, k, v, filled, persistent):
         keys, values = (
             jnp.broadcast_to(a, (q.shape[0], *a.shape)) for a in persistent
         )
-        # Neither side is rotated: they are as near to every token.
+        # Unrotated, persistent tokens are equally near to every token.
         scores = jnp.concatenate([_scores(q, keys), scores], -1)
         v = jnp.concatenate([values, v], -2)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -243,8 +235,8 @@ def _attend(config, q, k, v, filled, persistent):
 
 
 def _scores(q, k):
-    """Scores ``[B, H, T, S]``; a group of heads shares each key's head."""
-    # The group stands in the axis of queries, so that keys are not repeated.
+    """Returns ``[B, H, T, S]``; a group of query heads shares each key head."""
+    # Groups are folded into the query axis, so that keys are not repeated.
     group = q.reshape(*k.shape[:2], -1, q.shape[-1])
     # Not jax.nn.dot_product_attention: it rounds float64 scores to float32.
     scores = jnp.einsum(

@@ -1,12 +1,11 @@
-"""Sequence mixers whose memory is learned by gradient descent while reading.
+"""Sequence mixers whose memory learns by gradient descent while reading.
 
 Titans' memory layer (arXiv 2501.00663), DLA, TTT-Linear and TTT-MLP (arXiv
 2407.04620), ATLAS (2505.23735), MIRAS' Moneta, Yaad and Memora (2504.13173) as
-choices of architecture, objective, rule and retention: projections with
-short convolutions give keys, values, queries and gates, and the memory of
-:mod:`nl_jax.memory` does the rest. Surprises are taken at the weights of the
-chunk's start. Initial memories are slow parameters, learned through the inner
-updates.
+choices of architecture, objective, rule and retention. Projections with short
+convolutions make keys, values, queries and gates for a memory of
+:mod:`nl_jax.memory`. Gradients are taken at the weights of the chunk's start.
+Initial memories are slow parameters, trained through the inner updates.
 """
 
 import dataclasses
@@ -49,54 +48,52 @@ _NONE = {"none": Retention("none", gated=False, words="")}
 
 @dataclasses.dataclass(frozen=True)
 class DeepMemoryConfig(MixerConfig):
-    """Choices of :class:`DeepMemory`.
+    """Configuration of :class:`DeepMemory`.
 
     Raises:
-        ValueError: at construction, naming the field, its value and what is
-            allowed.
+        ValueError: for an invalid field, naming it and the allowed values.
     """
 
     has_grid: ClassVar[bool] = True
 
     architecture: str | Architecture = "mlp"
-    """Function of the memory, out of ``nl_jax.memory.ARCHITECTURES`` or, as
-    all four choices, an object of one's own."""
+    """The memory's function: a name in ``nl_jax.memory.ARCHITECTURES`` or an
+    ``Architecture``."""
     degree: int = 1
-    """Powers of the input that it sees; 1 for the input alone."""
+    """Highest power of the input that the memory sees; 1 for the input only."""
     objective: str | Objective = "l2"
-    """Inner loss, out of ``nl_jax.memory.OBJECTIVES``."""
+    """Inner loss: ``Objective`` or name in ``nl_jax.memory.OBJECTIVES``."""
     rule: str | LearningRule = "gd"
-    """Inner step, out of ``nl_jax.memory.RULES``; one of one's own is taken as
-    it is: ``window`` and ``normalized`` do not change it."""
+    """Inner step: a name in ``nl_jax.memory.RULES``, or a ``LearningRule``,
+    which ``window`` and ``normalized`` do not change."""
     momentum: bool = True
-    """Momentum in the inner step, with a learned decay per token."""
+    """Whether the inner step has momentum, with a learned decay per token."""
     window: int = 1
-    """Tokens whose losses a step descends on (Omega rule), each with a learned
-    share."""
+    """Latest tokens whose losses a step descends, with learned weights (Omega
+    rule); 1 for the current token alone."""
     retention: str | Retention = "decay"
-    """``"none"``, or out of ``nl_jax.memory.RETENTIONS``."""
+    """``"none"``, a name in ``nl_jax.memory.RETENTIONS`` or a ``Retention``."""
     normalized: bool = True
-    """Inner steps whose change of the output is bounded (NLMS)."""
+    """Whether inner steps are bounded in their effect on the output (NLMS)."""
     chunk_size: int = 16
-    """Tokens per chunk: surprises are taken where it begins."""
+    """Tokens per chunk; gradients are taken at the weights of its start."""
     read: Literal["before", "after", "chunk"] = "after"
-    """Weights that a query meets."""
+    """Weights that a query reads: before or after its token's write, or those
+    at the start of the chunk."""
     expansion: int = 4
-    """Hidden width of an MLP memory, in units of the head's width."""
+    """Hidden width of an MLP memory, in units of the head width."""
     eta_max: float | None = None
-    """Largest inner step; ``None`` for 1, or what is stable, see
-    ``largest_step``."""
+    """Largest inner step size; ``None`` for the default of ``largest_step``."""
     eta_bias: float = 0.0
-    """Initial logit of the inner step."""
+    """Initial logit of the inner step size."""
     conv_width: int = 4
-    """Taps of the causal convolution on q, k and v."""
+    """Width of the causal convolution on q, k and v, in tokens."""
     remat: int = 1
-    """Chunks per state that is kept for the backward pass, which computes the
-    others again: more than 1 keeps fewer weights, for another forward pass."""
+    """Chunks per state kept for the backward pass, which recomputes the others:
+    more than 1 saves memory for another forward pass."""
     implementation: str | None = None
-    """What runs whole chunks, out of
-    ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the best that
-    the platform offers."""
+    """Backend for whole chunks, a name in
+    ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the best."""
 
     def __post_init__(self):
         for name, table in (
@@ -109,18 +106,19 @@ class DeepMemoryConfig(MixerConfig):
             check_count(name, getattr(self, name))
         if self.eta_max is not None and not self.eta_max > 0:
             raise ValueError(f"eta_max={self.eta_max} must be positive")
-        _ = self.memory  # Says which choices do not go together.
+        _ = self.memory  # Raises for incompatible choices.
 
     @property
     def largest_step(self) -> float:
-        """``eta_max``, or by default a step that no keys make unstable.
+        """``eta_max``, or a default that is stable for any keys.
 
-        Surprises of a chunk are taken at its start, so steps towards one key
-        add up; on L2 a sum of 1 reaches the value, and beyond 2 each chunk
-        overshoots more than the one before. A layer norm bounds surprises by
-        itself, and other objectives and rules have no such loop. Orthogonal
-        steps are as long towards a small surprise as towards a large one: 1
-        turns a memory over at every token, so that its gradient is chaotic.
+        A chunk's gradients are taken at its start, so steps for equal keys add
+        up. On L2, a sum of 1 reaches the value, and above 2 each chunk
+        overshoots more than the last; hence ``1 / (chunk_size + window - 1)``.
+        A layer norm bounds gradients by itself, and other objectives and rules
+        have no such feedback: 1. Orthogonal steps are equally long for small
+        and large gradients, and 1 would replace a memory at every token, with
+        chaotic gradients: 0.1.
         """
         if self.eta_max is not None:
             return self.eta_max
@@ -141,7 +139,7 @@ class DeepMemoryConfig(MixerConfig):
 
     @property
     def _base(self):
-        """The function behind powers of the input."""
+        """The function without powers of the input."""
         return choose(
             "architecture", self.architecture, ARCHITECTURES, Architecture
         )
@@ -153,7 +151,7 @@ class DeepMemoryConfig(MixerConfig):
 
     @property
     def learning_rule(self) -> LearningRule:
-        """The memory's step; one that is named has the options given here."""
+        """The learning rule; a named one has this configuration's options."""
         rule = choose("rule", self.rule, RULES, LearningRule)
         if rule is self.rule:
             return rule
@@ -170,7 +168,7 @@ class DeepMemoryConfig(MixerConfig):
 
     @property
     def memory(self) -> Memory:
-        """The memory of one head's sequence."""
+        """The memory of one sequence."""
         return associative_memory(
             self.memory_architecture,
             self.inner_objective,
@@ -185,11 +183,11 @@ class DeepMemoryConfig(MixerConfig):
 
     @property
     def cycle(self) -> int:
-        """Tokens of a chunk."""
+        """Tokens per chunk."""
         return self.chunk_size
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return DeepMemory(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):
@@ -229,20 +227,13 @@ class DeepMemoryState(NamedTuple):
     """Fast state, batch first."""
 
     memory: StreamState
-    """Weights and momentum of every head, and the place in the chunk."""
+    """Weights and momentum of every head, and the position in the chunk."""
     tails: dict[str, jax.Array]
     """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
 
 
 class DeepMemory(nn.Module):
-    """A sequence mixer: a memory per head that learns while it reads.
-
-    Attributes:
-        config: see :class:`DeepMemoryConfig`.
-        d_model: model width ``D``.
-        n_heads: heads of width ``d = D / n_heads``.
-        dtype: of products; parameters and fast state stay float32.
-    """
+    """A sequence mixer: a memory per head that learns while it reads."""
 
     config: DeepMemoryConfig
     d_model: int
@@ -284,13 +275,7 @@ class DeepMemory(nn.Module):
 
     @nn.compact
     def __call__(self, x: Stream, state=None, *, aligned: bool = False):
-        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
-
-        Args:
-            x: tokens.
-            state: fast state from the tokens before, or ``None`` to begin.
-            aligned: every row of ``state`` stands where a chunk begins.
-        """
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, heads = self.config, self.d_model, self.n_heads
         if d % heads:
             raise ValueError(f"n_heads={heads} must divide d_model={d}")

@@ -14,17 +14,17 @@ from nl_jax.layers.mixing import Declare
 
 @dataclasses.dataclass(frozen=True)
 class LSTMConfig(MixerConfig):
-    """Choices of :class:`LSTM`."""
+    """Configuration of :class:`LSTM`."""
 
     expansion: float = 1.0
-    """Width of the cells in units of ``d_model``."""
+    """Number of cells in units of ``d_model``."""
 
     def __post_init__(self):
         if not self.expansion > 0:
             raise ValueError(f"expansion={self.expansion} must be positive")
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return LSTM(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):
@@ -52,14 +52,7 @@ class LSTMState(NamedTuple):
 
 
 class LSTM(nn.Module):
-    """A sequence mixer: cells with input, forget and output gates.
-
-    Attributes:
-        config: see :class:`LSTMConfig`.
-        d_model: model width ``D``.
-        n_heads: not used; part of every mixer's signature.
-        dtype: of products; parameters and fast state stay float32.
-    """
+    """A sequence mixer: cells with input, forget and output gates, no heads."""
 
     config: LSTMConfig
     d_model: int

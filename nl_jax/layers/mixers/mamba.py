@@ -1,18 +1,18 @@
-r"""Mamba: a diagonal state space whose step and ports depend on the token.
+r"""Mamba: a diagonal state space with token-dependent parameters.
 
 arXiv 2312.00752, Algorithm 2 (S6) and section 3.4. Per channel :math:`e` with
-``N`` numbers of state,
+``N`` states,
 
 .. math::
     h_t = e^{\Delta_t A} h_{t-1} + \Delta_t B_t x_t, \qquad
     y_t = C_t^\top h_t + D x_t
 
-between a short convolution with SiLU and a gate. As an associative memory:
-dot product, one gradient step with decay per channel and number of state.
+between a short convolution with SiLU and a gate. As an associative memory, this
+is one gradient step on the dot product, with decay per channel and state.
 
-Chunks are scanned in log2 steps by products and sums of decays of at most 1,
-which no length makes overflow. A chunk of C tokens holds ``C E N`` numbers per
-row; the backward pass computes them anew.
+Chunks are scanned in log2 steps of products and sums of decays, which are at
+most 1 and cannot overflow. A chunk of C tokens holds ``C E N`` numbers per row,
+which the backward pass recomputes.
 """
 
 import dataclasses
@@ -35,17 +35,17 @@ _SLOWEST, _FASTEST = 0.001, 0.1
 
 @dataclasses.dataclass(frozen=True)
 class MambaConfig(MixerConfig):
-    """Choices of :class:`Mamba`."""
+    """Configuration of :class:`Mamba`."""
 
     expansion: float = 2.0
     """Channels ``E`` of the state space, in units of ``d_model``."""
     state_size: int = 16
-    """Numbers of state per channel, ``N``."""
+    """States ``N`` per channel."""
     step_rank: int = 16
-    """Width of the middle through which a token sets its step, as a divisor
-    of ``d_model``: ``D / step_rank`` numbers, rounded up."""
+    """Divisor of ``d_model`` that gives the rank of the projection to step
+    sizes: ``d_model / step_rank``, rounded up."""
     conv_width: int = 4
-    """Taps of the causal convolution."""
+    """Width of the causal convolution, in tokens."""
     chunk_size: int = 64
     """Tokens processed in parallel; results do not depend on it."""
 
@@ -56,7 +56,7 @@ class MambaConfig(MixerConfig):
             check_count(name, getattr(self, name))
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return Mamba(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):
@@ -87,12 +87,12 @@ def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
     """Runs the recurrence above, without ``D``, over any length.
 
     Args:
-        h: state ``[B, E, N]``; also the dtype that is computed in.
+        h: state ``[B, E, N]``, whose dtype is that of the computation.
         x: inputs ``[B, T, E]``.
         delta: steps, at least 0, ``[B, T, E]``.
         a: rates, below 0, ``[E, N]``.
-        b: what a state takes of an input, ``[B, T, N]``.
-        c: what the output takes of a state, ``[B, T, N]``.
+        b: input weights ``[B, T, N]``.
+        c: output weights ``[B, T, N]``.
         chunk_size: tokens in parallel; results do not depend on it.
 
     Returns:
@@ -115,7 +115,7 @@ def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
         x, delta, b, c = (value.astype(h.dtype) for value in inputs)
         kept = jnp.exp(delta[..., None] * a.astype(h.dtype))
         added = (delta * x)[..., None] * b[:, :, None]
-        # The state before is one more thing that the first token adds.
+        # The first token also adds the decayed initial state.
         added = added.at[:, 0].add(kept[:, 0] * h)
         _, states = jax.lax.associative_scan(join, (kept, added), axis=1)
         return states[:, -1], jnp.einsum("bten,btn->bte", states, c)
@@ -126,14 +126,7 @@ def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
 
 
 class Mamba(nn.Module):
-    """A sequence mixer: convolution, selective state space, gate.
-
-    Attributes:
-        config: see :class:`MambaConfig`.
-        d_model: model width ``D``.
-        n_heads: not used; part of every mixer's signature.
-        dtype: of products; parameters and the state stay float32.
-    """
+    """A sequence mixer: convolution, selective state space, gate; no heads."""
 
     config: MambaConfig
     d_model: int
@@ -190,14 +183,14 @@ class Mamba(nn.Module):
 
 
 def _initial_steps(rng, shape, dtype):
-    """Softplus' inverse of steps that are uniform in the logarithm."""
+    """Draws steps uniform in the logarithm, as inputs of softplus."""
     low, high = jnp.log(_SLOWEST), jnp.log(_FASTEST)
     step = jnp.exp(jax.random.uniform(rng, shape, dtype, low, high))
     return step + jnp.log(-jnp.expm1(-step))
 
 
 def _initial_rates(rng, shape, dtype):
-    """S4D-Real: the n-th number of a state decays at rate n."""
+    """S4D-Real: the n-th state of a channel decays at rate n."""
     del rng
     rates = jnp.arange(1, shape[1] + 1, dtype=dtype)
     return jnp.broadcast_to(jnp.log(rates), shape)

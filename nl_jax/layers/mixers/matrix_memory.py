@@ -1,9 +1,9 @@
 """Sequence mixers whose memory is a matrix per head.
 
 One layer for linear attention, RetNet, GLA, (gated) DeltaNet, Longhorn, Comba,
-OjaNet and RWKV-7: projections with short convolutions, what the rule needs of
-gates, the rule (:mod:`nl_jax.memory.matrix_rules`), a norm per head, an output
-projection. The state does not grow with the sequence.
+OjaNet and RWKV-7: projections with short convolutions, gates, a rule from
+:mod:`nl_jax.memory.matrix_rules`, a norm per head and an output projection. The
+state does not grow with the sequence.
 """
 
 import dataclasses
@@ -34,29 +34,28 @@ _FEATURES = ("l2", "elu", "rotary", "scaled")
 
 @dataclasses.dataclass(frozen=True)
 class MatrixMemoryConfig(MixerConfig):
-    """Choices of :class:`MatrixMemory`."""
+    """Configuration of :class:`MatrixMemory`."""
 
     rule: str | MatrixRule = "delta"
-    """Out of ``nl_jax.memory.MATRIX_RULES``, or one of one's own, whose gates
-    are out of ``GATES``."""
+    """Learning rule: a name in ``nl_jax.memory.MATRIX_RULES``, or a
+    ``MatrixRule`` whose gates are in ``GATES``."""
     decay: Literal["none", "fixed", "scalar", "channel"] = "none"
-    """What is forgotten: nothing; by heads' fixed rates (RetNet); by a number
-    per token, learned; or by one per token and channel of the key."""
+    """Forgetting: none, a fixed rate per head (RetNet), a learned rate per
+    token, or a learned rate per token and key channel."""
     features: Literal["l2", "elu", "rotary", "scaled"] = "l2"
-    """Of q and k: unit length; ``elu + 1`` with a normalised output (linear
-    attention); rotated by position (RetNet); or q over ``sqrt(d)``."""
+    """Features of q and k: unit length; ``elu + 1``, normalising the output
+    (linear attention); rotary (RetNet); or q divided by ``sqrt(d)``."""
     output_gate: bool = False
-    """Multiply the output with SiLU of a projection (RetNet, GLA)."""
+    """Whether to multiply the output by SiLU of a projection (RetNet, GLA)."""
     beta_max: float = 1.0
-    """Largest step; 2 lets the memory track states."""
+    """Largest step size; 2 allows state tracking."""
     chunk_size: int = 64
     """Tokens processed in parallel; results do not depend on it."""
     conv_width: int = 4
-    """Taps of the causal convolution on q, k and v."""
+    """Width of the causal convolution on q, k and v, in tokens."""
     implementation: str | None = None
-    """What runs the recurrence, out of
-    ``pallas_kernels.delta_memory.IMPLEMENTATIONS``; ``None`` for the best that
-    the platform offers."""
+    """Backend of the recurrence, a name in
+    ``pallas_kernels.delta_memory.IMPLEMENTATIONS``; ``None`` for the best."""
 
     def __post_init__(self):
         check_choice(
@@ -85,12 +84,12 @@ class MatrixMemoryConfig(MixerConfig):
             )
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return MatrixMemory(self, d_model, n_heads, dtype)
 
     @property
     def recurrence(self) -> MatrixRule:
-        """The rule itself."""
+        """The rule as an object."""
         return choose("rule", self.rule, MATRIX_RULES, MatrixRule)
 
     def levels(self, params, state):
@@ -111,7 +110,7 @@ class MatrixMemoryConfig(MixerConfig):
         ]
 
     def _runs(self, state):
-        """What runs the recurrence on the devices here."""
+        """Backend of the recurrence on the available devices."""
         if self.decay == "channel":
             return ""
         if self.implementation is not None:
@@ -142,20 +141,13 @@ class MatrixMemoryState(NamedTuple):
     memory: jax.Array
     """``[B, H, n, d, d]`` float32, ``n`` matrices per head."""
     normalizer: jax.Array | None
-    """Sum of the keys' features, ``[B, H, d]``, for linear attention."""
+    """Sum of the key features, ``[B, H, d]``, for linear attention."""
     tails: dict[str, jax.Array]
     """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
 
 
 class MatrixMemory(nn.Module):
-    """A sequence mixer: a matrix memory per head, under one of many rules.
-
-    Attributes:
-        config: see :class:`MatrixMemoryConfig`.
-        d_model: model width ``D``.
-        n_heads: heads of width ``d = D / n_heads``.
-        dtype: of products; parameters and fast state stay float32.
-    """
+    """A sequence mixer: a matrix memory per head, under one of many rules."""
 
     config: MatrixMemoryConfig
     d_model: int
@@ -200,8 +192,8 @@ class MatrixMemory(nn.Module):
             k, gates, bonus = _rwkv7_keys(declare, q, k, v, gates)
         memory, length = state.memory, x.shape[1]
         if config.features == "rotary":
-            # Positions count from the last token that the state holds, so
-            # that a stream of any length loses no precision.
+            # Positions count from the last token in the state, so precision
+            # does not depend on the stream's length.
             at = jnp.arange(1, length + 1)
             q, k = rotate(q, at), rotate(k, at)
         o, memory = rule.scan(
@@ -234,7 +226,7 @@ class MatrixMemory(nn.Module):
         return y @ out, MatrixMemoryState(memory, normalizer, tails)
 
     def _gates(self, declare, x):
-        """What the rule needs, ``[B, H, T]`` or ``[B, H, T, d]``."""
+        """Returns the rule's gates, ``[B, H, T]`` or ``[B, H, T, d]`` each."""
         config, heads = self.config, self.n_heads
         names = config.recurrence.gates
         if "removal" in names:
@@ -245,7 +237,7 @@ class MatrixMemory(nn.Module):
         gates = {name: GATES[name](config, declare, x, heads) for name in names}
         shape = (x.shape[0], heads, x.shape[1])
         if config.decay == "channel":
-            # The sixteenth root keeps what GLA forgets per token small.
+            # As in GLA, the sixteenth root limits forgetting per token.
             log_alpha = declare.channel_gate("alpha", x, heads, 0.0)
             log_alpha = jax.nn.log_sigmoid(log_alpha) / 16
         elif config.decay == "scalar":
@@ -285,13 +277,12 @@ GATES = {
     "feedback": _feedback,
     "rate": _rate,
 }
-"""What rules may ask for in their ``gates``: how the layer makes it, from
-``(config, declare, x, heads)``. ``"removal"`` beside them makes RWKV-7's keys
-and retention."""
+"""Functions ``(config, declare, x, heads) -> gate`` for the ``gates`` of a
+rule. A rule with ``"removal"`` uses the keys and retention of RWKV-7."""
 
 
 def _rwkv7_keys(declare, q, k, v, gates):
-    """The key that is written, the one that is removed, and the bonus."""
+    """Returns the written key, the gates with the erased key, and the bonus."""
     heads, d = k.shape[1], k.shape[-1]
 
     def per_channel(name, value):

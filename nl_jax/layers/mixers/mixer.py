@@ -1,8 +1,7 @@
-"""What a model asks of a sequence mixer.
+"""Interface between a model and its sequence mixer.
 
-A mixer is one file: a frozen dataclass of its choices, which derives from
-:class:`MixerConfig`, and the Linen module that they build. A row of
-``nl_jax.layers.MIXERS`` gives it a name.
+A mixer is one file: a frozen dataclass derived from :class:`MixerConfig`, named
+in ``nl_jax.layers.MIXERS``, and the Linen module that it builds.
 """
 
 import abc
@@ -18,57 +17,60 @@ from nl_jax.nested.describe import count_bytes, count_parameters
 from pallas_kernels import device, mlp_memory
 
 LONG = 2048
-"""Tokens of the long sequence of which the level table says what runs it."""
+"""Tokens of the sequence for which the level table names a backend."""
 
 
 class MixerConfig(abc.ABC):
-    """Choices of a mixer, and all that a model needs to know of it."""
+    """Configuration of a mixer, with everything a model needs to know of it."""
 
     takes_stream: ClassVar[bool] = False
-    """Whether the module is also given ``stream``, what its input was before
-    the norm, because it adds to that layer by layer."""
+    """Whether the module also takes ``stream``, its input before the norm,
+    because its layers add to it."""
     has_grid: ClassVar[bool] = False
-    """Whether results depend on where chunks begin; the module is then told
-    ``aligned``, whether every row of the state stands there."""
+    """Whether chunk boundaries matter; the module then takes ``aligned``."""
 
     @property
     def cycle(self) -> int:
-        """Tokens after which every chunk begins anew; 1 without chunks."""
+        """Tokens until all chunk boundaries coincide; 1 without chunks."""
         return 1
 
     def check(self, n_heads: int) -> None:
-        """Raises ``ValueError`` for a number of heads that does not fit."""
+        """Raises ``ValueError`` for an unsupported number of heads."""
         del n_heads
 
     @abc.abstractmethod
     def build(self, d_model: int, n_heads: int, dtype: Any) -> nn.Module:
-        """Returns the module.
+        """Returns the module, with a method ``initial_state(batch_size)``.
 
-        It is called as ``(x, state=None) -> (y, state)``, on ``x`` of
-        ``[B, T, D]``, with ``stream=`` and ``aligned=`` where the choices say
-        so, and has ``initial_state(batch_size)``.
+        It is called as ``(x, state=None) -> (y, state)`` on tokens ``x``,
+        ``[B, T, D]``, and the fast state after the previous tokens, ``None`` at
+        the start. If ``takes_stream``, it also takes ``stream``; if
+        ``has_grid``, ``aligned``: whether every row of ``state`` is known to be
+        at a chunk boundary, which saves work.
+
+        Args:
+            d_model: model width ``D``.
+            n_heads: number of heads of width ``d = D / n_heads``, if any.
+            dtype: dtype of products; parameters are float32, as is fast state
+                except cached tokens.
         """
 
     @abc.abstractmethod
     def levels(self, params: Any, state: Any) -> list[LevelRow]:
         """Returns the mixer's rows of the level table.
 
-        Args:
-            params: shapes of the module's parameters in all blocks.
-            state: shapes of its fast state in all blocks, of one batch row.
+        ``params`` and ``state`` are the shapes of the module's parameters and
+        fast state in all blocks, for one batch row.
         """
 
 
 def token_level(
     *, state: Any, params: Any = (), period: int = 1, **words: str
 ) -> LevelRow:
-    """Returns the row of a memory whose period is a number of tokens.
+    """Returns the level-table row of a memory whose period is in tokens.
 
-    Args:
-        state: its fast state, or the shapes.
-        params: its slow parameters, or the shapes.
-        period: tokens between updates.
-        **words: all other fields of ``LevelRow``.
+    ``state`` and ``params`` are its fast state and slow parameters, as arrays
+    or shapes; ``words`` are the other fields of ``LevelRow``.
     """
     return LevelRow(
         period=period,
@@ -87,14 +89,11 @@ def what_scans(
     chunk_size: int,
     implementation: str | None,
 ) -> str:
-    """Names what runs whole chunks of a memory on the devices here.
+    """Returns the name of the backend for a memory's whole chunks.
 
-    Args:
-        memory: shapes of its state, heads third from the end.
-        tails: raw inputs of its convolutions, of which ``q`` is looked at.
-        gates: how many gates a token has.
-        chunk_size: tokens per chunk.
-        implementation: the one that is asked for, if any.
+    ``memory`` and ``tails`` hold the shapes of its state, heads third from the
+    end, and of its convolutions' inputs; ``gates`` is the number of gates per
+    token.
     """
     if implementation is not None:
         return implementation

@@ -1,8 +1,8 @@
 """Samba: a state space, an MLP, then attention to a window.
 
-arXiv 2406.07522, section 2.1. The three layers before a block's own MLP, each
-residual behind a norm: Mamba keeps the far past in a constant state, the
-window recalls the near past exactly.
+arXiv 2406.07522, section 2.1: the three layers before a block's own MLP, each
+residual with a norm before it. Mamba keeps the distant past in a constant-size
+state; the window recalls the recent past exactly.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ from nl_jax.nested.describe import count_parameters
 
 @dataclasses.dataclass(frozen=True)
 class SambaConfig(MixerConfig):
-    """Choices of :class:`Samba`."""
+    """Configuration of :class:`Samba`."""
 
     mamba: MambaConfig = MambaConfig(expansion=1.0)
-    """The state space."""
+    """The state-space layer."""
     hidden: float = 1.4
-    """Hidden width of the MLP between, in units of ``d_model``."""
+    """Hidden width of the MLP in the middle, in units of ``d_model``."""
     attention: AttentionConfig = AttentionConfig()
-    """The attention."""
+    """The attention layer."""
     takes_stream: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -44,7 +44,7 @@ class SambaConfig(MixerConfig):
             raise ValueError(f"hidden={self.hidden} must be positive")
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return Samba(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):
@@ -71,20 +71,13 @@ class SambaState(NamedTuple):
     """Fast state, batch first."""
 
     mamba: MambaState
-    """Of the state space."""
+    """State of the state-space layer."""
     attention: AttentionState
-    """Of the attention."""
+    """State of the attention layer."""
 
 
 class Samba(nn.Module):
-    """A sequence mixer of three residual layers.
-
-    Attributes:
-        config: see :class:`SambaConfig`.
-        d_model: model width ``D``.
-        n_heads: heads of the attention.
-        dtype: of products; parameters and the state space stay float32.
-    """
+    """A sequence mixer of three residual layers; heads are the attention's."""
 
     config: SambaConfig
     d_model: int
@@ -112,11 +105,7 @@ class Samba(nn.Module):
     def __call__(self, x: Stream, state=None, *, stream: Stream | None = None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
-        Args:
-            x: tokens, normalised.
-            state: fast state from the tokens before, or ``None`` to begin.
-            stream: what ``x`` was before its norm, to which the layers add;
-                ``x`` itself if ``None``.
+        The layers add to ``stream``, which is ``x`` before its norm.
         """
         declare = Declare(self, self.dtype)
         ones = nn.initializers.ones

@@ -7,8 +7,8 @@ arXiv 2202.05780, section 3. Per head, with :math:`\phi` the softmax,
     \bar v_t = W_{t-1} \phi(k_t), \quad v_t = W_{t-1} \phi(q_t), \qquad
     W_t = W_{t-1} + \sigma(\beta_t) (v_t - \bar v_t) \otimes \phi(k_t)
 
-with a rate of its own for each of the four groups of rows. Every key needs the
-matrix that the token before left behind, so it is read token by token, at
+with a separate rate for each of the four groups of rows. Every key depends on
+the matrix after the previous token, so the scan goes token by token, with
 ``3 d + 4`` rows of ``d`` numbers per head.
 """
 
@@ -31,20 +31,20 @@ _RATES = 4
 
 @dataclasses.dataclass(frozen=True)
 class SRWMConfig(MixerConfig):
-    """Choices of :class:`SRWM`."""
+    """Configuration of :class:`SRWM`."""
 
     chunk_size: int = 64
-    """Tokens between the matrices that a backward pass keeps; it computes the
-    others anew. Results do not depend on it."""
+    """Tokens between the matrices kept for the backward pass, which recomputes
+    the others; results do not depend on it."""
     conv_width: int = 4
-    """Taps of the causal convolution on the input."""
+    """Width of the causal convolution on the input, in tokens."""
 
     def __post_init__(self):
         for name in ("chunk_size", "conv_width"):
             check_count(name, getattr(self, name))
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return SRWM(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):
@@ -76,7 +76,8 @@ def self_referential_scan(w, x, *, chunk_size: int = 64):
 
     Args:
         w: initial matrices ``[B, ..., d, 3 d + 4]``, whose columns make output,
-            key, query and four rates; also the dtype that is computed in.
+            key, query and four rates, and whose dtype is that of the
+            computation.
         x: inputs ``[B, T, ..., d]``.
         chunk_size: tokens between the matrices kept for the backward pass.
 
@@ -117,14 +118,7 @@ def self_referential_scan(w, x, *, chunk_size: int = 64):
 
 
 class SRWM(nn.Module):
-    """A sequence mixer: a self-referential matrix per head.
-
-    Attributes:
-        config: see :class:`SRWMConfig`.
-        d_model: model width ``D``.
-        n_heads: heads of width ``d = D / n_heads``.
-        dtype: of products; parameters and fast state stay float32.
-    """
+    """A sequence mixer: a self-referential matrix per head."""
 
     config: SRWMConfig
     d_model: int

@@ -1,7 +1,7 @@
 r"""Self-modifying (self-referential) Titans, arXiv 2512.24695, section 8.1-8.2.
 
-Every projection of a token is itself a memory that goes on learning, and each
-memory makes its own target:
+Every projection of a token is itself a memory that keeps learning, and each
+memory generates its own target:
 
 .. math::
 
@@ -11,14 +11,14 @@ memory makes its own target:
     M_\square \leftarrow M_\square(\alpha_t I - \eta_t k_t k_t^\top)
     - \eta_t \nabla L(M_\square; k_t, \hat v_{\square,t})
 
-(eq. 86-88). Everything generated comes from the weights at the chunk's start
-(eq. 90). The generating memories never depend on the one that answers, so a
-call is two walks: the generators over their chunks
+(eq. 86-88), everything generated at the weights of the chunk's start (eq. 90).
+The generating memories never depend on the answering memory that queries read,
+so a call is two scans: the generators over their chunks
 (:mod:`nl_jax.layers.mixers.titans_generators`), then the answering memory over
-its own. Both are associative memories that make their own targets.
+its own.
 
-Weakness: taken literally the equations overflow within a few chunks when the
-memories are MLPs; see ``TitansConfig.literal`` and ``docs/recall.md``.
+As printed, the equations overflow within a few chunks if the memories are MLPs;
+see ``TitansConfig.literal`` and ``docs/recall.md``.
 """
 
 from typing import NamedTuple
@@ -42,25 +42,18 @@ class TitansState(NamedTuple):
     """Fast state, batch first in every leaf."""
 
     generators: MemoryState
-    """Memories that make k, v, eta, alpha (and q), ``[B, n, H, ...]``; where
-    all share one recurrence, ``weights`` is its matrix, ``[B, H, d, d]``."""
+    """Memories that make k, v, eta, alpha (and q), ``[B, n, H, ...]``; with a
+    shared recurrence, ``weights`` is its matrix, ``[B, H, d, d]``."""
     memory: MemoryState
-    """The memory that answers, ``[B, H, ...]``; ``weights`` is empty where the
-    recurrence is shared."""
+    """Answering memory, ``[B, H, ...]``; ``weights`` is empty if shared."""
     tails: dict[str, jax.Array]
     """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
     position: jax.Array
-    """Tokens read since the chunk grids last met, int32 ``[B]``."""
+    """Tokens since both chunk boundaries last coincided, int32 ``[B]``."""
 
 
 class SelfModifyingTitans(nn.Module):
     """A sequence mixer whose projections learn in context.
-
-    Attributes:
-        config: choices of the memory and its rule.
-        d_model: model width ``D``.
-        n_heads: heads; each has memories of width ``D / n_heads``.
-        dtype: of products; parameters and fast state stay float32.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -175,14 +168,7 @@ class SelfModifyingTitans(nn.Module):
         )
 
     def __call__(self, x: Stream, state=None, *, aligned: bool = False):
-        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
-
-        Args:
-            x: tokens.
-            state: fast state from the tokens before, or ``None`` to begin.
-            aligned: the caller knows that every row of ``state`` stands where
-                both chunk grids begin; saves the work of finding out.
-        """
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         x = x.astype(self.dtype)
         aligned = aligned or state is None
         state = self.initial_state(x.shape[0]) if state is None else state

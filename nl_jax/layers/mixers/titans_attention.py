@@ -1,23 +1,21 @@
 r"""Titans: a memory that learns while reading, combined with attention.
 
-Arrangements of arXiv 2501.00663, section 4, of one memory :math:`M` (the
-``DeepMemory`` of this package) and one attention with persistent tokens:
+Arrangements of arXiv 2501.00663, section 4, of a memory :math:`M`
+(:class:`DeepMemory`) and an attention :math:`A` with persistent tokens:
 
 * ``"layer"`` (MAL): attention to the memory's outputs, :math:`A(M(x))`;
 * ``"gate"`` (MAG): side by side, :math:`A(x) \otimes M(x)`;
-* ``"context"`` (MAC): by segments of one chunk of the memory. What the memory
-  answered at the segment's start, :math:`h_t = M_{start}(q_t)`, stands before
-  the tokens in an attention that sees the segment only; the memory learns from
-  what attention made of them, :math:`y`, and gates it,
-  :math:`o = y \otimes M(y)`.
+* ``"context"`` (MAC): by segments of one memory chunk. The memory's answers at
+  the segment's start, :math:`h_t = M_{start}(q_t)`, precede the tokens in an
+  attention to the segment only. The memory learns from the attention's outputs
+  :math:`y` and gates them: :math:`o = y \otimes M(y)`.
 
 :math:`a \otimes m = \mathrm{rms}(a) \odot \sigma(\mathrm{rms}(m))`, both norms
 with a learned scale per channel.
 
-MAC is a walk over segments, for a segment's memory has learned from the
-attention of the one before. Attention has no mask for rows that stand at
-different places of their segments, so a stream that goes on inside a segment
-is read token by token up to the end of the call.
+MAC scans over segments, since a segment's memory has learned from the previous
+segment's attention. As attention cannot mask rows at different positions in
+their segments, a call that starts inside a segment is read token by token.
 """
 
 import dataclasses
@@ -51,36 +49,36 @@ _COMBINATIONS = ("context", "gate", "layer")
 
 @dataclasses.dataclass(frozen=True)
 class TitansAttentionConfig(MixerConfig):
-    """Choices of :class:`TitansAttention`."""
+    """Configuration of :class:`TitansAttention`."""
 
     has_grid: ClassVar[bool] = True
 
     combine: Literal["context", "gate", "layer"] = "context"
-    """How memory and attention meet: MAC, MAG or MAL."""
+    """Combination of memory and attention: MAC (``"context"``), MAG or MAL."""
     memory: DeepMemoryConfig = DeepMemoryConfig()
-    """The memory; its ``chunk_size`` is the segment of ``"context"``."""
+    """The memory, whose ``chunk_size`` is the segment of ``"context"``."""
     attention: AttentionConfig = AttentionConfig(persistent=4)
-    """The attention; with ``"context"`` its window is the segment."""
+    """The attention; ``"context"`` sets its window to the segment."""
 
     def __post_init__(self):
         check_choice("combine", self.combine, _COMBINATIONS)
 
     @property
     def attention_layer(self) -> AttentionConfig:
-        """The attention as it is built."""
+        """The attention with the window that it is built with."""
         if self.combine != "context":
             return self.attention
-        # Each token and what the memory says of it.
+        # Each token and the memory's answer to it.
         window = 2 * self.memory.chunk_size
         return dataclasses.replace(self.attention, window=window)
 
     @property
     def cycle(self) -> int:
-        """Tokens of a chunk of the memory."""
+        """Tokens per chunk of the memory."""
         return self.memory.chunk_size
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
+        """Returns the configured module."""
         return TitansAttention(self, d_model, n_heads, dtype)
 
     def levels(self, params, state):
@@ -99,22 +97,15 @@ class TitansAttentionState(NamedTuple):
     """Fast state, batch first."""
 
     memory: DeepMemoryState
-    """The memory, its weights at the segment's start and its place there."""
+    """State of the memory, including its position in the segment."""
     attention: AttentionState
-    """Cache of the window, or of the unfinished segment."""
+    """Cache of the window, or of the unfinished segment for MAC."""
     tail: jax.Array | None
-    """Raw queries of the last tokens, ``[B, width - 1, D]``, for MAC."""
+    """For MAC: raw queries of the last tokens, ``[B, width - 1, D]``."""
 
 
 class TitansAttention(nn.Module):
-    """A sequence mixer: MAC, MAG or MAL.
-
-    Attributes:
-        config: see :class:`TitansAttentionConfig`.
-        d_model: model width ``D``.
-        n_heads: heads of memory and attention, of even width.
-        dtype: of products; parameters and the memory stay float32.
-    """
+    """A sequence mixer: MAC, MAG or MAL, with heads of even width."""
 
     config: TitansAttentionConfig
     d_model: int
@@ -142,13 +133,7 @@ class TitansAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Stream, state=None, *, aligned: bool = False):
-        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
-
-        Args:
-            x: tokens.
-            state: fast state from the tokens before, or ``None`` to begin.
-            aligned: every row of ``state`` stands where a chunk begins.
-        """
+        """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         combine = self.config.combine
         aligned = aligned or state is None
         state = self.initial_state(x.shape[0]) if state is None else state
@@ -188,7 +173,7 @@ class TitansAttention(nn.Module):
         q = jax.nn.silu(short_conv(raw, kernel, state.tail))
         if self.is_initializing():
             self.attention(self.memory(x)[0])
-        # JAX's loops take functions, not modules that hold their parameters.
+        # JAX's loops need functions without modules' parameters inside.
         memory, memory_params = self.memory.unbind()
         attention, attention_params = self.attention.unbind()
 
@@ -198,7 +183,7 @@ class TitansAttention(nn.Module):
             return read_memory(stream._replace(memory=start), q)
 
         def segment(state, inputs, aligned=False):
-            """Tokens of one segment; from its start on if ``aligned``."""
+            """Reads tokens of one segment, from its start if ``aligned``."""
             x, q = inputs
             learner: Any
             cache: Any
@@ -207,8 +192,8 @@ class TitansAttention(nn.Module):
             h = rms_norm(jax.vmap(recall)(learner.memory, q))
             h = h.astype(x.dtype).swapaxes(1, 2).reshape(x.shape) * scale
             # The paper attends to [h_1 .. h_C, x_1 .. x_C], where x_t sees
-            # answers to later tokens. Here each h_t stands just before its
-            # x_t, so that x_t sees h_s and x_s of s <= t alone.
+            # answers to later tokens. Here each h_t directly precedes x_t,
+            # which sees h_s and x_s of s <= t only.
             pairs = jnp.stack([h, x], 2).reshape(x.shape[0], -1, d)
             attended: Any = attention.apply(
                 attention_params, pairs, cache, empty=aligned

@@ -1,4 +1,4 @@
-"""Choices of a self-modifying Titans block."""
+"""Configuration of self-modifying Titans."""
 
 import dataclasses
 import math
@@ -24,82 +24,80 @@ from pallas_kernels.mlp_memory import IMPLEMENTATIONS
 class TitansConfig(MixerConfig):
     """Configuration of :class:`nl_jax.layers.SelfModifyingTitans`.
 
-    The defaults are what learned best while staying bounded; the paper's
-    choices are one field away. The ablations of its Table 6 are ``rule="gd"``
-    (without DGD), ``momentum=False``, ``decay=False``, ``adaptive_k=False``,
+    The defaults learned best while staying bounded; the paper's choices are
+    available as fields. The ablations of its Table 6 are ``rule="gd"`` (without
+    DGD), ``momentum=False``, ``decay=False``, ``adaptive_k=False``,
     ``adaptive_v=False`` and ``adaptive_q``.
 
     Raises:
-        ValueError: at construction, naming the field, its value and what is
-            allowed.
+        ValueError: for an invalid field, naming it and the allowed values.
     """
 
     has_grid: ClassVar[bool] = True
 
     architecture: str | Architecture = "residual"
-    """Function of each memory, out of ``nl_jax.memory.ARCHITECTURES`` or of
-    one's own: ``"linear"`` is ``W x``, ``"residual"`` ``x + W x``, ``"mlp"``
-    the paper's residual MLP. A ``"linear"`` memory that has forgotten where it
-    began generates from nothing but its own writes, and gradients explode with
-    the length."""
+    """Function of each memory: an ``Architecture`` or a name in
+    ``nl_jax.memory.ARCHITECTURES``, such as ``"linear"`` (``W x``),
+    ``"residual"`` (``x + W x``) and ``"mlp"`` (the paper's residual MLP). A
+    ``"linear"`` memory that has forgotten its start generates from its own
+    writes only, and gradients explode with the sequence length."""
     objective: str | Objective = "dot_product"
-    """Inner loss, out of ``nl_jax.memory.OBJECTIVES`` or of one's own, without
-    a threshold; the paper's is ``"l2"``, with (92) its dot product."""
+    """Inner loss without a threshold: a name in ``nl_jax.memory.OBJECTIVES`` or
+    an ``Objective``. The paper's is ``"l2"``; its eq. 92 is the dot product."""
     rule: str | LearningRule = "dgd"
-    """Inner step: delta gradient descent, ``"gd"`` for gradient descent, or a
-    rule of one's own on the present token, which is taken as it is:
-    ``delta_layers`` and ``literal`` do not change it."""
+    """Inner step: ``"dgd"`` (delta gradient descent), ``"gd"`` (gradient
+    descent), or a ``LearningRule`` for the current token, which
+    ``delta_layers`` and ``literal`` do not change."""
     delta_layers: Literal["all", "input"] = "all"
-    """Layers of an MLP memory that have the delta term."""
+    """Layers of an MLP memory with the delta term: all or the input layer."""
     momentum: bool = True
-    """Momentum in the inner step, with a learned decay per token."""
+    """Whether the inner step has momentum, with a learned decay per token."""
     decay: bool = True
-    """Retention: ``False`` fixes alpha at 1."""
+    """Whether memories forget; ``False`` fixes the retention alpha at 1."""
     value_norm: Literal["target", "input"] = "target"
-    """Normalise each self-generated target, or only the value it is made
-    from. ``"input"`` keeps linear memories linear in their start, so that
-    all of them share one recurrence, see ``shares_recurrence``."""
+    """Normalise each self-generated target, or only the value it is made from.
+    ``"input"`` keeps linear memories linear in their start, so that all of them
+    can share one recurrence, see ``shares_recurrence``."""
     adaptive_q: bool = False
-    """Whether queries come from a memory too, rather than from ``x W_q``."""
+    """Whether queries come from a memory instead of ``x W_q``."""
     adaptive_k: bool = True
-    """Whether keys come from a memory, rather than from ``x W_k``."""
+    """Whether keys come from a memory instead of ``x W_k``."""
     adaptive_v: bool = True
-    """Whether values come from a memory, rather than from ``x W_v``."""
+    """Whether values come from a memory instead of ``x W_v``."""
     chunk_size: int = 16
     """Tokens per chunk of the generating memories."""
     memory_chunk_size: int = 16
-    """Tokens per chunk of the answering memory."""
+    """Tokens per chunk of the answering memory, which queries read."""
     read: Literal["before", "after", "chunk"] = "before"
-    """Weights that a query meets: before or after the token's own write, or
-    those at the chunk's start."""
+    """Weights that a query reads: before or after its token's write, or those
+    at the start of the chunk."""
     expansion: int = 4
-    """Hidden width of an MLP memory, in units of the head's width."""
+    """Hidden width of an MLP memory, in units of the head width."""
     eta_max: float = 1.0
-    """Largest step in units of alpha; 2 lets a memory track states."""
+    """Largest step size, in units of alpha; 2 allows state tracking."""
     conv_width: int = 4
-    """Taps of the causal convolution on q, k and v; 1 switches mixing off."""
+    """Width (tokens) of the causal convolution on q, k, v; 1 for none."""
     alpha_bias: float = 6.0
     """Initial logit of the retention."""
     eta_bias: float = -2.0
-    """Initial logit of the step."""
+    """Initial logit of the inner step size."""
     mu_bias: float = -2.0
-    """Initial logit of the momentum's decay."""
+    """Initial logit of the momentum decay."""
     gain: float = 1.0
-    """Standard deviation of the generating memories' initial weights, in
-    ``1 / sqrt(fan-in)``."""
+    """Std of the generators' initial weights, in ``1 / sqrt(fan_in)``."""
     memory_gain: float = 0.25
-    """The same for the answering memory, where it is noise to what is told."""
+    """Std of the answering memory's initial weights, in ``1 / sqrt(fan_in)``;
+    small, because they are noise to what it stores."""
     remat: int = 1
-    """Chunks per state that is kept for the backward pass, which computes the
-    others again: 1 costs a forward pass and keeps every chunk's weights, more
-    cost two and keep fewer, 0 keeps all activations and costs none."""
+    """Chunks per state kept for the backward pass, which recomputes the others:
+    1 keeps every chunk's weights for one more forward pass; more than 1 keeps
+    fewer for two; 0 keeps all activations for none."""
     implementation: str | None = None
-    """What runs whole chunks of the answering memory, out of
-    ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the best that
-    the platform offers."""
+    """Backend for the answering memory's whole chunks, a name in
+    ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the best."""
     literal: bool = False
-    """The equations as printed: no normalised values, writes or gate inputs.
-    Overflows with MLP memories; for comparison only."""
+    """Use the equations as printed, without normalising values, writes or gate
+    inputs. Overflows with MLP memories; for comparison only."""
 
     def __post_init__(self):
         for name, table in (
@@ -120,7 +118,7 @@ class TitansConfig(MixerConfig):
         check_count("remat", self.remat, 0)
         if not 0 < self.eta_max <= 2:
             raise ValueError(f"eta_max={self.eta_max} must be in (0, 2]")
-        _ = self.memory  # Says which choices do not go together.
+        _ = self.memory  # Raises for incompatible choices.
 
     @property
     def memory_architecture(self) -> Architecture:
@@ -131,7 +129,7 @@ class TitansConfig(MixerConfig):
 
     @property
     def inner_objective(self) -> Objective:
-        """The loss; no memory makes the number per token that some take."""
+        """The loss, which cannot take a threshold per token."""
         return choose(
             "objective",
             self.objective,
@@ -142,7 +140,7 @@ class TitansConfig(MixerConfig):
 
     @property
     def learning_rule(self) -> LearningRule:
-        """The step; one that is named has this configuration's options."""
+        """The learning rule; a named one has this configuration's options."""
         rule = choose(
             "rule",
             self.rule,
@@ -160,7 +158,7 @@ class TitansConfig(MixerConfig):
 
     @property
     def generated(self) -> tuple[str, ...]:
-        """Names of the generating memories, in the order they are stacked."""
+        """Names of the generating memories, in stacking order."""
         adaptive = {
             "q": self.adaptive_q,
             "k": self.adaptive_k,
@@ -171,7 +169,7 @@ class TitansConfig(MixerConfig):
 
     @property
     def gate_biases(self) -> dict[str, float]:
-        """Initial logit of each gate in use."""
+        """Initial logit of each gate."""
         biases = {"eta": self.eta_bias}
         if self.decay:
             biases["alpha"] = self.alpha_bias
@@ -181,11 +179,11 @@ class TitansConfig(MixerConfig):
 
     @property
     def shares_recurrence(self) -> bool:
-        """Whether one ``d x d`` recurrence moves all memories of a head.
+        """Whether one ``d x d`` recurrence updates all memories of a head.
 
-        With linear memories, targets ``M(v)`` and one chunk grid, every memory
-        inside a chunk is its start times the same matrix: the delta memory
-        runs once, not once per memory. Chosen whenever it is exact.
+        With linear memories, targets ``M(v)`` and equal chunks, every memory
+        inside a chunk is its start times the same matrix, so the delta memory
+        runs once instead of once per memory. Used whenever it is exact.
         """
         return (
             self.memory_architecture == linear
@@ -197,8 +195,8 @@ class TitansConfig(MixerConfig):
 
     @property
     def memory(self) -> Memory:
-        """The memory that answers."""
-        # Where all share one recurrence it is that of an identity.
+        """The answering memory."""
+        # A shared recurrence is that of an identity memory.
         shared = self.shares_recurrence
         return self._memory(
             (lambda _, v: v) if shared else self._target(rms_norm),
@@ -208,14 +206,14 @@ class TitansConfig(MixerConfig):
 
     @property
     def generators(self) -> Memory:
-        """The memories that generate, which have one axis more."""
-        # They feed on what they write: targets as long as the keys let a
-        # write weigh no more than what it joins.
+        """The generating memories, stacked on one more leading axis."""
+        # Generators learn from their own outputs. Targets of the keys' length
+        # keep a write from outweighing the memory.
         target = self._target(l2_normalize)
         return self._memory(target, chunk_size=self.chunk_size)
 
     def _target(self, normalize):
-        """The self-generated value ``M(v)`` of eq. 87."""
+        """Returns the self-generated target ``M(v)`` of eq. 87."""
         raw = self.literal or self.value_norm == "input"
 
         def target(weights, v):
@@ -238,12 +236,12 @@ class TitansConfig(MixerConfig):
 
     @property
     def cycle(self) -> int:
-        """Tokens after which both chunk grids meet again."""
+        """Tokens until the boundaries of both kinds of chunks coincide."""
         return math.lcm(self.chunk_size, self.memory_chunk_size)
 
     def build(self, d_model: int, n_heads: int, dtype):
-        """Returns the module of these choices."""
-        # The module's file imports this one.
+        """Returns the configured module."""
+        # Imported here because that file imports this one.
         from nl_jax.layers.mixers.titans import SelfModifyingTitans
 
         return SelfModifyingTitans(self, d_model, n_heads, dtype)
@@ -284,7 +282,7 @@ class TitansConfig(MixerConfig):
         ]
 
     def _runs(self, state):
-        """What runs the chunks of the answering memory on the devices here."""
+        """Backend of the answering memory on the available devices."""
         if self.shares_recurrence:
             return ""
         if not self.memory.in_chunks:
@@ -300,7 +298,7 @@ class TitansConfig(MixerConfig):
     def initializer(
         self, layer: int, gain: float
     ) -> nn.initializers.Initializer:
-        """Returns how the initial weights of one layer are drawn."""
+        """Returns the initializer of one layer's weights."""
         scale = gain * self.memory_architecture.gains[layer]
 
         def init(rng, shape, dtype=jnp.float32):

@@ -1,4 +1,4 @@
-"""The memories of a self-modifying Titans that make q, k, v and gates.
+"""Generating memories of self-modifying Titans, which make q, k, v and gates.
 
 Pure functions on one sequence: ``L`` tokens of a piece, ``T`` of a call, ``H``
 heads of width ``d``, ``n`` generating memories.
@@ -16,10 +16,10 @@ from nl_jax.memory.walk import chunk_scan
 
 
 class Generators(NamedTuple):
-    """Slow parameters that turn raw memory outputs into q, k, v and gates."""
+    """Slow parameters that turn memory outputs into q, k, v and gates."""
 
     projections: dict[str, jax.Array]
-    """``[D, D]`` for each of q, k, v that no memory makes."""
+    """``[D, D]`` for each of q, k, v without a memory."""
     kernels: dict[str, jax.Array]
     """Short convolution of each of q, k, v, ``[width, D]``."""
     gates: dict[str, tuple[jax.Array, jax.Array]]
@@ -28,7 +28,7 @@ class Generators(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What the answering memory learns from and is asked."""
+    """Keys, values, queries and gates of the answering memory."""
 
     k: jax.Array
     v: jax.Array
@@ -78,24 +78,17 @@ def generate(parts, config, x, memories, tails, position):
 
 
 def read_shared(parts, config, x, memories, memory, tails, position):
-    r"""Reads with all memories at once, where they share one recurrence.
+    r"""Runs all memories at once, as one shared recurrence.
 
-    With the targets :math:`M_\square v` frozen at the chunk's start, every
-    linear memory is its start times the same matrix,
-    :math:`M_{\square,t} = M_{\square,0} G_t`, whose surprise is that of a
-    memory that is the identity: ``objective.gradient(k, v)``.
+    With targets :math:`M_\square v` frozen at the chunk's start, every linear
+    memory is its start times the same matrix,
+    :math:`M_{\square,t} = M_{\square,0} G_t`, whose gradient is that of an
+    identity memory: ``objective.gradient(k, v)``.
 
-    Args:
-        parts: slow parameters.
-        config: a ``TitansConfig`` with ``shares_recurrence``.
-        x: tokens, ``[T, D]``.
-        memories: the generators' state, whose ``weights`` are ``G``.
-        memory: the answering memory's state, without ``weights``.
-        tails: as in :func:`generate`.
-        position: as there.
-
-    Returns:
-        ``(y, memories, memory, tails)``, outputs ``[H, T, d]``.
+    Takes the arguments of :func:`generate` and the answering ``memory``, for a
+    ``config`` that ``shares_recurrence``; ``memories.weights`` is ``G`` and
+    ``memory.weights`` is empty. Returns ``(y, memories, memory, tails)``,
+    outputs ``[H, T, d]``.
     """
     (product,) = memories.weights
     identity = jnp.broadcast_to(
@@ -135,17 +128,17 @@ def read_shared(parts, config, x, memories, memory, tails, position):
 
 
 def _project(parts, x):
-    """Tokens, and those of q, k, v that no memory makes, ``[T, D]`` each."""
+    """Returns the tokens and those of q, k, v without a memory, ``[T, D]``."""
     return x, {n: x @ w.astype(x.dtype) for n, w in parts.projections.items()}
 
 
 def _exchange(made):
-    """The axes of heads and tokens."""
+    """Swaps the axes of heads and tokens."""
     return jax.tree.map(lambda a: a.swapaxes(0, 1), made)
 
 
 def _make(parts, config, start, tails, tokens, valid):
-    """``(Generated, tails)`` of a piece from the weights at its start."""
+    """Returns a piece's ``(Generated, tails)`` from its ``start`` weights."""
     x, raws = tokens
     length = x.shape[0]
     per_head = x.reshape(length, parts.heads, -1).swapaxes(0, 1)
@@ -167,7 +160,7 @@ def _make(parts, config, start, tails, tokens, valid):
     q, k = l2_normalize(mixed["q"]), l2_normalize(mixed["k"])
     v = mixed["v"]
     if config.value_norm == "input":
-        v = l2_normalize(v)  # Unit length keeps the shared recurrence tame.
+        v = l2_normalize(v)  # Unit length bounds the shared recurrence.
     elif not config.literal:
         v = rms_norm(v)
     return Generated(k, v, q, _gates(parts, config, outputs)), after
@@ -187,13 +180,13 @@ def _gates(parts, config, outputs):
         log_alpha = jax.nn.log_sigmoid(logit("alpha", outputs["alpha"]))
     log_mu = None
     if config.momentum:
-        # The paper names no memory for the momentum's gate: it shares eta's.
+        # The paper has no memory for the momentum's gate; it shares eta's.
         log_mu = jax.nn.log_sigmoid(logit("mu", outputs["eta"]))
     return Gates(eta * jnp.exp(log_alpha), log_alpha, log_mu)
 
 
 def _convolve(raw, kernel, tail, valid):
-    """Short convolution of a piece whose tokens may not fill it."""
+    """Applies the short convolution to a piece that may have empty slots."""
     width = tail.shape[0]
     extended = jnp.concatenate([jnp.zeros_like(tail), raw])
     first: Any = 0
