@@ -23,7 +23,7 @@ class PositionTable:
         self._position = 1  # The first byte is not predicted.
 
     def add(self, nats: np.ndarray, n_bytes: np.ndarray) -> None:
-        """Adds the losses of the next tokens and their numbers of bytes."""
+        """Adds the losses of the next tokens, with the bytes in each."""
         ends = self._position + np.cumsum(n_bytes, dtype=np.int64)
         starts = ends - np.asarray(n_bytes, np.int64)
         bucket = np.frexp(np.maximum(starts, 1).astype(float))[1] - 1

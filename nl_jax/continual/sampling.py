@@ -23,7 +23,7 @@ class SamplerState(NamedTuple):
 def sample_token(
     rng: jax.Array, logits: Float[Array, " V"], temperature, top_p
 ) -> jax.Array:
-    """Draws from the smallest set of tokens with a probability of ``top_p``.
+    """Draws from the fewest tokens whose total probability is ``top_p``.
 
     Args:
         rng: random key.
@@ -101,7 +101,7 @@ _first = jax.jit(first_state, static_argnums=(0, 2))
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _step(model, allowed, variables, state, given, temperature, top_p):
-    """Reads the token ``given``; if it is negative, draws and reads another.
+    """Reads the token ``given``, or one that it draws if that is negative.
 
     One program for both needs only one compilation.
     """

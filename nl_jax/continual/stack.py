@@ -3,7 +3,7 @@
 As in arXiv 2512.24695, section 7.3, trained MLP blocks are the initial states
 of the levels of a continuum memory. The last blocks learn from the model's own
 next-token loss while it reads, assigned to levels by depth, the fastest first.
-Other blocks and parameters are fixed. At rate 0 nothing changes.
+Other blocks and parameters stay fixed. At rate 0 the model is the original.
 
 Each row of a batch has fast weights of its own: for each learning block a copy
 of the MLP matrices, one of their gathered gradients, and one per moment of the

@@ -46,8 +46,8 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def decays(axes: Any) -> Any:
     """Returns for each parameter whether it has weight decay.
 
-    Only matrices between dimensions of the model have. Logical axis names tell
-    which they are; axes of memories, heads and convolutions do not count.
+    Only matrices between dimensions of the model have it, recognised by logical
+    axis names; axes of memories, heads and convolution taps do not count.
 
     Example:
         >>> decays({"w": ("embed", "mlp"), "memory": ("heads", "memory_in")})

@@ -46,13 +46,12 @@ class OptimizerConfig:
     final_rate: float = 0.1
     """Learning rate of the last step, as a fraction of the peak."""
     b1: float = 0.9
-    """Decay of the mean of gradients, or retention of a momentum. Ignored by
-    optimizers without this option in ``NAMED``, except for parameters that
-    fall back to AdamW."""
+    """Decay of the mean of gradients, or retention of a momentum, in optimizers
+    with this option in ``NAMED`` and for parameters that fall back to AdamW."""
     b2: float = 0.95
-    """Decay of the mean of squared gradients; ignored as ``b1`` is."""
+    """Decay of the mean of squared gradients, in optimizers that keep one."""
     eps: float = 1e-8
-    """Term added to the root mean square of gradients; ignored as ``b1`` is."""
+    """Term added to the root mean square of gradients, where ``b2`` is used."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices, multiplied by the learning rate;
     norms, biases, gates, convolutions and initial memories do not decay."""
