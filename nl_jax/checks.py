@@ -59,15 +59,15 @@ def choose(
     Only strings are looked up.
 
     Args:
-        name: of the argument, for messages.
-        value: a name out of the table, or an object.
-        table: where a user may enter objects, at any time.
-        kind: what an object must be an instance of.
-        fits: whether an entry, or an object, is allowed here.
+        name: name of the argument, for error messages.
+        value: a name in the table, or an object.
+        table: objects by name, to which users may add their own.
+        kind: required type of objects.
+        fits: predicate of the entries and objects that are allowed.
 
     Raises:
-        InputError: for a name that is not in the table, an object of another
-            type, and what does not fit.
+        InputError: if a name is not in the table, an object is of another type,
+            or either does not fit.
 
     Example:
         >>> table = {"slow": 0.1, "none": 0.0}
@@ -94,7 +94,7 @@ a new name has to be put into that table first
 
 
 def leaf_name(path: tuple) -> str:
-    """Returns the name of a leaf for messages, from its path in a tree."""
+    """Returns the name of a leaf in error messages, from its path in a tree."""
     return jax.tree_util.keystr(path) or "the leaf"
 
 

@@ -1,9 +1,8 @@
-"""Which implementation of an operation runs where.
+"""Choice of an operation's implementation for each platform.
 
-Nothing is chosen by the devices of this process: a program may be lowered for
-a platform that is not there, and for each platform at most one kernel is a
-branch of the program. What a program is compiled for settles only whether a
-GPU or TPU is new enough.
+A program may be lowered for a platform that this process lacks. It therefore
+has one branch per platform, with at most one kernel each. The devices it is
+compiled for decide only whether a GPU or TPU is new enough.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +13,11 @@ import jax
 from pallas_kernels import device
 
 Kernels = Mapping[str, tuple[str, Any]]
-"""An operation's kernels by name: the platform, and the module that holds the
-kernel. Of those for one platform the last that can run is preferred."""
+"""Platform and module of each kernel of an operation, by name. On each platform
+the last kernel that can run is preferred."""
 Choice = str | tuple[tuple[str, str], ...]
-"""What runs on every platform, or the name of the kernel of each platform that
-has one, ``(platform, name)``; the last plain form runs on all others."""
+"""Name of the implementation for all platforms, or ``(platform, kernel)``
+pairs; other platforms run the last plain implementation."""
 
 
 def choose_kernels(
@@ -29,14 +28,15 @@ def choose_kernels(
     *,
     worth: bool = True,
 ) -> Choice:
-    """Settles what runs.
+    """Chooses the implementation to run.
 
     Args:
-        implementation: the name that the caller gave; ``None`` for the best.
-        plain: names of what needs no kernel; the last one is the best.
-        kernels: the operation's.
-        why_not: says of a module why its kernel cannot run; ``None``: it can.
-        worth: whether kernels are worth their while for these shapes.
+        implementation: requested implementation; ``None`` for the best.
+        plain: names of implementations without kernels, the best one last.
+        kernels: kernels of the operation.
+        why_not: function from a kernel's module to the reason why it cannot
+            run, or ``None`` if it can.
+        worth: whether kernels are worthwhile for these shapes.
 
     Raises:
         ValueError: if the implementation does not exist or cannot run.
@@ -73,7 +73,7 @@ def choose_kernels(
 
 
 def name_on(platform: str, choice: Choice, plain: Sequence[str]) -> str:
-    """Returns the name of what a choice runs on a platform."""
+    """Returns the implementation that a choice runs on a platform."""
     if isinstance(choice, str):
         return choice
     return dict(choice).get(platform, plain[-1])
@@ -86,13 +86,13 @@ def run_kernels(
     plain: Callable[..., Any],
     *operands: Any,
 ) -> Any:
-    """Runs the kernel that is named, or what there is for the platform.
+    """Runs the chosen kernel, or the one for the platform.
 
     Args:
-        choice: from :func:`choose_kernels`, not a plain form.
-        kernels: the operation's.
-        bind: makes a function of the operands of a kernel's module.
-        plain: a function of the operands, for all other platforms.
+        choice: choice of :func:`choose_kernels` that is not a plain one.
+        kernels: kernels of the operation.
+        bind: function from a kernel's module to a function of the operands.
+        plain: function of the operands, for all other platforms.
         *operands: arrays.
     """
     if isinstance(choice, str):

@@ -1,4 +1,4 @@
-"""Models that never stop learning: streams, their state, and what is lost."""
+"""Continual learning: streams of tokens, their states, and metrics."""
 
 from nl_jax.continual import metrics
 from nl_jax.continual.consolidation import consolidate, reset_level

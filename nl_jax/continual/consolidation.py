@@ -1,15 +1,15 @@
-r"""Levels of a running model: forget one, or keep what it has learned.
+r"""Resetting a level of a running model, or consolidating what it learned.
 
-Consolidation moves what a stream has learned one level down, into the slow
-parameters that every stream starts from:
+Consolidation moves the fast weights of a level towards its slow parameters, the
+learned start of every stream:
 
 .. math:: \theta^{(\ell)}_0 \leftarrow \theta^{(\ell)}_0 + s \Big(
    \sum_r w_r\, \theta^{(\ell)}_r - \theta^{(\ell)}_0 \Big)
 
-for the weights :math:`\theta_r` of the rows, shares :math:`w_r` of the rows
-that sum to 1, and a share :math:`s`. It is the knowledge transfer by
-initialisation of arXiv 2512.24695, section 3.3, with the step of Reptile
-(arXiv 1803.02999) in place of a gradient through the stream.
+with fast weights :math:`\theta_r` and a share :math:`w_r` for each row, the
+shares summing to 1, and a step size :math:`s`. This is the knowledge transfer
+by initialisation of arXiv 2512.24695, section 3.3, with a step of Reptile
+(arXiv 1803.02999) instead of a gradient through the stream.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,28 +38,28 @@ def reset_level(
     level: int | str,
     rows: int | Iterable[int] | None = None,
 ) -> ModelState:
-    """Lets one level forget what it has learned; the others keep theirs.
+    """Resets one level to its initial state; other levels are unchanged.
 
-    A level goes back to its slow weights and drops the gradients that it has
-    gathered and its momentum; its next step comes when it would have come, or
-    when its signal says so. With ``"mixers"`` the memories of all sequence
-    mixers begin anew; an unfinished chunk that is to be replayed
-    (``next_token``) is dropped with what read it.
+    The level's fast weights return to its slow parameters; gathered gradients
+    and momentum are cleared. The time of its next update does not change,
+    unless its period is adaptive. ``"mixers"`` resets the memories of all
+    sequence mixers, and discards an unfinished chunk that was to be replayed
+    (``next_token``), because it was read with them.
 
     Args:
-        model: from :func:`nl_jax.models.build`.
-        variables: its parameters, with the learned initial state.
-        state: the model's state.
-        level: from 1, the fastest, as in ``describe(model)``; or
-            ``"mixers"``.
-        rows: in which rows; ``None`` for all.
+        model: model from :func:`nl_jax.models.build`.
+        variables: parameters of the model, with the learned initial state.
+        state: state of the model.
+        level: number of the level in ``describe(model)``, where 1 is the
+            fastest, or ``"mixers"``.
+        rows: rows to reset; ``None`` for all.
 
     Returns:
         The new state; ``state`` stays valid.
 
     Raises:
-        ValueError: for a state of another model, or a level or row that is
-            not there.
+        ValueError: if the state is of another model, or a level or row does
+            not exist.
     """
     check_level(model, level, mixers=True)
     count = check_state(model, state)
@@ -88,26 +88,26 @@ def consolidate(
     weights: Sequence[float] | None = None,
     share: float = 1.0,
 ) -> Any:
-    """Writes what a level has learned into the slow parameters.
+    """Moves a level's slow parameters to its fast weights.
 
-    A new context then starts from it. States stay valid, with what they have
-    learned; only their distance to the start changes.
+    New contexts then start from what the level has learned. States stay valid
+    and unchanged, except for their distance to the start.
 
     Args:
-        model: from :func:`nl_jax.models.build`.
-        variables: its parameters.
-        state: the model's state.
-        level: from 1, the fastest, as in ``describe(model)``.
-        row: of which row; needed if there are several and no ``weights``.
-        weights: or how much of each row, ``[B]``, from 0 on, their sum 1.
-        share: of the way to go, in (0, 1].
+        model: model from :func:`nl_jax.models.build`.
+        variables: parameters of the model.
+        state: state of the model.
+        level: number of the level in ``describe(model)``; 1 is the fastest.
+        row: row to consolidate, if the state has several.
+        weights: or shares of all rows, ``[B]``, at least 0 and summing to 1.
+        share: step size, in (0, 1]; 1 replaces the slow parameters.
 
     Returns:
-        New parameters; ``variables`` stay valid.
+        The new parameters; ``variables`` stay valid.
 
     Raises:
-        ValueError: for a state of another model, or a level, row, weight or
-            share that is not allowed.
+        ValueError: if the state is of another model, or an argument is not as
+            described.
     """
     check_level(model, level, mixers=False)
     count = check_state(model, state)
@@ -144,7 +144,7 @@ def _begin_level(cms, start, index):
         return _with(old, index, new[index]) if index < len(old) else old
 
     signal = cms.signal
-    if signal and index:  # The norms are of what was gathered.
+    if signal and index:  # Norms of gathered gradients, which are cleared.
         norms = signal.norms.at[:, index - 1].set(0)
         signal = signal._replace(norms=norms)
     return cms._replace(

@@ -1,4 +1,4 @@
-"""What a state holds: how far each level has gone, how large memories are."""
+"""Inspection of a state: progress of its levels and norms of its memories."""
 
 import dataclasses
 from typing import Any
@@ -14,34 +14,34 @@ from nl_jax.models.language_model import ModelState
 
 @dataclasses.dataclass(frozen=True)
 class LevelReport:
-    """One level that learns in context, all arrays of one entry per row."""
+    """Level that learns in context; its arrays have one entry per row."""
 
     name: str
-    """As in ``describe(model)``."""
+    """Name of the level in ``describe(model)``."""
     period: int
-    """Tokens between its steps; at most, where it adapts."""
+    """Tokens between updates of the level; the most if it is adaptive."""
     position: np.ndarray
-    """Tokens since its last step."""
+    """Tokens since the last update of the level."""
     norm: np.ndarray
-    """Frobenius norm of its fast weights."""
+    """Frobenius norm of the fast weights."""
     distance: np.ndarray
-    """The same of their difference to the slow weights that they began as."""
+    """Frobenius norm of the fast weights' difference to the slow weights."""
     gathered: np.ndarray
-    """The same of the gradients gathered since its last step."""
+    """Frobenius norm of the gradients gathered since the last update."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StateReport:
-    """What :func:`inspect` finds; ``str`` gives a table for each row."""
+    """Result of :func:`inspect`; ``str`` formats it as a table per row."""
 
     levels: tuple[LevelReport, ...]
-    """Levels that learn in context, the fastest first; there may be none."""
+    """Levels that learn in context, the fastest first; empty if none does."""
     mixers: dict[str, np.ndarray]
-    """Frobenius norm of each leaf of the mixers' state, ``[B, n_layers]``."""
+    """Frobenius norms ``[B, n_layers]`` of each leaf of the mixers' state."""
 
     @property
     def finite(self) -> bool:
-        """Whether no number is infinite or NaN."""
+        """Whether all numbers are finite."""
         norms = list(self.mixers.values())
         for level in self.levels:
             norms += [level.norm, level.distance, level.gathered]
@@ -68,15 +68,15 @@ class StateReport:
 def inspect(
     model: LanguageModel, variables: Any, state: ModelState
 ) -> StateReport:
-    """Measures a state, row by row.
+    """Measures each row of a state.
 
     Args:
-        model: from :func:`nl_jax.models.build`.
-        variables: its parameters, which the levels' distances are taken from.
-        state: the model's state.
+        model: model from :func:`nl_jax.models.build`.
+        variables: parameters of the model, from which distances are measured.
+        state: state of the model.
 
     Raises:
-        ValueError: for a state of another model.
+        ValueError: if the state is of another model.
 
     Example:
         >>> from nl_jax.models import build
@@ -122,7 +122,7 @@ def _position(config, cms, index):
 
 
 def _norm(leaf, kept):
-    """Over all axes but the first ``kept``, in float32."""
+    """Returns the norm over all but the first ``kept`` axes, in float32."""
     flat = leaf.reshape(*leaf.shape[:kept], -1).astype(jnp.float32)
     return jnp.linalg.norm(flat, axis=-1)
 

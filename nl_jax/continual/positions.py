@@ -1,4 +1,4 @@
-"""Loss by position in a stream, and the size of what it leaves behind."""
+"""Loss by position in a stream, and norms of its state."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class PositionTable:
-    """Bits per byte by position, in buckets that double in size.
+    """Table of bits per byte by position, in buckets of doubling size.
 
     Example:
         >>> table = PositionTable()
@@ -23,7 +23,7 @@ class PositionTable:
         self._position = 1  # The first byte is not predicted.
 
     def add(self, nats: np.ndarray, n_bytes: np.ndarray) -> None:
-        """Adds the next tokens' losses and the bytes that they spell."""
+        """Adds the losses of the next tokens, with the bytes in each."""
         ends = self._position + np.cumsum(n_bytes, dtype=np.int64)
         starts = ends - np.asarray(n_bytes, np.int64)
         bucket = np.frexp(np.maximum(starts, 1).astype(float))[1] - 1
@@ -45,7 +45,7 @@ class PositionTable:
         ]
 
     def total(self) -> float:
-        """Returns bits per byte of everything."""
+        """Returns the bits per byte of all tokens."""
         return float(self._nats.sum() / np.log(2) / self._bytes.sum())
 
 

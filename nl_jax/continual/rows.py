@@ -1,4 +1,4 @@
-"""Streams in one batch: begin some anew, copy one for many users."""
+"""Resetting and copying rows of a state, each the state of one stream."""
 
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -19,23 +19,23 @@ def reset_rows(
     state: T,
     rows: int | Iterable[int],
 ) -> T:
-    """Lets rows begin anew; all others keep every bit of theirs.
+    """Resets rows to the initial state; all others stay bitwise the same.
 
-    Rows may then stand at different places of a level's period. Where that is
-    so, the model reads token by token, which is exact and slower; after a
-    whole number of periods it is not.
+    Rows may then be at different positions in a level's period, in which case
+    the model reads token by token, which is exact but slower. After a whole
+    number of periods they are not.
 
     Args:
-        model: from :func:`nl_jax.models.build`.
-        variables: its parameters, with the learned initial state.
-        state: the model's state.
-        rows: which rows.
+        model: model from :func:`nl_jax.models.build`.
+        variables: parameters of the model, with the learned initial state.
+        state: state of the model.
+        rows: rows to reset.
 
     Returns:
         The new state; ``state`` stays valid.
 
     Raises:
-        ValueError: for a state of another model or rows that it does not have.
+        ValueError: if the state is of another model, or a row does not exist.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -57,20 +57,20 @@ def reset_rows(
 
 
 def fork(state: T, rows: int | Iterable[int]) -> T:
-    """Returns a state whose rows are copies of rows of another.
+    """Returns a state made of copies of rows of another.
 
-    ``fork(state, [0] * 5)`` gives five users what row 0 has learned; each goes
-    on alone. ``fork(state, [2])`` takes one of them out of the batch.
+    ``fork(state, [0] * 5)`` gives five independent streams what row 0 has
+    learned. ``fork(state, [2])`` takes row 2 out of the batch.
 
     Args:
-        state: any state that is batch first.
-        rows: for each row of the result, which one it is a copy of.
+        state: any state whose leaves have rows as their first axis.
+        rows: row of ``state`` to copy for each row of the result.
 
     Returns:
         The new state; ``state`` stays valid.
 
     Raises:
-        ValueError: for rows that the state does not have.
+        ValueError: if a row does not exist.
 
     Example:
         >>> import jax.numpy as jnp
@@ -82,7 +82,7 @@ def fork(state: T, rows: int | Iterable[int]) -> T:
 
 
 def replace_rows(state: T, other: T, rows: np.ndarray) -> T:
-    """Returns ``state`` with some rows of ``other``, of the same shapes."""
+    """Returns ``state`` with the given rows taken from ``other``."""
     taken = np.zeros(len(jax.tree.leaves(state)[0]), bool)
     taken[rows] = True
     return select_rows(taken, other, state)

@@ -1,4 +1,4 @@
-"""A model that reads and writes one token at a time, at constant memory."""
+"""Sampling from a model, one token at a time and at constant memory."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -10,25 +10,25 @@ from jaxtyping import Array, Float
 
 
 class SamplerState(NamedTuple):
-    """Everything that the next token depends on; saved and loaded whole."""
+    """Complete state of a :class:`Sampler`."""
 
     fast: Any
-    """Fast state of the model, one row."""
+    """State of the model, for one row."""
     logits: jax.Array
-    """Of the token to come, ``[V]``."""
+    """Logits of the next token, ``[V]``."""
     key: jax.Array
-    """Random bits, as ``jax.random.key_data`` gives them."""
+    """Random key, as returned by ``jax.random.key_data``."""
 
 
 def sample_token(
     rng: jax.Array, logits: Float[Array, " V"], temperature, top_p
 ) -> jax.Array:
-    """Draws from the smallest set of tokens that holds ``top_p`` of the mass.
+    """Draws from the fewest tokens whose total probability is ``top_p``.
 
     Args:
         rng: random key.
-        logits: scores.
-        temperature: divides the scores; 0 takes the best.
+        logits: logits of the next token.
+        temperature: divisor of the logits; 0 takes the likeliest token.
         top_p: in (0, 1]; the likeliest token is always in the set.
     """
     scaled = logits / jnp.maximum(temperature, 1e-6)
@@ -41,7 +41,7 @@ def sample_token(
 
 
 def first_state(model: Any, variables: Any, seed: int = 0) -> SamplerState:
-    """Returns the state of a sampler that has read nothing."""
+    """Returns the state of a sampler that has not read any tokens."""
     return SamplerState(
         model.init_state(variables, 1),
         jnp.zeros(model.config.vocab_size, jnp.float32),
@@ -50,13 +50,13 @@ def first_state(model: Any, variables: Any, seed: int = 0) -> SamplerState:
 
 
 class Sampler:
-    """Reads tokens, draws tokens, and can be saved between any two.
+    """Sampler whose ``state`` can be saved after any token.
 
     Args:
-        model: from :func:`nl_jax.models.build`.
-        variables: its parameters.
-        vocab_size: ids from here on, which only pad the model, are never drawn.
-        seed: of what is drawn.
+        model: model from :func:`nl_jax.models.build`.
+        variables: parameters of the model.
+        vocab_size: number of ids to draw from; larger ids only pad the model.
+        seed: seed of the random key.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Sampler:
         self.state: SamplerState = _first(model, variables, seed)
 
     def feed(self, tokens: Iterable[int]) -> None:
-        """Reads tokens."""
+        """Reads tokens, without drawing."""
         for token in tokens:
             self._advance(int(token), 1.0, 1.0)
 
     def draw(
         self, count: int, *, temperature: float = 1.0, top_p: float = 1.0
     ) -> Iterator[int]:
-        """Yields ``count`` tokens, each read in turn."""
+        """Draws ``count`` tokens, and reads each before the next is drawn."""
         for _ in range(count):
             yield int(self._advance(-1, temperature, top_p))
 
@@ -101,9 +101,9 @@ _first = jax.jit(first_state, static_argnums=(0, 2))
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _step(model, allowed, variables, state, given, temperature, top_p):
-    """Reads a token that is given, or one that it draws where it is below 0.
+    """Reads the token ``given``, or one that it draws if that is negative.
 
-    One program does both, so that there is one compilation.
+    One program for both needs only one compilation.
     """
     key, draw = jax.random.split(jax.random.wrap_key_data(state.key))
     ids = jnp.arange(model.config.vocab_size)

@@ -1,14 +1,13 @@
-"""A pretrained transformer whose MLP blocks become levels that learn.
+"""Conversion of a pretrained transformer to one whose MLPs learn in context.
 
-arXiv 2512.24695, section 7.3: the trained MLP blocks are the initial states of
-the levels of a continuum memory. The last blocks learn while the model reads,
-from its own next-token loss, and are shared out among the levels in the order
-of depth, the fastest first; the blocks below them, and all that is no MLP
-matrix, stand still. At rate 0 the model is the one it came from.
+As in arXiv 2512.24695, section 7.3, trained MLP blocks are the initial states
+of the levels of a continuum memory. The last blocks learn from the model's own
+next-token loss while it reads, assigned to levels by depth, the fastest first.
+Other blocks and parameters stay fixed. At rate 0 the model is the original.
 
-Each row of a batch has fast weights of its own: per learning block the MLP
-matrices twice, once as weights and once as gathered gradients, and once more
-per moment of the ``inner`` optimizer.
+Each row of a batch has fast weights of its own: for each learning block a copy
+of the MLP matrices, one of their gathered gradients, and one per moment of the
+``inner`` optimizer.
 """
 
 import dataclasses
@@ -30,27 +29,27 @@ def stack_levels(
     layers: int | None = None,
     inner: Inner | tuple[Inner, ...] = "sgd",
 ) -> Pretrained:
-    """Makes a Hope-Attention out of a pretrained transformer.
+    """Converts a pretrained transformer to a Hope-Attention.
 
     Args:
-        pretrained: from :func:`load_pretrained`, or what that takes; or a
+        pretrained: path for :func:`load_pretrained`, or its result, or a
             :class:`Pretrained` with a ``transformer`` of your own.
-        periods: tokens between the steps of each level, fastest first, each
+        periods: tokens between updates of each level, fastest first, each
             dividing the next, as in :class:`~nl_jax.layers.CMSConfig`.
-        rate: of the levels' steps along the summed gradient of a period; 0 for
-            the transformer as it was.
-        layers: how many of the last blocks learn; ``None`` for a quarter, at
-            least one per level; 0 for all.
-        inner: how levels step; see :class:`~nl_jax.layers.CMSConfig`.
+        rate: learning rate of the levels, for the gradient summed over a
+            period; 0 for the original transformer.
+        layers: number of last blocks that learn; ``None`` for a quarter, but
+            at least one per level; 0 for all.
+        inner: optimizer of the levels; see :class:`~nl_jax.layers.CMSConfig`.
 
     Returns:
-        The model, parameters and tokenizer; what was given stays valid, and
-        shares its arrays.
+        The model, parameters and tokenizer. ``pretrained`` stays valid, and
+        shares its arrays with the result.
 
     Raises:
-        ValueError: for a model that is no transformer with one MLP per block,
-            or values that the configuration does not allow.
-        InputError: as :func:`load_pretrained`, if a path is given.
+        ValueError: if the model is no transformer with one MLP per block, or a
+            value is not allowed.
+        InputError: as for :func:`load_pretrained`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -93,7 +92,7 @@ def stack_levels(
     )
     params = pretrained.variables["params"]
     blocks = params["blocks"]
-    # A rate of 1 times the configuration's, as in a model without training.
+    # The configured rate times exp(0) = 1, as in an untrained model.
     rates = {"level_1_log_rate": jnp.zeros(config.n_layers)}
     blocks = {**blocks, "cms": {**blocks["cms"], **rates}}
     return dataclasses.replace(

@@ -1,9 +1,8 @@
-"""The state of a model or of a sampler, as one file that is whole or not there.
+"""Files with the state of a model or a sampler.
 
-The file is NumPy's ``.npz``: one array for each leaf and a JSON header with the
-model's configuration. It is read without pickle, so that a file from elsewhere
-can hold wrong numbers but run nothing. It is written beside its place and moved
-there, so that a kill at any moment leaves the file before it as it was.
+The format is NumPy's ``.npz``, with one array per leaf and a JSON header with
+the model's configuration. Files are read without pickle, so that they cannot
+run code, and replaced atomically: an interrupted save leaves the old one.
 """
 
 import contextlib
@@ -40,7 +39,7 @@ _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What NumPy and zipfile raise for a file that is no such file."""
+"""Errors that NumPy and zipfile raise for invalid files."""
 
 
 def save_state(
@@ -50,22 +49,22 @@ def save_state(
     *,
     meta: Mapping[str, Any] | None = None,
 ) -> None:
-    """Saves a state, to go on from it tomorrow or on another machine.
+    """Saves a state, to continue from it later or on another machine.
 
-    It belongs to the model's configuration and to its parameters; the
-    parameters are not in the file, nor is what an optax transformation among
-    ``cms.inner`` computes.
+    The state is only valid with the model's configuration and parameters. The
+    file does not contain the parameters, nor the definition of optax
+    transformations in ``cms.inner``.
 
     Args:
-        path: of the file; one that is there is replaced.
-        model: from :func:`nl_jax.models.build`.
-        state: the model's state, or a :class:`Sampler`'s.
-        meta: JSON that must be the same when the state is loaded, such as the
-            step of the parameters.
+        path: path of the file; an existing file is replaced.
+        model: model from :func:`nl_jax.models.build`.
+        state: state of the model, or of a :class:`Sampler`.
+        meta: JSON values that must be the same when the state is loaded, such
+            as the step of the parameters.
 
     Raises:
-        ValueError: for a state of another model.
-        InputError: if the file cannot be written; one before it is unharmed.
+        ValueError: if the state is of another model.
+        InputError: if the file cannot be written; an existing file is kept.
     """
     fast = state.fast if isinstance(state, SamplerState) else state
     rows = check_state(model, fast)
@@ -103,21 +102,21 @@ def load_state(
     kind: type = ModelState,
     meta: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Loads what :func:`save_state` saved.
+    """Loads a state saved by :func:`save_state`.
 
     Args:
-        path: of the file.
-        model: of the same configuration.
-        variables: the parameters that the state belongs to.
-        kind: what was saved, ``ModelState`` or ``SamplerState``.
-        meta: what was saved beside the state.
+        path: path of the file.
+        model: model of the same configuration.
+        variables: parameters with which the state was made.
+        kind: type of the state, ``ModelState`` or ``SamplerState``.
+        meta: JSON values with which the state was saved.
 
     Returns:
         The state, on the default device.
 
     Raises:
-        InputError: if the file is not there, damaged, something else, or of
-            another configuration; the message names what differs.
+        InputError: if the file is missing, damaged, not a state, or of another
+            configuration; the message names what differs.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -131,7 +130,7 @@ def load_state(
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
             version, rows = header["format"], int(header["rows"])
-            # Files without these two hold a model's state.
+            # Older files lack these two; they hold the state of a model.
             found_kind = header.get("kind", "ModelState")
             found_meta = header.get("meta", {})
             found = header["config"] | {"meta": found_meta}
@@ -171,11 +170,11 @@ def load_state(
 
 
 def _config(model):
-    """The configuration; an optimizer that has no name is a placeholder."""
+    """Returns the configuration; optimizers without name are placeholders."""
     text = json.dumps(to_json(model.config), default=lambda _: "a function")
     return json.loads(text)
 
 
 def _plain(leaf):
-    """NumPy's format has no bfloat16; its bits do."""
+    """Views types that NumPy's format lacks, such as bfloat16, as integers."""
     return leaf if leaf.dtype.isbuiltin else leaf.view(f"u{leaf.itemsize}")

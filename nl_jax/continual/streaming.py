@@ -1,12 +1,11 @@
-"""A model that reads a stream without end and learns from it.
+"""Reading endless streams of tokens, and learning from them.
 
-There is no training time and no test time: the levels that learn in context
-and the mixers' memories move while tokens come in, and what they are is a state
-of constant size. The caller's state is never used up, so a stream can be begun
-from it any number of times, and streams share nothing.
+Training and testing are not separate: levels that learn in context and mixers'
+memories change while tokens are read; they form a state of constant size. It is
+never donated: any number of independent streams can start from one state.
 
-Two shapes are compiled for a number of rows: ``chunk`` tokens, and one token,
-for what is left at a stream's end and for going on inside a level's period.
+Two shapes are compiled per number of rows: ``chunk`` tokens, and one token for
+the end of a stream or a start inside a level's period.
 """
 
 import functools
@@ -27,17 +26,17 @@ _CHUNK = 256
 
 
 class StreamChunk(NamedTuple):
-    """What a model made of the next tokens of a stream."""
+    """Losses of a chunk of a stream, and the state after it."""
 
     nats: np.ndarray
-    """Cross-entropy of each target, float32 ``[B, n]``."""
+    """Cross-entropy of each target in nats, float32 ``[B, n]``."""
     targets: np.ndarray
-    """The tokens, int32 ``[B, n]``; without a stream's first, which nothing
-    predicted, unless ``logits`` were given."""
+    """Tokens of the chunk, int32 ``[B, n]``, without the first of a stream that
+    was started without ``logits``."""
     state: Any
-    """The model's state after all of them."""
+    """State of the model after the chunk."""
     logits: jax.Array
-    """Scores of the token to come, ``[B, V]``."""
+    """Logits of the token after the chunk, ``[B, V]``."""
 
 
 def stream(
@@ -49,27 +48,27 @@ def stream(
     chunk: int | None = None,
     logits: jax.Array | None = None,
 ) -> Iterator[StreamChunk]:
-    """Reads any number of tokens at constant memory, learning as it goes.
+    """Reads any number of tokens at constant memory, learning in context.
 
     Args:
-        model: from :func:`nl_jax.models.build`.
-        variables: its parameters, which stay as they are.
-        source: token ids, one by one or in arrays ``[n]`` of any length, for
-            one row; arrays ``[B, n]`` for several. How they are cut does not
-            matter. An array is taken as one piece.
-        state: where to begin, from ``model.init_state``, an earlier chunk or
-            :func:`load_state`; it stays valid. ``None`` begins a new context.
-        chunk: tokens per call; by default the least multiple of the fastest
-            level's period from 256 on. Reading is fast where it is a multiple.
-        logits: of the chunk that ``state`` is from, for the loss of the first
-            token; without them it has none.
+        model: model from :func:`nl_jax.models.build`.
+        variables: parameters of the model, which do not change.
+        source: an array, or an iterable of ids or arrays. Arrays are ``[n]``
+            for one row or ``[B, n]`` for several, of any length; how tokens are
+            divided among them makes no difference.
+        state: initial state, from ``model.init_state``, an earlier chunk or
+            :func:`load_state`; it stays valid. ``None`` starts a new context.
+        chunk: tokens per chunk, by default the least multiple of the fastest
+            level's period from 256 on. Values that are no multiple are slow.
+        logits: logits of the chunk that ``state`` is from, for the loss of the
+            first token, which otherwise has none.
 
     Yields:
-        A :class:`StreamChunk` for each ``chunk`` tokens, and one for the rest.
+        A :class:`StreamChunk` per ``chunk`` tokens, and one for the remainder.
 
     Raises:
-        ValueError: if ``state`` is of another model, or ``chunk`` below 1.
-        InputError: as soon as the source gives something else than ids.
+        ValueError: if ``state`` is of another model, or ``chunk`` is below 1.
+        InputError: if the source yields anything else than ids of the model.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -99,7 +98,7 @@ def stream(
     lead = 0
     if state is not None and period > 1 and chunk % period == 0:
         places = np.unique(np.asarray(state.cms.position) % period)
-        # Rows at different places share no boundary to go to.
+        # Rows at different positions have no common boundary to align to.
         lead = int(-places[0] % period) if len(places) == 1 else 0
     pieces = _pieces(source, config.vocab_size, rows)
     cut = _cut(pieces, lead, chunk)
@@ -107,7 +106,7 @@ def stream(
 
 
 def _read_all(model, variables, cut, state, logits, chunk):
-    """Reads arrays of ``chunk`` tokens at once and others token by token."""
+    """Reads arrays of ``chunk`` tokens at once, and others token by token."""
     for tokens in cut:
         if state is None:
             state = fresh_state(model, variables, len(tokens))
@@ -147,7 +146,7 @@ def _cut(pieces, lead, chunk):
             continue
         joined, at = np.concatenate(held, 1), 0
         while count - at >= size:
-            # A copy: whoever keeps a chunk must not keep the whole piece.
+            # A copy, so that a chunk does not keep the whole piece in memory.
             yield joined[:, at : at + size].copy()
             at, size = at + size, chunk
         held, count = [joined[:, at:].copy()], count - at
@@ -156,7 +155,7 @@ def _cut(pieces, lead, chunk):
 
 
 def _pieces(source, vocab_size, rows):
-    """Brings ids, arrays of ids and arrays of rows of ids to ``[B, n]``."""
+    """Yields ids and arrays of ids as checked arrays ``[B, n]``."""
     if isinstance(source, str):
         raise InputError("the source is text; give token ids or bytes")
     if hasattr(source, "ndim"):

@@ -1,4 +1,4 @@
-"""What a state, a level and a row must be; one line for what is not."""
+"""Checks of states, levels and rows."""
 
 import functools
 from collections.abc import Iterable
@@ -12,17 +12,17 @@ from nl_jax.checks import leaf_name
 from nl_jax.models import LanguageModel
 
 ALL_MIXERS = "mixers"
-"""Name of the level that all sequence mixers' memories are."""
+"""Name by which the memories of all sequence mixers count as a level."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def fresh_state(model: LanguageModel, variables: Any, rows: int) -> Any:
-    """Returns the learned initial state of ``rows`` streams."""
+    """Returns the learned initial state for ``rows`` streams."""
     return model.init_state(variables, rows)
 
 
 def check_state(model: LanguageModel, state: Any) -> int:
-    """Returns the number of rows of a state; raises if it is another model's.
+    """Checks that a state is one of the model; returns its number of rows.
 
     Raises:
         ValueError: if a leaf is missing or has another shape.
@@ -50,10 +50,10 @@ def check_state(model: LanguageModel, state: Any) -> int:
 
 
 def check_level(model: LanguageModel, level: Any, *, mixers: bool) -> None:
-    """Raises unless ``level`` is one of the model's that learn in context.
+    """Checks that ``level`` is a level of the model that learns in context.
 
     Raises:
-        ValueError: if there is no such level, or none at all.
+        ValueError: if it is not, or the model has no such level.
     """
     if mixers and level == ALL_MIXERS:
         return
@@ -75,10 +75,10 @@ def check_level(model: LanguageModel, level: Any, *, mixers: bool) -> None:
 
 
 def check_rows(rows: int | Iterable[int], count: int) -> np.ndarray:
-    """Returns row numbers as an array.
+    """Returns row numbers as a checked array.
 
     Raises:
-        ValueError: if there are none, or one is not a row of the state.
+        ValueError: if it is empty, or a row is not between 0 and ``count - 1``.
 
     Example:
         >>> check_rows([0, 2], 3)

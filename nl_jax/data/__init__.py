@@ -1,4 +1,4 @@
-"""Text, its tokens, and the batches made of them."""
+"""Text corpora, tokenizers and batches of tokens."""
 
 from nl_jax.data.batches import (
     Dataset,

@@ -1,8 +1,8 @@
-"""Tokens to batches: a Grain pipeline, and a held-out part in one shape.
+"""Batches of tokens for training, from a Grain pipeline, and for evaluation.
 
-The pipeline is a function of the text, the seed and a position; its position
-is all of its state, so a checkpoint holds it and a restart reads on where the
-run stopped. Rows of the global batch do not depend on the number of processes.
+Training batches depend only on the text, the seed and a position, which is the
+pipeline's whole state: saved in a checkpoint, it lets a run resume where it
+stopped. Rows of the global batch do not depend on the number of processes.
 """
 
 import random
@@ -17,28 +17,28 @@ from nl_jax.errors import InputError
 
 
 class Dataset(NamedTuple):
-    """A corpus in tokens."""
+    """A tokenized corpus."""
 
     corpus: Corpus
     tokenizer: Tokenizer
     train: np.ndarray
-    """Tokens to train on, int32."""
+    """Training tokens, int32."""
     held_out: np.ndarray
-    """One token of context and then the held-out tokens, int32."""
+    """Held-out tokens, int32, after one training token as their context."""
 
 
 def prepare(
     config: DataConfig, seq_len: int, tokenizer: Tokenizer | None = None
 ) -> Dataset:
-    """Reads the text and turns it into tokens.
+    """Reads and tokenizes the text.
 
     Args:
-        config: which text and which tokens.
-        seq_len: tokens per sequence; the text must have more.
-        tokenizer: of a checkpoint; ``None`` makes or trains one.
+        config: which text to read, and which tokenizer to use.
+        seq_len: tokens per sequence; the text needs more than twice as many.
+        tokenizer: tokenizer of a checkpoint; ``None`` to make or train one.
 
     Raises:
-        InputError: as :func:`load_corpus`, and for too little text.
+        InputError: as for :func:`load_corpus`, or if the text is too short.
     """
     corpus = load_corpus(config)
     if tokenizer is None and config.tokenizer == "byte":
@@ -58,7 +58,7 @@ def prepare(
 
 
 class _Windows:
-    """Where each sequence of an epoch starts; a Grain data source."""
+    """Grain data source of the start of each sequence of an epoch."""
 
     def __init__(self, count: int, seq_len: int):
         self.count, self.seq_len = count, seq_len
@@ -81,27 +81,27 @@ def make_iterator(
 ) -> grain.DatasetIterator:
     """Returns an endless iterator of batches ``[B / processes, seq_len + 1]``.
 
-    Each epoch reads every sequence once, in its own order. Sequences of later
-    epochs start at a shifted place, so that their cuts differ. The iterator's
-    ``get_state`` and ``set_state`` move it to any position.
+    Each epoch reads every sequence once, in an order of its own. From the
+    second on, boundaries between sequences are shifted at random. The
+    iterator's ``get_state`` and ``set_state`` save and restore its position.
 
     Args:
-        tokens: int32 ``[n]``.
-        seq_len: tokens that a sequence predicts.
-        batch_size: sequences over all processes.
-        seed: of the order and the shifts.
-        process_index: this process.
-        process_count: all processes; divides ``batch_size``.
+        tokens: training tokens, int32 ``[n]``.
+        seq_len: number of targets per sequence.
+        batch_size: number of sequences over all processes.
+        seed: seed of the order and the shifts.
+        process_index: index of this process.
+        process_count: number of processes; divides ``batch_size``.
 
     Raises:
-        InputError: if the processes cannot share the batch.
+        InputError: if ``process_count`` does not divide ``batch_size``.
     """
     if batch_size % process_count:
         raise InputError(
             f"batch_size={batch_size} must be a multiple of the "
             f"{process_count} processes"
         )
-    # One sequence less than fit, to leave room for the shift.
+    # One sequence less than would fit leaves room for the shift.
     count = (len(tokens) - 1) // seq_len - 1
 
     def read(index: int, start: int) -> np.ndarray:
@@ -118,17 +118,17 @@ def make_iterator(
         .map_with_index(read)[process_index::process_count]
         .batch(batch_size // process_count)
     )
-    # Tokens are in memory: threads would cost more than they save.
+    # The tokens are in memory: threads would cost more than they save.
     options = grain.ReadOptions(num_threads=0)
     return iter(pipeline.to_iter_dataset(options))
 
 
 def held_out_batches(tokens: np.ndarray, *, seq_len: int, batch_size: int):
-    """Cuts held-out tokens into batches of one shape.
+    """Cuts held-out tokens into batches of equal shape.
 
     Yields:
         ``(tokens [B, seq_len + 1], weights [B, seq_len])``: each held-out
-        token is predicted once, with weight 1; padding has weight 0.
+        token is a target once, with weight 1; padding has weight 0.
     """
     count = len(tokens) - 1
     rows = -(-count // seq_len)

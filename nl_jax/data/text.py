@@ -1,4 +1,4 @@
-"""Text: files, folders, a default that needs no download, a held-out part."""
+"""Text for training and evaluation, from files or Python's documentation."""
 
 import dataclasses
 import gzip
@@ -16,22 +16,22 @@ from nl_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Text and its tokens."""
+    """Text and tokenizer of a run."""
 
     paths: tuple[str, ...] = ()
     """Files or folders of UTF-8 text or JSONL; empty for the default text."""
     stdlib: bool = False
     """Add the standard library's top-level ``*.py`` to the default text."""
     text_field: str = "text"
-    """Field of a JSONL line that holds its text."""
+    """Name of the field with the text in each line of a JSONL file."""
     tokenizer: Literal["byte", "bpe"] = "byte"
-    """Bytes, or a BPE trained on the training part of the text."""
+    """``"byte"``, or ``"bpe"`` for a BPE trained on the training text."""
     bpe_vocab_size: int = 4096
-    """Entries of the BPE vocabulary; at least 256, for every byte."""
+    """Size of the BPE vocabulary; at least 256, for all bytes."""
     held_out: float = 0.1
-    """Share of the text, at its end, that is not trained on."""
+    """Fraction of the text, at its end, that is held out from training."""
     max_held_out_bytes: int = 1_048_576
-    """Most bytes of the held-out part that are evaluated."""
+    """Number of bytes of the held-out text that are evaluated, at most."""
 
     def __post_init__(self):
         object.__setattr__(self, "paths", tuple(self.paths))
@@ -43,33 +43,33 @@ class DataConfig:
 
 
 class Corpus(NamedTuple):
-    """Text in two parts."""
+    """Text, split for training and evaluation."""
 
     train: bytes
-    """What is trained on."""
+    """Training text."""
     held_out: bytes
-    """What is only evaluated."""
+    """Text for evaluation only."""
     sha256: str
-    """Hash of both, in this order; the default text differs by Python."""
+    """Hash of the whole text; the default text varies with Python's version."""
 
 
 def load_corpus(config: DataConfig) -> Corpus:
-    """Reads the text; documents are shuffled once, the same way always.
+    """Reads the text, shuffles its documents in a fixed order and splits it.
 
-    The default text is ``pydoc_data.topics``, English that every CPython has.
+    The default text is ``pydoc_data.topics``, English included in CPython.
 
     Raises:
-        InputError: for missing, empty or binary files and bad JSONL.
+        InputError: if a file is missing, empty, binary or invalid JSONL.
     """
     documents = _user_text(config) if config.paths else _default_text(config)
-    # Neighbours in alphabetical order resemble one another, so that an
-    # unshuffled end would be an odd sample of the text.
+    # Documents with similar names are often similar: without shuffling, the
+    # end would not represent the text.
     random.Random(0).shuffle(documents)
     text = b"\n".join(documents)
     cut = round(len(text) * (1 - config.held_out))
     cut = text.rfind(b"\n", 0, cut) + 1 or cut
     while cut < len(text) and text[cut] & 0xC0 == 0x80:
-        cut += 1  # Not inside a character.
+        cut += 1  # Do not split a character.
     train, held_out = text[:cut], text[cut:]
     if not train.strip() or not held_out.strip():
         raise InputError(
@@ -82,7 +82,7 @@ def load_corpus(config: DataConfig) -> Corpus:
 
 
 def gzip_bits_per_byte(text: bytes) -> float:
-    """Returns the bits per byte of ``gzip -9``.
+    """Returns the size of ``gzip -9``'s output in bits per byte of text.
 
     Example:
         >>> gzip_bits_per_byte(b"a" * 1000) < 1
@@ -173,10 +173,10 @@ def _json_lines(path, text: bytes, field: str) -> list[bytes]:
 
 
 def read_blocks(path, size: int = 1 << 16) -> Iterator[bytes]:
-    """Yields the text of a file in pieces that end where a line ends, if any.
+    """Yields the text of a file in pieces, which end at a line's end if any.
 
     Raises:
-        InputError: for a file that is missing, empty or binary.
+        InputError: if the file is missing, empty or binary.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -190,7 +190,7 @@ def read_blocks(path, size: int = 1 << 16) -> Iterator[bytes]:
             block = rest + block
             cut = block.rfind(b"\n") + 1
             if not cut and len(block) > 16 * size:
-                # A line without an end must not fill the memory.
+                # Split a very long line, so that it does not fill the memory.
                 cut = len(block)
                 while cut and block[cut - 1] & 0xC0 == 0x80:
                     cut -= 1

@@ -1,4 +1,4 @@
-"""Bytes, or a byte-level BPE: both spell any text and lose nothing."""
+"""Byte and byte-level BPE tokenizers; both represent any text exactly."""
 
 import hashlib
 import json
@@ -10,12 +10,12 @@ from nl_jax.errors import InputError
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back."""
+    """Conversion of text to ids and back."""
 
     vocab_size: int
-    """Ids are below this."""
+    """Number of ids, which start at 0."""
     byte_lengths: np.ndarray
-    """Bytes that each id stands for, int32 ``[vocab_size]``."""
+    """Number of bytes that each id stands for, int32 ``[vocab_size]``."""
 
     def encode(self, text: bytes) -> np.ndarray:
         """Returns the ids of UTF-8 text, int32."""
@@ -24,11 +24,11 @@ class Tokenizer(Protocol):
         """Returns the bytes of ids."""
 
     def to_json(self) -> dict:
-        """Returns what :func:`from_json` reads, and a hash of it."""
+        """Returns a description for :func:`from_json`, with its hash."""
 
 
 class ByteTokenizer:
-    """Each byte is its own id.
+    """Tokenizer whose ids are the bytes of the text.
 
     Example:
         >>> ByteTokenizer().encode(b"ab").tolist()
@@ -45,22 +45,22 @@ class ByteTokenizer:
         return np.frombuffer(text, np.uint8).astype(np.int32)
 
     def decode(self, tokens) -> bytes:
-        """Returns ids as bytes; those of a wider model as ``?``."""
+        """Returns the ids as bytes, with ``?`` for ids above 255."""
         return bytes(t if t < 256 else 63 for t in map(int, tokens))
 
     def to_json(self) -> dict:
-        """Returns a description to save beside a model."""
+        """Returns a description for :func:`from_json`, with its hash."""
         return {"kind": "byte", "hash": "byte"}
 
 
 class BPETokenizer:
-    """Byte-level BPE of the ``tokenizers`` package (extra ``experiments``)."""
+    """Byte-level BPE of the package ``tokenizers`` (extra ``experiments``)."""
 
     def __init__(self, model: str):
-        """Reads the package's own JSON.
+        """Makes a tokenizer from the package's JSON.
 
         Raises:
-            InputError: if the package cannot.
+            InputError: if the package is missing or cannot read the JSON.
         """
         self._json = model
         package = _package()
@@ -82,7 +82,7 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, text: bytes, vocab_size: int) -> "BPETokenizer":
-        """Learns at most ``vocab_size`` entries from ``text``."""
+        """Trains a BPE of at most ``vocab_size`` ids on ``text``."""
         package = _package()
         tokenizer = package.Tokenizer(package.models.BPE())
         level = package.pre_tokenizers.ByteLevel
@@ -102,7 +102,7 @@ class BPETokenizer:
         return np.asarray(ids, np.int32)
 
     def decode(self, tokens) -> bytes:
-        """Returns the bytes of ids."""
+        """Returns the bytes of the ids, with ``?`` for unknown ids."""
         spelled = self._bytes
         return b"".join(
             spelled[t] if t < len(spelled) else b"?" for t in map(int, tokens)
@@ -115,10 +115,10 @@ class BPETokenizer:
 
 
 def from_json(saved: dict) -> Tokenizer:
-    """Returns the tokenizer that ``to_json`` described.
+    """Returns the tokenizer described by ``to_json``.
 
     Raises:
-        InputError: if the description is of no known kind.
+        InputError: if the description is of an unknown kind.
     """
     if saved.get("kind") == "byte":
         return ByteTokenizer()
@@ -145,7 +145,7 @@ def _package():
 
 
 def _alphabet() -> dict[str, int]:
-    """The printable character that byte-level BPE writes for each byte."""
+    """Returns the byte for each printable character of byte-level BPE."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     table = {chr(byte): byte for byte in shown}

@@ -1,20 +1,20 @@
-r"""The general optimizer that is an associative memory of gradients.
+r"""General optimizer whose state is an associative memory of gradients.
 
 Section 4 of arXiv 2512.24695: the rows of each leaf's gradient :math:`G`,
-viewed as a matrix, are keys that an associative memory compresses, and the
-update is read from that memory,
+viewed as a matrix, are the keys of an associative memory, and the update is
+read from that memory,
 
 .. math::
     m &\leftarrow \alpha\, m + \text{inner}(\nabla_m L(m; \phi(G), P)) \\
     W &\leftarrow W - \text{lr} \cdot \sigma(m \text{ or } m(\phi(G)))
 
 Seven choices are independent: the architecture of :math:`m`, its objective
-:math:`L`, the inner rule (any optax transformation) and retention
+:math:`L`, the inner rule (any optax transformation) with retention
 :math:`\alpha`, the values :math:`P`, the feature map :math:`\phi`, the
-non-linearity :math:`\sigma` of the output, and the period of updates. Cost: the
-memory's; a linear memory is one array like the parameters. Weakness: if the
-scale of gradients varies between steps and the objective is not linear in the
-memory (delta rule, L2), keys must be normalised.
+non-linearity :math:`\sigma` of the output, and the period of updates. Cost:
+that of the memory; a linear one is one array like the parameters. Weakness: if
+the objective is not linear in the memory (delta rule, L2), keys must be
+normalised unless the scale of gradients is constant.
 """
 
 import zlib
@@ -44,8 +44,8 @@ class ScaleByMemoryState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
     """Number of steps taken, int32 scalar."""
     memory: Any
-    """For each leaf an array like it if the memory is linear, else a tuple of
-    weights ``[b, d_in, d_out]``."""
+    """Memory of each leaf: an array like the leaf if it is linear, otherwise a
+    tuple of weights ``[b, d_in, d_out]``."""
     inner: optax.OptState
     """State of the inner rule."""
     gathered: Any
@@ -53,7 +53,7 @@ class ScaleByMemoryState(NamedTuple):
     output: Any
     """Last output of a linear memory; ``None`` for period 1."""
     facts: MemoryFacts
-    """Description of the memory."""
+    """Description of the memory, for the level table."""
 
     def levels(self) -> list[LevelRow]:
         """Returns the memory's row of the level table."""
@@ -77,9 +77,9 @@ def scale_by_memory(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces gradients by the output of an associative memory of them.
 
-    A linear memory :math:`m` has the gradient's shape and is the update; its
-    outputs for the objective are :math:`m G^\top`. Any other architecture maps
-    rows of :math:`G` to rows of the update, and its loss, a sum over rows, is
+    A linear memory :math:`m` has the gradient's shape and is itself the update;
+    its objective compares :math:`m G^\top` with the values. Other architectures
+    map rows of :math:`G` to rows of the update; their loss, a sum over rows, is
     divided by :math:`\|\phi(G)^\top \phi(G)\|`.
 
     Args:
@@ -87,27 +87,27 @@ def scale_by_memory(
             ``Architecture``.
         objective: ``"dot_product"``, ``"l2"`` or an ``Objective``.
         inner: optax transformation from the memory's gradient to its update;
-            ``None`` is gradient descent with step 1.
+            ``None`` is gradient descent with step size 1.
         retention: :math:`\alpha`, factor of the memory at each write.
-        value: ``P``, or a function from ``G`` to it. For a linear memory
-            ``[m, m]``, or ``[1, 1]`` for a multiple of the identity; ``None``
-            is the identity (eq. 33). For others the target of each row;
-            ``None`` is the row itself.
+        value: :math:`P`, or a function from :math:`G` to it. For a linear
+            memory it is ``[m, m]``, or ``[1, 1]`` for a multiple of the
+            identity; ``None`` is the identity (eq. 33). For others it holds the
+            target of each row; ``None`` is the row itself.
         feature_map: :math:`\phi`, from matrices ``[b, m, n]`` to the same
             shape.
-        output: :math:`\sigma`, from the update's matrices to the same shape.
-        period: steps between two writes, over which gradients are summed.
+        output: :math:`\sigma`, from matrices of the update to the same shape.
+        period: number of steps between writes, over which gradients are summed.
         dimension_numbers: tree of ``optax.contrib.MuonDimensionNumbers``, a
-            prefix of one, or a function from the parameters to it. ``None``
-            takes the last two axes for the matrix and earlier ones for a
-            batch; a vector is a column.
+            prefix of one, or a function from the parameters to it. By default
+            the last two axes form the matrix, and earlier ones are batch axes;
+            a vector is a column.
         expansion: hidden width of an MLP memory as a multiple of ``n``.
-        max_width: largest ``n`` for which an MLP memory is made.
+        max_width: largest ``n`` that a memory that is not linear may have.
         seed: seed of the initial weights of memories that are not linear.
 
     Raises:
-        ValueError: for an unknown name or a period below 1, or at ``init`` for
-            a leaf of integers or one that is too wide, which the message names.
+        ValueError: if a name is unknown or ``period`` is below 1; at ``init``,
+            if a leaf is of integers or too wide.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -142,7 +142,7 @@ def scale_by_memory(
                 f"{name} has {width} columns, more than max_width={max_width}: "
                 "give it other dimension_numbers or another optimizer"
             )
-        # A function of the path, so that it does not depend on other leaves.
+        # Keys depend on the path only, and so not on other leaves.
         rng = jax.random.fold_in(
             jax.random.key(seed), zlib.crc32(name.encode())
         )
@@ -154,7 +154,7 @@ def scale_by_memory(
 
     def start(params):
         leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-        # Without leaves it may be a placeholder, which no numbers fit.
+        # Trees without leaves may be placeholders, which no numbers fit.
         dims = resolve_dimensions(dimension_numbers, params) if leaves else ()
         memory = treedef.unflatten(
             begin(path, leaf, d)
@@ -255,7 +255,7 @@ def scale_by_memory(
 
 
 def _curvature(x):
-    """Returns ``|x^T x|``, ``[b]``, a bound on the loss's curvature.
+    """Returns ``|x^T x|``, ``[b]``, a bound on the curvature of the loss.
 
     Dividing by it makes the inner rate independent of the number of rows.
     """
@@ -277,7 +277,7 @@ def _linear_surprise(objective, m, x, value, g):
     write = x if value is None else _times(_value(value, g), x)
     if isinstance(curvature, (int, float)) and curvature == 0:
         return -write
-    # Through the smaller of x x^T and x^T x.
+    # Use the smaller of x x^T and x^T x.
     small = x.shape[-1] <= x.shape[-2]
     recalled = m @ (x.mT @ x) if small else (m @ x.mT) @ x
     return curvature * recalled - write

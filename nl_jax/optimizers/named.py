@@ -1,7 +1,7 @@
-"""Optimizers by name: for training, the continuum memory and experiments.
+"""Optimizers by name, for training, the continuum memory and experiments.
 
-What is under a name gives directions of ascent; whoever uses it scales them by
-a learning rate, and decays weights.
+They return directions of ascent: the learning rate, its sign and weight decay
+are left to the caller.
 """
 
 import dataclasses
@@ -32,23 +32,23 @@ from nl_jax.optimizers.preconditioner import scale_by_learned_preconditioner
 
 @dataclasses.dataclass(frozen=True)
 class NamedOptimizer:
-    """How an optimizer is built, and what it has to be told."""
+    """Entry of ``NAMED``: an optimizer's constructor and its requirements."""
 
     build: Callable[..., optax.GradientTransformation]
-    """Takes options by keyword, none of them required."""
+    """Constructor of the optimizer; all its arguments are optional keywords."""
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Which of ``b1``, ``b2`` and ``eps`` it has, and what it calls them."""
+    """Keywords of ``build`` for ``b1``, ``b2`` and ``eps``, where supported."""
     sees: Literal["leaves", "matrices", "rows"] = "leaves"
-    """What its ``dimension_numbers`` are of: none; matrices of weights, and
-    ``None`` for other leaves; or the matrix that a memory sees of any leaf."""
+    """The ``dimension_numbers`` that ``build`` takes: none; of weight matrices,
+    with ``None`` for other leaves; or of a matrix view of each leaf."""
     orthogonal: bool = False
-    """Whether its steps are orthogonal matrices, whose size is their own."""
+    """Whether updates are orthogonal matrices, whose scale is fixed."""
     others: str | None = None
-    """Name of what takes the leaves that are no matrices, if it cannot."""
+    """Optimizer of leaves that are no matrices, if this one takes none."""
 
 
 def map_dimensions(function: Callable, numbers: Any, *trees: Any) -> Any:
-    """Maps over dimension numbers, ``None`` too, and what they are of."""
+    """Maps over trees and their dimension numbers, which may be ``None``."""
     return jax.tree.map(
         function,
         numbers,
@@ -64,7 +64,7 @@ def _muon(dimension_numbers: Any = None) -> optax.GradientTransformation:
                 lambda leaf: MuonDimensionNumbers() if leaf.ndim == 2 else None,
                 updates,
             )
-        # Muon wants numbers for the group's own leaves and no others.
+        # Muon takes dimension numbers only for leaves that are not masked.
         return map_dimensions(
             lambda d, leaf: leaf if isinstance(leaf, optax.MaskedNode) else d,
             dimension_numbers,
@@ -107,7 +107,7 @@ NAMED: dict[str, NamedOptimizer] = {
         scale_by_learned_preconditioner, sees="matrices", orthogonal=True
     ),
 }
-"""By name; options that are not asked for keep their defaults."""
+"""Optimizers by name; options that are not listed keep their defaults."""
 _NOT_BY_NAME = {
     "dgd": "delta_gradient_descent has to be given layer_inputs at each update",
     "ggd": "generalized_gradient_descent needs an objective of the user's",
@@ -115,14 +115,14 @@ _NOT_BY_NAME = {
 
 
 def find_optimizer(field: str, name: str) -> NamedOptimizer:
-    """Returns the row of ``NAMED``.
+    """Returns an optimizer's entry in ``NAMED``.
 
     Args:
-        field: what is called so, for messages.
-        name: of the optimizer.
+        field: name of the configuration field, for error messages.
+        name: name of the optimizer.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is no such optimizer.
 
     Example:
         >>> find_optimizer("name", "m3").sees

@@ -1,4 +1,4 @@
-"""Weights that others trained: file formats, model families, tokenizers."""
+"""Pretrained weights: file formats, model families and tokenizers."""
 
 from nl_jax.pretrained.loading import Pretrained, load_pretrained
 

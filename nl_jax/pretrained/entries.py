@@ -1,4 +1,4 @@
-"""What a configuration of others says, each entry checked as it is read."""
+"""Entries of a pretrained model's configuration, checked as they are read."""
 
 import math
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from nl_jax.errors import InputError
 
 
 class Facts:
-    """Reads a configuration's entries, each with its type.
+    """Reader of a configuration, which checks the type of each entry.
 
     Args:
-        path: how messages call the file.
-        entries: by name.
-        prefix: of every name.
+        path: name of the file in error messages.
+        entries: entries by name.
+        prefix: common prefix of all names.
 
     Example:
         >>> Facts("config.json", {"heads": 4}).count("heads")
@@ -28,12 +28,12 @@ class Facts:
         self._prefix = prefix
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Returns an entry as it is; null is as good as none."""
+        """Returns an entry, or ``default`` if it is missing or null."""
         value = self._entries.get(self._prefix + name)
         return default if value is None else value
 
     def count(self, name: str, default: int | None = None) -> int:
-        """Returns an integer from 1 on."""
+        """Returns an integer of at least 1."""
         value = self.get(name, default)
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or value < 1:
@@ -49,7 +49,7 @@ class Facts:
         return float(value)
 
     def need(self, name: str, default: Any, *allowed: Any) -> Any:
-        """Returns an entry that must be one of a few."""
+        """Returns an entry that must be one of the allowed values."""
         value = self.get(name, default)
         if value not in allowed:
             self.refuse(name, value, " or ".join(map(repr, allowed)))
@@ -64,10 +64,10 @@ class Facts:
 
 
 def check_window(window: int | None, context: int) -> int:
-    """Returns how many tokens attention sees.
+    """Returns the number of tokens that attention sees.
 
     Raises:
-        ValueError: if ``window`` is not from 1 to ``context``.
+        ValueError: if ``window`` is not between 1 and ``context``.
     """
     if window is None:
         return context

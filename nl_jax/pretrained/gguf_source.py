@@ -1,9 +1,9 @@
-"""Reads GGUF, the file of llama.cpp: metadata, tensors, often quantised.
+"""Reader of GGUF files, llama.cpp's format for tensors, often quantised.
 
-The layout is that of the format's specification, version 2 and 3, little
-endian. The package ``gguf`` has a reader too; it makes an array of each of
-100,000 tokens, which takes half a minute, and reads past the end of a file that
-was cut off. Its tables of the quantised types are used here.
+It reads versions 2 and 3 of the format, little endian. The reader of the
+package ``gguf`` makes an array of each of 100,000 tokens, which takes half a
+minute, and reads past the end of truncated files. Only that package's tables of
+quantised types are used.
 """
 
 import math
@@ -24,14 +24,13 @@ _STRING, _ARRAY = 8, 9
 
 
 def open_gguf(path: pathlib.Path) -> tuple[TensorSource, dict[str, Any]]:
-    """Opens a file.
+    """Opens a GGUF file.
 
     Returns:
-        The tensors, in the order of axes that NumPy has, and the metadata.
+        The tensors, with axes in NumPy's order, and the metadata.
 
     Raises:
-        InputError: if the file is truncated, damaged or has a type that is
-            not known.
+        InputError: if the file is truncated, damaged or has an unknown type.
     """
     package = _package(path)
     with path.open("rb") as file:
@@ -103,7 +102,7 @@ def _parse(data, package):
 
 
 class _Reader:
-    """Takes values one after the other, never past the end."""
+    """Sequential reader that never reads past the end."""
 
     def __init__(self, data):
         self._data = data

@@ -1,4 +1,4 @@
-"""GPT-2, from Hugging Face's layout."""
+"""GPT-2 weights in Hugging Face's layout."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from nl_jax.pretrained.tensor_source import as_parameters
 
 
 def hf_gpt2(source, entries, window):
-    """Reads a model by its ``config.json``."""
+    """Reads a GPT-2 as described by its ``config.json``."""
     facts = Facts(source.path, entries)
     d, layers = facts.count("n_embd"), facts.count("n_layer")
     vocab, context = facts.count("vocab_size"), facts.count("n_positions", 1024)

@@ -1,7 +1,7 @@
-"""The Llama family: from Hugging Face's layout and from GGUF.
+"""Weights of the Llama family, in Hugging Face's layout or GGUF.
 
-Matrices are ``[d_in, d_out]`` here, so those of files, (out, in), are
-transposed.
+Matrices in files are ``[d_out, d_in]``, and are transposed to this library's
+``[d_in, d_out]``.
 """
 
 from nl_jax.models import LanguageModel, configure
@@ -39,13 +39,13 @@ _GGUF_LLAMA = {
 
 
 def hf_llama(source, entries, window):
-    """Reads a model by its ``config.json``."""
+    """Reads a Llama as described by its ``config.json``."""
     facts = Facts(source.path, entries)
     heads, d = facts.count("num_attention_heads"), facts.count("hidden_size")
     facts.need("hidden_act", "silu", "silu")
     facts.need("mlp_bias", False, False)
     facts.need("head_dim", d // heads, d // heads)
-    # Older files have rope_theta beside rope_scaling, newer ones one entry.
+    # Older files have rope_theta and rope_scaling, newer ones rope_parameters.
     rope = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         facts.refuse("rope_scaling", rope, "an object")
@@ -79,7 +79,7 @@ def hf_llama(source, entries, window):
 
 
 def gguf_llama(source, entries, window):
-    """Reads a model by its file's metadata."""
+    """Reads a Llama as described by the metadata of its GGUF file."""
     facts = Facts(source.path, entries, "llama.")
     heads = facts.count("attention.head_count")
     d = facts.count("embedding_length")
@@ -92,7 +92,7 @@ def gguf_llama(source, entries, window):
         _GGUF_LLAMA,
         [],
         window,
-        # Files from before the entry was there have a row for each token.
+        # Older files lack the entry; their embedding has a row per token.
         vocab=facts.count("vocab_size", source.shape("token_embd.weight")[0]),
         d=d,
         layers=facts.count("block_count"),
@@ -126,7 +126,7 @@ def _llama(
     bias=False,
     interleaved=False,
 ):
-    """``interleaved``: rotary pairs are neighbours, not half a head apart."""
+    """Reads a Llama whose rotary pairs are neighbours if ``interleaved``."""
     model = LanguageModel(
         configure(
             "transformer",
@@ -153,7 +153,7 @@ def _llama(
         return stack.swapaxes(1, 2)
 
     def halves(stack, count):
-        """Brings the last axis of q or k to pairs half a head apart."""
+        """Reorders the last axis so that rotary pairs are half a head apart."""
         pairs = stack.reshape(*stack.shape[:-1], count, -1, 2)
         return pairs.swapaxes(-1, -2).reshape(stack.shape)
 

@@ -29,24 +29,24 @@ _ARCHITECTURES: dict[str, dict[str, Callable]] = {
     "safetensors": {"llama": hf_llama, "gpt2": hf_gpt2},
     "gguf": {"llama": gguf_llama},
 }
-"""By format and by the name that files give themselves: from tensors, entries
-and window to a model and its parameters."""
+"""Functions from tensors, configuration and window to a model and its
+parameters, by file format and by the architecture's name in files."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model with parameters, and the tokenizer that it was trained with."""
+    """A pretrained model with its parameters and its tokenizer."""
 
     model: LanguageModel
-    """What runs them."""
+    """The model, without parameters."""
     variables: Any
-    """Its parameters, float32."""
+    """The model's parameters, float32."""
     tokenizer_json: str | None = None
-    """The tokenizer in the JSON of the package ``tokenizers``, if there is one
-    that is byte-level BPE."""
+    """Its tokenizer as JSON of the package ``tokenizers``; ``None`` unless it
+    is a byte-level BPE."""
 
     def tokenizer(self) -> BPETokenizer:
-        """Makes the tokenizer (extra ``experiments``).
+        """Returns the tokenizer (extra ``experiments``).
 
         Raises:
             InputError: if there is none, or the package is missing.
@@ -70,25 +70,25 @@ def load_pretrained(
 ) -> Pretrained:
     """Loads a pretrained transformer (extra ``pretrained``).
 
-    Its logits are those of the model that the files are from, within float32's
-    rounding. Families: Llama, from safetensors or GGUF, and GPT-2, from
-    safetensors. bfloat16, float16 and quantised weights become float32.
+    Reads Llama from safetensors or GGUF, and GPT-2 from safetensors. bfloat16,
+    float16 and quantised weights become float32. Logits are those of the
+    original model up to rounding in float32.
 
     Args:
-        path: a folder with ``config.json`` and ``model.safetensors`` or its
-            shards, with ``tokenizer.json`` or without; or a ``.safetensors``
-            or GGUF file.
-        window: tokens that attention sees, at most the model's context;
-            ``None`` for all of it. A state holds so many keys and values.
+        path: a folder with ``config.json``, ``model.safetensors`` or its shards
+            and, optionally, ``tokenizer.json``; or a ``.safetensors`` or GGUF
+            file.
+        window: number of tokens that attention sees, and whose keys and values
+            a state holds; ``None`` for the model's whole context.
 
     Returns:
         The model, its parameters and its tokenizer.
 
     Raises:
-        InputError: for a pickle, a file that is missing, truncated or damaged,
-            another architecture, a missing tensor or one of another shape, a
-            tokenizer with ids that the model has no row for, or a window
-            beyond the model's context.
+        InputError: if a file is a pickle, missing, truncated or damaged, the
+            architecture is not supported, a tensor is missing or of another
+            shape, the tokenizer has ids that the model lacks, or the window is
+            larger than the model's context.
     """
     path = pathlib.Path(path)
     if not path.exists():

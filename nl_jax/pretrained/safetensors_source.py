@@ -1,8 +1,8 @@
-"""Reads folders and files in the layout of Hugging Face's model hub.
+"""Reader of folders and files in the layout of the Hugging Face Hub.
 
-``config.json`` says what the model is; ``model.safetensors``, or the shards
-that ``model.safetensors.index.json`` lists, hold its tensors. Both are data:
-nothing in them can run, and only files inside the folder are opened.
+``config.json`` describes the model; ``model.safetensors``, or the shards listed
+in ``model.safetensors.index.json``, hold its tensors. None of them can contain
+code, and only files inside the folder are opened.
 """
 
 import json
@@ -13,19 +13,19 @@ from nl_jax.errors import InputError
 from nl_jax.pretrained.tensor_source import TensorSource
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-"""Names of formats that run code when they are read."""
+"""Suffixes of formats that can run code when they are read."""
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def refuse_pickle(path: pathlib.Path) -> None:
-    """Raises ``InputError`` if a file is a pickle by its name or content."""
+    """Raises ``InputError`` if a file's name or content is that of a pickle."""
     if path.suffix.lower() in PICKLES:
         _refuse(path, f"{path.suffix} files are pickles")
     if path.is_file():
         with path.open("rb") as file:
             start = file.read(4)
-        # Protocols 2 to 5, and the archive of them that PyTorch writes.
+        # Pickle protocols 2 to 5, and the archive in which PyTorch saves them.
         if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
             _refuse(path, "it is a pickle")
         if start == b"PK\x03\x04":
@@ -33,10 +33,10 @@ def refuse_pickle(path: pathlib.Path) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads an object of JSON.
+    """Reads a file that holds a JSON object.
 
     Raises:
-        InputError: if the file is not there or holds something else.
+        InputError: if the file is missing or holds something else.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -52,14 +52,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def open_safetensors(path: pathlib.Path) -> tuple[TensorSource, dict[str, Any]]:
-    """Opens a folder or the only file of a model.
+    """Opens the safetensors files of a model.
 
     Args:
-        path: the folder, or a ``.safetensors`` file beside its
-            ``config.json``.
+        path: a folder, or a ``.safetensors`` file next to ``config.json``.
 
     Returns:
-        The tensors, and what ``config.json`` says.
+        The tensors, and the content of ``config.json``.
 
     Raises:
         InputError: if a file is missing, damaged or outside the folder.

@@ -1,4 +1,4 @@
-"""Tensors of a file, taken by name and checked before they are read."""
+"""Tensors of a file by name, checked before they are read."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,12 +12,12 @@ from nl_jax.errors import InputError
 
 
 class TensorSource:
-    """Named tensors; each is read when it is taken, as float32.
+    """Tensors by name, read on demand as float32.
 
     Args:
-        path: how messages call the file.
-        shapes: of every tensor in it.
-        read: returns one by its name.
+        path: name of the file in error messages.
+        shapes: shapes of all tensors in the file.
+        read: function from a tensor's name to its values.
 
     Example:
         >>> source = TensorSource("a", {"w": (2,)}, lambda name: np.ones(2))
@@ -40,7 +40,7 @@ class TensorSource:
         return name in self._shapes
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Returns a tensor's shape.
+        """Returns the shape of a tensor.
 
         Raises:
             InputError: if there is no such tensor.
@@ -56,8 +56,8 @@ class TensorSource:
         """Reads a tensor.
 
         Raises:
-            InputError: if it is not there, has another shape, or is of a type
-                that cannot be read.
+            InputError: if it is missing, of another shape or of a type that is
+                not supported.
         """
         if self.shape(name) != shape:
             raise InputError(
@@ -70,26 +70,26 @@ class TensorSource:
     def stack(
         self, pattern: str, count: int, shape: tuple[int, ...]
     ) -> np.ndarray:
-        """Reads the tensor of every block, ``[count, *shape]``.
+        """Reads a tensor of each block, stacked as ``[count, *shape]``.
 
         Args:
-            pattern: the name, with ``{}`` for the block's number.
-            count: of blocks.
-            shape: of each.
+            pattern: name of the tensor, with ``{}`` for the block's index.
+            count: number of blocks.
+            shape: shape of each tensor.
 
         Raises:
-            InputError: as :meth:`take`.
+            InputError: as for :meth:`take`.
         """
-        # One by one, so that a wrong count allocates nothing.
+        # One by one: a wrong count fails before the stack is allocated.
         return np.stack(
             [self.take(pattern.format(index), shape) for index in range(count)]
         )
 
     def finish(self, buffers: Iterable[str] = ()) -> None:
-        """Checks that nothing is left but buffers, by regular expressions.
+        """Checks that all tensors were read, except ``buffers`` (regexes).
 
         Raises:
-            InputError: if there are other tensors.
+            InputError: if there are others.
         """
         rest = [
             name
@@ -106,10 +106,10 @@ class TensorSource:
 
 
 def as_parameters(params: dict[str, Any]) -> dict[str, Any]:
-    """Makes up for the root of the width with which embeddings are multiplied.
+    """Compensates for the model's scaling of embeddings by sqrt(d_model).
 
-    They are stored divided by it, and where there is no other head the last
-    norm is multiplied by it.
+    Embeddings are divided by it. If they are the output head too, the last norm
+    is multiplied by it.
     """
     root = params["embedding"].shape[1] ** 0.5
     params["embedding"] = params["embedding"] / root

@@ -1,7 +1,6 @@
-"""Tokenizers that come with pretrained weights, as data.
+"""Tokenizers of pretrained models, as JSON of the package ``tokenizers``.
 
-They are checked and rebuilt as JSON of the package ``tokenizers``, which is
-needed only by who uses them.
+The package itself is needed only to run them.
 """
 
 from collections.abc import Mapping
@@ -19,31 +18,27 @@ _SPLITS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": [],
     "smollm": [{"type": "Digits", "individual_digits": True}],
 }
-"""What comes before GPT-2's pattern, by GGUF's ``tokenizer.ggml.pre``."""
+"""Splits before GPT-2's pattern, by GGUF's ``tokenizer.ggml.pre``."""
 _NORMAL = 1
-"""GGUF's type of a token that text is cut into; others stand for themselves."""
+"""GGUF's type of ordinary tokens; all others are treated as special tokens."""
 
 
 def check_byte_level(
     path: object, tokenizer: Mapping[str, Any], vocab_size: int
 ) -> bool:
-    """Checks that a model has a row for each id.
+    """Checks a tokenizer, and returns whether it is a byte-level BPE.
 
     Args:
-        path: how messages call the file.
+        path: name of the file in error messages.
         tokenizer: JSON of the package ``tokenizers``.
-        vocab_size: rows of the embedding.
-
-    Returns:
-        Whether it is a byte-level BPE.
+        vocab_size: number of ids of the model.
 
     Raises:
-        InputError: if an id is beyond the model's, or the file is no
-            tokenizer.
+        InputError: if it has ids that the model lacks, or is no tokenizer.
     """
     try:
         vocab = tokenizer["model"]["vocab"]
-        # Of a Unigram ids are places.
+        # The ids of a Unigram model are indices into its list.
         ids = set(
             range(len(vocab)) if isinstance(vocab, list) else vocab.values()
         )
@@ -64,11 +59,11 @@ def check_byte_level(
 
 
 def gguf_tokenizer(facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Rebuilds the tokenizer of a GGUF file's metadata.
+    """Builds a tokenizer from the metadata of a GGUF file.
 
     Returns:
-        JSON of the package ``tokenizers``; ``None`` if the file has none, or
-        one of another kind than byte-level BPE with GPT-2's pattern.
+        JSON of the package ``tokenizers``; ``None`` unless the file has a
+        byte-level BPE with GPT-2's pattern.
     """
     tokens = facts.get("tokenizer.ggml.tokens")
     merges = facts.get("tokenizer.ggml.merges")

@@ -1,4 +1,4 @@
-"""Training: data, loss, step, loop, devices, checkpoints, metrics."""
+"""Training of language models: loop, devices, checkpoints and metrics."""
 
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.loop import TrainResult, train

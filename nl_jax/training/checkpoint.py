@@ -1,8 +1,8 @@
-"""Checkpoints: parameters, optimizer, position in the data, config, tokenizer.
+"""Checkpoints of parameters, optimizer, data position, config and tokenizer.
 
-Orbax writes in the background into a temporary folder and renames it when all
-is there, so that a run killed at any moment leaves the last good checkpoint as
-it was. A checkpoint is restored onto any mesh.
+Orbax writes them in the background to a temporary folder, which it renames once
+it is complete: a run that is killed leaves the last good checkpoint intact.
+Checkpoints can be restored onto any mesh.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ _ORBAX_ERRORS = (KeyError, ValueError, TypeError, OSError, RuntimeError)
 
 
 class Checkpoints:
-    """The checkpoints of one run, in ``workdir/checkpoints``.
+    """Reader and writer of the checkpoints in ``workdir/checkpoints``.
 
     Args:
-        workdir: folder of the run.
-        every: steps between checkpoints; ``None`` to only read.
-        keep: newest checkpoints to keep.
+        workdir: working directory of the run.
+        every: number of steps between checkpoints; ``None`` for reading only.
+        keep: number of newest checkpoints to keep.
 
     Raises:
-        InputError: if there is something else in the folder, and from each
-            method for files that cannot be read or written.
+        InputError: if the folder holds no checkpoints, and in each method if
+            files cannot be read or written.
     """
 
     def __init__(self, workdir, *, every: int | None = None, keep: int = 3):
@@ -72,16 +72,16 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, if there is any."""
+        """Step of the newest checkpoint; ``None`` if there is none."""
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
     def due(self, step: int) -> bool:
-        """Whether the interval or a preemption asks for a checkpoint now."""
+        """Whether to save now, because of the interval or a preemption."""
         return self._checkpointer.should_save(step)
 
     def save(self, step: int, state: TrainState, meta: Mapping[str, Any]):
-        """Starts to save; returns when ``state`` may change again."""
+        """Starts to save; returns once ``state`` may be donated."""
         self.wait()
         self._saving = step
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -104,17 +104,16 @@ class Checkpoints:
             self._fail(step, _first_line(error), error)
 
     def wait(self):
-        """Returns when everything is on disk."""
+        """Waits until everything is on disk."""
         try:
             self._checkpointer.wait()
         except _ORBAX_ERRORS as error:
             self._fail(self._saving, _first_line(error), error)
 
     def last_good(self) -> int | None:
-        """Waits, and looks which checkpoint is the newest on disk.
+        """Waits, and returns the step of the newest checkpoint on disk.
 
-        A save that fails meanwhile has no checkpoint, and who asks here has
-        an error to report already.
+        Ignores a failing save: the caller already has an error to report.
         """
         with contextlib.suppress(*_ORBAX_ERRORS):
             self._checkpointer.wait()
@@ -122,12 +121,12 @@ class Checkpoints:
         return self.latest
 
     def close(self):
-        """Lets go of threads; :meth:`wait` first to know that all is saved."""
+        """Stops all threads, without errors; call :meth:`wait` first."""
         with contextlib.suppress(*_ORBAX_ERRORS):
             self._checkpointer.close()
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """Reads everything but arrays, of one step or of the newest."""
+        """Reads the metadata of a checkpoint, by default of the newest."""
         step = self.latest if step is None else step
         meta = self._load(step, {"meta": None})["meta"]
         if not isinstance(meta, dict) or not {"config", "tokenizer"} <= {*meta}:
@@ -138,14 +137,14 @@ class Checkpoints:
         return meta | {"step": step}
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
-        """Reads arrays into shapes that carry shardings."""
+        """Reads the state, with the shardings of ``shapes``."""
         found = self._load(
             step, {"variables": shapes.variables, "optimizer": shapes.optimizer}
         )
         return TrainState(found["variables"], found["optimizer"])
 
     def variables(self, step: int, shapes: Any) -> Any:
-        """Reads the parameters alone."""
+        """Reads only the parameters, with the shardings of ``shapes``."""
         return self._load(step, {"variables": shapes})["variables"]
 
     def _load(
@@ -177,7 +176,7 @@ class Checkpoints:
 
 
 def _orbax_context() -> ocp.Context:
-    """Returns how to save ``meta``: as JSON, where Orbax would make arrays."""
+    """Returns a context that saves ``meta`` as JSON instead of arrays."""
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
     context = ocp.Context()
@@ -186,8 +185,8 @@ def _orbax_context() -> ocp.Context:
 
 
 def _first_line(error: BaseException) -> str:
-    """Returns an error's first line, cut in its middle."""
+    """Returns the first line of an error, shortened in the middle."""
     text = str(error).strip().strip("\"'") or type(error).__name__
     text = text.splitlines()[0]
-    # The system's own words are the last.
+    # Messages of the operating system are at the end.
     return text if len(text) < 200 else f"{text[:60]} ... {text[-120:]}"

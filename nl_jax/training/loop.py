@@ -1,4 +1,4 @@
-"""The loop: read, step, record, evaluate, save; stop and go on."""
+"""The training loop, with evaluation, checkpoints and resumption."""
 
 import logging
 import math
@@ -46,41 +46,39 @@ _LOG = logging.getLogger(__name__)
 
 
 class TrainResult(NamedTuple):
-    """A finished (or stopped) run."""
+    """Result of a run that is finished, or was stopped by a signal."""
 
     model: LanguageModel
     variables: Any
     tokenizer: Tokenizer
     step: int
-    """Steps done; fewer than asked for when a signal stopped the run."""
+    """Steps done in all; fewer than configured if a signal stopped the run."""
     records: list[dict]
-    """Lines of the metrics, those before a restart too."""
+    """Metrics by step, those before a restart included."""
     held_out_bits_per_byte: float | None
-    """Of the last evaluation."""
+    """Bits per byte of held-out text at the last evaluation."""
     gzip_bits_per_byte: float
-    """Of ``gzip -9`` on the same bytes."""
+    """Bits per byte of ``gzip -9`` on the held-out text."""
     text_sha256: str
     compile_seconds: dict[str, float]
     train_seconds: float
-    """Of the steps of this process, evaluation and saving included."""
+    """Duration of training in this process, with evaluation and saving."""
 
 
 def train(
     config: TrainConfig, workdir: str | os.PathLike | None = None
 ) -> TrainResult:
-    """Trains a language model, or goes on where ``workdir`` stopped.
+    """Trains a language model, or resumes the run in ``workdir``.
 
     Args:
-        config: the run.
+        config: configuration of the run.
         workdir: folder for checkpoints, metrics and the configuration; ``None``
-            keeps nothing. If it holds a checkpoint of the same configuration
-            the run goes on from there, with the same numbers as if it had
-            never stopped.
+            writes nothing. From a checkpoint of the same configuration the run
+            resumes with the same numbers as if it had never stopped.
 
     Raises:
-        InputError: for anything a user can put right: data, configuration,
-            devices, a damaged checkpoint, a full disk. The last good checkpoint
-            is left as it was.
+        InputError: for invalid data, configuration or devices, a damaged
+            checkpoint or a full disk. The last good checkpoint stays intact.
         DivergedError: an ``InputError`` too, for a loss or a gradient that is
             not finite.
     """
@@ -94,7 +92,7 @@ def train(
 
 
 class _Run:
-    """The parts of one call of :func:`train`."""
+    """State of one call of :func:`train`."""
 
     def __init__(self, config: TrainConfig, mesh, workdir):
         self.config, self.mesh = config, mesh
@@ -139,7 +137,7 @@ class _Run:
         )
 
     def train(self) -> TrainResult:
-        """Runs to the last step, or to a signal."""
+        """Trains until the last step or a signal."""
         config = self.config
         optimizer, shapes = plan_state(config, self.model, self.mesh)
         table = describe(self.model, optimizer, params=shapes.variables)
@@ -187,7 +185,7 @@ class _Run:
                 state, metrics = programs.train_step(state, batch)
                 step += 1
                 if pending is not None:
-                    # The device works on this step while the last is shown.
+                    # The device computes this step while the last is recorded.
                     record(*pending)
                 pending = step, metrics
                 last = step == config.steps or stop.asked
@@ -196,7 +194,7 @@ class _Run:
                 saver = self.checkpoints
                 save = saver and (last or saver.due(step))
                 if evaluate or save:
-                    # Nothing is saved before its loss is known to be finite.
+                    # Nothing is saved unless its loss is known to be finite.
                     record(*pending)
                     pending = None
                 if evaluate and not stop.asked:
@@ -225,7 +223,7 @@ class _Run:
         )
 
     def close(self) -> None:
-        """Closes files, and threads that save."""
+        """Closes files, and stops the threads that write checkpoints."""
         if self.checkpoints is not None:
             self.checkpoints.close()
         self.log.close()
@@ -262,10 +260,9 @@ class _Run:
         return bits_per_byte(LossSums(*total))
 
     def _meta(self) -> dict:
-        """What a checkpoint holds beside arrays.
+        """Returns the metadata of a checkpoint.
 
-        Every process reads as many batches as every other, so one position
-        serves all.
+        All processes are at the same position in the data.
         """
         return {
             "config": to_json(self.config),

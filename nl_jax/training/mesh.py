@@ -1,8 +1,8 @@
-"""Devices, and which axis of a parameter lies on which of them.
+"""Device mesh, and how parameters and batches are sharded over it.
 
-Parameters name their axes (``model.logical_axes()``); one table says which mesh
-axis each name lies on. A dimension that its mesh axis does not divide stays
-whole. Nothing else in the code knows about devices.
+The axes of parameters have names (``model.logical_axes()``), which one table
+maps to axes of the mesh. A dimension that is not divisible by the size of its
+mesh axis is not sharded. No other module deals with devices.
 """
 
 from typing import Any
@@ -22,14 +22,14 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "mixer": "tensor",
     "heads": "tensor",
 }
-"""Logical axis to mesh axis; names that are not here stay whole."""
+"""Mesh axis of each logical axis; axes that are not listed are not sharded."""
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
     """Returns the mesh ``(data, fsdp, tensor)`` over all devices.
 
     Raises:
-        InputError: if the axes do not multiply to the number of devices.
+        InputError: if the product of the axes is not the number of devices.
     """
     count = jax.device_count()
     shape = [config.data, config.fsdp, config.tensor]
@@ -53,9 +53,9 @@ def parameter_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
     """Returns a ``NamedSharding`` for every parameter.
 
     Args:
-        mesh: from :func:`make_mesh`.
-        axes: tree of tuples of logical names, ``model.logical_axes()``.
-        shapes: tree of anything with a ``shape``, for the same parameters.
+        mesh: mesh from :func:`make_mesh`.
+        axes: tuples of logical axis names, ``model.logical_axes()``.
+        shapes: arrays or ``ShapeDtypeStruct``, one per parameter.
     """
 
     def sharding(shape, names):
@@ -74,15 +74,15 @@ def parameter_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
 
 
 def state_shardings(mesh: Mesh, parameters: Any, state: Any) -> Any:
-    """Returns shardings for a state that holds trees like the parameters.
+    """Returns the shardings of an optimizer's state.
 
-    An optimizer keeps its moments under paths that end like the parameters'
-    own; they lie where their parameter lies. Everything else is replicated.
+    An array whose path ends like that of a parameter of the same shape, such as
+    a moment, is sharded like the parameter. All others are replicated.
 
     Args:
-        mesh: from :func:`make_mesh`.
+        mesh: mesh from :func:`make_mesh`.
         parameters: ``(shapes, shardings)`` of the parameters.
-        state: tree of shapes.
+        state: shapes of the optimizer's state.
     """
     shapes, shardings = parameters
     flat = jax.tree_util.tree_leaves_with_path(shapes)
@@ -105,15 +105,15 @@ def state_shardings(mesh: Mesh, parameters: Any, state: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of the leading, batch, axis."""
+    """Returns the sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:
-    """Checks that the devices can share a batch.
+    """Checks that a batch can be split evenly over the devices.
 
     Raises:
-        InputError: if they cannot.
+        InputError: if it cannot.
     """
     width = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % width:
@@ -124,7 +124,7 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
 
 
 def global_batch(mesh: Mesh, local: Any) -> Any:
-    """Returns this process's rows as part of the array that all share."""
+    """Assembles global arrays from the rows that each process holds."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(sharding, rows),

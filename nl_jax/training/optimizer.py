@@ -1,12 +1,12 @@
-r"""The outer optimizer: a rule with clipping, decay, schedule, frequencies.
+r"""The optimizer of training: a named rule with clipping, decay and schedule.
 
 .. math:: \theta \leftarrow \theta
    - \eta_t\,(u(g) + \lambda\theta)
 
-with :math:`u` the rule that the configuration names, by default Adam's, which
-makes AdamW, and :math:`\lambda = 0` for norms, biases, gates, convolutions and
-initial memories. Parameters of slower levels of a continuum memory step once
-per period on the sum of the period's gradients.
+with :math:`u` the rule named in the configuration, by default that of AdamW,
+and :math:`\lambda = 0` for norms, biases, gates, convolutions and initial
+memories. Parameters of slower levels of a continuum memory are updated once per
+period, with the sum of the period's gradients.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _MATRIX_AXES = ("vocab", *WIDTHS)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns a linear warm-up followed by a cosine to the final rate.
+    """Returns a linear warm-up followed by cosine decay to the final rate.
 
     Example:
         >>> config = OptimizerConfig(learning_rate=1.0, warmup_steps=2)
@@ -32,7 +32,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         [0.5, 1.0, 0.1]
     """
     rate = config.learning_rate
-    # No step has rate 0: step 0 is the first of the warm-up, not before it.
+    # Step 0 already belongs to the warm-up, so that no step has rate 0.
     warmup = max(min(config.warmup_steps, steps), 1)
     fall = optax.cosine_decay_schedule(
         rate, max(steps - warmup, 1), config.final_rate
@@ -44,10 +44,10 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decays(axes: Any) -> Any:
-    """Returns, per parameter, whether weight decay applies.
+    """Returns for each parameter whether it has weight decay.
 
-    It does to matrices between the model's own dimensions, told by logical
-    axis names: the axes of memories, heads and convolution taps do not count.
+    Only matrices between dimensions of the model have it, recognised by logical
+    axis names; axes of memories, heads and convolution taps do not count.
 
     Example:
         >>> decays({"w": ("embed", "mlp"), "memory": ("heads", "memory_in")})
@@ -63,13 +63,13 @@ def decays(axes: Any) -> Any:
 def make_optimizer(
     config: OptimizerConfig, steps: int, axes: Any, periods: Any
 ) -> optax.GradientTransformation:
-    """Returns the whole chain.
+    """Returns the complete optimizer.
 
     Args:
-        config: see :class:`OptimizerConfig`.
-        steps: length of the run, for the schedule.
-        axes: logical axis names of every parameter.
-        periods: update period of every parameter, in steps, from
+        config: rule and hyperparameters.
+        steps: number of steps of the run, for the schedule.
+        axes: logical axis names of each parameter.
+        periods: update period of each parameter, in steps, from
             ``model.parameter_periods``.
     """
     others = NAMED[config.name].others
@@ -103,19 +103,19 @@ def make_optimizer(
             rules,
             lambda params: labels,
         ),
-        # Outside the groups: the rate follows the run's steps, not a group's.
+        # Outside the groups, because the schedule counts steps of the run.
         optax.scale_by_learning_rate(make_schedule(config, steps)),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """Parameters that share a rule; its text names its state in checkpoints."""
+    """Parameters with the same rule; ``str`` is their key in checkpoints."""
 
     period: int
     decayed: bool
     falls_back: bool
-    """The rule is for matrices alone, and this is none."""
+    """Whether these are no matrices, and the rule is for matrices only."""
 
     def __str__(self) -> str:
         words = [f"every {self.period}"]

@@ -1,4 +1,4 @@
-"""The process that a run is: versions, memory, signals, files on its disk."""
+"""Process-level helpers: versions, memory, signals and atomic file writes."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ import jax
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions that a number can depend on."""
+    """Returns versions and devices, on which results can depend."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
     out = {name: importlib.metadata.version(name) for name in names}
     out["numpy"] = importlib.metadata.version("numpy")
@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Returns the revision of this code, ``+`` behind it if it is edited."""
+    """Returns the Git revision of this code, with ``+`` if it was edited."""
     folder = pathlib.Path(__file__).parent
     try:
         found = subprocess.run(
@@ -43,13 +43,13 @@ def git_revision() -> str | None:
 
 
 def peak_memory_bytes() -> int:
-    """Returns the largest resident size of this process so far."""
+    """Returns the peak resident set size of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def resident_memory_bytes() -> int:
-    """Returns the resident size of this process now; the peak off Linux."""
+    """Returns this process's resident set size; without Linux, its peak."""
     status = pathlib.Path("/proc/self/statm")
     if not status.exists():
         return peak_memory_bytes()
@@ -57,7 +57,7 @@ def resident_memory_bytes() -> int:
 
 
 class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a wish to stop after the step."""
+    """Context in which the first SIGINT or SIGTERM only sets ``asked``."""
 
     asked = False
 
@@ -75,12 +75,12 @@ class StopSignal:
     def _ask(self, number, frame) -> None:
         del frame
         self.asked = True
-        # A second signal does what it always did.
+        # A second signal has its usual effect.
         signal.signal(number, self._before[number])
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes a file that is whole or not there."""
+    """Writes a JSON file atomically."""
     path = pathlib.Path(path)
     fresh = path.with_suffix(".tmp")
     fresh.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What a run shows of itself: metrics in files, progress, figures."""
+"""Reporting of a run: metrics files, progress and figures."""
 
 import json
 import logging
@@ -18,22 +18,22 @@ _LOG = logging.getLogger(__name__)
 
 
 class MetricsWriter(Protocol):
-    """Takes numbers of one step; only process 0 has one."""
+    """Destination of metrics; only process 0 has any."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Records values."""
+        """Records the values of one step."""
 
     def close(self) -> None:
-        """Finishes."""
+        """Writes whatever is still buffered, and closes the destination."""
 
 
 class JsonLines:
-    """One JSON object a line, on disk at once.
+    """Writes metrics as one JSON object per line, flushed at once.
 
     Args:
-        path: the file; it is continued if it exists.
-        last_step: lines of later steps, written by a run that was cut off
-            after its last checkpoint, are removed.
+        path: path of the file; an existing file is appended to.
+        last_step: step of the last checkpoint; later lines, left by a run that
+            was interrupted, are removed.
     """
 
     def __init__(self, path, last_step: int = 0):
@@ -57,7 +57,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard, through tensorboardX."""
+    """Writes metrics as TensorBoard scalars, through tensorboardX."""
 
     def __init__(self, folder):
         try:
@@ -70,22 +70,22 @@ class TensorBoard:
         self._writer = tensorboardX.SummaryWriter(str(folder))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a scalar for each value."""
+        """Writes one scalar per value."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes whatever is still buffered, and closes the files."""
         self._writer.close()
 
 
 class MetricsLog:
-    """The metrics of a whole run, kept and written by process 0.
+    """Metrics of a whole run, in memory and, by process 0, in files.
 
     Args:
-        folder: of the run; ``None`` to write nothing.
-        last_step: of the checkpoint that the run continues.
-        tensorboard: write TensorBoard files too.
+        folder: folder of the run; ``None`` to write no files.
+        last_step: step of the checkpoint that the run resumes from.
+        tensorboard: whether to write TensorBoard files too.
     """
 
     def __init__(
@@ -106,19 +106,19 @@ class MetricsLog:
             self._writers.append(TensorBoard(folder / "tensorboard"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Records values."""
+        """Records the values of one step."""
         self.lines.append({"step": step, **values})
         for writer in self._writers:
             writer.write(step, values)
 
     def close(self) -> None:
-        """Closes files."""
+        """Closes all files."""
         for writer in self._writers:
             writer.close()
 
 
 def read_json_lines(path) -> list[dict]:
-    """Returns the complete lines of a file; a cut-off last one is left out."""
+    """Returns the records of a JSON Lines file; omits a truncated last line."""
     out = []
     for line in pathlib.Path(path).read_text().splitlines():
         try:
@@ -129,13 +129,13 @@ def read_json_lines(path) -> list[dict]:
 
 
 class Progress:
-    """Shows steps, values, speed and the time left; a context manager.
+    """Context manager that shows progress, loss, speed and remaining time.
 
     Args:
-        total: steps of the run.
-        start: steps that are done already.
-        unit_size: tokens in a step, for the speed.
-        seconds: between plain lines.
+        total: number of steps of the run.
+        start: number of steps already done.
+        unit_size: tokens per step.
+        seconds: time between lines where the output is not a terminal.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Progress:
             self._bar.close()
 
     def update(self, step: int, loss: float, bits: float) -> float:
-        """Shows a step's numbers; returns tokens per second so far."""
+        """Shows the numbers of a step; returns the mean tokens per second."""
         now = time.monotonic()
         done = max(step - self._start, 1)
         speed = done * self._unit / max(now - self._began, 1e-9)
@@ -187,12 +187,12 @@ class Progress:
 def plot_losses(
     path, records: Sequence[Mapping], references: Mapping[str, float]
 ) -> None:
-    """Draws bits per byte of training and held-out text over steps.
+    """Plots bits per byte of training and held-out text against the step.
 
     Args:
-        path: of the image.
+        path: path of the image.
         records: lines of ``metrics.jsonl``.
-        references: horizontal lines by name, such as gzip's bits per byte.
+        references: horizontal lines by label, such as gzip's bits per byte.
     """
     figure, axes = _figure()
     for key, label, marker in (
@@ -211,11 +211,11 @@ def plot_losses(
 
 
 def plot_positions(path, rows: Sequence[Mapping]) -> None:
-    """Draws bits per byte over the position in a stream.
+    """Plots bits per byte against the position in a stream.
 
     Args:
-        path: of the image.
-        rows: with ``start`` (bytes) and ``bits_per_byte``.
+        path: path of the image.
+        rows: mappings with ``start``, in bytes, and ``bits_per_byte``.
     """
     figure, axes = _figure()
     axes.step(
@@ -231,7 +231,7 @@ def plot_positions(path, rows: Sequence[Mapping]) -> None:
 
 
 def _figure():
-    # Not pyplot: its figures are global, and it looks for a display.
+    # pyplot would keep global figures and look for a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""Saved runs: loaded as a model, and compared with the run that continues."""
+"""Loading a trained model, and checks that a run can be resumed."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -26,30 +26,30 @@ _FIXED_FIELDS = (
     "model.",
     "data.tokenizer",
     "data.bpe_vocab_size",
-    "optimizer.name",  # The state in the checkpoint is this rule's.
+    "optimizer.name",  # The checkpoint holds this optimizer's state.
 )
 
 
 class LoadedModel(NamedTuple):
-    """A trained model as a checkpoint holds it."""
+    """A trained model, loaded from a checkpoint."""
 
     model: LanguageModel
     variables: Any
     tokenizer: Tokenizer
     meta: dict[str, Any]
-    """Everything else: ``config``, ``tokenizer``, ``data``, ``step``."""
+    """``config``, ``tokenizer``, ``data``, ``versions`` and ``step``."""
 
 
 def load_model(workdir, step: int | None = None) -> LoadedModel:
-    """Loads a trained model; needs no config and no data.
+    """Loads a trained model; the checkpoint alone is enough.
 
     Args:
-        workdir: of ``experiments.train_lm``.
-        step: which checkpoint; ``None`` for the newest.
+        workdir: working directory of ``experiments.train_lm``.
+        step: step of the checkpoint; ``None`` for the newest.
 
     Raises:
-        InputError: for a missing, damaged or foreign checkpoint, or a
-            tokenizer that does not match the model.
+        InputError: if the checkpoint is missing, damaged or not of this
+            library, or its tokenizer does not match the model.
     """
     checkpoints = Checkpoints(workdir)
     meta = checkpoints.meta(step)
@@ -75,10 +75,10 @@ def load_model(workdir, step: int | None = None) -> LoadedModel:
 
 
 def check_tokenizer(tokenizer: Tokenizer, saved: Mapping, model: LanguageModel):
-    """Checks that a tokenizer is the one that a model was trained with.
+    """Checks that a model was trained with this tokenizer.
 
     Raises:
-        InputError: if its hash differs or it has more ids than the model.
+        InputError: if its hash differs, or it has more ids than the model.
     """
     found = tokenizer.to_json()["hash"]
     if found != saved["hash"]:
@@ -98,18 +98,18 @@ def check_tokenizer(tokenizer: Tokenizer, saved: Mapping, model: LanguageModel):
 def check_same_config(
     workdir, saved: Mapping[str, Any], config: TrainConfig
 ) -> None:
-    """Checks that a run continues with the configuration it began with.
+    """Checks that a resumed run has the configuration it was started with.
 
-    With ``config.accept_new_config`` all may differ but the model, the
-    tokenizer and the optimizer's name.
+    With ``config.accept_new_config`` only the model, the tokenizer and the
+    optimizer's name must be the same.
 
     Args:
-        workdir: for the message.
+        workdir: working directory, for the error message.
         saved: configuration in the checkpoint.
-        config: configuration now.
+        config: configuration of the resumed run.
 
     Raises:
-        InputError: naming the first field that differs.
+        InputError: if a field differs; the message names the first one.
     """
     defaults = to_json(TrainConfig(model=ModelConfig()))
     for name, old, new in differences(saved, to_json(config), defaults):
@@ -128,13 +128,13 @@ def check_same_config(
 
 
 def check_text(workdir, saved: str, sha256: str, *, accept: bool) -> None:
-    """Checks that a run reads the text that it began with.
+    """Checks that a resumed run reads the text it was started with.
 
     Args:
-        workdir: for the message.
+        workdir: working directory, for the error message.
         saved: hash of the text in the checkpoint.
-        sha256: hash of the text now.
-        accept: allow another text.
+        sha256: hash of the current text.
+        accept: whether another text is allowed.
 
     Raises:
         InputError: if the hashes differ.
@@ -154,12 +154,12 @@ def differences(
     """Yields the fields in which two configurations differ.
 
     Args:
-        saved: one of a file, which may be from before some field existed.
-        own: one of today.
-        defaults: what a field had as its value before it existed.
+        saved: configuration in a file, which may lack newer fields.
+        own: current configuration.
+        defaults: values of the fields that ``saved`` lacks.
 
     Yields:
-        Name, saved value and own value.
+        Name, saved value and current value.
 
     Example:
         >>> old, new = {"a": {"b": 1}}, {"a": {"b": 2, "c": 0}}
@@ -174,7 +174,7 @@ def differences(
 
 
 def _overlay(defaults: Mapping, saved: Mapping) -> dict[str, Any]:
-    """Fills what ``saved`` has no field for, at any depth."""
+    """Adds the fields that ``saved`` lacks, at any depth."""
     out = {**defaults, **saved}
     for name, value in saved.items():
         default = defaults.get(name)

@@ -1,6 +1,6 @@
-"""What a run computes: loss, a training step, an evaluation, the first state.
+"""Training and evaluation steps, their loss, and the initial state.
 
-Losses are sums that add up over batches and devices. The steps are pure
+Losses are sums, which can be added over batches and devices. The steps are pure
 functions; :func:`compile_programs` compiles them for a mesh ahead of time.
 """
 
@@ -24,14 +24,14 @@ _LOG = logging.getLogger(__name__)
 
 
 class LossSums(NamedTuple):
-    """What a mean over any set of tokens is made of."""
+    """Loss, tokens and bytes summed over a set of targets."""
 
     nats: jax.Array
-    """Sum of cross-entropies."""
+    """Sum of cross-entropies, in nats."""
     tokens: jax.Array
     """Number of targets."""
     n_bytes: jax.Array
-    """Bytes that the targets spell."""
+    """Number of bytes of text in the targets."""
 
     @classmethod
     def of(
@@ -41,7 +41,7 @@ class LossSums(NamedTuple):
         byte_lengths: np.ndarray,
         weights: Losses | None = None,
     ) -> "LossSums":
-        """Adds up; ``weights`` 0 leaves a target out."""
+        """Sums over all targets; a weight of 0 leaves a target out."""
         weights = jnp.ones_like(losses) if weights is None else weights
         lengths = jnp.asarray(byte_lengths, jnp.float32)[targets]
         return cls(
@@ -57,15 +57,15 @@ def token_losses(logits: Logits, targets: Ids) -> Losses:
 
 
 def bits_per_byte(sums: LossSums) -> float:
-    """Returns bits per byte of text, which do not depend on the tokenizer."""
+    """Returns the loss in bits per byte, comparable across tokenizers."""
     return float(sums.nats) / float(np.log(2)) / max(float(sums.n_bytes), 1.0)
 
 
 class TrainState(NamedTuple):
-    """What a step changes."""
+    """Parameters and optimizer state, updated by each training step."""
 
     variables: Any
-    """Slow parameters, ``{"params": ...}``."""
+    """Parameters of the model, ``{"params": ...}``."""
     optimizer: Any
     """State of the optimizer."""
 
@@ -79,10 +79,10 @@ def make_train_step(
     """Returns ``(state, tokens [B, T + 1]) -> (state, metrics)``.
 
     Args:
-        model: its ``apply`` starts a new context in every row.
-        optimizer: the whole chain.
+        model: model whose ``apply`` starts a new context in every row.
+        optimizer: complete optimizer, learning rate included.
         byte_lengths: bytes of each token, padded to the model's vocabulary.
-        accumulate: parts of a batch, one after another; divides ``B``.
+        accumulate: number of parts a batch is processed in; must divide ``B``.
     """
 
     def loss(variables, tokens):
@@ -95,7 +95,7 @@ def make_train_step(
                 variables, tokens
             )
             return grads, sums
-        # Rows of a part are spread over the batch, so each stays on its device.
+        # A part takes rows from all over the batch: each stays on its device.
         parts = tokens.reshape(-1, accumulate, tokens.shape[1]).swapaxes(0, 1)
 
         def add(total, part):
@@ -139,17 +139,17 @@ class Programs(NamedTuple):
     """The compiled steps of a run."""
 
     train_step: Callable
-    """``(state, tokens [B, T + 1]) -> (state, metrics)``; eats its state."""
+    """``(state, tokens [B, T + 1]) -> (state, metrics)``; donates ``state``."""
     eval_step: Callable
     """``(variables, tokens [B, T + 1], weights [B, T]) -> LossSums``."""
     compile_seconds: dict[str, float]
-    """Of each."""
+    """Compile time of each step, by its name."""
 
 
 def plan_state(
     config: TrainConfig, model: LanguageModel, mesh: jax.sharding.Mesh
 ) -> tuple[optax.GradientTransformation, TrainState]:
-    """Returns the optimizer, and shape and place of each array of a state."""
+    """Returns the optimizer, and the state's shapes with their shardings."""
     axes = model.logical_axes()
     shapes = jax.eval_shape(lambda: _draw(config, model))
     optimizer = make_optimizer(
@@ -173,7 +173,7 @@ def draw_state(
     optimizer: optax.GradientTransformation,
     shapes: TrainState,
 ) -> TrainState:
-    """Draws the state of step 0, each array where ``shapes`` puts it."""
+    """Initialises the state of step 0, with the shardings of ``shapes``."""
 
     def begin():
         variables = _draw(config, model)
@@ -190,18 +190,18 @@ def compile_programs(
     shapes: TrainState,
     byte_lengths: np.ndarray,
 ) -> Programs:
-    """Compiles ahead of time, so that the time it takes is known.
+    """Compiles the steps of a run ahead of time, and times the compilation.
 
     Args:
-        config: the run.
-        model: what is trained.
-        optimizer: from :func:`plan_state`, as ``shapes`` is.
-        mesh: devices.
-        shapes: of the state.
+        config: configuration of the run.
+        model: model to train.
+        optimizer: optimizer from :func:`plan_state`.
+        mesh: devices to compile for.
+        shapes: shapes and shardings of the state, from :func:`plan_state`.
         byte_lengths: bytes of each token, ``[V]``.
 
     Raises:
-        InputError: if the devices cannot share a batch.
+        InputError: if the batch cannot be split evenly over the devices.
     """
     mesh_lib.check_batch(mesh, config.batch_size)
     lengths = np.ones(model.config.vocab_size, np.int32)
@@ -221,7 +221,7 @@ def compile_programs(
 
     step = make_train_step(model, optimizer, lengths, config.accumulate)
     evaluate = make_eval_step(model, lengths)
-    # Pinned, so that the second step meets what the first one met.
+    # Fixed shardings, so that every step's output fits the next step's input.
     out = (_layout(shapes), None)
     step = jax.jit(step, donate_argnums=0, out_shardings=out)
     return Programs(

@@ -1,10 +1,9 @@
-"""What one training run is made of: typed, commented, validated.
+"""Configuration of a training run.
 
-On the command line every field is a flag, ``--config.data.bpe_vocab_size=512``.
-The flags edit an ``ml_collections.ConfigDict`` (:func:`flag_config`);
-:func:`freeze` turns it into the frozen dataclass that everything else takes.
-Fields of the model are unset until given, so that the model's name and preset
-decide what is left out.
+Each field is a command-line flag, such as ``--config.data.bpe_vocab_size=512``.
+Flags edit an ``ml_collections.ConfigDict`` (:func:`flag_config`), from which
+:func:`freeze` makes the frozen dataclass that all other code takes. Fields of
+the model that no flag sets are those of its name and preset.
 """
 
 import dataclasses
@@ -24,43 +23,40 @@ from nl_jax.optimizers import find_optimizer
 
 _HOPE = configure("hope")
 _TABLES = {**TABLES, CMSObjective: CMS_OBJECTIVES}
-"""Where names of the objects that configurations hold are looked up."""
+"""Table of names for each type of object that a configuration may hold."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """A rule with warm-up, cosine decay, decoupled weight decay and clipping.
+    """Optimizer with warm-up, cosine decay, weight decay and clipping.
 
-    The default ``learning_rate`` suits AdamW; the others need one of their own.
-    ``muon`` and ``m3`` make steps of AdamW's size and bear larger ones, about
-    0.01 or 0.02. The momenta follow the size of the gradient: about 0.1, for
-    ``deep_momentum`` a little more, and a ``weight_decay`` that is as much
-    smaller.
+    The default ``learning_rate`` suits AdamW. ``muon`` and ``m3`` make steps of
+    AdamW's size and tolerate larger rates, about 0.01 or 0.02. Steps of the
+    momenta grow with the gradient: they need about 0.1, ``deep_momentum`` a
+    little more, and a ``weight_decay`` smaller by the same factor.
     """
 
     name: str = dataclasses.field(default="adamw", kw_only=True)
-    """The rule, out of ``nl_jax.optimizers.NAMED``; options that have no field
-    here keep their defaults."""
+    """Name of the optimizer in ``nl_jax.optimizers.NAMED``; its options that
+    have no field here keep their defaults."""
     learning_rate: float = 4e-3
     """Peak learning rate."""
     warmup_steps: int = 40
-    """Steps over which the rate rises from 0 to its peak."""
+    """Number of steps over which the learning rate rises from 0 to its peak."""
     final_rate: float = 0.1
-    """Learning rate of the last step, as a share of the peak."""
+    """Learning rate of the last step, as a fraction of the peak."""
     b1: float = 0.9
-    """Decay of the mean of gradients, or retention of a momentum, in the rules
-    whose ``options`` in ``NAMED`` have it and for leaves that fall back on
-    AdamW. The others do not read it."""
+    """Decay of the mean of gradients, or retention of a momentum, in optimizers
+    with this option in ``NAMED`` and for parameters that fall back to AdamW."""
     b2: float = 0.95
-    """Decay of the mean of squared gradients, likewise."""
+    """Decay of the mean of squared gradients, in optimizers that keep one."""
     eps: float = 1e-8
-    """Added to the root of the mean of squared gradients, where ``b2`` is
-    read."""
+    """Term added to the root mean square of gradients, where ``b2`` is used."""
     weight_decay: float = 0.1
-    """Decay of matrices, in units of the learning rate; norms, biases, gates,
-    convolutions and initial memories do not decay."""
+    """Decoupled weight decay of matrices, multiplied by the learning rate;
+    norms, biases, gates, convolutions and initial memories do not decay."""
     clip_norm: float = 1.0
-    """Largest global norm of a gradient."""
+    """Global norm to which larger gradients are clipped."""
 
     def __post_init__(self):
         find_optimizer("optimizer.name", self.name)
@@ -87,71 +83,71 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; see :mod:`nl_jax.training.mesh`."""
+    """Number of devices along each axis; see :mod:`nl_jax.training.mesh`."""
 
     data: int = -1
-    """Devices that split the batch; -1 for all that the others leave."""
+    """Devices that split the batch; -1 for as many as the other axes leave."""
     fsdp: int = 1
-    """Devices that split the batch and, along ``embed``, the parameters."""
+    """Devices that split the batch and the ``embed`` axis of parameters."""
     tensor: int = 1
     """Devices that split heads, MLP widths and the vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """The sample that ends a run."""
+    """Text sampled from the model at the end of a run."""
 
     tokens: int = 200
-    """Tokens to draw; 0 for no sample."""
+    """Number of tokens to sample; 0 for no sample."""
     prompt: str = "The "
     """Text that the sample continues."""
     temperature: float = 0.8
-    """Divides the logits; 0 takes the likeliest token."""
+    """Divisor of the logits; 0 always takes the likeliest token."""
     top_p: float = 0.95
-    """Smallest probability mass that tokens are drawn from."""
+    """Probability mass of the likeliest tokens that are sampled from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run.
+    """Configuration of a training run.
 
     Raises:
-        InputError: at construction, naming the field, its value and what is
-            allowed.
+        InputError: if a value is not allowed; the message names its field.
     """
 
     model: ModelConfig = _HOPE
-    """The model."""
+    """Architecture of the model."""
     data: DataConfig = DataConfig()
-    """The text."""
+    """Text and tokenizer."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """The outer optimizer."""
+    """Optimizer of the model's parameters."""
     mesh: MeshConfig = MeshConfig()
-    """The devices."""
+    """Layout of the devices."""
     sample: SampleConfig = SampleConfig()
-    """The sample at the end."""
+    """Text sampled at the end of the run."""
     seed: int = 0
-    """Of initial parameters, data order and the sample."""
+    """Seed of the initial parameters, the data order and the sample."""
     steps: int = 600
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = 8
-    """Sequences per optimizer step, over all devices."""
+    """Number of sequences per optimizer step, over all devices."""
     seq_len: int = 256
-    """Tokens per sequence."""
+    """Number of tokens per sequence."""
     accumulate: int = 1
-    """Parts that a batch is cut into, one after another, to save memory."""
+    """Number of parts that a batch is processed in, to save memory."""
     log_every: int = 1
-    """Steps between lines of metrics."""
+    """Number of steps between records of metrics."""
     eval_every: int = 200
-    """Steps between evaluations on the held-out text; 0 for only the last."""
+    """Steps between evaluations on held-out text; 0 for one at the end only."""
     checkpoint_every: int = 100
-    """Steps between checkpoints; the last step always has one."""
+    """Number of steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 3
-    """Newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
     tensorboard: bool = False
-    """Write TensorBoard files too (extra ``tensorboard``)."""
+    """Whether to write TensorBoard files too (extra ``tensorboard``)."""
     accept_new_config: bool = False
-    """Continue the run in ``workdir`` although its configuration differs."""
+    """Whether to resume a run whose saved configuration differs; the model, the
+    tokenizer and the optimizer's name must be the same."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "seq_len", "accumulate"):
@@ -180,13 +176,13 @@ class TrainConfig:
 
 
 def flag_config(**changes: Any) -> config_dict.ConfigDict:
-    """Returns all fields as a ``ConfigDict`` for ``config_flags``.
+    """Returns a ``ConfigDict`` of all fields, for ``config_flags``.
 
-    ``model`` has ``name`` and ``preset`` and every field of ``ModelConfig``,
-    unset; the others hold their defaults.
+    ``model`` has a ``name``, a ``preset`` and all fields of ``ModelConfig``,
+    which are unset; other fields have their defaults.
 
     Args:
-        **changes: values in place of defaults, nested as mappings.
+        **changes: values to use instead, as nested mappings.
 
     Example:
         >>> config = flag_config(steps=10, model={"d_model": 64})
@@ -211,10 +207,10 @@ def flag_config(**changes: Any) -> config_dict.ConfigDict:
 
 
 def freeze(config: config_dict.ConfigDict) -> TrainConfig:
-    """Returns the validated dataclass of what flags left in ``config``.
+    """Returns the validated configuration of a :func:`flag_config`.
 
     Raises:
-        InputError: for values that are not allowed.
+        InputError: if a value is not allowed.
     """
     fields = config.to_dict()
     choices = _given(fields.pop("model"))
@@ -238,12 +234,12 @@ def freeze(config: config_dict.ConfigDict) -> TrainConfig:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """Returns a dataclass as nested mappings of what JSON can hold.
+    """Returns a configuration as nested mappings of JSON values.
 
-    What has a name, an objective of one's own for instance, is its name.
+    Objects with a name, such as objectives, are represented by it.
 
     Raises:
-        InputError: if that name stands for something else in its table.
+        InputError: if the name stands for something else in its table.
     """
     out = {
         field.name: _plain(getattr(config, field.name))
@@ -264,7 +260,7 @@ def _plain(value):
 
 
 def _placeholders(config) -> config_dict.ConfigDict:
-    """A ``ConfigDict`` with each field's type and no value."""
+    """Returns a ``ConfigDict`` of typed fields without values."""
     out = config_dict.ConfigDict()
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -287,7 +283,7 @@ def _plain_type(hint, value) -> type:
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out what no flag has set."""
+    """Leaves out fields that are not set."""
     out = {}
     for name, value in fields.items():
         value = _given(value) if isinstance(value, dict) else value

@@ -1,10 +1,9 @@
-r"""What the optimizer that ``OptimizerConfig`` names does with gradients.
+r"""Update rules of named optimizers for the parameters of a model.
 
-Blocks are stacked on leading axes, so each rule is told by logical axis names
-what is a matrix and what a stack. Those that orthogonalise matrices make steps
-that would shrink with their size beside those of other parameters, which step
-as in Adam. They are scaled to the root mean square that Adam's steps have,
-about 0.2 (arXiv 2502.16982), so that one learning rate serves both.
+Blocks are stacked along leading axes; logical axis names tell a rule which axes
+form a matrix. Entries of orthogonalised updates would get smaller as matrices
+get larger. They are scaled to the root mean square of Adam's updates, about 0.2
+(arXiv 2502.16982), so that one learning rate serves all parameters.
 """
 
 from typing import Any
@@ -17,19 +16,19 @@ from nl_jax.optimizers import NAMED
 from nl_jax.optimizers.named import map_dimensions
 
 WIDTHS = ("embed", "mlp", "mixer")
-"""Logical axes that are widths of the model."""
+"""Logical axes that are dimensions of the model."""
 _ADAM_RMS = 0.2
 
 
 def matrix_dimensions(axes: Any) -> Any:
-    """Returns, per parameter, which axes Muon and M3 take for a matrix.
+    """Returns the axes of each parameter that form a matrix for Muon and M3.
 
-    Two of the model's widths are one, inputs before outputs; all other axes are
-    a stack of such matrices. ``None`` is for what is no matrix, and, as usual
-    for Muon, for the embedding and the head.
+    These are the two axes in ``WIDTHS``, inputs before outputs; all others are
+    batch axes. Parameters without two such axes get ``None``, and so, as usual
+    for Muon, do the embedding and the head.
 
     Args:
-        axes: tree of tuples of logical names, ``model.logical_axes()``.
+        axes: tuples of logical axis names, ``model.logical_axes()``.
 
     Example:
         >>> found = matrix_dimensions(
@@ -49,13 +48,13 @@ def matrix_dimensions(axes: Any) -> Any:
 
 
 def memory_dimensions(axes: Any) -> Any:
-    """Returns, per parameter, the matrix that a memory of gradients sees.
+    """Returns the axes of each parameter that form a matrix for a memory.
 
-    The last two axes of one block's parameter; of a vector one column. Blocks
-    are a stack: the memory of one must not mix with that of the next.
+    These are the last two axes of a block's parameter; a vector is a column.
+    The axis of blocks is a batch axis, so that their memories do not mix.
 
     Args:
-        axes: tree of tuples of logical names, ``model.logical_axes()``.
+        axes: tuples of logical axis names, ``model.logical_axes()``.
 
     Example:
         >>> memory_dimensions({"scale": ("layers", "embed")})["scale"]
@@ -74,12 +73,12 @@ def memory_dimensions(axes: Any) -> Any:
 def update_rule(
     name: str, config: Any, axes: Any
 ) -> optax.GradientTransformation:
-    """Returns the rule of a name in ``NAMED``, for parameters with those axes.
+    """Returns the update rule of an optimizer in ``NAMED``.
 
     Args:
-        name: of the optimizer.
-        config: an ``OptimizerConfig``, whose options it takes.
-        axes: tree of tuples of logical names, ``model.logical_axes()``.
+        name: name of the optimizer.
+        config: ``OptimizerConfig`` with the values of its options.
+        axes: tuples of logical axis names, ``model.logical_axes()``.
     """
     row = NAMED[name]
     options = {
@@ -95,7 +94,7 @@ def update_rule(
 
 
 def _at_rms_of_adam(numbers):
-    """Scales orthogonal matrices, whose elements are 1 / sqrt(longer side)."""
+    """Scales orthogonal matrices, whose RMS is 1 / sqrt(longer side)."""
 
     def scale(d, leaf):
         if d is None or isinstance(leaf, optax.MaskedNode):

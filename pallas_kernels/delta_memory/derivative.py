@@ -1,8 +1,7 @@
 """The derivative that all kernels of the delta memory share.
 
-Both passes run a kernel or the scan of :func:`chunk_step`, whichever belongs to
-the platform that the program is lowered for, which may be another one than this
-process's (ahead-of-time compilation).
+Both passes run a kernel or the plain scan, depending on the platform that the
+program is lowered for (possibly ahead of time, and not that of this process).
 """
 
 import functools
@@ -29,7 +28,7 @@ class Options(NamedTuple):
     """Static options of :func:`differentiable_scan`."""
 
     choice: Choice
-    """Of one or more ``KERNELS``."""
+    """Choice among ``KERNELS``, for one or more platforms."""
     block: int
     """Tokens between saved states."""
     chunk: int

@@ -1,10 +1,10 @@
-"""The kernels of the delta memory, and how many tokens they take at a time."""
+"""Kernels of the delta memory, and the number of tokens per block."""
 
 from pallas_kernels.delta_memory import mosaic_gpu, tpu, triton
 from pallas_kernels.dispatch import Choice, choose_kernels
 
 BLOCK = 128
-"""Tokens between the states that are saved: on all platforms alike."""
+"""Largest number of tokens between saved states, the same on all platforms."""
 PLAIN = ("reference", "chunked")
 KERNELS = {
     "pallas_tpu": ("tpu", tpu),
@@ -19,17 +19,17 @@ IMPLEMENTATIONS = (*PLAIN, *KERNELS)
 def choose(
     arrays, chunk_size, read, implementation, interpret=False
 ) -> tuple[Choice, int]:
-    """Settles what runs.
+    """Chooses the implementation to run.
 
     Args:
-        arrays: ``delta_scan``'s by name, or their shapes.
+        arrays: arrays of ``delta_scan`` by name, or their shapes.
         chunk_size: as in ``delta_scan``.
         read: as in ``delta_scan``.
         implementation: as in ``delta_scan``.
-        interpret: whether a kernel that is named runs without its hardware.
+        interpret: whether a kernel named in ``implementation`` is interpreted.
 
     Returns:
-        The choice, and the tokens between saved states.
+        The choice, and the number of tokens between saved states.
 
     Raises:
         ValueError: if the implementation does not exist or cannot run.
@@ -48,7 +48,7 @@ def choose(
         lambda kernel: kernel.why_not(
             arrays, block_of(kernel), read, interpret
         ),
-        # Not for a few tokens, nor where a fifth of the work were padding.
+        # Not for few tokens, or if more than a fifth of them is padding.
         worth=length >= BLOCK and -length % block <= length // 4,
     )
     if choice in KERNELS:
@@ -57,7 +57,7 @@ def choose(
 
 
 def tokens_per_block(length, chunk_size, read, least=16) -> int:
-    """Tokens between saved states: our own choice where results allow it.
+    """Returns tokens per block; ``chunk_size`` only where results depend on it.
 
     Example:
         >>> (

@@ -1,4 +1,4 @@
-"""Signature, validation and dispatch of the orthogonalisation."""
+"""Interface of the orthogonalisation: validation and dispatch."""
 
 import functools
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ KERNELS = {"pallas_tpu": ("tpu", tpu), "pallas_triton": ("cuda", triton)}
 ``pallas_kernels.dispatch.Kernels``."""
 IMPLEMENTATIONS = (*PLAIN, *KERNELS)
 _LEAST_SIDE = 64
-"""Smaller matrices are left to the batched form, not worth a program each."""
+"""Least side of a matrix that is worth a program of its own."""
 COEFFICIENTS = {
     "quintic": (3.4445, -4.7750, 2.0315),
     "cubic": (1.5, -0.5, 0.0),
@@ -131,7 +131,7 @@ def _with_kernel(x, schedule, eps, choice, interpret):
 
 @_with_kernel.defjvp
 def _derivative(schedule, eps, choice, interpret, primals, tangents):
-    # The intermediates that a derivative needs stay on no chip.
+    # The intermediates that a derivative needs do not fit on chip.
     del choice, interpret
     plain = functools.partial(newton_schulz_batched, schedule=schedule, eps=eps)
     return jax.jvp(plain, primals, tangents)

@@ -44,7 +44,7 @@ def why_not(x, interpret=False) -> str | None:
 
 
 def forward(x, schedule, eps, interpret=False):
-    """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
+    """Runs :func:`newton_schulz` with a row ``(a, b, c)`` for each step."""
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     call = functools.partial(

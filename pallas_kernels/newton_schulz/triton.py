@@ -49,7 +49,7 @@ def why_not(x, interpret=False) -> str | None:
 
 
 def forward(x, schedule, eps, interpret=False):
-    """As :func:`newton_schulz`, with its coefficients as ``[steps, 3]``."""
+    """Runs :func:`newton_schulz` with a row ``(a, b, c)`` for each step."""
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     call = functools.partial(
@@ -64,7 +64,7 @@ def forward(x, schedule, eps, interpret=False):
 
 
 def tiled(x, *, schedule, eps, interpret):
-    """:func:`newton_schulz` of wide or square matrices, by tiled products."""
+    """Runs :func:`newton_schulz` on wide or square matrices, tile by tile."""
     *_, n, m = x.shape
     flat = tiles.padded(x.reshape(-1, n, m), TILE)
     call = functools.partial(_symmetric, interpret=interpret)
@@ -81,7 +81,7 @@ def tiled(x, *, schedule, eps, interpret):
 
 
 def _symmetric(left, right, row=(0.0, 0.0, 1.0), *, interpret):
-    """``a I + b L + c L R^T`` of matrices ``[count, n, depth]``."""
+    """Returns ``a I + b L + c L R^T`` for matrices ``[count, n, depth]``."""
     count, n, depth = left.shape
     whole = pl.BlockSpec((None, n, depth), lambda i, t: (i, 0, 0))
     programs = tiles.count_lower(n // TILE)
