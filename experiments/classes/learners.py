@@ -151,7 +151,10 @@ class ClassMeans:
         return self._sums / np.maximum(self._counts, 1)[:, None]
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        """Half the squared distance, below that of zero, ``[N, classes]``."""
+        """Returns minus half the squared distances, ``[N, classes]``.
+
+        A term that is equal for all classes is left out.
+        """
         means = self.means.astype(x.dtype)
         return x @ means.T - 0.5 * np.square(means).sum(1)
 
@@ -181,7 +184,10 @@ class Mahalanobis(ClassMeans):
         self._products += x.T @ x
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        """Half the squared distance, below that of zero, ``[N, classes]``."""
+        """Returns minus half the squared distances, ``[N, classes]``.
+
+        A term that is equal for all classes is left out.
+        """
         from scipy.linalg import solve
 
         means, total = self.means, self._counts.sum()
