@@ -1,9 +1,9 @@
-"""Experiments, in folders by subject; each docstring is command and result.
+"""Experiments in folders by subject.
 
-``python -m experiments.NAME`` runs one. To add another: a file
-``experiments/SUBJECT/NAME.py`` with a docstring, a table ``FLAGS`` and a
-function ``main`` of the parsed flags; and an entry point
-``experiments/NAME.py`` as the others have. ``experiments/shared`` has what all
-of them use: kinds of flags, a sweep that goes on where it was stopped, records,
-tables and plots.
+``python -m experiments.NAME`` runs one; its docstring has the command and the
+measured result. To add an experiment, write ``experiments/SUBJECT/NAME.py``
+with a docstring, a table ``FLAGS`` and a function ``main`` of the parsed flags,
+and an entry point ``experiments/NAME.py`` like the others. All experiments
+share ``experiments/shared``: kinds of flags, a sweep that continues where it
+was stopped, records, tables and plots.
 """

@@ -1,1 +1,1 @@
-"""Classes that come task after task."""
+"""Learning of classes that arrive in tasks, one after another."""

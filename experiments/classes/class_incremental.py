@@ -1,32 +1,34 @@
-r"""Classes that come task after task: what is left of the first at the end?
+r"""Class-incremental learning: how much of the first task is left at the end?
 
-A learner is given the classes in groups, each group once, and is then asked
-about all that it has seen, without being told of which group a text is. Row
-``i`` of the matrix ``R`` is the accuracy on every task after task ``i``.
+A learner reads the classes in groups, each group once. It is then tested on all
+classes that it has seen, without being told the group of a text. Row ``i`` of
+the matrix ``R`` is the accuracy on every task after task ``i``.
 
 ==================== =======================================================
-naive, ewc, replay   a linear softmax head by Adam (``learners.py``)
+naive, ewc, replay   a linear softmax head trained with Adam
+                     (``learners.py``)
 class mean           nearest mean of the same features
 mahalanobis          the same under one shrunk covariance
-joint                the softmax head on everything at once; has a last row
-1, 2, 3 levels       a continuum memory, so many of its levels, with equally
-                     many weights (``memory.py``); no replay
+joint                the softmax head on all tasks at once; ``R`` has only its
+                     last row
+1, 2, 3 levels       a continuum memory with that many levels and the same
+                     number of weights (``memory.py``); no replay
 slow level alone     its slowest level with all the weights
 ==================== =======================================================
 
-All read the same features, which are fixed before any text is seen
-(``features.py``). Classes not seen yet are never answered: ``R`` is zero
-above its diagonal, and so is forward transfer, by construction.
+All learners read the same features, which are fixed before any text is seen
+(``features.py``). No learner answers with a class that it has not seen, so
+``R`` is zero above its diagonal and forward transfer is zero, by construction.
 
 Command (a few minutes on two cores)::
 
     python -m experiments.class_incremental
 
-The default is the standard library; ``--data=train.csv,test.csv`` with
-``--text_column`` and ``--label_column`` takes any texts. Where others share the
-cores, ``OPENBLAS_NUM_THREADS=1`` makes the levels several times faster.
+The default data is the standard library. ``--data=train.csv,test.csv`` with
+``--text_column`` and ``--label_column`` reads other texts. On shared cores,
+``OPENBLAS_NUM_THREADS=1`` makes the levels several times faster.
 
-Measured on Banking77 (``docs/continual_learning.md``), mean accuracy in the end
+Measured on Banking77 (``docs/continual_learning.md``): mean final accuracy
 and forgetting, percent, three seeds: naive 15.2 and 94.9, ewc 28.6 and 78.9,
 replay 69.4 and 30.1, class mean 78.0 and 6.9, mahalanobis 87.9 and 4.5, joint
 89.5, 1 level 38.2 and 63.0, 2 levels 84.9 and 9.8, 3 levels 87.1 and 4.2, slow
@@ -36,7 +38,7 @@ mahalanobis 91.4, joint 92.6. On the standard library three levels reach 63.3,
 the class mean 54.7, joint training 66.8.
 
 Results go to ``--out``: finished runs as lines of JSON, tables, a record with
-every ``R``, a plot. Finished runs are not repeated.
+every ``R``, and a plot. Finished runs are not repeated.
 """
 
 import itertools
@@ -98,7 +100,7 @@ FLAGS = {
 
 
 def make_learner(name, classes, seed, settings):
-    """Returns a learner that has learned nothing."""
+    """Returns an untrained learner."""
     width = settings["width"]
     if name in ("naive", "ewc", "replay", "joint"):
         return Softmax(
@@ -124,7 +126,7 @@ def make_learner(name, classes, seed, settings):
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs what has no record yet and reports everything."""
+    """Runs all cells without a record and reports all results."""
     _check_levels(values.periods, values.retentions)
     texts, settings = inputs.load(values)
     settings |= flags.pick(values, _SETTINGS)

@@ -1,7 +1,7 @@
-"""Texts with labels, as tasks of a few classes each.
+"""Labelled texts, divided into tasks of a few classes each.
 
-Labels come from CSV or JSONL files, or from the default question that needs no
-file: which standard-library module are these five lines from?
+Texts come from CSV or JSONL files. The default needs no file and asks which
+module of the standard library five lines are from.
 """
 
 import csv
@@ -15,7 +15,7 @@ import numpy as np
 
 from nl_jax.errors import InputError
 
-# All have 120 snippets or more in Python 3.11 to 3.13, and exist in 3.14.
+# Each has at least 120 snippets in Python 3.11 to 3.13 and exists in 3.14.
 _NAMES = """
 _collections_abc _pydecimal _pyio argparse asyncio.base_events
 asyncio.proactor_events asyncio.selector_events asyncio.sslproto
@@ -42,19 +42,19 @@ class Texts(NamedTuple):
     """Labelled texts in two parts."""
 
     train: list[str]
-    """Texts to learn."""
+    """Training texts."""
     train_labels: np.ndarray
-    """Their classes, int32."""
+    """Classes of the training texts, int32."""
     test: list[str]
-    """Texts to be tested on."""
+    """Test texts."""
     test_labels: np.ndarray
-    """Their classes, int32."""
+    """Classes of the test texts, int32."""
     classes: list[str]
     """Names of the classes, sorted."""
 
 
 def snippets(source: str) -> list[str]:
-    r"""Cuts a program into fives of its lines, stripped and not blank.
+    r"""Cuts a program into snippets of five lines, stripped and not blank.
 
     Example:
         >>> snippets("a\n\n b\nc\nd\ne\nf")
@@ -67,10 +67,10 @@ def snippets(source: str) -> list[str]:
 
 
 def standard_library() -> Texts:
-    """Up to 120 snippets of each of 77 modules, a fifth of them to test.
+    """Returns up to 120 snippets of each of 77 modules, a fifth as the test.
 
     Raises:
-        InputError: if a module is not there or too short.
+        InputError: if a module is missing or too short.
     """
     folder = pathlib.Path(sysconfig.get_path("stdlib"))
     rng = random.Random(0)
@@ -89,16 +89,16 @@ def standard_library() -> Texts:
 
 
 def read_texts(files: list[str], text: str, label: str) -> Texts:
-    """Reads a file to learn and one to test, or splits a single one.
+    """Reads a training and a test file, or splits a single file.
 
     Args:
         files: one or two, CSV with a header or JSONL (``.jsonl``,
-            ``.ndjson``). Of a single one, a fifth of each class is the test.
+            ``.ndjson``). A fifth of each class of a single file is the test.
         text: the column of texts.
         label: the column of labels.
 
     Raises:
-        InputError: for anything that cannot be read so, naming the file.
+        InputError: for a file that cannot be read; the message names it.
     """
     if not 1 <= len(files) <= 2:
         raise InputError(
@@ -118,13 +118,13 @@ def read_texts(files: list[str], text: str, label: str) -> Texts:
 
 
 def validation(texts: Texts) -> Texts:
-    """Replaces the test by a fifth of each class of what is to be learned."""
+    """Replaces the test by a fifth of each class of the training texts."""
     names = [texts.classes[k] for k in texts.train_labels]
     return _split(list(zip(texts.train, names, strict=True)), "the data")
 
 
 def class_tasks(classes: int, tasks: int, seed: int) -> list[np.ndarray]:
-    """Shuffles the classes into tasks of sizes that differ by one at most.
+    """Shuffles the classes into tasks whose sizes differ by at most one.
 
     Raises:
         InputError: if there are fewer classes than tasks.
@@ -184,7 +184,7 @@ def _json(path, i, line):
 
 
 def _split(pairs, source):
-    """Holds out a fifth of each class, which keeps at least one to learn."""
+    """Holds out a fifth of each class, and keeps at least one text of it."""
     by_label = {}
     for pair in pairs:
         by_label.setdefault(pair[1], []).append(pair)

@@ -1,12 +1,15 @@
-r"""Features of texts that are fixed before any text is seen.
+r"""Features of texts, fixed before any text is seen.
 
-Nothing is fitted on them, so that nothing leaks from tasks to come. A text is a
-vector of norm 1: either n-grams of words (1-2) and characters (2-5), hashed,
-counted as :math:`1 + \log n` and projected at random to the width, or the
-embedding of a pretrained encoder (``minilm.py``). It is read through random
-cosines (Rahimi & Recht 2007), whose products are about a Gaussian kernel. Weak:
-n-grams without inverse document frequencies, which would have to be fitted on
-texts of all tasks; a nearest class mean is a few points worse for it.
+The features are not fitted to texts, so nothing leaks from later tasks. A text
+becomes a vector of norm 1: either n-grams of words (1-2) and characters (2-5),
+hashed, counted as :math:`1 + \log n` and projected at random to the width, or
+the embedding of a pretrained encoder (``minilm.py``). Random cosines of it
+(Rahimi & Recht 2007) are the features; their products approximate a Gaussian
+kernel.
+
+Weakness: the n-grams have no inverse document frequencies, because these would
+have to be fitted on the texts of all tasks. This costs a nearest class mean a
+few points.
 """
 
 from typing import Literal
@@ -16,7 +19,7 @@ import numpy as np
 from experiments.classes import minilm
 
 Kind = Literal["ngrams", "minilm"]
-"""What is read of a text."""
+"""Kinds of features."""
 _BUCKETS = 2**18
 
 
@@ -26,12 +29,12 @@ def make_features(
     r"""Maps texts to ``[N, width]`` float32, every row of norm about 1.
 
     Args:
-        texts: any; no row depends on another.
+        texts: any texts; each row depends on its own text alone.
         width: of the projection and of the cosines.
-        scale: of the Gaussian kernel that products are about, in units of
-            1 over the distance of texts; those without a common n-gram are
+        scale: of the approximated Gaussian kernel, in units of the inverse
+            distance of texts; texts without a common n-gram are
             :math:`\sqrt 2` apart.
-        kind: what is read of a text.
+        kind: n-grams or embeddings.
     """
     x = minilm.embed(texts) if kind == "minilm" else _ngrams(texts, width)
     rng = np.random.default_rng(0)
@@ -42,7 +45,7 @@ def make_features(
 
 
 def _ngrams(texts, width):
-    """Projected n-grams, ``[N, width]``, every row of norm 1."""
+    """Returns projected n-grams, ``[N, width]``, every row of norm 1."""
     from scipy import sparse
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.preprocessing import normalize
@@ -63,5 +66,5 @@ def _ngrams(texts, width):
     projection = SparseRandomProjection(
         width, dense_output=True, random_state=0
     )
-    # Fitting looks at nothing but the shape.
+    # Fitting uses only the shape.
     return normalize(projection.fit_transform(grams)).astype(np.float32)

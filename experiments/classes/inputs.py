@@ -1,4 +1,4 @@
-"""What scripts about classes are asked for: texts and how they are read."""
+"""Inputs of the scripts about classes: texts and their features."""
 
 import functools
 import hashlib
@@ -19,7 +19,11 @@ from experiments.shared import flags
 
 
 def input_flags(width: int) -> dict[str, flags.Flag]:
-    """Returns the flags of both, with a default of the width."""
+    """Returns the flags for texts and features.
+
+    Args:
+        width: default of ``--width``.
+    """
     return {
         "data": flags.words([], "CSV or JSONL: one, or train and test."),
         "text_column": flags.string("text", "Of the text."),
@@ -38,11 +42,11 @@ def input_flags(width: int) -> dict[str, flags.Flag]:
 
 
 def load(values: flags.FlagValues) -> tuple[Texts, dict[str, Any]]:
-    """Returns the texts, and what makes a record one of them.
+    """Returns the texts, and the settings that identify their records.
 
     Raises:
-        InputError: for files that cannot be read, and if what the features
-            need is not installed.
+        InputError: for files that cannot be read, and if a package that the
+            features need is not installed.
     """
     if values.data:
         texts = read_texts(values.data, values.text_column, values.label_column)
@@ -61,9 +65,9 @@ def make_run(
 ) -> tuple[Callable[[], Any], Callable[..., dict[str, Any]]]:
     """Returns two functions that all runs of a command share.
 
-    The first reads the features of all texts, once; the second takes a learner,
-    a seed and whether all tasks are learned ``at_once``, and returns the matrix
-    ``R`` and its metrics.
+    The first computes the features of all texts, once. The second takes a
+    learner, a seed and whether all tasks are learned ``at_once``, and returns
+    the matrix ``R`` and its metrics.
 
     Raises:
         InputError: if there are fewer classes than tasks.
@@ -89,7 +93,7 @@ def make_run(
 
 
 def _digest(texts):
-    """A hash of the data: the standard library differs between Pythons."""
+    """Hashes the data, because the standard library differs by version."""
     text = repr((texts.train, texts.test, texts.classes))
     labels = texts.train_labels.tobytes() + texts.test_labels.tobytes()
     return hashlib.sha256(text.encode() + labels).hexdigest()

@@ -1,14 +1,14 @@
-r"""What a continual learner of classes is measured against.
+r"""Baselines for continual learning of classes.
 
-Every learner is given one task after another by ``learn`` and says of every
-class how likely it is by ``scores``. None is told a task's name at the test.
+``learn`` trains a learner on one task after another, and ``scores`` returns how
+likely each class is. No learner is told the task at the test.
 
-- :class:`Softmax`, a linear head by Adam: naive fine-tuning as it is; elastic
-  weight consolidation (Kirkpatrick et al. 2017) with ``penalty``, on the exact
-  diagonal of the Fisher matrix; replay with ``buffer`` examples kept; joint
-  training if it is given everything at once.
-- :class:`ClassMeans` and :class:`Mahalanobis`, statistics that no order of the
-  tasks changes. Strong where features are good.
+- :class:`Softmax`, a linear head trained with Adam. By itself it is naive
+  fine-tuning; with ``penalty`` it is elastic weight consolidation (Kirkpatrick
+  et al. 2017) on the exact diagonal of the Fisher matrix; with ``buffer`` it
+  replays stored examples; on all tasks at once it is joint training.
+- :class:`ClassMeans` and :class:`Mahalanobis`, statistics that do not depend on
+  the order of the tasks. They are strong if the features are good.
 """
 
 from typing import NamedTuple
@@ -29,19 +29,20 @@ class _Anchor(NamedTuple):
 class Softmax:
     r"""A linear head, cross-entropy over all classes, Adam.
 
-    With a penalty :math:`\lambda` the loss has :math:`\tfrac\lambda2 \sum_t
-    F_t (W - W_t)^2`, :math:`F_t` the mean over task ``t`` of :math:`x^2 p (1 -
-    p)` at its end. With a buffer half of each batch are kept examples.
+    With a penalty :math:`\lambda` the loss has an additional term
+    :math:`\tfrac\lambda2 \sum_t F_t (W - W_t)^2`, where :math:`F_t` is the mean
+    over task ``t`` of :math:`x^2 p (1 - p)` at its end. With a buffer, stored
+    examples are half of each batch.
 
     Args:
         width: of the features.
         classes: outputs.
-        seed: of the batches and of what is kept.
+        seed: of the batches and of the stored examples.
         epochs: over each task.
         batch: examples per step.
-        rate: of Adam, which begins anew with every task.
+        rate: of Adam, whose state is reset for every task.
         penalty: EWC's :math:`\lambda`.
-        buffer: examples that are kept, equally many of each class.
+        buffer: number of stored examples, equally many of each class.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Softmax:
         self._step = _softmax_step(self._tx)
 
     def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
-        """Trains on a task, ``[N, width]`` and ``[N]``."""
+        """Trains on a task: features ``[N, width]`` and labels ``[N]``."""
         state = self._tx.init(self._w)
         for rows in self._batches(len(x)):
             xs, ys = x[rows], labels[rows]
@@ -90,13 +91,14 @@ class Softmax:
 
     @property
     def kept(self) -> np.ndarray:
-        """Labels of the kept examples."""
+        """Labels of the stored examples."""
         return np.empty(0, int) if self._kept is None else self._kept[1]
 
     def _batches(self, count):
-        """Rows of all batches; the last of an epoch is filled from its start.
+        """Yields the rows of all batches.
 
-        Batches are of one size, so that a step compiles once.
+        The last batch of an epoch is filled up from its start: batches of one
+        size compile once.
         """
         for _ in range(self._epochs):
             order = self._rng.permutation(count)
@@ -126,7 +128,7 @@ class Softmax:
 
 
 class ClassMeans:
-    """Nearest class mean: the class whose mean is nearest, Euclidean.
+    """Nearest class mean, in the Euclidean distance.
 
     Args:
         width: of the features.
@@ -145,11 +147,14 @@ class ClassMeans:
 
     @property
     def means(self) -> np.ndarray:
-        """Of each class, ``[classes, width]``; zero for those not seen."""
+        """Means, ``[classes, width]``; zero for classes not yet seen."""
         return self._sums / np.maximum(self._counts, 1)[:, None]
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        """Half the squared distance, below that of zero, ``[N, classes]``."""
+        """Returns minus half the squared distances, ``[N, classes]``.
+
+        A term that is equal for all classes is left out.
+        """
         means = self.means.astype(x.dtype)
         return x @ means.T - 0.5 * np.square(means).sum(1)
 
@@ -157,9 +162,10 @@ class ClassMeans:
 class Mahalanobis(ClassMeans):
     r"""Nearest class mean under one covariance: linear discriminant analysis.
 
-    Distances are under :math:`(1 - s) \Sigma + s \tfrac{\mathrm{tr}\Sigma}{d}
-    I`, :math:`\Sigma` the covariance within classes. Classes count the same,
-    however many examples they have.
+    Distances use the covariance :math:`(1 - s) \Sigma + s
+    \tfrac{\mathrm{tr}\Sigma}{d} I`, where :math:`\Sigma` is the covariance
+    within classes. All classes are equally likely, however many examples they
+    have.
 
     Args:
         width: of the features.
@@ -178,7 +184,10 @@ class Mahalanobis(ClassMeans):
         self._products += x.T @ x
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        """Half the squared distance, below that of zero, ``[N, classes]``."""
+        """Returns minus half the squared distances, ``[N, classes]``.
+
+        A term that is equal for all classes is left out.
+        """
         from scipy.linalg import solve
 
         means, total = self.means, self._counts.sum()
@@ -200,7 +209,7 @@ def _softmax_step(tx):
             error = optax.softmax_cross_entropy_with_integer_labels(
                 x @ w, labels
             ).mean()
-            # Each task's squares written out, but for a constant.
+            # The squares of all tasks, expanded, up to a constant.
             held = 0.5 * anchor.fisher * w**2 - anchor.weighted * w
             return error + penalty * held.sum()
 

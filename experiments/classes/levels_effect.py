@@ -1,30 +1,32 @@
-r"""What levels do, and the lowest frequency: a grid of continuum memories.
+r"""The effect of the number of levels and of the lowest frequency.
 
-One to four levels (``memory.py``) times the period of the slowest, on the
-stream of ``class_incremental.py``: classes come in groups, each group once, and
-all are asked about in the end. The levels of a memory are a factor ``--ratio``
-apart, down to the delta rule at every text; one level is the slowest alone. All
-have equally many weights, of which each faster level has ``--share``.
+The grid varies the number of levels from one to four (``memory.py``) and the
+period of the slowest. The stream is that of ``class_incremental.py``: classes
+arrive in groups, each group once, and the test at the end covers all of them.
+Periods of neighbouring levels differ by a factor of ``--ratio``; the fastest
+level is the delta rule at every text. With one level, only the slowest exists.
+All memories have the same number of weights, and each faster level has a
+``--share`` of them.
 
-Every level keeps the same share of its metric at each of its steps, so that its
-period is its memory's length: half is gone after :math:`C \log 2 / (-\log\rho)`
-texts.
+Every level keeps the same share :math:`\rho` of its metric at each of its
+steps, so its period :math:`C` determines the length of its memory: half is gone
+after :math:`C \log 2 / (-\log\rho)` texts.
 
 Commands (two minutes of one core; the second needs the package named in
-``minilm.py``, and minutes more for its features)::
+``minilm.py``, and a few more minutes for its features)::
 
     python -m experiments.levels_effect
     python -m experiments.levels_effect --features=minilm \
         --data=train.csv,test.csv --label_column=category
 
-Measured on Banking77 (the second), accuracy on all tasks in the end for one to
-four levels, percent, three seeds: 80.9, 77.3, 72.8, 65.6 with a slowest period
-of 256 texts; 91.6, 90.7, 89.1, 86.6 with 1,024; 79.4, 87.3, 88.4, 87.1 with
-4,096. A low frequency keeps what was learned; faster levels help where it is
-too low for the task just learned, and else cost the slow level its weights.
-``docs/continual_learning.md`` has all of both.
+Measured on Banking77 (the second command): final accuracy on all tasks for one
+to four levels, percent, three seeds: 80.9, 77.3, 72.8, 65.6 with a slowest
+period of 256 texts; 91.6, 90.7, 89.1, 86.6 with 1,024; 79.4, 87.3, 88.4, 87.1
+with 4,096. A low frequency keeps what was learned. Faster levels help if it is
+too low for the task just learned; otherwise they only take weights from the
+slow level. ``docs/continual_learning.md`` has all results of both commands.
 
-Results go to ``--out``: finished runs as lines of JSON, tables, a record, a
+Results go to ``--out``: finished runs as lines of JSON, tables, a record and a
 plot. Finished runs are not repeated.
 """
 
@@ -45,7 +47,7 @@ READINGS = {
     "new task": "the task just learned",
     "forgetting": "forgotten",
 }
-"""What is shown of a run."""
+"""Metrics in the tables, and their titles."""
 _SETTINGS = {
     "tasks": flags.integer(7, "Groups of classes.", 2),
     "ratio": flags.integer(4, "Between the periods of two levels.", 2),
@@ -69,7 +71,7 @@ FLAGS = {
 
 
 def make_levels(width, count, slowest, ratio, retention, share):
-    """Returns levels, the fastest first, that share ``width`` out.
+    """Returns levels that divide ``width``, the fastest first.
 
     Example:
         >>> found = make_levels(64, 3, 16, 4, 0.9, 0.125)
@@ -87,7 +89,7 @@ def make_levels(width, count, slowest, ratio, retention, share):
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs what has no record yet and reports everything."""
+    """Runs all cells without a record and reports all results."""
     _check_levels(values)
     texts, settings = inputs.load(values)
     settings |= flags.pick(values, _SETTINGS)
@@ -120,7 +122,7 @@ def main(values: flags.FlagValues) -> None:
 def _check_levels(values):
     """Checks that the periods divide and that the slowest level has a share."""
     count = max(values.levels)
-    # The fastest level but for the delta rule must be slower than that.
+    # The fastest level except the delta rule must have a longer period.
     least = values.ratio ** max(count - 2, 0)
     for period in values.slowest:
         if period % least or period == least:
@@ -137,7 +139,7 @@ def _check_levels(values):
 
 
 def summarize(out, settings, rows, texts):
-    """Writes a table of each reading, levels by periods, and the plot."""
+    """Writes a table of each metric, levels by periods, and the plot."""
     groups = grouped(rows, "levels", "slowest")
     counts, periods = (
         list(dict.fromkeys(axis)) for axis in zip(*groups, strict=True)

@@ -1,4 +1,4 @@
-"""What is left of every task after each: the matrix ``R`` and its metrics."""
+"""The matrix ``R`` of accuracies on every task after each, and its metrics."""
 
 from typing import Any, Protocol
 
@@ -19,13 +19,13 @@ METRICS = (
 
 
 class Learner(Protocol):
-    """What is given tasks one after another and scores classes."""
+    """Learns tasks one after another and scores classes."""
 
     def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
-        """Reads a task, ``[N, width]`` and ``[N]``."""
+        """Learns a task: features ``[N, width]`` and labels ``[N]``."""
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        """How likely each class is, ``[N, classes]``."""
+        """Returns how likely each class is, ``[N, classes]``."""
 
 
 def accuracy_matrix(
@@ -39,12 +39,13 @@ def accuracy_matrix(
     """Learns all tasks; returns ``R``, with ``None`` where it has no entry.
 
     Args:
-        learner: that has learned nothing.
-        texts: whose labels are read.
-        features: of the texts to learn and of those to be tested on.
-        tasks: classes of each.
-        seed: of the order of texts in a task.
-        at_once: everything is one task; there is only the last row.
+        learner: untrained.
+        texts: the texts, for their labels.
+        features: of the training and of the test texts.
+        tasks: the classes of each task.
+        seed: of the order of texts within a task.
+        at_once: whether all tasks are learned as one; only the last row of
+            ``R`` has entries then.
     """
     rng = np.random.default_rng(seed)
     x, x_test = features
@@ -66,9 +67,9 @@ def accuracy_matrix(
 
 
 def measure(R: list[list[float | None]]) -> dict[str, Any]:
-    """Returns all metrics in all conventions; those that ``R`` has.
+    """Returns all metrics that ``R`` has entries for, in all conventions.
 
-    A model that has learned nothing answers nothing, so that ``b`` is zero.
+    An untrained learner answers nothing, so ``b`` is zero.
     """
     found = np.array(R, float)
     whole = bool(np.isfinite(found).all())

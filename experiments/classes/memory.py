@@ -1,28 +1,29 @@
-r"""A memory of classes on several time scales, which replays nothing.
+r"""A memory of classes on several time scales, without replay.
 
-Levels (arXiv 2512.24695, eq. 70-74) are matrices, each on its own share of the
-features; they speak together, :math:`y = \sum_\ell W_\ell^\top x_\ell`. A level
-learns what slower ones leave over, :math:`u = v - \sum_{m > \ell} W_m^\top x_m`
-with one-hot :math:`v`, and every ``period`` samples takes the proximal step
+The levels (arXiv 2512.24695, eq. 70-74) are matrices, each on its own share of
+the features. Their outputs are added, :math:`y = \sum_\ell W_\ell^\top x_\ell`.
+A level learns the error of the slower levels, :math:`u = v - \sum_{m > \ell}
+W_m^\top x_m` with one-hot :math:`v`, and takes a proximal step every ``period``
+samples:
 
 .. math:: W \leftarrow \arg\min_\Phi \tfrac12 \sum \|\Phi^\top x - u\|^2
    + \tfrac12 \|\Phi - W\|_{\bar A}^2, \qquad
    \bar A = \rho A + (1 - \rho) \lambda I, \qquad
    A \leftarrow \bar A + \sum x x^\top,
 
-of which it keeps the sums :math:`\sum x x^\top` and :math:`\sum x u^\top`, not
-the samples. What the metric :math:`A` has seen is protected; its ``retention``
-:math:`\rho` says for how long. At 1 the level is recursive least squares: ridge
-regression on everything so far, in whatever order it came. A level of period 1
-has none, :math:`\bar A = I / \eta`: it is the delta rule with a normalised
-step of rate :math:`\eta`, run by ``delta_scan``. When a
-level steps, the weights of faster ones begin again from zero (eq. 72): they
-hold what it has not taken up yet. Their metrics stay, so that they go on saying
-little about what was seen before.
+The level stores the sums :math:`\sum x x^\top` and :math:`\sum x u^\top`, not
+the samples. The metric :math:`A` protects the directions of past inputs, and
+the ``retention`` :math:`\rho` determines for how long. At 1 the level is
+recursive least squares: ridge regression on all samples so far, in any order. A
+level of period 1 has no metric, :math:`\bar A = I / \eta`. It is the delta rule
+with a normalised step of rate :math:`\eta`, run by ``delta_scan``. When a level
+steps, the weights of faster levels restart from zero (eq. 72), because they
+hold what it had not learned yet. Their metrics stay, so these levels continue
+to change little along earlier inputs.
 
-Cost: a solve of the level's width per period. Weak: the metric of a level is as
-large as its width squared, more than its weights; and what forgets nothing has
-stopped adapting, if the classes themselves change.
+Cost: one linear solve of the level's width per period. Weaknesses: the metric
+of a level has the square of its width as its size, more than its weights; and a
+level that forgets nothing no longer adapts if the classes themselves change.
 """
 
 import dataclasses
@@ -38,28 +39,28 @@ from nl_jax.nested import Level, LevelState
 
 @dataclasses.dataclass(frozen=True)
 class LevelChoice:
-    """What is chosen of a level."""
+    """Configuration of a level."""
 
     width: int
     """Features that it reads."""
     period: int
-    """Samples between two of its steps."""
+    """Samples between two steps."""
     retention: float
-    """Share of its metric that a step keeps, in [0, 1]; 0 if the period is 1,
-    as there is none."""
+    """Share of its metric that a step keeps, in [0, 1]; 0 for a period of 1,
+    where there is no metric."""
 
 
 def split_levels(
     width: int, levels: int, periods: list[int], retentions: list[float]
 ) -> list[LevelChoice]:
-    """Shares features out: a sixteenth to each faster level.
+    """Divides the features: a sixteenth for each faster level.
 
     Args:
-        width: features of all levels; with the classes it makes their number
-            of weights, which is the same whatever ``levels``.
-        levels: how many, the fastest first.
-        periods: at least as many, each a multiple of the one before; the first
-            is 1.
+        width: features of all levels. It determines the number of weights,
+            which does not depend on ``levels``.
+        levels: number of levels; the fastest comes first.
+        periods: at least ``levels``, each a multiple of the one before; the
+            first is 1.
         retentions: of the levels after the first.
 
     Example:
@@ -75,11 +76,11 @@ def split_levels(
 
 
 class ContinuumMemory:
-    r"""Levels and their states; see the head of the file.
+    r"""Levels and their states; see the docstring of the module.
 
     Args:
-        levels: the fastest first; widths add up to that of the features, each
-            period is a multiple of the one before, and only a level of period
+        levels: the fastest first. Widths add up to that of the features, and
+            each period is a multiple of the one before. Only a level of period
             1 has no metric.
         classes: outputs.
         ridge: :math:`\lambda`.
@@ -105,34 +106,34 @@ class ContinuumMemory:
 
     @property
     def parameters(self) -> int:
-        """Weights of all levels."""
+        """Number of weights of all levels."""
         return sum(state.params.size for state in self._states)
 
     @property
     def state_size(self) -> int:
-        """Numbers that the levels keep beside their weights."""
+        """Count of numbers that the levels store in addition to weights."""
         kept = [(state.gathered, state.inner) for state in self._states]
         return sum(leaf.size for leaf in jax.tree.leaves(kept))
 
     def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
-        """Reads a part of the stream, ``[N, width]`` and ``[N]``, in order."""
+        """Learns the next part of the stream, ``[N, width]`` and ``[N]``."""
         parts = np.split(x, self._ends[:-1], 1)
         values = np.eye(self._classes, dtype=np.float32)[labels]
         self._read(len(self._levels) - 1, parts, values, self._count)
         self._count += len(x)
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        """What all levels say together, ``[N, classes]``."""
+        """Returns the sum of the outputs of all levels, ``[N, classes]``."""
         return x @ np.concatenate([state.params for state in self._states])
 
     def _read(self, i, parts, left, begun):
-        """Lets level ``i`` and faster ones read what begins at ``begun``.
+        """Advances level ``i`` and all faster levels over some samples.
 
         Args:
-            i: the level.
-            parts: each level's features of these samples.
-            left: what slower levels leave over.
-            begun: samples before these.
+            i: index of the level.
+            parts: features of the samples for each level.
+            left: error of the slower levels on the samples.
+            begun: number of samples before these.
         """
         level, states = self._levels[i], self._states
         if level.period == 1:
@@ -154,7 +155,7 @@ class ContinuumMemory:
                 self._restart(i)
 
     def _restart(self, count):
-        """Lets the fastest levels begin again, but for their metrics."""
+        """Restarts the ``count`` fastest levels; their metrics stay."""
         for j in range(count):
             none = self._levels[j].init(np.zeros_like(self._states[j].params))
             self._states[j] = none._replace(inner=self._states[j].inner)
@@ -174,7 +175,7 @@ def proximal_level(choice: LevelChoice, ridge: float) -> Level:
         del new
         products, gradient = state.gathered
         metric = rho * state.inner + (1 - rho) * start + products
-        # The gradient is that at the weights, which it moves.
+        # The gradient was taken at the current weights, so add the solution.
         moved = scipy.linalg.solve(metric, gradient, assume_a="pos")
         return state.params + moved, metric
 
@@ -182,7 +183,7 @@ def proximal_level(choice: LevelChoice, ridge: float) -> Level:
 
 
 def delta_level(rate: float) -> Level:
-    """Returns a level of period 1: the delta rule, many ticks in one scan."""
+    """Returns a level of period 1: the delta rule, with many ticks per scan."""
 
     def step(state, x, values):
         return _delta_rule(state.params, x, values, rate), ()
@@ -196,7 +197,7 @@ def delta_level(rate: float) -> Level:
 
 
 def _delta_rule(weights, x, values, rate):
-    """Pads to few lengths, of which each compiles once: zeros write nothing."""
+    """Runs the scan, padded with zeros so that only a few lengths compile."""
     rows = 1 << max(6, (len(x) - 1).bit_length())
     x, values = (
         np.pad(array, ((0, rows - len(x)), (0, 0))) for array in (x, values)
@@ -207,7 +208,7 @@ def _delta_rule(weights, x, values, rate):
 @jax.jit
 def _scan(weights, x, values, rate):
     beta = rate / (1 + rate * jnp.square(x).sum(1))
-    # What is read on the way is of no use here.
+    # The outputs during the scan are not needed.
     _, weights, _ = delta_scan(
         weights,
         None,

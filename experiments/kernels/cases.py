@@ -1,4 +1,4 @@
-"""What the kernels' benchmark runs: ops, shapes, and what is right for each."""
+"""Cases of the benchmark of kernels: operations, shapes, correct results."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from pallas_kernels.newton_schulz import shapes as matrix_shapes
 
 
 def cases(ops: Iterable[str], size: str) -> list[Case]:
-    """Those of some ops, at shapes of ``size``: ``"real"`` or ``"tiny"``."""
+    """Returns the cases of some operations at ``"real"`` or ``"tiny"`` size."""
     return [case for op in ops for case in CASES[op](size)]
 
 
@@ -22,7 +22,7 @@ def _delta_memory(size):
     shapes = {
         "real": {
             **delta_shapes.SHAPES,
-            # What the authors of fla time.
+            # The shape that the authors of fla time.
             "fla_32768": delta_shapes.Shape(1, 64, 32768, 128, False, "after"),
         },
         "tiny": {
@@ -34,7 +34,7 @@ def _delta_memory(size):
 
 
 def delta_case(name: str, shape: delta_shapes.Shape) -> Case:
-    """Returns the delta memory's at a shape; without states, as others do."""
+    """Returns the case of the delta memory at a shape, from zero states."""
 
     def draw(key):
         structs = shape.arrays()
@@ -141,7 +141,7 @@ def _matrix_case(name, shape):
         "batched",
         BOTH[:1],
         flops=5.0 * math.prod(shape.shape[:-2]) * n * n * (4 * m + 2 * n),
-        # What bfloat16 and, on GPUs, TF32 leave of it, and twice that.
+        # Twice the error that bfloat16 and, on GPUs, TF32 make.
         tolerance=0.02 if shape.dtype == jnp.float32 else 0.08,
     )
 
@@ -151,4 +151,4 @@ CASES: dict[str, Callable[[str], list[Case]]] = {
     "mlp_memory": deep_cases,
     "newton_schulz": _newton_schulz,
 }
-"""By op."""
+"""Functions of the size, by operation."""

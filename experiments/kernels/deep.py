@@ -1,8 +1,8 @@
-"""The deep memory of the kernels' benchmark: two layers that learn in context.
+"""The deep memory in the benchmark of kernels: two layers learning in context.
 
-Gradient descent, with errors at the weights of a chunk's start; the first layer
-erases what it writes over. What chunks compute is compared with the same,
-token after token.
+They learn by gradient descent, with errors at the weights at the start of a
+chunk; the first layer erases what it overwrites. The results of chunks are
+compared with those of a scan token by token.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from pallas_kernels.delta_memory.chunked import chunk_step
 
 
 class Sizes(NamedTuple):
-    """What one device gets of one layer."""
+    """Sizes of the part of one layer on one device."""
 
     heads: int
     length: int
@@ -32,7 +32,7 @@ SHAPES = {
 
 
 def deep_cases(size: str) -> list[Case]:
-    """Those at shapes of ``size``, in bfloat16."""
+    """Returns the cases at ``"real"`` or ``"tiny"`` size, in bfloat16."""
     return [
         Case(
             op="mlp_memory",
@@ -46,7 +46,7 @@ def deep_cases(size: str) -> list[Case]:
             implementations=mlp_memory.IMPLEMENTATIONS,
             baseline="chunked",
             programs=BOTH,
-            # Errors, their way back, writes, erasing, and reads.
+            # Errors, backpropagation, writes, erasing, and reads.
             flops=16.0
             * sizes.heads
             * sizes.length
@@ -80,7 +80,7 @@ def _draw(key, sizes):
             normal(sizes.hidden, sizes.width) / sizes.hidden,
         ),
         "tokens": tuple(v.astype(jnp.bfloat16) for v in tokens),
-        # Steps that a hidden layer of this width can bear.
+        # Steps at which a hidden layer of this width stays stable.
         "gates": (uniform(-0.1, -0.001), uniform(0, 1 / sizes.hidden)),
     }
 
@@ -114,7 +114,7 @@ def _step(state, tokens, gates, valid, inverse):
 
 
 def _truth(arrays, chunk):
-    """In float32, token after token between the starts of chunks."""
+    """Computes results in float32, token by token within a chunk."""
 
     def advance(w, *arrays):
         options = {"read": "after", "implementation": "reference"}
@@ -155,5 +155,5 @@ def _layers(state, tokens, gates, advance):
 
 
 def _times(x, w):
-    """In the dtype of tokens, with sums in that of weights."""
+    """Multiplies in the dtype of tokens, with sums in that of weights."""
     return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=w.dtype)

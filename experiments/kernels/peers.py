@@ -1,11 +1,11 @@
-"""Other libraries' kernels of the delta rule, where they are installed.
+"""Kernels of other libraries for the delta rule, if they are installed.
 
-Without momentum and read after the write we compute
+Without momentum and with reads after the write, ``delta_scan`` computes
 
     chunk_gated_delta_rule(q, k, v alpha, log alpha, eta / alpha, scale=1)
 
-where ``k`` is our ``x``, ``eta`` our ``beta`` and ``eta v`` our ``g``. Axes of
-theirs are ``[batch, tokens, heads, width]``.
+where ``k`` is our ``x``, ``eta`` our ``beta`` and ``eta v`` our ``g``. The axes
+of the other libraries are ``[batch, tokens, heads, width]``.
 """
 
 import importlib
@@ -19,12 +19,12 @@ import numpy as np
 from experiments.kernels.case import with_gradients
 from experiments.kernels.timing import chained
 
-# fla hands over to FlashQLA where that is installed; Triton is the baseline.
+# fla would call FlashQLA if that is installed; the baseline is Triton.
 os.environ.setdefault("FLA_FLASH_QLA", "0")
 
 
 def why_not(name: str, case) -> str | None:
-    """Says why a peer cannot run a case; ``None``: it can."""
+    """Returns the reason why a peer cannot run a case, or ``None``."""
     arguments = jax.eval_shape(case.draw, jax.random.key(0))
     if "log_mu" in arguments:
         return "it has no momentum"
@@ -37,7 +37,7 @@ def why_not(name: str, case) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Those of installed packages that a ratio can depend on."""
+    """Returns the versions of installed packages that affect a ratio."""
     found = {}
     for name in ("torch", "triton", "fla-core", "jax-linear-attention"):
         try:
@@ -48,7 +48,9 @@ def versions() -> dict[str, str]:
 
 
 def to_theirs(arrays):
-    """Our arrays as ``q, k, v alpha, log alpha, eta / alpha``, axes theirs.
+    """Converts our arrays to ``q, k, v alpha, log alpha, eta / alpha``.
+
+    The axes are those of the other libraries.
 
     Example:
         >>> one = jnp.ones((1, 1, 1))
@@ -65,7 +67,7 @@ def to_theirs(arrays):
 
 
 def truth(case):
-    """What a peer should compute: our truth, of its arguments."""
+    """Returns the correct results as a function of a peer's arguments."""
 
     def function(theirs):
         q, k, v, log_alpha, beta = (
@@ -85,7 +87,7 @@ def truth(case):
 
 
 class _Fla:
-    """Eager, as it is used."""
+    """Runs fla eagerly, the way it is used."""
 
     def __init__(self, program):
         self.gradients = program != "forward"
@@ -95,7 +97,7 @@ class _Fla:
 
         def tensor(value):
             half = value.dtype == jnp.bfloat16
-            # NumPy in between, which has no bfloat16 that both know.
+            # Through NumPy in float32: it has no bfloat16 that both know.
             plain = torch.from_numpy(np.array(value, np.float32)).to(
                 device="cuda", dtype=torch.bfloat16 if half else torch.float32
             )
@@ -135,7 +137,7 @@ class _Fla:
 
 
 class _JaxLinearAttention:
-    """Its kernels are called by name, so that nothing falls back."""
+    """Calls the kernels by name, so that they cannot fall back."""
 
     def __init__(self, program):
         gradients = program != "forward"
@@ -159,8 +161,9 @@ class _JaxLinearAttention:
 
 
 PEERS = {"fla": _Fla, "jax-linear-attention": _JaxLinearAttention}
-"""By name: of a program, with ``results`` of one set of arguments and what
-runs and counts ``timed`` calls, see :func:`chained`."""
+"""Classes by name, constructed from a program. ``results`` returns the results
+of one set of arguments; ``timed`` returns a function that runs all calls, and
+their number, see :func:`chained`."""
 _MODULES = {
     "fla": ("torch", "fla.ops.gated_delta_rule"),
     "jax-linear-attention": ("jla.ops",),

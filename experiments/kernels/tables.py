@@ -1,8 +1,8 @@
-"""The tables of the kernels' benchmark, and what its ratios are judged by.
+"""Tables of the benchmark of kernels, and the targets of its ratios.
 
-A row is a dict: ``op``, ``shape``, ``program``, ``implementation`` and
-``baseline``; ``error`` if it ran; ``seconds``, ``spread``, ``tflops`` and
-``floor`` if it was timed, else a ``reason``.
+A row is a dict with ``op``, ``shape``, ``program``, ``implementation`` and
+``baseline``; with ``error`` if it ran; with ``seconds``, ``spread``, ``tflops``
+and ``floor`` if it was timed, and otherwise with a ``reason``.
 """
 
 import datetime
@@ -15,7 +15,7 @@ from nl_jax import training
 
 
 class Target(NamedTuple):
-    """A ratio of times in one run, on an H200 or where the kernel runs."""
+    """Target of a ratio of times in one run, where the kernel runs."""
 
     op: str
     implementation: str
@@ -45,7 +45,7 @@ TARGETS = (
 
 
 def lines(rows, limits, bare, values) -> list[str]:
-    """Returns the Markdown: where, all rows, targets, what was not timed.
+    """Returns the Markdown: machine, all rows, targets, rows without a time.
 
     Args:
         rows: after :func:`compare`.
@@ -58,7 +58,7 @@ def lines(rows, limits, bare, values) -> list[str]:
 
 
 def compare(row, rows):
-    """Adds what others took in this run, in units of this time."""
+    """Adds the times of the others in this run, as ratios to this time."""
     row["ratios"] = {
         other["implementation"]: other["seconds"] / row["seconds"]
         for other in rows
@@ -69,7 +69,7 @@ def compare(row, rows):
 
 
 def _head(limits, bare, values):
-    """What was measured, where, with what and when."""
+    """Returns versions, date, method and ceilings of the measurement."""
     found = training.versions() | peers.versions()
     lines = [
         ", ".join(f"{name} {version}" for name, version in found.items()),
@@ -91,7 +91,7 @@ def _head(limits, bare, values):
 
 
 def _table(rows):
-    """All that ran, with ``-`` for what was not measured."""
+    """Returns the table of all rows, with ``-`` for missing numbers."""
     head = ["what", "error", "ms", "spread", "TFLOP/s", "floor", "ratio"]
     formats = ("error", ".1e"), ("seconds", ",.3f"), ("spread", ".1%")
     formats += ("tflops", ",.2f"), ("floor", ".1%"), ("ratio", ".2f")
@@ -111,7 +111,7 @@ def _table(rows):
 
 
 def targets(rows, ops) -> list[str]:
-    """Returns ratios that were aimed at beside those that were measured."""
+    """Returns the table of target ratios and measured ratios."""
     body = []
     for target in TARGETS:
         if target.op not in ops:
@@ -135,7 +135,7 @@ def targets(rows, ops) -> list[str]:
 
 
 def _missing(rows):
-    """Why some have no time."""
+    """Returns the reasons of rows without a time."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if "reason" in row:
@@ -147,6 +147,6 @@ def _missing(rows):
 
 
 def name(row: dict[str, Any]) -> str:
-    """Returns what a row is about, in words."""
+    """Returns the name of a row."""
     words = ("op", "shape", "program", "implementation")
     return " ".join(row[word] for word in words)

@@ -1,4 +1,4 @@
-"""Seconds per call of what is too short to be timed alone, and ceilings."""
+"""Seconds per call of functions too short to time alone, and ceilings."""
 
 import statistics
 import time
@@ -10,29 +10,29 @@ import jax.numpy as jnp
 
 
 class Time(NamedTuple):
-    """What was measured of one function."""
+    """Measured time of one function."""
 
     seconds: float
-    """Per call."""
+    """Seconds per call."""
     spread: float
-    """Between two repeats, as a share of the shorter."""
+    """Difference between two repeats, as a share of the shorter."""
 
 
 def chained(
     function: Callable, inputs: Sequence[Any], calls: int
 ) -> tuple[Callable[[], None], int]:
-    """Calls a function one time after another inside one compiled program.
+    """Chains many calls of a function inside one compiled program.
 
-    Each call waits for all results of the one before, every value of which is
-    computed; inputs take turns, so that none lies in a cache from before.
+    Each call waits for all results of the call before, every value of which is
+    computed. Inputs alternate, so that none is still in a cache.
 
     Args:
-        function: of one tree of arrays, to another.
-        inputs: trees to take turns.
-        calls: at least so many, made a multiple of the number of inputs.
+        function: from one tree of arrays to another.
+        inputs: trees that alternate.
+        calls: minimum number, rounded up to a multiple of the number of inputs.
 
     Returns:
-        What runs them and waits, compiled already, and how many they are.
+        A compiled function that runs all calls and waits, and their number.
 
     Example:
         >>> x = jnp.ones((2, 2))
@@ -48,7 +48,7 @@ def chained(
         def body(_, carry):
             total, results = carry[0], []
             for tree in inputs:
-                # Else calls could be moved, or joined.
+                # Otherwise XLA could move or merge calls.
                 tree, total = jax.lax.optimization_barrier((tree, total))
                 results.append(function(tree))
                 for leaf in jax.tree.leaves(results[-1]):
@@ -68,10 +68,10 @@ def chained(
 
 
 def measure(run: Callable[[], None], calls: int, rounds: int) -> Time:
-    """Times what makes ``calls`` calls: the median of ``rounds``, twice.
+    """Times a function that makes ``calls`` calls: two medians of ``rounds``.
 
     Returns:
-        The shorter of both medians, per call, and how far they are apart.
+        The shorter of both medians, per call, and their difference.
     """
     medians = []
     for _ in range(2):
@@ -86,7 +86,7 @@ def measure(run: Callable[[], None], calls: int, rounds: int) -> Time:
 
 
 def ceilings(size: int, side: int, calls: int, rounds: int) -> dict[str, float]:
-    """What this device copies and multiplies at most.
+    """Measures the highest rates at which this device copies and multiplies.
 
     Args:
         size: bytes of the array that is read and written.

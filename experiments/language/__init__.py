@@ -1,1 +1,1 @@
-"""A language model on text: training, sampling, evaluation."""
+"""Training, sampling and evaluation of a language model on text."""

@@ -4,7 +4,7 @@
 prints bits per byte by position in the stream, in buckets that double in size,
 and writes ``evaluation.json``, ``evaluation.md`` and ``evaluation.png`` into
 ``--out``. The file is read in pieces and the model keeps only its fast state,
-so that memory does not grow with the file.
+so memory does not grow with the file.
 """
 
 import pathlib

@@ -1,9 +1,9 @@
 """Continues a prompt from a checkpoint, token by token, at constant memory.
 
 ``python -m experiments.generate --workdir=runs/default --prompt="The "``
-prints as it draws. ``--save_state=FILE`` keeps everything that the next token
-depends on; ``--load_state=FILE`` goes on from it, tomorrow or elsewhere
-(without a prompt: exactly as if it had never stopped).
+prints tokens as it draws them. ``--save_state=FILE`` saves everything that the
+next token depends on. ``--load_state=FILE`` continues from it, later or on
+another machine; without a prompt, exactly as if it had never stopped.
 """
 
 import codecs

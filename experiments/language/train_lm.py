@@ -1,15 +1,15 @@
-"""Trains a language model on text, and goes on where it stopped.
+"""Trains a language model on text, and continues where it stopped.
 
-``python -m experiments.train_lm`` trains Hope on English that every CPython
-has; README.md says how long it takes and what it prints. Every field of
-``nl_jax.training.TrainConfig`` is a flag::
+``python -m experiments.train_lm`` trains Hope on English text that ships with
+every CPython; README.md says how long it takes and what it prints. Every field
+of ``nl_jax.training.TrainConfig`` is a flag::
 
     python -m experiments.train_lm --workdir=/tmp/mine \
         --config.model.name=transformer --config.data.paths="('a.txt',)"
 
 The folder ``--workdir`` then holds ``config.json``, ``metrics.jsonl``,
 ``loss.png``, ``results.json``, ``sample.txt`` and ``checkpoints/``. The same
-command goes on from the last checkpoint, with the same numbers as if the run
+command continues from the last checkpoint, with the same numbers as if the run
 had never stopped.
 """
 
@@ -86,7 +86,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _sample(config, result) -> str:
-    """Continues the prompt; on one process, whose parameters are all here."""
+    """Continues the prompt, if one process holds all parameters."""
     if not config.sample.tokens or jax.process_count() > 1:
         return ""
     # One device is enough for one row.

@@ -1,1 +1,1 @@
-"""Formal languages, and invented ones that are read one after another."""
+"""Formal languages, and invented languages read one after another."""

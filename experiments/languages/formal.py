@@ -1,8 +1,8 @@
-"""Formal languages as transduction: strings, and what is true at every step.
+"""Formal languages as transduction: strings with a label at every step.
 
-Bhattamishra et al., arXiv 2009.11264. A label is either a fact of the prefix
-(parity) or the number of the set of symbols that may come next. Bin 0 holds
-the lengths that are trained on, bin 1 the window after them.
+After Bhattamishra et al., arXiv 2009.11264. A label is either a property of the
+prefix (parity) or the index of the set of symbols that may come next. Bin 0
+holds the training lengths, bin 1 the longer lengths after them.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class Language(NamedTuple):
     classes: int
     """Labels."""
     sizes: tuple[tuple[int, int], tuple[int, int]]
-    """Smallest and largest size of bin 0 and of bin 1, inclusive."""
+    """Smallest and largest size in bin 0 and in bin 1, inclusive."""
     string: Callable[[np.random.Generator, int], tuple[list, list]]
     """``(rng, size) -> (symbols, labels)``."""
 
@@ -31,7 +31,7 @@ def _parity(rng, size):
 
 
 def _repeat(period):
-    """``(a b a b ...)*``: label 1 where a repetition is complete."""
+    """``(a b a b ...)*``: label 1 at the end of a repetition."""
 
     def string(rng, size):
         del rng
@@ -43,12 +43,13 @@ def _repeat(period):
 
 
 def _counts(letters):
-    """``a^n b^n ...``: label is the set of symbols that may come next."""
+    """``a^n b^n ...``: the label is the set of symbols that may come next."""
 
     def string(rng, n):
         del rng
         symbols = np.repeat(np.arange(letters), n)
-        # While a comes, a or b may; then n is known, and all is forced.
+        # After an a, both a and b are allowed. The first b fixes n and so the
+        # rest of the string.
         labels = np.concatenate([np.zeros(n, int), symbols[n + 1 :], [letters]])
         return symbols, labels
 
@@ -56,7 +57,7 @@ def _counts(letters):
 
 
 def _shuffle(rng, size):
-    """Two kinds of brackets, each balanced by itself; which are open?"""
+    """Two kinds of brackets, each balanced; the label says which are open."""
     pairs = size // 2
     depth, symbols, labels, opened = [0, 0], [], [], 0
     for left in range(2 * pairs, 0, -1):
@@ -92,17 +93,17 @@ LANGUAGES = {
 
 
 def draw(language: Language, rng, count: int, part: int):
-    """Draws strings, padded behind their end.
+    """Draws strings, padded at their end.
 
     Args:
-        language: out of ``LANGUAGES``.
+        language: one of ``LANGUAGES``.
         rng: NumPy generator.
-        count: strings.
+        count: number of strings.
         part: bin 0 or 1.
 
     Returns:
-        ``(symbols, labels)``, int32 ``[count, longest]``; -1 where a label is
-        none.
+        ``(symbols, labels)``, int32 ``[count, longest]``; labels are -1 in the
+        padding.
     """
     least, most = language.sizes[part]
     strings = [

@@ -1,16 +1,16 @@
 r"""Formal languages (Table 5): can a model keep track of a state?
 
-A model reads a string and says at every symbol what is true of the prefix; a
-string counts if every step is right. Trained on bin 0, tested on bin 0 and on
-the longer strings of bin 1. What it takes is a memory whose factor along a key
-can come near -1: the control, which keeps it above 0, is to fail.
+A model reads a string and predicts a label at every symbol; a string counts as
+right if every step is. Models are trained on bin 0 and tested on bin 0 and on
+the longer strings of bin 1. The task needs a memory whose factor along a key
+can come close to -1. The control, which keeps the factor above 0, should fail.
 
 Command (1 minute per run of Hope, 2 to 7 per control, on one shared core)::
 
     python -m experiments.formal_languages --seeds=0,1,2
 
-Measured with the defaults: one layer of width 32, at most 3,000 steps, of which
-two perfect tests in a row end a run. Per cent of bin 0 / bin 1, and the steps::
+Measured with the defaults: one layer of width 32 and at most 3,000 steps; two
+perfect tests in a row end a run. Percent of bin 0 / bin 1, and the steps::
 
     language, run              chunks  eta_max  seeds  result
     parity hope                     1        2    0-2  100/100, 200
@@ -29,13 +29,13 @@ two perfect tests in a row end a run. Per cent of bin 0 / bin 1, and the steps::
     parity deltanet-positive        -   beta 1      0  7.4/0, 3000
     parity transformer              -        -      0  40.2/0, 3000
 
-The control is ``hope-held-positive``, which differs from ``hope-held`` in
-``eta_max`` alone. With chunks of one token a small ``eta_max`` is no control:
-there keys, gates and targets depend on the state, so that the memory is not a
-linear recurrence, and parity can be learned with an ``eta_max`` of 0.5 too: a
-first run of the same seed took 900 steps, one with four classes to choose from
-was at 67/0 after 2,400. Convolutions of 4 taps spoil Hope: bin 1 stays between
-39 and 97 up to step 1,000. The Transformer has no positions, as in the paper.
+The control is ``hope-held-positive``, which differs from ``hope-held`` only in
+``eta_max``. With chunks of one token a small ``eta_max`` is no control: keys,
+gates and targets then depend on the state, so the memory is not a linear
+recurrence, and it can learn parity with an ``eta_max`` of 0.5 too. A first run
+with the same seed took 900 steps; a run with four classes to choose from was at
+67/0 after 2,400. Convolutions of 4 taps harm Hope: bin 1 stays between 39 and
+97 up to step 1,000. The Transformer has no positions, as in the paper.
 
 Results go to ``--out``: finished runs as lines of JSON, a table, a record and a
 plot. Finished runs are not repeated.
@@ -53,8 +53,9 @@ from experiments.shared.training import asked_loss, make_step
 from nl_jax.models import build
 from nl_jax.nested.describe import count_parameters
 
-# Tracking takes long steps and one key per symbol, the same at every place: no
-# momentum, and no convolution, which would make a key of the last four symbols.
+# State tracking needs long steps and one key per symbol, equal at every
+# position. Therefore there is no momentum and no convolution, which would make
+# keys of the last four symbols.
 _TRACKS = {
     "chunk_size": 1,
     "memory_chunk_size": 1,
@@ -63,8 +64,8 @@ _TRACKS = {
     "momentum": False,
     "conv_width": 1,
 }
-# No chunk ends within a string, so that keys, values and gates depend on the
-# token alone and the factor along a key is alpha - eta, no more and no less.
+# No chunk ends within a string, so keys, values and gates depend on the token
+# alone, and the factor along a key is exactly alpha - eta.
 _HELD = _TRACKS | {"chunk_size": 128, "memory_chunk_size": 128}
 RUNS = {
     "hope": ("hope", {"titans": _TRACKS}),
@@ -106,7 +107,7 @@ FLAGS = {
 
 
 def make_model(run, language, width, layers):
-    """Returns a run's model; its vocabulary serves symbols and labels."""
+    """Returns the model of a run; symbols and labels share its vocabulary."""
     name, overrides = RUNS[run]
     return build(
         name,
@@ -173,7 +174,7 @@ def train(run, name, seed, values):
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs what has no record yet and reports everything."""
+    """Runs all cells without a record and reports all results."""
     settings = flags.pick(values, _SETTINGS)
     records = Records(f"{values.out}/formal_languages.jsonl", settings)
     sweep(

@@ -1,9 +1,9 @@
 """Invented languages: words of syllables, a word order, an affix.
 
-Every language says the same things, that someone does something, in words of
-its own: two syllables for each noun and verb, the two words in the language's
-order, and an affix behind the one that it marks. Everything is a token, so that
-nothing but the language is to be learned.
+Sentences of all languages consist of a noun and a verb. A language has its own
+two syllables for each noun and verb, its own word order, and an affix after
+either the noun or the verb. Every item is one token, so there is nothing to
+learn except the language.
 """
 
 import itertools
@@ -16,12 +16,12 @@ Sentence = tuple[int, int]
 _NOUNS, _VERBS, _SYLLABLES = 6, 4, 12
 _CONCEPTS = _NOUNS + _VERBS
 SENTENCES = _NOUNS * _VERBS
-"""Sentences of a language."""
+"""Number of sentences of a language."""
 TAGS = 4
-"""Names of languages."""
+"""Number of tags, which are the names of languages."""
 _COLON = _CONCEPTS + _SYLLABLES + TAGS
 VOCABULARY = _COLON + 1
-"""Token ids: nouns, verbs, syllables, tags, a colon."""
+"""Number of token ids: nouns, verbs, syllables, tags, a colon."""
 PROMPT = 4
 """Tokens before a translation: tag, noun, verb, colon."""
 PAIR = PROMPT + 5
@@ -29,16 +29,16 @@ PAIR = PROMPT + 5
 
 
 class Language(NamedTuple):
-    """What is invented of a language."""
+    """The random choices that define a language."""
 
     words: np.ndarray
     """The two syllables of each concept, ``[concepts, 2]``."""
     order: tuple[int, ...]
-    """Which comes first, and second: 0 is the noun, 1 the verb."""
+    """The first and the second word: 0 is the noun, 1 the verb."""
     marked: int
-    """Which of them has the affix."""
+    """The word that has the affix."""
     affix: int
-    """A syllable."""
+    """The syllable that is the affix."""
 
 
 def invent(rng: np.random.Generator) -> Language:
@@ -71,10 +71,11 @@ def translate(language: Language, sentence: Sentence) -> list[int]:
 def make_sentences(
     rng: np.random.Generator, learned: int, tested: int
 ) -> tuple[list[Sentence], list[Sentence]]:
-    """Draws sentences to learn a language from, and others to test it on.
+    """Draws sentences to learn a language from, and other test sentences.
 
-    All nouns, and all verbs, are learned from equally often, or almost if the
-    numbers do not divide; a sentence may come twice.
+    In the sentences to learn from, all nouns occur equally often and so do all
+    verbs, or almost so if the numbers do not divide. A sentence may occur
+    twice.
     """
 
     def evenly(concepts):

@@ -1,38 +1,39 @@
 r"""Novel languages one after another, learned by reading (Fig. 6).
 
 A model reads pairs of a sentence and its translation into an invented language
-(``invented.py``), then such pairs of a second language, and a third, as one
-stream. After each it is asked to translate held-out sentences into every
-language, each question from a copy of its state: row ``i`` of the matrix ``R``.
-Attention sees as many tokens as one language has; what is older can only be in
-the levels of the continuum memory, which learn from what is read.
+(``invented.py``), then such pairs of a second and of a third language, as one
+stream. After each language it translates held-out sentences into every
+language, starting each question from a copy of its state; this gives row ``i``
+of the matrix ``R``. Attention sees as many tokens as one language has. Anything
+older can only be in the levels of the continuum memory, which learn from the
+stream.
 
 ================ ===============================================================
-hope-1, 2, 3     Hope-Attention; the levels learn every pair, every fourth, and
-                 once per language
-in context       the same blocks, no level learns: attention is all there is
-whole context    the same, and attention sees the whole stream
+hope-1, 2, 3     Hope-Attention; the levels learn after every pair, after every
+                 fourth pair, and once per language
+in context       the same blocks without a level that learns: attention alone
+whole context    the same, with attention to the whole stream
 ================ ===============================================================
 
-All have equally many weights, shared out among the levels, but for a norm and a
-rate of each level; all are trained on streams of other languages, to be good at
-what is asked here: translations in the stream, and of some held-out sentences
-of all its languages at its end. Only translations count.
+All models have equally many weights, divided among the levels, except for a
+norm and a rate of each level. All are trained for this task on streams of other
+languages: on the translations in the stream, and on some held-out sentences of
+all its languages at its end. The loss counts only translations.
 
-Command (some eight minutes of one core)::
+Command (about eight minutes of one core)::
 
     python -m experiments.novel_languages
 
-Measured with the defaults, three seeds, syllables right in the end, of the
-language just read, and forgotten, percent: hope-1 46.1, 67.6, 32.2; hope-2
+Measured with the defaults, three seeds, percent of syllables right at the end,
+of the language just read, and forgotten: hope-1 46.1, 67.6, 32.2; hope-2
 42.9, 66.5, 35.5; hope-3 41.2, 66.1, 37.2; in context 11.3, 18.6, 11.0;
 whole context 12.4, 17.6, 7.8. Whole sentences: 4 at best. Levels remember what
-attention no longer sees, but at equal weights more of them do not remember
-more, other than in the paper; ``docs/continual_learning.md`` says what else is
-weak.
+attention no longer sees. With equally many weights, however, more levels do not
+remember more, unlike in the paper; ``docs/continual_learning.md`` lists other
+weaknesses.
 
 Results go to ``--out``: finished runs as lines of JSON, tables, a record with
-every ``R``, a plot. Finished runs are not repeated.
+every ``R``, and a plot. Finished runs are not repeated.
 """
 
 import time
@@ -90,7 +91,7 @@ def run_one(run, seed, settings):
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs what has no record yet and reports everything."""
+    """Runs all cells without a record and reports all results."""
     settings = flags.pick(values, _SETTINGS)
     for name in ("languages", "trained_languages"):
         if settings[name] > TAGS:

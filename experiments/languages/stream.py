@@ -25,12 +25,12 @@ LEVELS = {
     "in context": 0,
     "whole context": 0,
 }
-"""Levels that learn from the stream."""
+"""Number of levels that learn from the stream, by run."""
 _REVIEW = 2  # Held-out sentences of each language at the end of training.
 
 
 def make_stream(rng, languages, pairs, questions):
-    """Draws languages; returns what is read of each and what is asked.
+    """Draws languages; returns the stream and the questions about each.
 
     Returns:
         token ids ``[languages, pairs, PAIR]`` and
@@ -64,7 +64,7 @@ def make_model(run, settings):
     if levels:
         periods = (PAIR, 4 * PAIR, language)[:levels]
         cms = {"hidden": 3.0 / levels, "periods": periods}
-        # The second order costs twice the time, and was no better at first.
+        # Second order takes twice the time and was no better in first trials.
         cms |= {"objective": "next_token", "first_order": True}
         cms |= {"rate": settings["rate"]}
     window = language
@@ -82,14 +82,14 @@ def make_model(run, settings):
 
 
 def init(model, seed):
-    """Draws parameters, with rates that are the same per token."""
+    """Draws parameters, with equal rates per token."""
     first = jnp.zeros((1, 1), jnp.int32)
     variables = jax.jit(model.init)(jax.random.key(seed), first)
     cms = variables["params"]["blocks"]["cms"]
     periods = model.config.cms.periods
     for level, period in enumerate(periods, 1):
         name = f"level_{level}_log_rate"
-        if name in cms:  # A slow level steps by the sum over more tokens.
+        if name in cms:  # A slow level sums gradients over more tokens.
             cms[name] = cms[name] - np.log(period / periods[0])
     return variables
 
@@ -113,7 +113,7 @@ def train(model, seed, settings):
         losses = optax.softmax_cross_entropy_with_integer_labels(
             logits[:, :, PROMPT - 1 : -1], pairs[:, :, PROMPT:]
         )
-        # To have learned and to remember weigh the same.
+        # Learning and remembering have equal weight.
         return (losses[:, :read].mean() + losses[:, read:].mean()) / 2
 
     step = make_step(loss, tx)
@@ -136,11 +136,11 @@ def train(model, seed, settings):
 
 
 def test(model, variables, seed, settings):
-    """Reads novel languages one after another and asks after each.
+    """Reads novel languages one after another and tests after each.
 
     Returns:
-        shares of sentences and of syllables that are right, before anything was
-        read (row 0) and after each language, ``[languages + 1, languages]``.
+        shares of sentences and of syllables that are right, before any language
+        (row 0) and after each, ``[languages + 1, languages]``.
     """
     sizes = (settings[x] for x in ("languages", "pairs", "questions"))
     sizes = tuple(sizes)
@@ -162,8 +162,8 @@ def test(model, variables, seed, settings):
             fast,
             aligned=True,
         )
-        # Greedy decoding gives the whole answer where each of its syllables is
-        # the likeliest behind the right ones before it.
+        # Greedy decoding finds the answer if each of its syllables is the
+        # likeliest after the right ones before it.
         answers = logits[:, PROMPT - 1 : -1].argmax(-1)
         right = answers == questions.reshape(-1, PAIR)[:, PROMPT:]
         right = right.reshape(*asked.shape[:3], -1)

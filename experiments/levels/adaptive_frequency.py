@@ -1,15 +1,15 @@
-r"""Should a level step when its signal says so, or at a fixed period?
+r"""Should a level step at a signal, or at a fixed period?
 
-The paper leaves open how frequencies are to be set. Here the slower of two
-levels sets its own (``cms.adaptive``): it steps once the gradients of its
-chunks agree (``coherence``) or once a chunk is surprising (``surprise``),
-within bounds. What it reads changes its source every ``--segment`` bytes, from
-the English of ``pydoc_data.topics`` to Python code of the standard library and
-back. Against it stands the fixed period with the nearest number of updates;
-both numbers are reported. A small model is trained as a static network on the
-first nine tenths of both sources; then it reads ``--rows`` streams of the rest,
-learning. Every arm has the same parameters and text; each reports its best
-inner rate, and all are in the record.
+The paper leaves open how frequencies are chosen. Here the slower of two levels
+chooses its own (``cms.adaptive``): it steps once the gradients of its chunks
+agree (``coherence``) or once a chunk is surprising (``surprise``), within
+bounds. The text changes its source every ``--segment`` bytes, from the English
+of ``pydoc_data.topics`` to Python code of the standard library and back. The
+comparison is the fixed period with the nearest number of updates; both numbers
+are reported. A small model is trained as a static network on the first nine
+tenths of both sources. Then it reads ``--rows`` streams of the rest and learns
+from them. All variants have the same parameters and text. Each reports its best
+inner rate; the record has all rates.
 
 Command (resumable; minutes on one core)::
 
@@ -28,11 +28,11 @@ fixed, 27 chunks            18.0   1.8159
 fixed, 6 chunks             85.0   1.8011
 =======================  =======  =======  =================================
 
-So learning in context helps, and choosing when by these signals does not: at
-equal numbers of updates coherence is worse than a fixed period; surprise is
-better by less than a thousandth, with three more updates, in all seeds. An
-earlier run with ``--least=2``, thresholds 0.5 and 1.1, said the same: 1.7971
-against 1.7967, and 1.7989 against 1.7990. More updates are better.
+So learning in context helps, but these signals do not. At equal numbers of
+updates, coherence is worse than a fixed period. Surprise is better by less than
+a thousandth, with three more updates, in all seeds. An earlier run with
+``--least=2`` and thresholds 0.5 and 1.1 gave the same result: 1.7971 against
+1.7967, and 1.7989 against 1.7990. More updates are better.
 
 Results go to ``--out``: one line per run in ``runs.jsonl``, a record, a
 Markdown table and a plot.
@@ -89,7 +89,7 @@ FLAGS = {
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs what is not on record and writes the results."""
+    """Runs all cells without a record and writes the results."""
     arms = [_arm(word, values.least) for word in values.arms]
     if values.least > values.most:
         raise InputError(
@@ -106,7 +106,7 @@ def main(values: flags.FlagValues) -> None:
         )
 
     def run(arm, model):
-        """Rows of the record, one for each seed and rate."""
+        """Returns rows of the record, one for each seed and rate."""
         rates = [0.0] if arm == "static" else values.rates
         return sweep(
             records,
@@ -144,7 +144,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def nearest_period(chunks: int, updates: float, most: int) -> int:
-    """Returns the period in chunks that makes the nearest number of updates.
+    """Returns the period in chunks with the nearest number of updates.
 
     Example:
         >>> nearest_period(512, 100.0, 32)
@@ -156,7 +156,7 @@ def nearest_period(chunks: int, updates: float, most: int) -> int:
 
 
 def _arm(word, least):
-    """Returns an arm, its signal and its threshold."""
+    """Returns the name of a variant, its signal and its threshold."""
     signal, _, threshold = word.partition(":")
     if signal not in _SIGNALS:
         raise InputError(f"--arms={word}: allowed are {', '.join(_SIGNALS)}")
@@ -198,7 +198,7 @@ def _measure(model, variables, parts, values, rate, seed):
 
 
 def _best(rows):
-    """The rows of the rate with the least mean loss."""
+    """Returns the rows of the rate with the lowest mean loss."""
 
     def mean(rows):
         loss = statistics.mean(row["nats"] for row in rows)
@@ -208,7 +208,7 @@ def _best(rows):
 
 
 def summarize(out, settings, rows, pairs):
-    """Writes every arm at its best rate, and what signals cost."""
+    """Writes every variant at its best rate, and what the signals cost."""
     body, means, differences = [], {}, {}
     best = {name: _best(group) for name, group in rows.items()}
     for name, group in best.items():
@@ -231,7 +231,7 @@ def summarize(out, settings, rows, pairs):
     head = ["slower level", "updates", "rate", "nats", "deviation"]
     lines = [*table.markdown([*head, "after a change"], body), ""]
     for arm, fixed in pairs.items():
-        # Nats that the signal costs over its fixed period, seed by seed.
+        # Nats by which the signal is worse than its fixed period, by seed.
         differences[arm] = [
             a["nats"] - b["nats"]
             for a, b in zip(best[arm], best[fixed], strict=True)
@@ -249,7 +249,7 @@ def summarize(out, settings, rows, pairs):
 
 
 def draw(rows):
-    """Returns a figure of every arm's loss over the inner rate."""
+    """Returns a figure of the loss of every variant over the inner rate."""
     curves, flat = {}, {}
     for name, group in rows.items():
         means = {

@@ -19,7 +19,7 @@ RATE = 0.01
 
 
 def sources() -> list[bytes]:
-    """Returns English and Python code that every CPython has."""
+    """Returns the English text and the Python code that every CPython has."""
     topics = load_corpus(DataConfig())
     folder = pathlib.Path(sysconfig.get_path("stdlib"))
     code = b"".join(
@@ -29,7 +29,7 @@ def sources() -> list[bytes]:
 
 
 def split(text: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first nine tenths and the rest as ids."""
+    """Returns the first nine tenths and the rest, as ids."""
     ids = np.frombuffer(text, np.uint8).astype(np.int32)
     cut = len(ids) * 9 // 10
     return ids[:cut], ids[cut:]
@@ -40,7 +40,7 @@ def streams(
 ) -> np.ndarray:
     """Returns ``[rows, length]`` ids whose source changes every ``segment``.
 
-    Each row reads on in each source from its own place.
+    Each row continues each source from its own position.
     """
     rng = np.random.default_rng(seed)
     out = []
@@ -57,7 +57,7 @@ def streams(
 
 
 def make_model(width: int, **cms):
-    """Returns a block of attention and two levels, the fastest of 16 bytes."""
+    """Returns one block with two levels; the fastest has a period of 16."""
     cms = {"objective": "next_token", "rate": RATE, "hidden": 2.0} | cms
     return build(
         "hope-attention",
@@ -104,7 +104,7 @@ def nats(logits, tokens):
 
 @functools.partial(jax.jit, static_argnums=0)
 def read(model, variables, tokens, rate):
-    """Returns losses ``[B, T - 1]`` and the slower level's steps ``[B]``."""
+    """Returns losses ``[B, T - 1]`` and steps of the slower level ``[B]``."""
     cms = dict(variables["params"]["blocks"]["cms"])
     for name in cms:
         if name.endswith("log_rate"):

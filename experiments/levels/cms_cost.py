@@ -1,20 +1,21 @@
-r"""What it costs that the levels of a continuum memory learn while reading.
+r"""Cost of levels of a continuum memory that learn while reading.
 
-Forward, and forward and backward of a training loss, of a block of attention
-over 64 tokens and two levels: static (``objective="outer"``, where nothing but
-the optimizer moves a level), levels that learn by the model's own next-token
-loss, with second derivatives and without, and by their own keys and values.
-Processor time, the median of rounds in turn, and what XLA has reserved beside
-arguments and results (``memory_analysis``). The last column is the exponent
-with which the backward pass's memory grows over the lengths: 1 is linear, 0.5
-the root.
+The model is one block of attention over 64 tokens and two levels. The script
+measures its forward pass, and forward and backward of a training loss, for
+static levels (``objective="outer"``, changed only by the optimizer), for levels
+that learn from the model's own next-token loss, with second derivatives and
+without, and for levels that learn from their own keys and values. Times are
+processor time, the median of interleaved rounds. Memory is what XLA reserves in
+addition to arguments and results (``memory_analysis``). The last column is the
+exponent with which the memory of the backward pass grows with the length: 1 is
+linear, 0.5 the square root.
 
 Command (resumable; minutes, nearly all of them compilation)::
 
     python -m experiments.cms_cost
 
 Measured on one core of a busy machine: time as a multiple of the static
-network's, forward and with backward, MB of the latter, and their growth:
+network's, forward and with backward; MB with backward, and their growth:
 
 ========================  ======  =======  ========  ======  ======
 levels                    tokens  forward  backward      MB  growth
@@ -73,7 +74,7 @@ FLAGS = {
 
 
 def main(values: flags.FlagValues) -> None:
-    """Measures what is not on record and writes the results."""
+    """Measures all cases without a record and writes the results."""
     lengths = values.lengths
     wrong = [n for n in lengths if n % values.chunk]
     if wrong or lengths != sorted(set(lengths)):
@@ -85,7 +86,7 @@ def main(values: flags.FlagValues) -> None:
     records = Records(f"{values.out}/runs.jsonl", settings)
     for length in lengths:
         if not all(records.find(arm=arm, length=length) for arm in ARMS):
-            # Ratios are to the static network of the same minute.
+            # Ratios are to the static network, measured in the same minute.
             for row in measure(values, length):
                 print(records.add(row), flush=True)
     rows = {
@@ -113,7 +114,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def measure(values, length):
-    """Returns a row for each arm at one length."""
+    """Returns a row for each variant at one length."""
     cases, steps = {}, {}
     for arm, choices in ARMS.items():
         model = build(
@@ -160,7 +161,7 @@ def compile_passes(model, batch, length):
 
 
 def summarize(rows, lengths):
-    """Returns the lines of the table and each arm's exponent of growth."""
+    """Returns the lines of the table and the growth of each variant."""
     body, growth = [], {}
     for arm in ARMS:
         first, last = rows[arm, lengths[0]], rows[arm, lengths[-1]]

@@ -1,1 +1,1 @@
-"""Optimizers compared: quality, forgetting, seconds per step."""
+"""Comparisons of optimizers: quality, forgetting, seconds per step."""

@@ -1,10 +1,10 @@
 r"""Seconds per step of optimizers, as ratios to Muon's in the same run.
 
-The parameters are those of a transformer, ``--layers`` of four ``[d, d]``, one
+The parameters are those of a transformer: ``--layers`` of four ``[d, d]``, one
 ``[d, 4 d]`` and one ``[4 d, d]`` matrix, and an embedding of ``--vocab`` rows
-where that is not 0; gradients are random, forward and backward passes are not
-timed. Newton-Schulz takes five steps everywhere, of layers and not of the
-embedding.
+if that is not 0. Gradients are random; forward and backward passes are not
+timed. Newton-Schulz takes five steps everywhere. It runs on the layers, not on
+the embedding.
 
 Commands (three minutes; ten for 135 million parameters, 14 GiB)::
 
@@ -12,9 +12,10 @@ Commands (three minutes; ten for 135 million parameters, 14 GiB)::
     python -m experiments.benchmark_optimizers --width=768 --vocab=65536 \
         --rounds=1 --out=runs/benchmark_140m
 
-Prints, and writes to ``--out``, the median of each optimizer's step, and that
-of orthogonalising all matrices: optax's, leaf by leaf, and ours, equal shapes
-together. ``docs/optimizers.md`` has what was measured.
+The script prints the median step time of each optimizer and writes it to
+``--out``, together with the time to orthogonalise all matrices: by optax, leaf
+by leaf, and by nl_jax, equal shapes together. ``docs/optimizers.md`` has the
+measurements.
 """
 
 import statistics

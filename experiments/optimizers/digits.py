@@ -1,9 +1,10 @@
 r"""A small vision transformer on handwritten digits, under many optimizers.
 
-``sklearn.datasets.load_digits``: 1,797 images of 8 x 8, cut into 16 patches.
-Every optimizer gets the same steps, schedule, decoupled weight decay and number
-of learning rates, each half a decade from the next; the rate is chosen on a
-validation set by the mean over seeds, and the table shows the test set there.
+The data is ``sklearn.datasets.load_digits``: 1,797 images of 8 x 8, cut into 16
+patches. All optimizers have the same steps, schedule, decoupled weight decay
+and number of learning rates, each half a decade from the next. The rate is
+chosen on a validation set by the mean over seeds, and the table shows results
+on the test set at that rate.
 
 Command (half an hour)::
 
@@ -12,8 +13,8 @@ Command (half an hour)::
 Expected: M3's test loss near Muon's and about half of AdamW's; Algorithm 1 as
 printed far behind (``docs/optimizers.md``).
 
-The runs are kept in ``--out`` as lines of JSON, and the same command goes on
-where it stopped; then come a Markdown table, a record and a plot.
+Runs are stored in ``--out`` as lines of JSON, and the same command continues
+where it stopped. At the end come a Markdown table, a record and a plot.
 """
 
 import functools
@@ -85,7 +86,7 @@ FLAGS = {
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs what has no record yet and reports everything."""
+    """Runs all cells without a record and reports all results."""
     settings = flags.pick(values, _SETTINGS)
     records = Records(f"{values.out}/digits.jsonl", settings)
     data = load()
@@ -115,7 +116,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def summarize(settings, rows, out):
-    """Writes the table at each optimizer's best rate, and at all of them."""
+    """Writes results at the best rate of each optimizer, and at all rates."""
     means = {
         name: {rate: _means(group) for rate, group in rates.items()}
         for name, rates in tried_rates(rows).items()
@@ -165,7 +166,7 @@ def _validation(means):
 
 
 def _means(rows):
-    """Means over seeds, ``None`` if one of them diverged."""
+    """Returns means over seeds, or ``None`` if one of them diverged."""
     if not np.isfinite(np.array([r["test_loss"] for r in rows], float)).all():
         return None
     spread = float(np.std([row["test_loss"] for row in rows]))

@@ -1,16 +1,17 @@
 r"""Momentum and delta momentum in a curved valley (eq. 53).
 
-:math:`\psi(r, \theta) = r^2 + k (r - \theta + a \sin \omega r)^2` from
-:math:`(-3.5, 2)`, minimum 0 at the origin. For every pair :math:`(k, \omega)`
-each optimizer gets the same learning rates; counted are the steps until
-:math:`\psi` is below ``--threshold`` at its best rate.
+The loss is :math:`\psi(r, \theta) = r^2 + k (r - \theta + a \sin \omega r)^2`
+with start :math:`(-3.5, 2)` and minimum 0 at the origin. For every pair
+:math:`(k, \omega)` each optimizer tries the same learning rates. The result is
+the number of steps until :math:`\psi` is below ``--threshold``, at its best
+rate.
 
 Command (a minute)::
 
     python -m experiments.landscape
 
-Results go to ``--out``: JSON, a Markdown table of the whole grid, losses of
-delta momentum included, and a plot of trajectories.
+Results go to ``--out``: JSON, a Markdown table of the whole grid, including the
+pairs where delta momentum loses, and a plot of trajectories.
 """
 
 import jax
@@ -39,7 +40,7 @@ FLAGS = {
 
 
 def make_loss(k, omega, a):
-    """Returns the landscape, of ``[2]``."""
+    """Returns the loss as a function of a point ``[2]``."""
 
     def loss(point):
         r, theta = point
@@ -66,7 +67,7 @@ def descend(transformation, k, omega, a, rate, steps):
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs the grid and reports all of it."""
+    """Runs the grid and reports all results."""
     rates = np.logspace(-4, -1, values.rates)
     optimizers = {
         "momentum": scale_by_memory(retention=values.retention),

@@ -1,11 +1,11 @@
 r"""The same small language model under many optimizers.
 
-A model of 0.46 M parameters on the text that every CPython has. Every optimizer
-gets the same initial parameters, data order, steps, schedule and number of
-learning rates, each half a decade from the next around a middle of its own; the
-table shows bits per byte of the held-out text at the best one. Weights do not
-decay: decay is in units of the learning rate, and optimizers with large rates
-would pay more of it.
+A model of 0.46 M parameters learns the text that ships with every CPython. All
+optimizers have the same initial parameters, data order, steps, schedule and
+number of learning rates, each half a decade from the next around the
+optimizer's own middle. The table shows bits per byte of the held-out text at
+the best rate. There is no weight decay: it is in units of the learning rate and
+would be stronger for optimizers with large rates.
 
 Command (half an hour on two cores; a run takes one to two minutes)::
 
@@ -13,8 +13,8 @@ Command (half an hour on two cores; a run takes one to two minutes)::
 
 Expected: Muon, then M3, then AdamW, all below gzip; momenta far above it
 (``docs/optimizers.md``). ``--model=hope`` takes another model of the same size.
-The runs are kept in ``--out`` as lines of JSON, and the same command goes on
-where it stopped; then come a Markdown table, a record and a plot.
+Runs are stored in ``--out`` as lines of JSON, and the same command continues
+where it stopped. At the end come a Markdown table, a record and a plot.
 """
 
 import statistics
@@ -36,7 +36,7 @@ OPTIMIZERS = {
     "deep_momentum": 0.1,
     "adam_memory": 6e-3,
 }
-"""The middle of the rates."""
+"""Middle of the learning rates of each optimizer."""
 
 MODELS = {
     "transformer": 3.0,
@@ -44,7 +44,7 @@ MODELS = {
     "hope": 1.625,
     "hope-attention": 1.5,
 }
-"""Hidden width of a level, which makes models equal in parameters."""
+"""Hidden width of a level, chosen for an equal number of parameters."""
 
 _SETTINGS = {
     "model": flags.choice("transformer", MODELS, "Model."),
@@ -56,7 +56,7 @@ _SETTINGS = {
 }
 FLAGS = {
     "optimizers": flags.words(
-        # Adam as a memory computes what AdamW does.
+        # Adam as a memory computes the same as AdamW.
         [name for name in OPTIMIZERS if name != "adam_memory"],
         known=OPTIMIZERS,
     ),
@@ -93,7 +93,7 @@ def make_config(name, rate, seed, settings):
 
 
 def run(config):
-    """Trains once and returns what was found."""
+    """Trains once and returns the results."""
     try:
         result = training.train(config)
     except DivergedError as error:
@@ -114,7 +114,7 @@ def run(config):
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs what has no record yet and reports everything."""
+    """Runs all cells without a record and reports all results."""
     settings = flags.pick(values, _SETTINGS)
     records = Records(f"{values.out}/optimizer_lm.jsonl", settings)
     cells = [
@@ -139,7 +139,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def summarize(rows, settings, out):
-    """Writes the table at each optimizer's best rate, and at all of them."""
+    """Writes results at the best rate of each optimizer, and at all rates."""
     tried = tried_rates(rows)
     means = {
         name: {rate: _mean(group) for rate, group in rates.items()}
@@ -178,10 +178,10 @@ def summarize(rows, settings, out):
 
 
 def draw(curves, means, best):
-    """Returns curves at the best rates beside held-out bits over the rate."""
+    """Returns a figure: curves at the best rates, held-out bits by rate."""
     smooth, by_rate = {}, {}
     for name, curve in curves.items():
-        # The mean of ten batches: one is too noisy to be told from another.
+        # Means of ten batches, because single batches are too noisy.
         size = min(10, len(curve))
         ends = range(size, len(curve) + 1)
         windows = [statistics.fmean(curve[end - size : end]) for end in ends]
@@ -200,7 +200,7 @@ def draw(curves, means, best):
 
 
 def _mean(rows):
-    """Mean over seeds, ``None`` if one of them diverged."""
+    """Returns the mean over seeds, or ``None`` if one of them diverged."""
     bits = [row["bits_per_byte"] for row in rows]
     return None if None in bits else statistics.fmean(bits)
 

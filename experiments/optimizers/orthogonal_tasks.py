@@ -1,19 +1,20 @@
 r"""Forgetting on orthogonal tasks: momentum, delta momentum, M3 (eq. 45).
 
-Momentum averages the last gradients and loses those of earlier tasks; M3's slow
-momentum still holds them (arXiv 2512.24695). One network learns regressions one
-after another, with one optimizer state. Inputs of different tasks lie in
-orthogonal subspaces, turned at random, so that the first layer's gradients are
-orthogonal whatever the weights are; the last layer is what tasks share and
-damage. ``--hidden=0`` leaves one layer, where gradient descent forgets nothing.
+Momentum averages recent gradients and loses those of earlier tasks; the slow
+momentum of M3 still holds them (arXiv 2512.24695). One network learns several
+regressions one after another, with one optimizer state. Inputs of different
+tasks are in randomly rotated orthogonal subspaces, so the gradients of the
+first layer are orthogonal for any weights. The tasks share the last layer, and
+there they interfere. ``--hidden=0`` leaves one layer, where gradient descent
+forgets nothing.
 
-Each task ends at the first step at which its loss is down by ``--progress`` of
-what it was before all training: up to one step, progress is the same for every
-optimizer, the last task's too. Forgotten is what the loss of earlier tasks has
-risen since their own end, in units of that first loss, and negative where they
-went on improving. Every optimizer tries the same learning rates and takes the
-one with which it forgets least on ``--tuning_seeds``, however many steps that
-takes; the tables show other seeds.
+Each task ends at the first step at which its loss has fallen by the share
+``--progress`` of its value before all training. Up to one step, all optimizers
+therefore make the same progress, on the last task too. Forgetting is the rise
+of the loss of earlier tasks since their own end, in units of that first loss;
+it is negative if they went on improving. Every optimizer tries the same
+learning rates and takes the one with the least forgetting on
+``--tuning_seeds``, however many steps it takes. The tables show other seeds.
 
 Command (three minutes on two cores)::
 
@@ -21,12 +22,12 @@ Command (three minutes on two cores)::
 
 Expected, in percent of the first loss: M3 forgets 4 to 7 less than momentum
 after 30, 50 and 70 % of progress and 2 or 3 more after 90 %, in up to three
-times the steps. What is still in its memory of a finished task has full size
-again once orthogonalised, and does good only while that task has something left
-to learn. The slow momentum is at most 3 of it; Muon is as good, AdamW better
-from 50 % on; delta momentum is like momentum, and longer momentum worse than M3
-from 50 % on. With ``--hidden=0`` M3 forgets more than momentum from 50 % on, by
-10 to 14.
+times the steps. Gradients of a finished task that are still in its memory have
+full size again after orthogonalisation, and help only while that task has
+something left to learn. The slow momentum contributes at most 3 of the
+difference. Muon is as good as M3, and AdamW is better from 50 % on. Delta
+momentum is like momentum, and longer momentum is worse than M3 from 50 % on.
+With ``--hidden=0`` M3 forgets more than momentum from 50 % on, by 10 to 14.
 
 Results go to ``--out``: a record with all losses, a Markdown table and a plot.
 Finished optimizers are not repeated.
@@ -59,7 +60,7 @@ OPTIMIZERS = {
     "muon": optax.contrib.muon,
     "adamw": optax.adamw,
 }
-"""Functions of the rate; whatever else they take is left as it is."""
+"""Functions of the learning rate; other options keep their defaults."""
 
 _SETTINGS = {
     "tasks": flags.integer(6, "Tasks.", 2),
@@ -89,10 +90,10 @@ def learn_all(name, rates, seeds, settings):
     """Learns at rates ``[P, R]``, one row for each progress, and every seed.
 
     Returns:
-        losses ``[P, R, S, K, K]`` and steps ``[P, R, S]``, NaN where a task did
+        losses ``[P, R, S, K, K]`` and steps ``[P, R, S]``, NaN if a task did
         not make its progress.
     """
-    # Drawn outside of the compiled function: it is the same for all lanes.
+    # Drawn outside the compiled function, because it is equal for all lanes.
     drawn = [
         make_data(seed, *(settings[x] for x in ("tasks", "dim", "hidden")))
         for seed in seeds
@@ -144,7 +145,7 @@ def compare(name, settings):
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs what has no record yet and reports everything."""
+    """Runs all optimizers without a record and reports all results."""
     if set(values.seeds) & set(values.tuning_seeds):
         raise InputError("--tuning_seeds: must not be among --seeds")
     settings = flags.pick(values, _SETTINGS)
@@ -158,7 +159,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def summarize(out, settings, rows):
-    """Writes what is forgotten, how much less of it, and at what price."""
+    """Writes forgetting, its differences between optimizers, and the steps."""
     lost, ends, steps = (
         {row["optimizer"]: np.array(row[key], float) for row in rows}
         for key in ("forgotten", "last task", "steps")
@@ -187,7 +188,7 @@ def summarize(out, settings, rows):
 
 
 def _cell(found):
-    """Mean and spread over the seeds that made the progress."""
+    """Returns mean and spread over the seeds that made the progress."""
     made = np.isfinite(found)
     if not made.any():
         return "not reached"
@@ -196,7 +197,7 @@ def _cell(found):
 
 
 def draw(progress, lost):
-    """Returns the figure of what is forgotten over progress."""
+    """Returns the figure of forgetting over progress."""
     curves = {}
     for name, shares in lost.items():
         shares = 100 * np.ma.masked_invalid(shares)

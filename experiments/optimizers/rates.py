@@ -1,4 +1,4 @@
-"""The learning rates that an optimizer was tried at, and the best of them."""
+"""The learning rates tried for each optimizer, and the best of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,11 +18,13 @@ def tried_rates(rows: Sequence[Row]) -> dict[str, dict[float, list[Row]]]:
 def best_rates(
     means: Mapping[str, Mapping[float, Any]], loss: Callable[[Any], float]
 ) -> dict[str, float]:
-    """Returns each optimizer's rate of the least loss, the smallest first.
+    """Returns the rate with the lowest loss of each optimizer.
+
+    Among equals it is the first; optimizers that always diverged are left out.
 
     Args:
-        means: of every optimizer at every rate; ``None`` where one diverged.
-        loss: by which means are compared.
+        means: of every optimizer at every rate; ``None`` if a run diverged.
+        loss: of a mean, by which rates are compared.
 
     Example:
         >>> best_rates({"m3": {0.1: 2.0, 1.0: None}, "lion": {1.0: None}}, abs)

@@ -5,16 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-_EXAMPLES, _BATCH, _OUTPUTS = 128, 16, 8  # Of a task, a step, the network.
+_EXAMPLES, _BATCH, _OUTPUTS = 128, 16, 8  # Per task, per step, of the network.
 
 
 def make_data(seed, tasks, dim, hidden):
     """Draws the tasks and a network, float32.
 
     Args:
-        seed: of everything.
-        tasks: ``K``.
-        dim: ``d``, dimensions of a task's subspace; all fill the input.
+        seed: of all random numbers.
+        tasks: number of tasks ``K``.
+        dim: dimension ``d`` of the subspace of a task; together the subspaces
+            span the input.
         hidden: units between two layers, 0 for one layer.
 
     Returns:
@@ -47,18 +48,20 @@ def learn(make, progress, rate, seed, data, steps):
     """Learns the tasks in turn, each until it has made the progress.
 
     Args:
-        make: optax transformation from a rate; its state is kept throughout.
-        progress: share of a task's first loss, on all its examples, that is to
-            go.
-        rate: of learning.
+        make: returns the optax transformation for a rate; one state serves all
+            tasks.
+        progress: share by which the first loss of a task, on all its examples,
+            has to fall.
+        rate: learning rate.
         seed: of the batches.
         data: of :func:`make_data`.
-        steps: per task at most.
+        steps: maximum per task.
 
     Returns:
         losses of all tasks (columns) after each (rows), ``[K, K]``, in units of
-        what they were before the first; steps, all tasks together; and whether
-        each made the progress. After one that did not, nothing is learned.
+        their values before the first task; the steps of all tasks together; and
+        whether all tasks made the progress. After a task that does not make it,
+        nothing more is learned.
     """
     inputs, targets, layers = jax.tree.map(jnp.asarray, data)
     tx = make(rate)
@@ -90,7 +93,7 @@ def learn(make, progress, rate, seed, data, steps):
             unfinished, step, (layers, state, 0)
         )
         losses = all_losses(layers)
-        allowed = jnp.where(losses[i] <= goal, allowed, 0)  # NaN is not.
+        allowed = jnp.where(losses[i] <= goal, allowed, 0)  # False for NaN.
         return (layers, state, allowed), (losses / first, count)
 
     (_, _, allowed), (losses, counts) = jax.lax.scan(
@@ -100,7 +103,7 @@ def learn(make, progress, rate, seed, data, steps):
 
 
 def forgotten(losses):
-    """What a task's loss has risen since its end, mean of all but the last.
+    """Returns the mean rise of a task's loss since its end, without the last.
 
     Args:
         losses: ``[..., K, K]``, rows after each task, columns of each task.

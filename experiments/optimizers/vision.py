@@ -23,7 +23,7 @@ class Attention(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches of 2 x 2, pre-norm blocks, the mean over patches."""
+    """Pre-norm blocks on patches of 2 x 2, and the mean over patches."""
 
     layers: int
     width: int

@@ -1,1 +1,1 @@
-"""Scripts that time other libraries, each in an environment of its own."""
+"""Scripts that time other libraries, each in its own environment."""

@@ -1,7 +1,8 @@
-"""Times ``titans-pytorch``'s memory layer; runs in a venv of its own.
+"""Times the memory layer of ``titans-pytorch`` in its own environment.
 
-Reads one JSON line of settings per request and answers with seconds, so that
-rounds can alternate with ours. Needs torch and titans-pytorch, nothing of ours.
+Reads one line of JSON with the settings, then a number of calls per line, and
+answers each with the seconds per call, so that rounds can alternate with
+nl_jax. Needs torch and titans-pytorch, but not nl_jax.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""Associative recall, and what the outer gradient does on the way to it."""
+"""Associative recall, and the growth of the outer gradient with length."""

@@ -1,12 +1,13 @@
-r"""Does the outer gradient grow with the length of what is read?
+r"""Does the outer gradient grow with the length of the text?
 
-A memory that generates its own targets feeds on its own writes. Where that
-amplifies, the slow parameters' gradient grows exponentially with the length and
-nothing trains beyond a few chunks, however well the outputs are bounded. For
-each model of ``mqar.py``, as initialised, this prints the norm of the gradient
-of the mean loss over the first ``--lengths`` tokens, random ones.
+A memory that generates its own targets feeds its writes back to itself. If this
+amplifies, the gradient of the slow parameters grows exponentially with the
+length, and nothing trains beyond a few chunks, however well the outputs are
+bounded. For each model of ``mqar.py`` at initialisation, the script prints the
+norm of the gradient of the mean loss over the first ``--lengths`` random
+tokens.
 
-Command (a minute a model; the table is in ``docs/recall.md``)::
+Command (a minute per model; the table is in ``docs/recall.md``)::
 
     python -m experiments.gradient_growth --runs=hope,hope-linear,deltanet
 
@@ -33,7 +34,7 @@ FLAGS = {
 
 
 def gradient_norms(model, lengths, batch, seed):
-    """Returns the gradient's norm at initialisation for each length."""
+    """Returns the norm of the gradient at initialisation for each length."""
     init, draw = jax.random.split(jax.random.key(seed))
     shape = (batch, max(lengths) + 1)
     tokens = jax.random.randint(draw, shape, 0, VOCAB)

@@ -1,11 +1,11 @@
 r"""Multi-query associative recall: does a model learn to look things up?
 
-A sequence shows pairs of a key and a value, then some of the keys again among
-random tokens; the model answers each with its value. ``--slices`` (tokens and
-pairs of a sequence) and ``--vocab`` set the difficulty. A model is trained on
-all slices in turn, a step each, and tested on each. Every model has the same
-blocks, short convolution and head, and sees the same batches; a step whose
-gradient is not finite is skipped and counted.
+A sequence shows pairs of a key and a value, then the keys again among random
+tokens; the model has to answer each key with its value. ``--slices`` (tokens
+and pairs of a sequence) and ``--vocab`` set the difficulty. A model is trained
+on all slices in turn, one step each, and tested on each. All models have the
+same blocks, short convolution and head, and see the same batches. Steps whose
+gradient is not finite are skipped and counted.
 
 Commands (about 4 minutes a run on two cores; a run stops once it has learned)::
 
@@ -14,9 +14,10 @@ Commands (about 4 minutes a run on two cores; a run stops once it has learned)::
         --tokens=2048 --steps=400 --learning_rate=0.01
 
 Expected: ``hope`` and ``deltanet`` above 95 % well before step 1,500 of the
-first; ``docs/recall.md`` compares parametrisations, and all models on the
-slices of the second. Results go to ``--out``: one JSON line per run, a Markdown
-table and a plot. Finished runs are not repeated unless a setting changes.
+first command. ``docs/recall.md`` compares parametrisations, and all models on
+the slices of the second. Results go to ``--out``: one JSON line per run, a
+Markdown table and a plot. Finished runs are not repeated unless a setting
+changes.
 """
 
 import jax
@@ -32,7 +33,7 @@ from experiments.shared.training import asked_loss
 from nl_jax.nested.describe import count_parameters
 
 _EVERY = 25  # Steps of each slice per reported accuracy.
-_TEST_SEED = (0, 1)  # No integer below 2^32 draws the same.
+_TEST_SEED = (0, 1)  # Differs from every integer seed below 2^32.
 
 _SETTINGS = {
     "steps": flags.integer(1500, "Optimizer steps at most."),
@@ -85,7 +86,7 @@ def train(run, seed, slices, settings):
 
         return jax.grad(loss, has_aux=True)(variables)
 
-    @jax.jit  # Apart, so that it is compiled once and not for each slice.
+    @jax.jit  # Separate, so that it compiles once and not for each slice.
     def update(grads, opt_state, variables):
         updates, opt_state = tx.update(grads, opt_state, variables)
         return optax.apply_updates(variables, updates), opt_state
@@ -121,13 +122,13 @@ def train(run, seed, slices, settings):
 
 
 def test(gradients, variables, slices, settings):
-    """Returns the accuracy on each slice, on sequences all runs share."""
+    """Returns the accuracy on each slice, on the same sequences in all runs."""
     accuracy = []
     for each in slices:
         rng = np.random.default_rng(_TEST_SEED)
         batches = -(-settings.tests // (settings.tokens // each.length))
         drawn = (_draw(rng, each, settings) for _ in range(batches))
-        # Cheaper than to compile once more for want of the gradients.
+        # Computing gradients too is cheaper than compiling another program.
         accuracy.append(
             _mean([gradients(variables, *batch)[1] for batch in drawn])
         )
@@ -196,7 +197,7 @@ def summarize(rows, slices, settings, out):
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs what has no record yet and reports all runs with its settings."""
+    """Runs all cells without a record; reports all runs with its settings."""
     slices = parse_slices(
         values.slices, vocab=values.vocab, tokens=values.tokens
     )

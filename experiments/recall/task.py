@@ -1,4 +1,4 @@
-"""Multi-query associative recall: the models, the sequences, slices of them."""
+"""Multi-query associative recall: models, sequences and slices."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -41,12 +41,13 @@ RUNS = {
         },
     ),
 }
-"""Name to registry name and overrides. ``hope-shared`` runs all memories as one
-recurrence; ``hope-paper`` has the paper's memory and objective."""
+"""Maps names of runs to a name in the registry and overrides. ``hope-shared``
+runs all memories as one recurrence; ``hope-paper`` has the memory and the
+objective of the paper."""
 
 
 class Slice(NamedTuple):
-    """How hard the sequences are: tokens and pairs of each."""
+    """Difficulty of sequences: number of tokens and of pairs."""
 
     length: int
     pairs: int
@@ -61,13 +62,13 @@ def parse_slices(
     """Returns the slices of a list flag.
 
     Args:
-        words: a length and a number of pairs each, as in ``64:4``.
-        vocab: what the pairs are drawn from.
-        tokens: those of a step, which hold at least one sequence.
+        words: each a length and a number of pairs, for example ``64:4``.
+        vocab: size of the vocabulary that pairs are drawn from.
+        tokens: per step, enough for at least one sequence.
 
     Raises:
-        InputError: for other words, for a slice that is there twice, and for
-            one that does not fit.
+        InputError: for other words, for repeated slices, and for slices that
+            do not fit.
 
     Example:
         >>> parse_slices(["64:4"], vocab=512, tokens=64)
@@ -93,7 +94,7 @@ def parse_slices(
 
 
 def make_model(run, vocab):
-    """Returns the two blocks of width 64 of a run."""
+    """Returns the model of a run: two blocks of width 64."""
     name, overrides = RUNS[run]
     overrides = {"cms": {"periods": (1,), "hidden": 2.0}} | overrides
     return build(
@@ -102,10 +103,11 @@ def make_model(run, vocab):
 
 
 def make_batch(rng, *, length, pairs, vocab, batch, power=0.01):
-    """Draws sequences and their targets, -1 where nothing is asked.
+    """Draws sequences and their targets; targets are -1 between queries.
 
-    Keys and values are drawn without replacement, the pairs come first, and
-    each key is asked once, at a gap with probability ``~ gap^(power - 1)``.
+    Keys and values are drawn without replacement. The pairs come first, and
+    each key is queried once, after a gap with probability ``~ gap^(power -
+    1)``.
 
     Raises:
         InputError: if the pairs do not fit the length or the vocabulary.
@@ -117,7 +119,7 @@ def make_batch(rng, *, length, pairs, vocab, batch, power=0.01):
     keys = 1 + rng.random((batch, half - 1)).argsort(-1)[:, :pairs]
     values = half + order[:, :pairs]
     odds = np.arange(1.0, slots + 1) ** (power - 1)
-    # Gumbel keys: the largest are a draw without replacement.
+    # The largest scores with Gumbel noise are a draw without replacement.
     score = np.log(odds) + rng.gumbel(size=(batch, slots))
     at = 2 * pairs + 2 * (-score).argsort(-1)[:, :pairs]
     tokens = rng.integers(0, vocab, (batch, length))

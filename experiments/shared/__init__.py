@@ -1,1 +1,1 @@
-"""What all experiments share: flags, sweep, records, table, plot."""
+"""Code that all experiments share: flags, sweep, records, table, plot."""

@@ -1,4 +1,4 @@
-"""How a script runs: flags, log lines, and errors on one line."""
+"""Runs a script: flags, log lines, and errors on one line."""
 
 import logging
 import sys
@@ -12,20 +12,20 @@ from absl.flags import Error
 from experiments.shared import flags
 from nl_jax.errors import InputError
 
-# What ml_collections raises for fields that are not there or of a wrong type.
+# Errors that ml_collections raises for unknown fields and wrong types.
 _FLAG_ERRORS = (Error, AttributeError, KeyError, TypeError, ValueError)
 
 
 def run(script: ModuleType, argv: Sequence[str] | None = None) -> None:
-    """Runs a script on its flags; wrong input is one line and exit 2.
+    """Runs a script on its flags; wrong input prints one line and exits with 2.
 
     Args:
         script: has ``FLAGS``, a table of flags, and ``main``, which takes the
-            parsed values; ``--help`` shows its docstring.
-        argv: arguments behind the script's name; ``sys.argv`` if not given.
+            parsed values. ``--help`` shows its docstring.
+        argv: arguments after the script's name; by default from ``sys.argv``.
     """
     if argv is not None:
-        # config_flags finds its --config.field=value there and nowhere else.
+        # config_flags reads --config.field=value from sys.argv only.
         sys.argv = [sys.argv[0], *argv]
     _log_to_stdout()
     values = flags.FlagValues()
@@ -52,7 +52,7 @@ def run(script: ModuleType, argv: Sequence[str] | None = None) -> None:
 
 
 def _log_to_stdout() -> None:
-    # Orbax reports each of its steps; what matters of it comes as an error.
+    # Orbax logs each of its steps; problems that matter raise errors.
     absl_logging.set_verbosity(absl_logging.FATAL)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -1,7 +1,8 @@
 """Flags of a script, as a table from name to kind, default and help.
 
-A script's ``FLAGS`` maps each name to one of the functions below, called with
-the default and the help; :mod:`experiments.shared.cli` defines and parses them.
+The ``FLAGS`` of a script map each name to the result of one of the functions
+below, called with the default and the help text.
+:mod:`experiments.shared.cli` defines and parses the flags.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from absl import flags
 
 FlagValues = flags.FlagValues
 Flag = Callable[[str, FlagValues], Any]
-"""Defines a flag of that name on values."""
+"""A function of a name and values that defines the flag."""
 
 
 def integer(
@@ -21,7 +22,7 @@ def integer(
     *,
     multiple_of: int = 1,
 ) -> Flag:
-    """A whole number with a lower bound, or a multiple of another."""
+    """An integer with a lower bound, or a multiple of another integer."""
 
     def define(name, values):
         flags.DEFINE_integer(name, default, text, least, flag_values=values)
@@ -55,14 +56,14 @@ def string(default: str | None, text: str) -> Flag:
 
 
 def switch(text: str) -> Flag:
-    """Off unless it is given."""
+    """A switch that is off by default."""
     return lambda name, values: flags.DEFINE_bool(
         name, False, text, flag_values=values
     )
 
 
 def choice(default: str, known: Iterable[str], text: str) -> Flag:
-    """One out of some names."""
+    """One of some names."""
     return lambda name, values: flags.DEFINE_enum(
         name, default, list(known), text, flag_values=values
     )
@@ -71,7 +72,7 @@ def choice(default: str, known: Iterable[str], text: str) -> Flag:
 def words(
     default: Sequence[str], text: str = "", known: Iterable[str] = ()
 ) -> Flag:
-    """Texts separated by commas, all out of ``known`` where it is given."""
+    """Texts separated by commas; ``known`` limits them if it is given."""
     known = list(known)
 
     def check(word):
@@ -85,7 +86,7 @@ def words(
 
 
 def integers(default: Sequence[int], text: str, least: int) -> Flag:
-    """Whole numbers separated by commas, with a lower bound."""
+    """Integers separated by commas, with a lower bound."""
 
     def parse(word):
         if not (word.isdecimal() and int(word) >= least):
@@ -101,7 +102,7 @@ def numbers(
     valid: Callable[[float], bool] = lambda value: True,
     must: str = "must be numbers",
 ) -> Flag:
-    """Real numbers separated by commas, each of which is ``valid``."""
+    """Real numbers separated by commas, each of which must be ``valid``."""
 
     def parse(word):
         try:
@@ -121,7 +122,7 @@ def seeds(default: Sequence[int], text: str = "One run each.") -> Flag:
 
 
 def pick(values: FlagValues, names: Iterable[str]) -> dict[str, Any]:
-    """Returns the values of some flags by name, as a record keeps them."""
+    """Returns the values of some flags by name, for a record."""
     return {name: values[name].value for name in names}
 
 
@@ -132,7 +133,7 @@ def define(table: Mapping[str, Flag], values: FlagValues) -> None:
 
 
 class _ListParser(flags.ArgumentParser):
-    """Parses each text between commas."""
+    """Parses each item of a list separated by commas."""
 
     def __init__(self, item: Callable[[str], Any]):
         self._item = item

@@ -1,14 +1,17 @@
-"""Figures of curves in panels, and of bars; matplotlib is imported late."""
+"""Figures of curves in panels, and of bars.
+
+Matplotlib is imported only when a figure is drawn.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
 class Panel(NamedTuple):
-    """The curves of one panel and what its axes say."""
+    """The curves of one panel and the labels of its axes."""
 
     curves: Mapping[str, Sequence[Any]]
-    """By label: x and y, and where there is a spread, that of y."""
+    """By label: x, y and, optionally, the spread of y."""
     xlabel: str
     ylabel: str = ""
     title: str = ""
@@ -24,13 +27,14 @@ def curves(
     legend: int | None = 0,
     **subplots: Any,
 ) -> Any:
-    """Returns the figure of panels beside each other.
+    """Returns a figure of panels side by side.
 
     Args:
         panels: from left to right.
-        size: of the figure, inches.
-        legend: the panel that has it; ``None`` puts it beside the last one.
-        subplots: for ``Figure.subplots``, as ``sharey=True``.
+        size: of the figure in inches.
+        legend: index of the panel with the legend; ``None`` puts it beside the
+            last panel.
+        subplots: options of ``Figure.subplots``, such as ``sharey=True``.
     """
     figure, all_axes = axes(size, len(panels), **subplots)
     for own, panel in zip(all_axes, panels, strict=True):
@@ -56,7 +60,7 @@ def curves(
 
 
 def bars(lengths: Mapping[str, float], xlabel: str) -> Any:
-    """Returns the figure of a bar for each name, from short to long."""
+    """Returns a figure with a bar for each name, from short to long."""
     figure, (own,) = axes((8, max(0.3 * len(lengths) + 1, 3)))
     order = sorted(lengths, key=lambda name: lengths[name])
     own.barh(order, [lengths[name] for name in order])

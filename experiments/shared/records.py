@@ -1,7 +1,7 @@
-"""What scripts keep: finished runs as lines of JSON, and their results.
+"""Files that scripts write: finished runs as lines of JSON, and results.
 
-A repeated command goes on from the former; the latter are a Markdown table, a
-record and a plot.
+A repeated command continues from the finished runs. The results are a Markdown
+table, a record and a plot.
 """
 
 import json
@@ -16,16 +16,16 @@ Row = dict[str, Any]
 
 
 class Records:
-    """The finished runs of one command in a file that holds those of many.
+    """The finished runs of one command, in a file that many commands share.
 
-    A row counts only if it was made with equal settings; rows of others stay in
-    the file. Each line is on disk before :meth:`add` returns; one that a kill
-    cut off is passed over, and its run is done again.
+    Only rows that were made with the same settings count; other rows stay in
+    the file. Each line is on disk before :meth:`add` returns. A line that was
+    cut off by a kill is ignored, and its run is repeated.
 
     Args:
-        path: the file; it and its folder need not be there.
-        settings: what all rows of this command share and another command may
-            not: steps, sizes, anything that changes a result.
+        path: the file; neither it nor its folder has to exist.
+        settings: values that all rows of this command share and that change
+            results, such as steps and sizes.
 
     Example:
         >>> import tempfile
@@ -59,7 +59,7 @@ class Records:
         return None
 
     def add(self, row: Mapping[str, Any]) -> Row:
-        """Appends a run, with versions and git revision beside it."""
+        """Appends a run, together with versions and the git revision."""
         line = {"row": row, "settings": self._settings, **provenance()}
         text = json.dumps(line) + "\n"
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class Records:
 
 
 def provenance() -> dict[str, Any]:
-    """What a number can depend on beside its settings."""
+    """Returns versions and git revision, which can affect results."""
     return {"versions": versions(), "git_revision": git_revision()}
 
 
@@ -82,10 +82,10 @@ def write(
     record: Mapping[str, Any],
     figure: Any = None,
 ) -> None:
-    """Prints lines; writes them, the record and the figure into a folder.
+    """Prints lines, and writes them, a record and a figure into a folder.
 
     Args:
-        out: the folder; made if it is not there.
+        out: the folder, which is created if necessary.
         name: of the files ``.md``, ``.json`` and ``.png``.
         lines: of Markdown.
         record: for JSON; versions and git revision are added.
@@ -102,7 +102,7 @@ def write(
 
 
 def _as_read(value):
-    """What JSON gives back: lists for tuples, strings for keys."""
+    """Returns a value as JSON restores it: tuples as lists, keys as strings."""
     return json.loads(json.dumps(value))
 
 

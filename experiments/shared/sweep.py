@@ -1,4 +1,4 @@
-"""Runs the cells of a grid, each once, whenever the command is repeated."""
+"""Runs the cells of a grid, each only once, even if a command is repeated."""
 
 import itertools
 import time
@@ -11,14 +11,14 @@ Cell = dict[str, Any]
 
 
 class StoppedError(Exception):
-    """A run was stopped before its end, and so is the sweep; nothing is kept.
+    """Raised by a run that was stopped before its end; it stops the sweep.
 
-    A sweep that is repeated begins with that run.
+    No record of the run is kept, so a repeated sweep starts with it.
     """
 
 
 def grid(**axes: Iterable[Any]) -> list[Cell]:
-    """Returns a cell for each combination; the last axis turns fastest.
+    """Returns a cell for each combination; the last axis changes fastest.
 
     Example:
         >>> grid(seed=[0, 1], run=["a"])
@@ -40,18 +40,18 @@ def sweep(
     prepare: Callable[[], Any] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
-    """Runs the cells that have no record yet; returns the rows of all.
+    """Runs the cells without a record and returns the rows of all cells.
 
-    A row is the cell, what ``run`` returned, and its ``seconds``.
+    A row contains the cell, the result of ``run``, and its ``seconds``.
 
     Args:
         records: of this command.
-        cells: what a row is found by.
+        cells: keys by which rows are found.
         run: takes the cell as keyword arguments.
         before: is formatted with the cell and printed before it runs.
-        after: is formatted with the row and printed when it is on disk.
-        prepare: is called before a run, outside of what is timed.
-        clock: by which seconds are counted.
+        after: is formatted with the row and printed once the row is on disk.
+        prepare: is called before each run and not timed.
+        clock: returns the time in seconds.
 
     Example:
         >>> import tempfile
@@ -80,7 +80,7 @@ def sweep(
 
 
 def half_decades(middle: float, count: int) -> list[float]:
-    """Returns learning rates around one, each half a decade from the next.
+    """Returns ``count`` learning rates around ``middle``, half a decade apart.
 
     Example:
         >>> half_decades(0.01, 3)
@@ -93,7 +93,7 @@ def half_decades(middle: float, count: int) -> list[float]:
 
 
 def grouped(rows: Sequence[Row], *names: str) -> dict[Any, list[Row]]:
-    """Returns the rows of each value of a field, or of each tuple of values.
+    """Groups rows by the value of a field, or by the values of several fields.
 
     Example:
         >>> grouped([{"a": 1, "b": 2}, {"a": 1, "b": 3}], "a")

@@ -1,4 +1,4 @@
-"""Markdown tables, and what stands in their cells."""
+"""Markdown tables and the contents of their cells."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Returns the lines of a Markdown table, numbers to the right.
+    """Returns the lines of a Markdown table, with numbers aligned right.
 
     Example:
         >>> markdown(["run", "steps"], [["hope", 3]])

@@ -1,7 +1,7 @@
-"""Seconds of things that are timed in turn, round by round, and their ratios.
+"""Times of functions in interleaved rounds, and their ratios.
 
-What disturbs a machine for a while disturbs all that is timed in a round, so
-that ratios within rounds tell more than ratios of medians.
+A temporary load on the machine affects everything that is timed in the same
+round, so ratios within rounds are more reliable than ratios of medians.
 """
 
 import statistics
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 Seconds = dict[str, list[float]]
-"""Seconds per call of each thing that was timed, one per round."""
+"""Seconds per call of each timed function, one number per round."""
 
 
 def in_turn(
@@ -21,7 +21,7 @@ def in_turn(
     calls: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Seconds:
-    """Times each step in every round, ``calls`` of it in a row."""
+    """Times each step in every round, with ``calls`` calls in a row."""
     seconds: Seconds = {label: [] for label in steps}
     for _ in range(rounds):
         for label, step in steps.items():
@@ -34,7 +34,7 @@ def in_turn(
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> float:
-    """Median of the ratios of rounds.
+    """Returns the median of the ratios within rounds.
 
     Example:
         >>> ratio([1.0, 4.0, 9.0], [1.0, 2.0, 3.0])

@@ -1,4 +1,4 @@
-"""One step of training, as the small experiments need it."""
+"""A training step and a loss for the small experiments."""
 
 from collections.abc import Callable
 from typing import Any

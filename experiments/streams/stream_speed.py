@@ -1,20 +1,21 @@
-"""Ten million tokens through a model that never stops learning, and how fast.
+"""Speed of a model that learns from a stream of ten million tokens.
 
 Every level of a tiny Hope learns while it reads: the memories of its
-self-modifying Titans and two levels of its continuum memory, by its own
+self-modifying Titans, and two levels of its continuum memory by its own
 next-token loss. The model starts from random parameters and has no other
-training. The text is the default corpus, over and over, as one stream; with
-``--rows`` several streams side by side, from different places of the text, and
-then tokens are those of all rows.
+training. The text is the default corpus, repeated as one stream. ``--rows``
+reads several streams side by side, from different places of the text; token
+counts are then those of all rows.
 
-Command (minutes on one core, ``taskset -c 0`` in front to hold it there)::
+Command (minutes on one core; put ``taskset -c 0`` in front to stay on one)::
 
     python -m experiments.stream_speed
 
-Expected: resident memory after the first twentieth constant within 10 MB, all
-norms finite, and a median rate in each twentieth within 10 % of the median of
-all, in tokens per second of processor time: time on the clock, also recorded,
-depends on who else uses the machine. It exits with 1 where that is not so.
+Expected: resident memory after the first twentieth is constant within 10 MB,
+all norms are finite, and the median rate in each twentieth is within 10 % of
+the median of all. Rates are tokens per second of processor time. Wall-clock
+time is also recorded, but depends on other processes. Otherwise the exit status
+is 1.
 
 Results go to ``--out``: a record with every window, a Markdown table and a
 plot.
@@ -55,7 +56,7 @@ FLAGS = {
 
 
 def make_model():
-    """Returns the tiny Hope whose levels all learn in context."""
+    """Returns a tiny Hope whose levels all learn in context."""
     return build(
         "hope",
         d_model=16,
@@ -66,7 +67,7 @@ def make_model():
 
 
 def pieces(text: bytes, rows: int, chunk: int):
-    """Yields ``[rows, chunk]`` ids for ever, each row from its own place."""
+    """Yields ``[rows, chunk]`` ids forever, each row from its own position."""
     ids = np.frombuffer(text, np.uint8)
     starts = np.arange(rows)[:, None] * (len(ids) // rows)
     for number in itertools.count():
@@ -75,7 +76,7 @@ def pieces(text: bytes, rows: int, chunk: int):
 
 
 def main(values: flags.FlagValues) -> None:
-    """Streams, judges and writes results."""
+    """Reads the stream, checks the expectations and writes results."""
     per_call = values.rows * values.chunk
     calls = -(-values.tokens // per_call)
     if calls < 2 * WINDOWS:
@@ -92,7 +93,7 @@ def main(values: flags.FlagValues) -> None:
         pieces(corpus.train, values.rows, values.chunk), calls + 1
     )
     reads = continual.stream(model, variables, source, chunk=values.chunk)
-    next(reads)  # Compiles, and is not counted.
+    next(reads)  # Compiles; not counted.
     rows = windows(model, variables, reads, calls, per_call)
     problems = judge(rows, values.memory_limit, values.rate_limit)
     head = ["tokens", "tokens/s", "tokens/s of clock", "nats", "MB", "norm"]
@@ -165,7 +166,7 @@ def windows(model, variables, reads, calls, per_call):
 
 
 def judge(rows, memory_limit, rate_limit):
-    """Returns what is not as it should be, in words.
+    """Returns a sentence for each expectation that is not met.
 
     Example:
         >>> row = {"finite": True, "rate": 10.0, "resident_bytes": 0}

@@ -1,11 +1,12 @@
 """A million tokens through a trained model: does anything grow?
 
 ``python -m experiments.stream_stability --workdir=runs/default`` repeats the
-run's own held-out text up to ``--tokens`` and reports, twenty times on the way,
-the memory of the process and the norms of the fast state. It fails (exit 1) on
-a loss or norm that is not finite, on a norm above ``--norm_limit`` times its
-largest in the first tenth, and on memory growth above ``--memory_limit`` MB
-after the first tenth. Results: ``stability.json`` and ``stability.md``.
+held-out text of the run up to ``--tokens``. Twenty times on the way it reports
+the memory of the process and the norms of the fast state. The exit status is 1
+if a loss or norm is not finite, if a norm is above ``--norm_limit`` times its
+largest value in the first tenth, or if memory grows by more than
+``--memory_limit`` MB after the first tenth. Results: ``stability.json`` and
+``stability.md``.
 """
 
 import itertools
@@ -30,7 +31,7 @@ FLAGS = {
 
 
 def main(values: flags.FlagValues) -> None:
-    """Streams, judges and writes results."""
+    """Reads the stream, checks the limits and writes results."""
     loaded = training.load_model(values.workdir)
     config = loaded.meta["config"]
     data = training.TrainConfig(data=DataConfig(**config["data"])).data
