@@ -19,7 +19,7 @@ from nl_jax.data import (
     make_iterator,
     prepare,
 )
-from nl_jax.errors import DivergedError
+from nl_jax.errors import DivergedError, InputError
 from nl_jax.models import LanguageModel
 from nl_jax.nested import describe
 from nl_jax.training import mesh as mesh_lib
@@ -99,6 +99,12 @@ class _Run:
         self.workdir = None if workdir is None else pathlib.Path(workdir)
         self.checkpoints: Checkpoints | None = None
         if self.workdir is not None:
+            if not all(isinstance(i, str) for i in config.model.cms.inners):
+                raise InputError(
+                    "model.cms.inner holds an optax transformation, which a "
+                    "checkpoint cannot name; put it into "
+                    "nl_jax.optimizers.NAMED and give its name"
+                )
             self.checkpoints = Checkpoints(
                 workdir,
                 every=config.checkpoint_every,

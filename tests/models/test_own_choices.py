@@ -7,6 +7,7 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from nl_jax.layers import (
@@ -26,6 +27,7 @@ from nl_jax.memory import (
 )
 from nl_jax.models import build, configure
 from nl_jax.nested import describe
+from nl_jax.optimizers import NAMED, NamedOptimizer
 from nl_jax.training import TrainConfig, to_json
 
 SMALL = {"d_model": 8, "n_heads": 2, "n_layers": 1, "vocab_size": 16}
@@ -169,6 +171,30 @@ def test_an_objective_of_levels_is_saved_by_name(monkeypatch):
         configure("hope", **saved)
     monkeypatch.setitem(CMS_OBJECTIVES, "mine", config.cms.objective)
     assert configure("hope", **saved).cms.goal is config.cms.objective
+
+
+def test_a_late_optimizer_is_one_of_levels_too(monkeypatch):
+    cms = {"objective": "local", "periods": (4, 8), "inner": "lion"}
+    with pytest.raises(ValueError, match=r"cms.inner='lion' must be one of"):
+        build("lstm", **SMALL, cms=cms)
+    lion = NamedOptimizer(optax.scale_by_lion)
+    monkeypatch.setitem(NAMED, "lion", lion)
+    model = build("lstm", **SMALL, cms=cms)
+    tokens = jax.ShapeDtypeStruct((1, 5), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    state = jax.eval_shape(lambda v: model.init_state(v, 1), variables)
+    assert "ScaleByLionState" in str(jax.tree.structure(state.cms.inner))
+
+
+def test_objectives_of_levels_are_compared_by_what_they_are():
+    class Own(CMSObjective):
+        name = "own"
+
+    assert Own() == Own() and hash(Own()) == hash(Own())
+    assert Own() != CMS_OBJECTIVES["local"]
+    cms = {"objective": Own(), "periods": (4,)}
+    again = {"objective": Own(), "periods": (4,)}
+    assert configure("lstm", cms=cms) == configure("lstm", cms=again)
 
 
 def test_a_name_that_stands_for_another_is_not_saved():

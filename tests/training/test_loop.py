@@ -11,10 +11,12 @@ import time
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from nl_jax.data import DataConfig
 from nl_jax.errors import InputError
+from nl_jax.models import configure
 from nl_jax.training import (
     MeshConfig,
     OptimizerConfig,
@@ -320,3 +322,13 @@ def test_a_signal_saves_and_stops(tiny, tmp_path, monkeypatch, finished):
 def test_the_mesh_must_fit_the_devices(tiny):
     with pytest.raises(InputError, match="must multiply to the 1 devices"):
         train(tiny(mesh=MeshConfig(data=3)))
+
+
+def test_an_optimizer_of_levels_without_a_name_is_refused(tiny, tmp_path):
+    """Before anything is written: a checkpoint could not name it."""
+    cms = {"objective": "local", "periods": (4,), "inner": optax.identity()}
+    model = configure("lstm", d_model=8, n_heads=1, cms=cms)
+    config = dataclasses.replace(tiny(), model=model)
+    with pytest.raises(InputError, match="holds an optax transformation"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

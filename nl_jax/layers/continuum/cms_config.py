@@ -13,17 +13,17 @@ from nl_jax.optimizers import NAMED
 
 INNER_OPTIMIZERS: dict[str, optax.GradientTransformation] = {
     "sgd": optax.identity(),
-    **{name: row.build() for name, row in NAMED.items()},
     "momentum": optax.trace(0.9),
     "adam": optax.scale_by_adam(),
     "delta_momentum": NAMED["delta_momentum"].build(rho=0.9, normalize=False),
     # What it gathers is its step: nl_jax.layers.continuum.probes.
     "dgd": optax.identity(),
 }
-"""Directions in which a level steps, before its rate; ascent."""
+"""Rules of levels alone; those of ``NAMED`` are available too. Each returns a
+direction of ascent, which the rate scales."""
 
 Inner: TypeAlias = str | optax.GradientTransformation
-"""A name out of them, or any transformation of optax."""
+"""A name out of both tables, or any transformation of optax."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,8 @@ class CMSConfig:
     """Initial inner learning rate of each level (in context); each is learned
     as a factor of this one, so 0 is the static network, exactly."""
     inner: Inner | tuple[Inner, ...] = "sgd"
-    """How levels step (in context): names out of ``INNER_OPTIMIZERS``, or
+    """How levels step (in context): names out of ``INNER_OPTIMIZERS`` and
+    ``nl_jax.optimizers.NAMED``, or
     transformations of optax that give directions of ascent, before the rate:
     ``optax.scale_by_adam()``, not ``optax.adam(1.0)``. One for all or one for
     each. Only names can be saved with a model."""
@@ -89,7 +90,8 @@ class CMSConfig:
         check_choice("cms.placement", self.placement, ("block", "depth"))
         for inner in self.inners:
             if not isinstance(inner, optax.GradientTransformation):
-                check_choice("cms.inner", inner, INNER_OPTIMIZERS)
+                names = dict.fromkeys((*INNER_OPTIMIZERS, *NAMED))
+                check_choice("cms.inner", inner, names)
         if not self.periods or any(
             not isinstance(p, int) or p < 1 for p in self.periods
         ):
@@ -184,7 +186,9 @@ class CMSConfig:
     def optimizers(self) -> tuple[optax.GradientTransformation, ...]:
         """The same as transformations of optax."""
         return tuple(
-            INNER_OPTIMIZERS[inner] if isinstance(inner, str) else inner
+            inner
+            if not isinstance(inner, str)
+            else INNER_OPTIMIZERS.get(inner) or NAMED[inner].build()
             for inner in self.inners
         )
 

@@ -46,6 +46,13 @@ class CMSObjective:
     adapts: ClassVar[bool] = False
     """Whether it provides the loss of a chunk, which adaptive levels need."""
 
+    def __eq__(self, other: object) -> bool:
+        # Configurations that hold instances are compared, and are static.
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
     def check(self, config: Any) -> None:
         """Raises ``ValueError`` for a ``CMSConfig`` that it cannot serve."""
 
