@@ -3,6 +3,12 @@
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.loop import TrainResult, train
 from nl_jax.training.mesh import RULES, make_mesh
+from nl_jax.training.metric_writers import (
+    JsonLines,
+    MetricsWriter,
+    TensorBoard,
+    Tracker,
+)
 from nl_jax.training.optimizer import make_optimizer, make_schedule
 from nl_jax.training.process import (
     git_revision,
@@ -11,14 +17,9 @@ from nl_jax.training.process import (
     versions,
     write_json,
 )
-from nl_jax.training.reporting import (
-    JsonLines,
-    MetricsWriter,
-    TensorBoard,
-    plot_losses,
-    plot_positions,
-)
+from nl_jax.training.reporting import plot_losses, plot_positions
 from nl_jax.training.saved_runs import LoadedModel, load_model
+from nl_jax.training.saved_steps import SavedStep, list_steps
 from nl_jax.training.step import (
     LossSums,
     TrainState,
@@ -47,7 +48,9 @@ __all__ = [
     "MetricsWriter",
     "OptimizerConfig",
     "SampleConfig",
+    "SavedStep",
     "TensorBoard",
+    "Tracker",
     "TrainConfig",
     "TrainResult",
     "TrainState",
@@ -55,6 +58,7 @@ __all__ = [
     "flag_config",
     "freeze",
     "git_revision",
+    "list_steps",
     "load_model",
     "make_eval_step",
     "make_mesh",
