@@ -180,12 +180,13 @@ class Checkpoints:
         self._checkpointer.reload()
 
     def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return self._read(step, abstract)
-        except _ORBAX_ERRORS as error:
-            reason = _first_line(error)
-        with _quiet_collection():
+        with _without_tracebacks():
+            try:
+                return self._read(step, abstract)
+            except _ORBAX_ERRORS as error:
+                reason = _first_line(error)
             good = self._sound_before(step, abstract)
+            gc.collect()
         remedy = "start again in another --workdir"
         if good is not None:
             flag = f"--step={good}" if self._reading else "--skip_damaged"
@@ -243,17 +244,15 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _quiet_collection():
-    """Collects what Orbax leaves of a failed read.
-
-    Python would print pages about each of its coroutines.
-    """
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+def _without_tracebacks():
+    """Hides pages about the coroutines and callbacks of a failed read."""
+    hooks = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook = lambda _: None
+    sys.excepthook = lambda *_: None
     try:
         yield
     finally:
-        gc.collect()
-        sys.unraisablehook = hook
+        sys.unraisablehook, sys.excepthook = hooks
 
 
 def _orbax_context() -> ocp.Context:
