@@ -5,7 +5,7 @@ every CPython; README.md says how long it takes and what it prints. Every field
 of ``nl_jax.training.TrainConfig`` is a flag::
 
     python -m experiments.train_lm --workdir=/tmp/mine \
-        --config.model.name=transformer --config.data.paths="('a.txt',)"
+        --config.model.name=transformer --config.data.paths=a.txt
 
 The folder ``--workdir`` then holds ``config.json``, ``metrics.jsonl``,
 ``loss.png``, ``results.json``, ``sample.txt`` and ``checkpoints/``. The same

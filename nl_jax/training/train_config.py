@@ -154,7 +154,8 @@ class TrainConfig:
             check_count(name, getattr(self, name))
         for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             check_count(name, getattr(self, name))
-        check_count("eval_every", self.eval_every, 0)
+        for name in ("seed", "eval_every"):
+            check_count(name, getattr(self, name), 0)
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"accumulate={self.accumulate} must divide "
@@ -216,8 +217,7 @@ def freeze(config: config_dict.ConfigDict) -> TrainConfig:
     choices = _given(fields.pop("model"))
     data = DataConfig(**fields.pop("data"))
     if "vocab_size" not in choices:
-        bpe = data.tokenizer == "bpe"
-        choices["vocab_size"] = data.bpe_vocab_size if bpe else 256
+        choices["vocab_size"] = data.vocab_size()
     name, preset = choices.pop("name"), choices.pop("preset")
     try:
         model = configure(name, preset=preset, **choices)
