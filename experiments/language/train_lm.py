@@ -23,6 +23,7 @@ from experiments.shared import flags
 from experiments.shared.records import provenance
 from nl_jax import training
 from nl_jax.continual import Sampler
+from nl_jax.models import to_json
 from nl_jax.nested.describe import count_parameters
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
@@ -78,7 +79,7 @@ def main(values: flags.FlagValues) -> None:
             "parameters": count_parameters(result.variables),
             "seed": config.seed,
             "text_sha256": result.text_sha256,
-            "config": training.to_json(config),
+            "config": to_json(config),
             **provenance(),
         },
     )

@@ -20,7 +20,7 @@ from nl_jax.data import (
     prepare,
 )
 from nl_jax.errors import DivergedError, InputError
-from nl_jax.models import LanguageModel
+from nl_jax.models import LanguageModel, to_json
 from nl_jax.nested import describe
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
@@ -40,7 +40,7 @@ from nl_jax.training.step import (
     draw_state,
     plan_state,
 )
-from nl_jax.training.train_config import TrainConfig, to_json
+from nl_jax.training.train_config import TrainConfig
 
 _LOG = logging.getLogger(__name__)
 
