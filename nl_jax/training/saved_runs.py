@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from nl_jax.data import Tokenizer, from_json
 from nl_jax.errors import InputError
-from nl_jax.models import LanguageModel, ModelConfig, configure
+from nl_jax.models import LanguageModel, ModelConfig, configure, to_json
 from nl_jax.training.checkpoint import Checkpoints
-from nl_jax.training.train_config import TrainConfig, to_json
+from nl_jax.training.train_config import TrainConfig
 
 _FREE_FIELDS = (
     "log_every",

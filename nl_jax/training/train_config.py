@@ -19,15 +19,11 @@ from ml_collections import config_dict
 from nl_jax.checks import check_choice, check_count
 from nl_jax.data import DataConfig
 from nl_jax.errors import InputError
-from nl_jax.layers import CMS_OBJECTIVES, CMSObjective, mixer_name
-from nl_jax.memory import TABLES, saved_name
 from nl_jax.models import ModelConfig, configure
 from nl_jax.optimizers import NAMED, check_options, find_optimizer
 
 SCHEDULES = ("cosine", "constant", "wsd")
 _HOPE = configure("hope")
-_TABLES = {**TABLES, CMSObjective: CMS_OBJECTIVES}
-"""Table of names for each type of object that a configuration may hold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +174,8 @@ class TrainConfig:
             check_count(name, getattr(self, name))
         for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             check_count(name, getattr(self, name))
-        check_count("eval_every", self.eval_every, 0)
+        for name in ("seed", "eval_every"):
+            check_count(name, getattr(self, name), 0)
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"accumulate={self.accumulate} must divide "
@@ -241,8 +238,7 @@ def freeze(config: config_dict.ConfigDict) -> TrainConfig:
     choices = _given(fields.pop("model"))
     data = DataConfig(**fields.pop("data"))
     if "vocab_size" not in choices:
-        bpe = data.tokenizer == "bpe"
-        choices["vocab_size"] = data.bpe_vocab_size if bpe else 256
+        choices["vocab_size"] = data.vocab_size()
     name, preset = choices.pop("name"), choices.pop("preset")
     try:
         model = configure(name, preset=preset, **choices)
@@ -256,34 +252,6 @@ def freeze(config: config_dict.ConfigDict) -> TrainConfig:
         sample=SampleConfig(**fields.pop("sample")),
         **fields,
     )
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """Returns a configuration as nested mappings of JSON values.
-
-    Objects with a name, such as objectives, are represented by it.
-
-    Raises:
-        InputError: if the name stands for something else in its table.
-    """
-    out = {
-        field.name: _plain(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-    }
-    if isinstance(mixer := out.get("mixer"), dict):
-        out["mixer"] = {mixer_name(config.mixer): mixer}
-    return out
-
-
-def _plain(value):
-    for kind, table in _TABLES.items():
-        if isinstance(value, kind):
-            return saved_name(value, table)
-    if dataclasses.is_dataclass(value):
-        return to_json(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [*map(_plain, value)] if isinstance(value, tuple) else value
 
 
 def _option_placeholders() -> config_dict.ConfigDict:

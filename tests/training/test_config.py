@@ -7,13 +7,12 @@ from ml_collections import config_flags
 
 from nl_jax.data import DataConfig
 from nl_jax.errors import InputError
-from nl_jax.models import configure
+from nl_jax.models import configure, to_json
 from nl_jax.training import (
     OptimizerConfig,
     TrainConfig,
     flag_config,
     freeze,
-    to_json,
 )
 
 
