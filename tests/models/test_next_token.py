@@ -305,3 +305,25 @@ def test_learning_in_context_lowers_the_loss_on_a_repeated_text():
     learning = losses(model)
     static = losses(build(model.config, cms={"rate": 0.0}))
     assert learning[:, -8:].mean() < 0.7 * static[:, -8:].mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["hope", "gated-deltanet"])
+@pytest.mark.parametrize(
+    ("periods", "length"), [((512, 1024), 1024), ((256,), 600), ((128,), 130)]
+)
+def test_long_periods_have_gradients(mixer, periods, length):
+    """Kernels are chosen from 128 tokens on; a chunk is differentiated."""
+    cms = {"objective": "next_token", "periods": periods}
+    small = {"d_model": 8, "n_heads": 1, "n_layers": 1}
+    model = build(mixer, **small, cms=cms)
+    tokens = jax.random.randint(jax.random.key(0), (1, length), 0, 256)
+    variables = jax.jit(model.init)(jax.random.key(1), tokens)
+
+    def loss(variables):
+        return model.apply(variables, tokens)[0].max()
+
+    gradient = jax.jit(jax.grad(loss))(variables)
+    rate = gradient["params"]["blocks"]["cms"]["level_1_log_rate"]
+    moved = length > periods[0]
+    assert jnp.isfinite(rate).all() and jnp.any(rate != 0) == moved
