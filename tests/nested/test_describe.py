@@ -24,12 +24,12 @@ def test_every_parameter_is_in_exactly_one_level():
     for options in (
         {},
         {"titans": {"architecture": "mlp"}},
-        {"cms": {"objective": "next_token", "periods": (16, 32, 64)}},
+        {"cms": {"objective": "next_token", "token_periods": (16, 32, 64)}},
         {
             "n_layers": 5,
             "cms": {
                 "objective": "local",
-                "periods": (16, 32),
+                "token_periods": (16, 32),
                 "placement": "depth",
                 "layers": 3,
             },
@@ -45,7 +45,7 @@ def test_the_table_changes_with_the_configuration():
     generators = table["titans.generators (k, v, eta, alpha)"]
     assert generators.period == 4 and generators.rule.startswith("GD")
     learning = build(
-        "hope", cms={"objective": "next_token", "periods": (16, 64)}
+        "hope", cms={"objective": "next_token", "token_periods": (16, 64)}
     )
     level = rows(learning)["cms.level_2"]
     assert (level.period, level.unit) == (64, "tokens")
