@@ -226,10 +226,14 @@ class LanguageModel:
 
         return jax.tree_util.tree_map_with_path(period, variables)
 
+    def parameter_shapes(self) -> Variables:
+        """Returns the shapes of the parameters, without drawing them."""
+        tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        return jax.eval_shape(self.init, jax.random.key(0), tokens)
+
     def levels(self) -> list[LevelRow]:
         """Returns the model's rows of the level table, for one batch row."""
-        tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        variables = jax.eval_shape(self.init, jax.random.key(0), tokens)
+        variables = self.parameter_shapes()
         state = jax.eval_shape(lambda v: self.init_state(v, 1), variables)
         return level_rows(self.config, variables["params"], state)
 

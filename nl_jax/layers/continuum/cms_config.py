@@ -3,14 +3,16 @@
 import dataclasses
 import itertools
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import optax
 
 from nl_jax.checks import check_choice, check_count, choose, require
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.cms_objectives import CMS_OBJECTIVES
+from nl_jax.layers.continuum.cms_table import cms_level_rows
 from nl_jax.layers.continuum.level_mlp import MATRICES
+from nl_jax.nested import LevelRow
 from nl_jax.optimizers import NAMED
 
 INNER_OPTIMIZERS: dict[str, optax.GradientTransformation] = {
@@ -193,6 +195,12 @@ class CMSConfig:
         return choose(
             "cms.objective", self.objective, CMS_OBJECTIVES, CMSObjective
         )
+
+    def levels(
+        self, params: Any, state: Any, n_layers: int = 1
+    ) -> list[LevelRow]:
+        """Returns the rows of the level table; see ``cms_level_rows``."""
+        return cms_level_rows(self, params, state, n_layers)
 
     @property
     def learns(self) -> bool:
