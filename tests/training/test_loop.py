@@ -51,7 +51,7 @@ def copy(finished, tmp_path):
 
 def before_step(monkeypatch, step, action):
     """Makes the data of one step do something first."""
-    real = loop.SequenceIterator
+    real = loop.make_iterator
 
     def wrapped(*arguments, **options):
         iterator = real(*arguments, **options)
@@ -70,7 +70,7 @@ def before_step(monkeypatch, step, action):
 
         return Acting()
 
-    monkeypatch.setattr(loop, "SequenceIterator", wrapped)
+    monkeypatch.setattr(loop, "make_iterator", wrapped)
 
 
 def steps_in(workdir):
