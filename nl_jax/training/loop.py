@@ -150,6 +150,13 @@ class _Run:
         optimizer, shapes = plan_state(config, self.model, self.mesh)
         table = describe(self.model, optimizer, params=shapes.variables)
         _LOG.info("%s", table)
+        if config.optimizer.warmup_steps > config.steps:
+            _LOG.warning(
+                "the learning rate rises until the last step: "
+                "optimizer.warmup_steps=%d is more than steps=%d",
+                config.optimizer.warmup_steps,
+                config.steps,
+            )
         if self.start and self.checkpoints is not None:
             _LOG.info("going on from step %d in %s", self.start, self.workdir)
             state = self.checkpoints.restore(self.start, shapes)
