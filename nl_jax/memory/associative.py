@@ -267,18 +267,14 @@ def associative_memory(
         return scan(state, k, v, None, gates)[1]
 
     in_chunks = in_chunks and not affine
+    kept = keep.name if keep.words is None else keep.words
+    words = descent.words, "momentum" if momentum else "", kept
     row = LevelRow(
         name="memory",
         memory_of="keys to values",
         architecture=arch.name,
         objective=goal.name.replace("_", " "),
-        rule=", ".join(
-            [
-                descent.words,
-                *(["momentum"] if momentum else []),
-                keep.words or keep.name,
-            ]
-        ),
+        rule=", ".join(filter(None, words)),
         period=chunk_size,
         unit="tokens",
         parameters=0,

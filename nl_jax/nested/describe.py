@@ -6,7 +6,7 @@ Nothing here knows a model. An object that wants rows in the table answers
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -81,7 +81,7 @@ def describe(
             )
     periods: dict[tuple[str, ...], float] = {}
     for item in optimizers:
-        calls = iter(())
+        calls: Iterable[float] = ()
         if isinstance(item, optax.GradientTransformation):
             if params is None:
                 raise InputError("an optimizer is described with params=...")

@@ -33,7 +33,8 @@ def module_levels(module: nn.Module, inputs: Any) -> tuple[list[LevelRow], Any]:
                 "inputs=..., arrays that it can be called with, or their shapes"
             )
         inputs = jax.ShapeDtypeStruct((1, 1, module.d_model), jnp.float32)
-    found, inside = [], []
+    found: list[tuple[Any, list[LevelRow]]] = []
+    inside: list[nn.Module] = []
 
     def watch(call, args, options, context):
         layer = context.module

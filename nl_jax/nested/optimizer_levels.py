@@ -189,7 +189,7 @@ class _StateReader:
             share = f" of {sum(covered)} of {len(covered)} leaves"
         elif not covered:
             part = label
-        part = "" if any(part in row.name for row in rows) else part
+        part = "" if any(part == row.name for row in rows) else part
         names = {row.name for row in self.rows}
         for row in rows:
             name = first = f"{part} {row.name}".strip()
