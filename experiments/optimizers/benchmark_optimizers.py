@@ -29,7 +29,7 @@ from experiments.shared import flags, plot, table
 from experiments.shared.records import write
 from experiments.shared.timing import in_turn, ratio
 from nl_jax import optimizers as nl
-from nl_jax.nested.describe import count_parameters
+from nl_jax.nested.level_table import count_parameters
 
 
 def _dims(params):

@@ -182,7 +182,10 @@ LEVEL = BPE.to_json()["model"]["pre_tokenizer"]
         ),
         (changed("model", end_of_word_suffix="</w>"), "end_of_word_suffix"),
         (without("a", "é", SPACE), r"3 of the bytes.*0x61, 0xe9, 0x20"),
-        (changed(added_tokens=added("<s>", id=999)), "'<s>' with the id 999"),
+        (
+            changed(added_tokens=added("<s>", id=999)),
+            "'<s>' cannot have the id 999",
+        ),
         (changed(added_tokens=added("é", id=165)), "not stand for bytes"),
         (changed(pre_tokenizer=5), "damaged"),
         (changed(model={"type": "BPE", "vocab": 3}), "byte-level"),
