@@ -20,7 +20,7 @@ from nl_jax.data import (
     prepare,
 )
 from nl_jax.errors import DivergedError, InputError
-from nl_jax.models import LanguageModel
+from nl_jax.models import LanguageModel, to_json
 from nl_jax.nested import describe
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
@@ -46,7 +46,7 @@ from nl_jax.training.step import (
     evaluate_held_out,
     plan_state,
 )
-from nl_jax.training.train_config import TrainConfig, to_json
+from nl_jax.training.train_config import TrainConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -168,6 +168,7 @@ class _Run:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        self.tokens_before = 0
         if meta is not None:
             check_text(
                 workdir,
@@ -176,6 +177,7 @@ class _Run:
                 accept=config.accept_new_config,
             )
             self.iterator.set_state(meta["data"]["iterator"])
+            self.tokens_before = meta["data"]["tokens"]
         if jax.process_index() != 0:
             self.writers = []
         for writer in self.writers:
@@ -191,6 +193,13 @@ class _Run:
             self.model, self.optimizer, params=self.shapes.variables
         )
         _LOG.info("%s", table)
+        if config.optimizer.warmup_steps > config.steps:
+            _LOG.warning(
+                "the learning rate rises until the last step: "
+                "optimizer.warmup_steps=%d is more than steps=%d",
+                config.optimizer.warmup_steps,
+                config.steps,
+            )
         if self.state is not None:
             _LOG.info("going on from step %d in %s", self.start, self.workdir)
             state, self.state = self.state, None
@@ -228,7 +237,7 @@ class _Run:
                     "bits_per_byte": bits,
                     "grad_norm": float(norm),
                     "learning_rate": float(schedule(step - 1)),
-                    "tokens": step * tokens,
+                    "tokens": self._tokens(step),
                     "tokens_per_second": round(speed, 1),
                 }
                 self._write(step, values)
@@ -272,7 +281,7 @@ class _Run:
                     # Nothing is saved unless its loss is known to be finite.
                     record()
                     if saver is not None:
-                        saver.save(step, state, self._meta())
+                        saver.save(step, state, self._meta(step))
                 if stopping:
                     _LOG.info("stopped by a signal after step %d", step)
                     break
@@ -296,7 +305,13 @@ class _Run:
         for writer in self.writers:
             writer.write(step, values)
 
-    def _meta(self) -> dict:
+    def _tokens(self, step: int) -> int:
+        """Returns the number of tokens read by the end of a step."""
+        config = self.config
+        new = (step - self.start) * config.batch_size * config.seq_len
+        return self.tokens_before + new
+
+    def _meta(self, step: int) -> dict:
         """Returns the metadata of a checkpoint.
 
         All processes are at the same position in the data.
@@ -306,6 +321,7 @@ class _Run:
             "tokenizer": self.data.tokenizer.to_json(),
             "data": {
                 "iterator": self.iterator.get_state(),
+                "tokens": self._tokens(step),
                 "sha256": self.data.corpus.sha256,
             },
             "evaluated": self.evaluated,
