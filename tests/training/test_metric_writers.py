@@ -56,34 +56,128 @@ def test_other_files_are_refused_and_kept(tmp_path, text):
 
 
 @needs["tensorboardX"]
-def test_tensorboard_has_each_step_once(tmp_path):
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter  # noqa: F401
+def test_tensorboard_marks_steps_that_come_again(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     run_twice(lambda: TensorBoard(tmp_path))
     events = []
     for path in sorted(tmp_path.iterdir()):
         data = path.read_bytes()
-        while data:
+        while data:  # Length, checksum, event, checksum.
             size = int.from_bytes(data[:8], "little")
             events.append(Event.FromString(data[12 : 12 + size]))
             data = data[16 + size :]
-    assert events
+    found = [
+        (event.step, value.tag, value.simple_value)
+        for event in events
+        for value in event.summary.value
+    ]
+    assert found == [
+        (step, "loss", pytest.approx(1 / step)) for step in (1, 2, 3, 3, 4)
+    ]
+    starts = [
+        event.step
+        for event in events
+        if event.session_log.status == SessionLog.START
+    ]
+    assert starts == [1, 3]  # TensorBoard drops what is older from there on.
 
 
 @needs["wandb"]
 @pytest.mark.slow
-def test_wandb_offline_holds_the_run(tmp_path, monkeypatch): ...
+def test_wandb_goes_on_with_one_run(tmp_path):
+    import wandb
+
+    seen = []
+
+    class Watched(Tracker):
+        def close(self):
+            run = wandb.run
+            seen.append((run.id, run.config["seed"], run.summary["loss"]))
+            super().close()
+
+    run_twice(lambda: Watched("wandb", tmp_path, mode="offline"))
+    (first, *_), (second, *_) = seen
+    assert first == second and first.startswith(tmp_path.name)
+    assert [row[1:] for row in seen] == [(5, 1 / 3), (5, 1 / 4)]
+    assert len(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) == 2
+
+
+@needs["trackio"]
+@pytest.mark.slow
+def test_trackio_goes_on_with_one_run(tmp_path):
+    """In a process of its own: the package reads its folder at import."""
+    program = (
+        "import pathlib, sys, tests.training.test_metric_writers as t\n"
+        "from nl_jax.training import Tracker\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "t.run_twice(lambda: Tracker('trackio', folder))\n"
+        "import trackio\n"
+        "(run,) = trackio.Api().runs('nl_jax')\n"
+        "logs = trackio.sqlite_storage.SQLiteStorage.get_logs\n"
+        "found = logs('nl_jax', run.name)\n"
+        "print([run.name, run.config['seed'],"
+        " [(row['step'], row['loss']) for row in found]])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env=os.environ | {"TRACKIO_DIR": str(tmp_path / "db")},
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    line = next(x for x in done.stdout.splitlines() if x.startswith("['"))
+    name, seed, rows = ast.literal_eval(line)
+    assert name.startswith(tmp_path.name) and seed == 5
+    assert rows == [(step, 1 / step) for step in (1, 2, 3, 3, 4)]
 
 
 def test_a_missing_package_names_its_extra(tmp_path, monkeypatch):
     for package, extra, make in (
-        ("tensorboardX", "tensorboard", lambda: TensorBoard(tmp_path)),
-        ("wandb", "wandb", lambda: Tracker("wandb", tmp_path)),
-        ("trackio", "trackio", lambda: Tracker("trackio", tmp_path)),
+        ("tensorboardX", "tensorboard", TensorBoard),
+        ("wandb", "wandb", lambda folder: Tracker("wandb", folder)),
+        ("trackio", "trackio", lambda folder: Tracker("trackio", folder)),
     ):
-        monkeypatch.setitem(__import__("sys").modules, package, None)
+        monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(InputError, match=rf"{package}.*\[{extra}\]"):
-            make()
+            make(tmp_path)
     with pytest.raises(InputError, match="package='mlflow' must be one of"):
         Tracker("mlflow", tmp_path)
+
+
+class Kept:
+    """A writer of a user's own."""
+
+    def __init__(self):
+        self.calls = []
+
+    def begin(self, step, config):
+        self.calls.append(("begin", step, config["steps"]))
+
+    def write(self, step, values):
+        self.calls.append(("write", step, *sorted(values)))
+
+    def close(self):
+        self.calls.append(("close",))
+
+
+def test_training_calls_writers_of_ones_own(tiny, tmp_path):
+    """With a folder or without one, and closes them whatever happens."""
+    for workdir in (None, tmp_path / "run"):
+        writer = Kept()
+        result = train(tiny(steps=4, eval_every=2), workdir, writers=[writer])
+        begin, *written, end = writer.calls
+        assert begin == ("begin", 0, 4) and end == ("close",)
+        assert [call[1] for call in written] == [1, 2, 2, 3, 4, 4]
+        assert written == [
+            ("write", row["step"], *sorted(row.keys() - {"step"}))
+            for row in result.records
+        ]
+    writer = Kept()
+    train(tiny(steps=4, eval_every=2), tmp_path / "run", writers=[writer])
+    assert writer.calls == [("begin", 4, 4), ("close",)]
+    writer = Kept()
+    with pytest.raises(InputError):
+        train(tiny(mesh=MeshConfig(data=3)), writers=[writer])
+    assert writer.calls == [("close",)]
