@@ -1,11 +1,16 @@
 """Where metrics go, with the packages themselves where they are installed."""
 
+import ast
 import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
 from nl_jax.errors import InputError
-from nl_jax.training import JsonLines, TensorBoard, Tracker
+from nl_jax.training import JsonLines, MeshConfig, TensorBoard, Tracker, train
 from nl_jax.training.metric_writers import read_json_lines
 
 needs = {
