@@ -363,7 +363,11 @@ def test_the_mesh_must_fit_the_devices(tiny):
 
 def test_an_optimizer_of_levels_without_a_name_is_refused(tiny, tmp_path):
     """Before anything is written: a checkpoint could not name it."""
-    cms = {"objective": "local", "periods": (4,), "inner": optax.identity()}
+    cms = {
+        "objective": "local",
+        "token_periods": (4,),
+        "inner": optax.identity(),
+    }
     model = configure("lstm", d_model=8, n_heads=1, cms=cms)
     config = dataclasses.replace(tiny(), model=model)
     with pytest.raises(InputError, match="holds an optax transformation"):
