@@ -19,8 +19,9 @@ from nl_jax.data import (
     held_out_batches,
     prepare,
 )
-from nl_jax.errors import DivergedError, InputError
+from nl_jax.errors import DivergedError
 from nl_jax.models import LanguageModel, to_json
+from nl_jax.models.config_json import check_named
 from nl_jax.nested import describe
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
@@ -99,12 +100,7 @@ class _Run:
         self.workdir = None if workdir is None else pathlib.Path(workdir)
         self.checkpoints: Checkpoints | None = None
         if self.workdir is not None:
-            if not all(isinstance(i, str) for i in config.model.cms.inners):
-                raise InputError(
-                    "model.cms.inner holds an optax transformation, which a "
-                    "checkpoint cannot name; put it into "
-                    "nl_jax.optimizers.NAMED and give its name"
-                )
+            check_named(config.model)
             self.checkpoints = Checkpoints(
                 workdir,
                 every=config.checkpoint_every,
