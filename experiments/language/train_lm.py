@@ -98,7 +98,7 @@ def _sample(config, result) -> str:
         vocab_size=result.tokenizer.vocab_size,
         seed=config.seed,
     )
-    prompt = result.tokenizer.encode(config.sample.prompt.encode())
+    prompt = result.tokenizer.encode(config.sample.prompt)
     sampler.feed(prompt)
     drawn = sampler.draw(
         config.sample.tokens,

@@ -52,8 +52,8 @@ class ByteTokenizer:
         return np.frombuffer(as_bytes(text), np.uint8).astype(np.int32)
 
     def decode(self, tokens) -> bytes:
-        """Returns the ids as bytes, with ``?`` for ids above 255."""
-        return bytes(t if t < 256 else 63 for t in map(int, tokens))
+        """Returns the ids as bytes, with ``?`` for unknown ids."""
+        return bytes(t if 0 <= t < 256 else 63 for t in map(int, tokens))
 
     def to_json(self) -> dict:
         """Returns a description for :func:`from_json`, with its hash."""
@@ -185,7 +185,8 @@ class BPETokenizer:
         """Returns the bytes of the ids, with ``?`` for unknown ids."""
         spelled = self._bytes
         return b"".join(
-            spelled[t] if t < len(spelled) else b"?" for t in map(int, tokens)
+            spelled[t] if 0 <= t < len(spelled) else b"?"
+            for t in map(int, tokens)
         )
 
     def to_json(self) -> dict:

@@ -216,6 +216,11 @@ def test_added_tokens_spell_themselves(content):
     assert tokenizer.byte_lengths[BPE.vocab_size] == len(content.encode())
 
 
+def test_unknown_ids_are_question_marks():
+    assert BPE.decode([-1, BPE.vocab_size]) == b"??"
+    assert ByteTokenizer().decode([-1, 65, 256]) == b"?A?"
+
+
 def test_ids_may_have_gaps():
     tokenizer = BPETokenizer(changed("model", vocab=vocab_with_gap()))
     assert tokenizer.vocab_size == BPE.vocab_size + 5
