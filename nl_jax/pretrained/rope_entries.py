@@ -82,13 +82,14 @@ def rope_entries(config: AttentionConfig) -> dict[str, Any]:
 
     Scaling by a table has no form there.
     """
-    scaling, entries = config.rope_scaling, None
+    scaling = config.rope_scaling
+    entries: dict[str, Any] = {}
     if scaling.kind != "none":
-        entries = {"rope_type": scaling.kind, "factor": scaling.factor}
+        entries |= {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind == "llama3":
         entries |= {
             "low_freq_factor": scaling.low_freq_factor,
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_context,
         }
-    return {"rope_theta": config.rope_base, "rope_scaling": entries}
+    return {"rope_theta": config.rope_base, "rope_scaling": entries or None}
