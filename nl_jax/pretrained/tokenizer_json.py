@@ -45,7 +45,10 @@ def tokenizer_text(tokenizer: Tokenizer) -> str:
         97
     """
     saved = tokenizer.to_json()
-    return BYTES_JSON if saved["kind"] == "byte" else json.dumps(saved["model"])
+    if saved["kind"] == "byte":
+        return BYTES_JSON
+    # Other programs decode by it.
+    return json.dumps(saved["model"] | {"decoder": _BYTE_LEVEL})
 
 
 def check_byte_level(
