@@ -1,6 +1,7 @@
 """Configurations as JSON, for checkpoints and files of states and weights."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from nl_jax.errors import InputError
@@ -48,4 +49,6 @@ def _plain(value):
             return saved_name(value, table)
     if dataclasses.is_dataclass(value):
         return to_json(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return [*map(_plain, value)] if isinstance(value, tuple) else value

@@ -13,11 +13,11 @@ import numpy as np
 
 from nl_jax.data import (
     Dataset,
-    SequenceIterator,
     Tokenizer,
     from_json,
     gzip_bits_per_byte,
     held_out_batches,
+    make_iterator,
     prepare,
 )
 from nl_jax.errors import DivergedError
@@ -134,7 +134,7 @@ class _Run:
             trained if meta is None else meta["tokenizer"],
             self.model,
         )
-        self.iterator = SequenceIterator(
+        self.iterator = make_iterator(
             self.data.train,
             seq_len=config.seq_len,
             batch_size=config.batch_size,
@@ -164,6 +164,13 @@ class _Run:
         optimizer, shapes = plan_state(config, self.model, self.mesh)
         table = describe(self.model, optimizer, params=shapes.variables)
         _LOG.info("%s", table)
+        if config.optimizer.warmup_steps > config.steps:
+            _LOG.warning(
+                "the learning rate rises until the last step: "
+                "optimizer.warmup_steps=%d is more than steps=%d",
+                config.optimizer.warmup_steps,
+                config.steps,
+            )
         if self.start and self.checkpoints is not None:
             _LOG.info("going on from step %d in %s", self.start, self.workdir)
             state = self.checkpoints.restore(self.start, shapes)
