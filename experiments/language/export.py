@@ -1,8 +1,7 @@
 """Saves a model as safetensors, for other programs.
 
-``python -m experiments.export --workdir=runs/default --out=my-model`` writes
-``config.json``, ``model.safetensors`` and ``tokenizer.json`` into the new
-folder ``--out``. A ``transformer`` without convolutions becomes a Llama, which
+``python -m experiments.export runs/default my-model`` writes ``config.json``,
+``model.safetensors`` and ``tokenizer.json`` into the new folder ``my-model``. A ``transformer`` without convolutions becomes a Llama, which
 ``transformers`` reads; other models are read by
 ``nl_jax.pretrained.load_pretrained``.
 
@@ -17,6 +16,7 @@ from nl_jax.errors import InputError
 from nl_jax.nested.describe import count_parameters
 from nl_jax.pretrained import DTYPES, save_pretrained
 
+POSITIONAL = ("workdir", "out")
 FLAGS = {
     "workdir": flags.string(
         "runs/default", "Folder of a training run, or pretrained weights."
@@ -31,7 +31,9 @@ FLAGS = {
 def main(values: flags.FlagValues) -> None:
     """Loads and saves."""
     if values.out is None:
-        raise InputError("--out is missing; give a new folder")
+        raise InputError(
+            "--out is missing; give a new folder after the workdir"
+        )
     found = training.load_weights(values.workdir, values.step)
     if values.static:
         found = continual.unstack_levels(found)
