@@ -1,13 +1,13 @@
 """Saves a model as safetensors, for other programs.
 
 ``python -m experiments.export runs/default my-model`` writes ``config.json``,
-``model.safetensors`` and ``tokenizer.json`` into the new folder ``my-model``. A ``transformer`` without convolutions becomes a Llama, which
-``transformers`` reads; other models are read by
-``nl_jax.pretrained.load_pretrained``.
+``model.safetensors`` and ``tokenizer.json`` into the new folder ``my-model``. A
+``transformer`` without convolutions becomes a Llama, which ``transformers``
+reads; other models are read by ``nl_jax.pretrained.load_pretrained``.
 
-``--workdir`` may also be pretrained weights in safetensors or GGUF.
-``--static`` leaves out that levels stacked on a transformer learn in context,
-and keeps what was consolidated.
+Instead of a workdir, give pretrained weights in safetensors or GGUF to convert
+them. ``--static`` leaves out that levels stacked on a transformer learn in
+context, and keeps what was consolidated.
 """
 
 from experiments.shared import flags
@@ -31,9 +31,7 @@ FLAGS = {
 def main(values: flags.FlagValues) -> None:
     """Loads and saves."""
     if values.out is None:
-        raise InputError(
-            "--out is missing; give a new folder after the workdir"
-        )
+        raise InputError("--out is missing; give a new folder")
     found = training.load_weights(values.workdir, values.step)
     if values.static:
         found = continual.unstack_levels(found)
