@@ -19,13 +19,10 @@ def test_a_run_is_saved_and_another_begins_with_it(script, workdir, tmp_path):
     found, run = load_pretrained(out), load_model(workdir)
     assert found.model == run.model
     assert isinstance(found.tokenizer(), ByteTokenizer)
-    count = sum(leaf.size for leaf in jax.tree.leaves(run.variables))
+    leaves = jax.tree.leaves(run.variables)
+    count = sum(leaf.size for leaf in leaves)
     assert printed == f"{out}: {count:,} parameters as nl_jax, float32\n"
-    for one, two in zip(
-        jax.tree.leaves(found.variables),
-        jax.tree.leaves(run.variables),
-        strict=True,
-    ):
+    for one, two in zip(jax.tree.leaves(found.variables), leaves, strict=True):
         np.testing.assert_array_equal(one, two)
 
     tuned = tmp_path / "tuned"
@@ -34,10 +31,7 @@ def test_a_run_is_saved_and_another_begins_with_it(script, workdir, tmp_path):
         train_lm, *flags, f"--workdir={tuned}", f"--init_from={out}"
     )
     assert status == 0, errors
-    assert (
-        f"began with {len(jax.tree.leaves(run.variables))} parameters"
-        in printed
-    )
+    assert f"began with {len(leaves)} parameters" in printed
     config = json.loads((tuned / "config.json").read_text())
     assert config["init_from"] == str(out)
     for words, *arguments in (
