@@ -57,7 +57,7 @@ def main(values: flags.FlagValues) -> None:
     if values.init_from:
         values.config.init_from = values.init_from
     workdir = pathlib.Path(values.workdir)
-    config, initial = training.begin(values.config, workdir)
+    config, initial = training.begin_run(values.config, workdir)
     result = training.train(config, workdir, initial=initial)
     if jax.process_index() != 0:
         return

@@ -40,7 +40,7 @@ def load_weights(
     return load_pretrained(path)
 
 
-def begin(
+def begin_run(
     config: config_dict.ConfigDict, workdir: str | os.PathLike
 ) -> tuple[TrainConfig, Pretrained | None]:
     """Returns the configuration of a run, and the weights to begin with.

@@ -14,7 +14,7 @@ from nl_jax.data import BPETokenizer, ByteTokenizer, make_iterator, prepare
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import Pretrained, save_pretrained, tokenizer_text
-from nl_jax.training import begin, flag_config, load_weights, train
+from nl_jax.training import begin_run, flag_config, load_weights, train
 from nl_jax.training.initial import initial_tokenizer
 from nl_jax.training.matching import put_weights
 from tests.training.conftest import draw
@@ -43,7 +43,7 @@ def test_a_run_begins_with_the_weights_and_resumes_without_them(
     source, text_file, tmp_path
 ):
     found, folder = source
-    config, initial = begin(flags(text_file, folder), tmp_path / "run")
+    config, initial = begin_run(flags(text_file, folder), tmp_path / "run")
     assert config.model == load_weights(folder).model.config
     assert config.init_from == str(folder)
     first = train(config, tmp_path / "run", initial=initial)
@@ -59,7 +59,7 @@ def test_a_run_begins_with_the_weights_and_resumes_without_them(
     shutil.rmtree(folder)
     later = flags(text_file, "", accept_new_config=True)
     later.steps = 2
-    config, initial = begin(later, tmp_path / "run")
+    config, initial = begin_run(later, tmp_path / "run")
     assert initial is None and config.init_from == str(folder)
     # Nor need the configuration say where the weights came from.
     bare = dataclasses.replace(config, init_from="")
@@ -80,7 +80,7 @@ def test_a_run_begins_with_the_weights_and_resumes_without_them(
 def test_fields_that_are_set_change_the_model(source, text_file, tmp_path):
     def model(**fields):
         config = flags(text_file, source[1], model=fields)
-        return begin(config, tmp_path)[0].model
+        return begin_run(config, tmp_path)[0].model
 
     base = load_weights(source[1]).model.config
     assert model(dtype="bfloat16") == dataclasses.replace(
@@ -105,7 +105,7 @@ def test_the_tokenizer_is_that_of_the_weights(source, text_file, tmp_path):
     save_pretrained(
         dataclasses.replace(found, tokenizer_json=tokenizer_text(bpe)), folder
     )
-    config, initial = begin(flags(text_file, folder), tmp_path)
+    config, initial = begin_run(flags(text_file, folder), tmp_path)
     assert config.data.tokenizer == "bpe"
     tokenizer = initial_tokenizer(config, initial)
     data = prepare(config.data, 16, tokenizer)
@@ -139,4 +139,4 @@ def test_weights_that_are_not_there(text_file, tmp_path):
         with pytest.raises(InputError, match=words):
             load_weights(path, step)
     with pytest.raises(InputError, match="does not exist"):
-        begin(flags(text_file, tmp_path / "nowhere"), tmp_path / "run")
+        begin_run(flags(text_file, tmp_path / "nowhere"), tmp_path / "run")
