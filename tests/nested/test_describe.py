@@ -198,8 +198,10 @@ def test_levels_move_when_their_optimizer_moves_them():
 def test_bytes_in_context_are_those_of_the_state(cms):
     model = build("hope", d_model=16, n_heads=2, cms=cms)
     state = jax.eval_shape(lambda v: model.init_state(v, 1), shapes(model))
-    levels = [row for row in model.levels() if row.name.startswith("cms.")]
+    table = rows(model)
+    levels = [row for name, row in table.items() if name.startswith("cms.")]
     assert sum(row.state_bytes for row in levels) == count_bytes(state.cms)
+    assert sum(row.state_bytes for row in table.values()) == count_bytes(state)
 
 
 def test_modules_and_memories_describe_themselves():
