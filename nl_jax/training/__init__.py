@@ -1,7 +1,8 @@
 """Training of language models: loop, devices, checkpoints and metrics."""
 
 from nl_jax.training.checkpoint import Checkpoints
-from nl_jax.training.loop import TrainResult, train
+from nl_jax.training.initial import begin_run, load_weights
+from nl_jax.training.loop import train
 from nl_jax.training.mesh import RULES, make_mesh
 from nl_jax.training.metric_writers import (
     JsonLines,
@@ -36,6 +37,7 @@ from nl_jax.training.train_config import (
     flag_config,
     freeze,
 )
+from nl_jax.training.train_result import TrainResult
 
 __all__ = [
     "RULES",
@@ -53,12 +55,14 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainState",
+    "begin_run",
     "bits_per_byte",
     "flag_config",
     "freeze",
     "git_revision",
     "list_steps",
     "load_model",
+    "load_weights",
     "make_eval_step",
     "make_mesh",
     "make_optimizer",

@@ -1,29 +1,31 @@
 """The training loop, with evaluation, checkpoints and resumption."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
 import pathlib
 import time
 from collections.abc import Iterable
-from typing import Any, NamedTuple
 
 import jax
 
 from nl_jax.data import (
     Dataset,
-    Tokenizer,
     from_json,
     gzip_bits_per_byte,
     make_iterator,
     prepare,
 )
-from nl_jax.errors import DivergedError, InputError
+from nl_jax.errors import DivergedError
 from nl_jax.models import LanguageModel, to_json
+from nl_jax.models.config_json import check_named
 from nl_jax.nested import describe
+from nl_jax.pretrained import Pretrained
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
+from nl_jax.training.initial import initial_tokenizer, initial_weights
 from nl_jax.training.metric_writers import (
     JsonLines,
     MetricsWriter,
@@ -47,34 +49,16 @@ from nl_jax.training.step import (
     plan_state,
 )
 from nl_jax.training.train_config import TrainConfig
+from nl_jax.training.train_result import TrainResult
 
 _LOG = logging.getLogger(__name__)
-
-
-class TrainResult(NamedTuple):
-    """Result of a run that is finished, or was stopped by a signal."""
-
-    model: LanguageModel
-    variables: Any
-    tokenizer: Tokenizer
-    step: int
-    """Steps done in all; fewer than configured if a signal stopped the run."""
-    records: list[dict]
-    """Metrics by step, those before a restart included."""
-    held_out_bits_per_byte: float | None
-    """Bits per byte of held-out text at the last evaluation."""
-    gzip_bits_per_byte: float
-    """Bits per byte of ``gzip -9`` on the held-out text."""
-    text_sha256: str
-    compile_seconds: dict[str, float]
-    train_seconds: float
-    """Duration of training in this process, with evaluation and saving."""
 
 
 def train(
     config: TrainConfig,
     workdir: str | os.PathLike | None = None,
     *,
+    initial: Pretrained | None = None,
     writers: Iterable[MetricsWriter] = (),
     skip_damaged: bool = False,
 ) -> TrainResult:
@@ -86,6 +70,9 @@ def train(
             writes nothing. From a checkpoint of the same configuration the run
             resumes with the same numbers as if it had never stopped. Only one
             process, or one group of processes, can use it at a time.
+        initial: weights to begin with; by default those of
+            ``config.init_from``, if any. Parameters of the same names begin
+            with them.
         writers: destinations of metrics besides ``metrics.jsonl``, such as
             ``TensorBoard(...)``; they are closed at the end.
         skip_damaged: whether to go on from the newest checkpoint that is intact
@@ -106,7 +93,7 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         folder = None if workdir is None else pathlib.Path(workdir)
         run = _Run(config, mesh, folder, writers, stack)
-        run.open(skip_damaged)
+        run.open(initial, skip_damaged)
         return run.train()
 
 
@@ -122,12 +109,7 @@ class _Run:
         self.state: TrainState | None = None
         self.model = LanguageModel(config.model)
         if workdir is not None:
-            if not all(isinstance(i, str) for i in config.model.cms.inners):
-                raise InputError(
-                    "model.cms.inner holds an optax transformation, which a "
-                    "checkpoint cannot name; put it into "
-                    "nl_jax.optimizers.NAMED and give its name"
-                )
+            check_named(config.model)
             check_folder(workdir)
             stack.enter_context(locked(workdir))
             self.checkpoints = Checkpoints(
@@ -140,7 +122,7 @@ class _Run:
             self.writers = [lines, *writers]
             stack.callback(lines.close)
 
-    def open(self, skip_damaged: bool) -> None:
+    def open(self, initial: Pretrained | None, skip_damaged: bool) -> None:
         """Reads the newest checkpoint and the data, and opens the writers."""
         config, workdir = self.config, self.workdir
         self.optimizer, self.shapes = plan_state(config, self.model, self.mesh)
@@ -153,11 +135,20 @@ class _Run:
             self.start = meta["step"]
             self.evaluated = meta.get("evaluated", True)
         saved = None if meta is None else from_json(meta["tokenizer"])
+        self.initial: Pretrained | None = None
+        if meta is None:
+            self.initial = initial or initial_weights(config)
+            saved = initial_tokenizer(config, self.initial)
+        else:  # Resuming needs neither the weights nor their path.
+            began = meta["config"].get("init_from", "")
+            config = dataclasses.replace(config, init_from=began)
+            self.config = config
         self.data: Dataset = prepare(config.data, config.seq_len, saved)
         tokenizer = self.data.tokenizer
+        trained = (saved or tokenizer).to_json()
         check_tokenizer(
             tokenizer,
-            tokenizer.to_json() if meta is None else meta["tokenizer"],
+            trained if meta is None else meta["tokenizer"],
             self.model,
         )
         self.iterator = make_iterator(
@@ -204,7 +195,14 @@ class _Run:
             _LOG.info("going on from step %d in %s", self.start, self.workdir)
             state, self.state = self.state, None
         else:
-            state = draw_state(config, self.model, self.optimizer, self.shapes)
+            found, self.initial = self.initial, None
+            state = draw_state(
+                config,
+                self.model,
+                self.optimizer,
+                self.shapes,
+                found and found.variables,
+            )
         programs = compile_programs(
             config,
             self.model,

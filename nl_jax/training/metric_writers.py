@@ -196,8 +196,8 @@ def read_json_lines(path) -> list[dict]:
         step = found.get("step") if isinstance(found, dict) else None
         if not isinstance(step, int):
             raise InputError(
-                f"{path} is not the record of a run: line {number} has no "
-                "step; move that file away, or give another --workdir"
+                f"{path} is no record of a run: line {number} has no step; "
+                "move that file away, or give another --workdir"
             )
         out.append(found)
     return out

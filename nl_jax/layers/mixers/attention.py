@@ -146,13 +146,9 @@ class CausalAttention(nn.Module):
         ``empty`` asserts that every row of ``state`` has ``seen = 0``.
         """
         config, d, heads = self.config, self.d_model, self.n_heads
-        if not config.head_dim and d % heads:
-            raise ValueError(f"n_heads={heads} must divide d_model={d}")
+        if not config.head_dim and d % (2 * heads):
+            raise ValueError(f"2 * n_heads={2 * heads} must divide d_model={d}")
         shared, width = self._kv_heads, self._head_dim
-        if width % 2:
-            raise ValueError(
-                f"heads have {width} channels; needs an even number"
-            )
         if heads % shared:
             raise ValueError(f"kv_heads={shared} must divide n_heads={heads}")
 

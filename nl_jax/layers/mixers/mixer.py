@@ -63,6 +63,19 @@ class MixerConfig(abc.ABC):
         fast state in all blocks, for one batch row.
         """
 
+    def learned(self, state: Any) -> dict[str, Any]:
+        """Returns what memories have learned, by the names of their starts.
+
+        Args:
+            state: fast state, with any further leading axes in every leaf.
+
+        Returns:
+            Values for the module's parameters from which memories start, with
+            these axes in front; empty if none has a learned start.
+        """
+        del state
+        return {}
+
 
 def token_level(
     *, state: Any, params: Any = (), period: int = 1, **words: str
