@@ -4,11 +4,10 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from nl_jax.layers.norms import rms_norm
-from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.layers.short_conv import silu_conv
 
 _RANK = 16
 
@@ -30,6 +29,11 @@ class Declare:
         """Returns a projection ``[d_in, d_out]``."""
         init = nn.initializers.lecun_normal()
         return self(name, init, (d_in, d_out), (come_from, to))
+
+    def taps(self, name, width, d):
+        """Returns the kernel of a short convolution, ``[width, d]``."""
+        init = nn.initializers.normal(width**-0.5)
+        return self(name, init, (width, d), (None, "mixer"))
 
     def per_head(self, name, heads, value):
         """Returns one parameter per head, ``[H]``."""
@@ -91,19 +95,16 @@ def mix(
     ``(mixed, tails)``, mappings with keys q, k and v.
     """
     d = x.shape[-1]
-    init = nn.initializers.normal(max(conv_width, 1) ** -0.5)
     mixed, after = {}, {}
     for name, width in _widths(d, kv_width).items():
         raw = x @ declare.dense(f"w_{name}", d, width, "mixer")
         if bias:
             zeros = nn.initializers.zeros
             raw = raw + declare(f"b_{name}", zeros, (width,), ("mixer",))
-        after[name] = next_tail(raw, tails[name])
-        mixed[name] = raw
+        mixed[name], after[name] = raw, tails[name]
         if conv_width:
-            shape, axes = (conv_width, width), (None, "mixer")
-            kernel = declare(f"conv_{name}", init, shape, axes)
-            mixed[name] = jax.nn.silu(short_conv(raw, kernel, tails[name]))
+            kernel = declare.taps(f"conv_{name}", conv_width, width)
+            mixed[name], after[name] = silu_conv(raw, kernel, tails[name])
     return mixed, after
 
 

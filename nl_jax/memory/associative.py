@@ -20,6 +20,7 @@ from nl_jax.memory.rule import RULES, LearningRule
 from nl_jax.memory.state import (
     MemoryState,
     StreamState,
+    check_inputs,
     empty_window,
     fresh,
 )
@@ -172,6 +173,8 @@ def associative_memory(
     def init(rng_or_weights, d_in=None, d_out=None, *, lead=()):
         weights = rng_or_weights
         if not isinstance(weights, tuple):
+            check_count("d_in", d_in)
+            check_count("d_out", d_out)
             weights = arch.init(weights, d_in, d_out, lead=lead)
         held = None
         if descent.window > 1:
@@ -182,6 +185,8 @@ def associative_memory(
         return StreamState(state, jnp.zeros((), jnp.int32))
 
     def read_now(state, q):
+        width = arch.width(state.memory.weights)
+        check_inputs(state.memory, q=(q, width))
         weights = tuple(map(keep.weights, state.memory.weights))
         return arch.apply(weights, q)
 
@@ -233,6 +238,12 @@ def associative_memory(
     def scan(state, k, v, q, gates, *, aligned=False):
         if affine:
             check_curvature(goal)
+        inputs = {"k": (k, arch.width(state.memory.weights))}
+        if target is None:  # Else it is made from values of any width.
+            inputs["v"] = v, state.memory.weights[-1].shape[-1]
+        if q is not None:
+            inputs["q"] = q, inputs["k"][1]
+        check_inputs(state.memory, gates, momentum=momentum, **inputs)
         length = k.shape[-2]
         position = 0 if aligned or affine else state.position
         if keep.mean:

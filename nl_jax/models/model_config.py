@@ -158,6 +158,20 @@ def _titans_attention(hidden: float, **choices: Any) -> dict[str, Any]:
 
 MODELS: dict[str, dict[str, Any]] = {
     "hope": {"mixer": "titans", "cms": {"periods": (1, 4)}},
+    "hope-paper": {
+        "mixer": "titans",
+        "titans": {
+            "architecture": "mlp",
+            "expansion": 2,
+            "objective": "l2",
+            "momentum": False,
+            "read": "chunk",
+            "generator_targets": "rms",
+            "gates": "direct",
+        },
+        # The MLP shrinks by the parameters of the memories at four heads.
+        "cms": {"periods": (1, 4), "hidden": 1.5},
+    },
     "hope-attention": {"mixer": "attention", "cms": {"periods": (1, 4)}},
     "transformer": {"mixer": "attention", "cms": {"hidden": 4.0}},
     "linear-attention": _matrix(rule="hebbian", features="elu"),
@@ -273,6 +287,18 @@ def _nested(base: Mapping, top: Mapping) -> dict:
     return out
 
 
+def _changed(present, value, name):
+    """Returns a nested configuration with the fields of a mapping changed."""
+    if isinstance(value, Mapping):
+        return _merge(present, value, f"{name}.")
+    if not isinstance(value, type(present)):
+        raise InputError(
+            f"{name}={value!r} must be a mapping of fields or of type "
+            f"{type(present).__name__}"
+        )
+    return value
+
+
 def _merge(config, overrides, prefix):
     known = {field.name for field in dataclasses.fields(config)}
     changes = {}
@@ -283,7 +309,13 @@ def _merge(config, overrides, prefix):
                 f"{', '.join(sorted(known))}"
             )
         present = getattr(config, name)
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(present):
+        if dataclasses.is_dataclass(present) and name != "mixer":
+            value = _changed(present, value, prefix + name)
+        elif (
+            isinstance(present, MixerConfig)
+            and isinstance(value, Mapping)
+            and not value.keys() & MIXERS.keys()  # Else another mixer's name.
+        ):
             value = _merge(present, value, f"{prefix}{name}.")
         changes[name] = value
     return dataclasses.replace(config, **changes)

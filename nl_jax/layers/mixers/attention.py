@@ -17,8 +17,9 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
-from nl_jax.layers.mixers.mixer import MixerConfig, token_level
-from nl_jax.layers.mixing import Declare, empty_tails, mix
+from nl_jax.errors import InputError
+from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
+from nl_jax.layers.mixing import empty_tails, mix
 from nl_jax.layers.rotary import rotate
 from nl_jax.memory.walk import chunk_scan
 
@@ -93,30 +94,24 @@ class AttentionState(NamedTuple):
     """Filled slots of the cache, int32 ``[B]``."""
 
 
-class CausalAttention(nn.Module):
+class CausalAttention(Mixer):
     """A sequence mixer: softmax attention to the last ``window`` tokens.
 
     The width of a head must be even; the cache has the dtype of products.
     """
 
     config: AttentionConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def initial_state(self, batch_size: int) -> AttentionState:
         """Returns the empty cache of ``batch_size`` rows."""
-        config, d = self.config, self.d_model
-        heads, width = self._kv_heads, d // self.n_heads
-        cache = (batch_size, config.window, heads, width)
-        return AttentionState(
-            jnp.zeros(cache, self.dtype),
-            jnp.zeros(cache, self.dtype),
-            empty_tails(
-                batch_size, config.conv_width, d, self.dtype, heads * width
-            ),
-            jnp.zeros((batch_size,), jnp.int32),
+        config, d, dtype = self.config, self.d_model, self.cache_dtype
+        heads, width = self._kv_heads, self.head_width
+        cache = jnp.zeros((batch_size, config.window, heads, width), dtype)
+        tails = empty_tails(
+            batch_size, config.conv_width, d, dtype, heads * width
         )
+        seen = jnp.zeros((batch_size,), jnp.int32)
+        return AttentionState(cache, cache, tails, seen)
 
     @property
     def _kv_heads(self) -> int:
@@ -130,15 +125,13 @@ class CausalAttention(nn.Module):
         """
         config, d, heads = self.config, self.d_model, self.n_heads
         if d % (2 * heads):
-            raise ValueError(f"2 * n_heads={2 * heads} must divide d_model={d}")
-        shared, width = self._kv_heads, d // heads
+            raise InputError(f"2 * n_heads={2 * heads} must divide d_model={d}")
+        shared, width = self._kv_heads, self.head_width
         if heads % shared:
-            raise ValueError(f"kv_heads={shared} must divide n_heads={heads}")
+            raise InputError(f"kv_heads={shared} must divide n_heads={heads}")
 
-        declare = Declare(self, self.dtype)
         empty = empty or state is None
-        state = self.initial_state(x.shape[0]) if state is None else state
-        x = x.astype(self.dtype)
+        x, state, declare = self.begin(x, state)
         batch, length = x.shape[:2]
         mixed, tails = mix(
             declare,
@@ -181,8 +174,8 @@ def _scan_segments(config, state, q, k, v, persistent):
 
     def segment(cache, qkv, *_):
         q, k, v = qkv
-        keys = jnp.concatenate([cache.keys, k], 1)
-        values = jnp.concatenate([cache.values, v], 1)
+        keys = jnp.concatenate([cache.keys.astype(k.dtype), k], 1)
+        values = jnp.concatenate([cache.values.astype(v.dtype), v], 1)
         filled = cache.seen + q.shape[1]
         y = _attend(config, q, keys, values, filled, persistent)
         return _remember(config, cache, k, v), y
@@ -193,11 +186,14 @@ def _scan_segments(config, state, q, k, v, persistent):
 
 
 def _remember(config, state, k, v):
-    seen = jnp.minimum(state.seen + k.shape[1], config.window)
+    def keep(held, new):
+        both = jnp.concatenate([held, new.astype(held.dtype)], 1)
+        return both[:, -config.window :]
+
     return state._replace(
-        keys=jnp.concatenate([state.keys, k], 1)[:, -config.window :],
-        values=jnp.concatenate([state.values, v], 1)[:, -config.window :],
-        seen=seen,
+        keys=keep(state.keys, k),
+        values=keep(state.values, v),
+        seen=jnp.minimum(state.seen + k.shape[1], config.window),
     )
 
 

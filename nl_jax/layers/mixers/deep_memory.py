@@ -14,12 +14,17 @@ from typing import ClassVar, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_choice, check_count, choose
-from nl_jax.layers.mixers.mixer import MixerConfig, token_level, what_scans
+from nl_jax.layers.mixers.mixer import (
+    Mixer,
+    MixerConfig,
+    token_level,
+    what_scans,
+)
 from nl_jax.layers.mixing import (
-    Declare,
     empty_tails,
     mix,
     normalize_heads,
@@ -125,7 +130,9 @@ class DeepMemoryConfig(MixerConfig):
         rule = self.learning_rule
         if rule.orthogonal:
             return 0.1
-        loops = not rule.delta and self.inner_objective.curvature
+        curvature = self.inner_objective.curvature
+        pulls = curvature is not None and np.asarray(curvature).any()
+        loops = pulls and not rule.delta
         free = self.kept.mean or self.memory_architecture.bounded
         if not loops or free:
             return 1.0
@@ -232,19 +239,16 @@ class DeepMemoryState(NamedTuple):
     """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
 
 
-class DeepMemory(nn.Module):
+class DeepMemory(Mixer):
     """A sequence mixer: a memory per head that learns while it reads."""
 
     config: DeepMemoryConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         """Declares the initial memory."""
         config = self.config
         architecture = config.memory_architecture
-        width = self.d_model // self.n_heads
+        width = self.head_width
         shapes = architecture.widths(width, width, config.expansion)
         self.initial = tuple(
             self.param(
@@ -269,7 +273,7 @@ class DeepMemory(nn.Module):
             config.memory.init(self.initial),
         )
         tails = empty_tails(
-            batch_size, config.conv_width, self.d_model, self.dtype
+            batch_size, config.conv_width, self.d_model, self.cache_dtype
         )
         return DeepMemoryState(memory, tails)
 
@@ -277,12 +281,8 @@ class DeepMemory(nn.Module):
     def __call__(self, x: Stream, state=None, *, aligned: bool = False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, heads = self.config, self.d_model, self.n_heads
-        if d % heads:
-            raise ValueError(f"n_heads={heads} must divide d_model={d}")
-        declare = Declare(self, self.dtype)
         aligned = aligned or state is None
-        state = self.initial_state(x.shape[0]) if state is None else state
-        x = x.astype(self.dtype)
+        x, state, declare = self.begin(x, state)
         mixed, tails = mix(declare, x, state.tails, config.conv_width)
         q, k, v = (split_heads(mixed[name], heads) for name in "qkv")
         q, k = l2_normalize(q), l2_normalize(k)

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_choice, check_count, choose
-from nl_jax.layers.mixers.mixer import LONG, MixerConfig, token_level
+from nl_jax.layers.mixers.mixer import LONG, Mixer, MixerConfig, token_level
 from nl_jax.layers.mixing import (
-    Declare,
     empty_tails,
     mix,
     normalize_heads,
@@ -146,23 +145,20 @@ class MatrixMemoryState(NamedTuple):
     """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
 
 
-class MatrixMemory(nn.Module):
+class MatrixMemory(Mixer):
     """A sequence mixer: a matrix memory per head, under one of many rules."""
 
     config: MatrixMemoryConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def initial_state(self, batch_size: int) -> MatrixMemoryState:
         """Returns the empty memories of ``batch_size`` rows."""
-        config, width = self.config, self.d_model // self.n_heads
+        config, width = self.config, self.head_width
         lead = (batch_size, self.n_heads)
         return MatrixMemoryState(
             config.recurrence.init(lead, width),
             jnp.zeros((*lead, width)) if config.features == "elu" else None,
             empty_tails(
-                batch_size, config.conv_width, self.d_model, self.dtype
+                batch_size, config.conv_width, self.d_model, self.cache_dtype
             ),
         )
 
@@ -171,11 +167,7 @@ class MatrixMemory(nn.Module):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, heads = self.config, self.d_model, self.n_heads
         rule = config.recurrence
-        if d % heads:
-            raise ValueError(f"n_heads={heads} must divide d_model={d}")
-        declare = Declare(self, self.dtype)
-        state = self.initial_state(x.shape[0]) if state is None else state
-        x = x.astype(self.dtype)
+        x, state, declare = self.begin(x, state)
         mixed, tails = mix(declare, x, state.tails, config.conv_width)
         q, k, v = (split_heads(mixed[name], heads) for name in "qkv")
         if config.features == "l2":
@@ -183,7 +175,7 @@ class MatrixMemory(nn.Module):
         elif config.features == "elu":
             q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
         else:
-            q = q * (d // heads) ** -0.5
+            q = q * self.head_width**-0.5
         if rule.unit_values:
             v = l2_normalize(v)
         bonus = None

@@ -9,7 +9,6 @@ import dataclasses
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.layers.continuum.cms_config import CMSConfig
@@ -20,8 +19,7 @@ from nl_jax.layers.mixers.attention import (
     CausalAttention,
 )
 from nl_jax.layers.mixers.mamba import Mamba, MambaConfig, MambaState
-from nl_jax.layers.mixers.mixer import MixerConfig
-from nl_jax.layers.mixing import Declare
+from nl_jax.layers.mixers.mixer import Mixer, MixerConfig
 from nl_jax.layers.norms import rms_norm
 from nl_jax.nested import LevelRow
 from nl_jax.nested.describe import count_parameters
@@ -76,13 +74,10 @@ class SambaState(NamedTuple):
     """State of the attention layer."""
 
 
-class Samba(nn.Module):
+class Samba(Mixer):
     """A sequence mixer of three residual layers; heads are the attention's."""
 
     config: SambaConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         """Declares the three layers."""
@@ -107,10 +102,9 @@ class Samba(nn.Module):
 
         The layers add to ``stream``, which is ``x`` before its norm.
         """
-        declare = Declare(self, self.dtype)
+        x, state, declare = self.begin(x, state)
         ones = nn.initializers.ones
         scale = declare("attention_scale", ones, (self.d_model,), ("embed",))
-        state = self.initial_state(x.shape[0]) if state is None else state
         start = x if stream is None else stream
         y, mamba = self.mamba(x, state.mamba)
         h = self.mlp(start + y)

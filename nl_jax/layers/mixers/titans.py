@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
+from nl_jax.layers.mixers.mixer import Mixer
 from nl_jax.layers.mixers.titans_config import TitansConfig
 from nl_jax.layers.mixers.titans_generators import (
     Generators,
@@ -52,7 +53,7 @@ class TitansState(NamedTuple):
     """Tokens since both chunk boundaries last coincided, int32 ``[B]``."""
 
 
-class SelfModifyingTitans(nn.Module):
+class SelfModifyingTitans(Mixer):
     """A sequence mixer whose projections learn in context.
 
     Example:
@@ -68,16 +69,10 @@ class SelfModifyingTitans(nn.Module):
     """
 
     config: TitansConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         """Declares the slow parameters."""
-        config, d = self.config, self.d_model
-        if d % self.n_heads:
-            raise ValueError(f"n_heads={self.n_heads} must divide d_model={d}")
-        width = d // self.n_heads
+        config, d, width = self.config, self.d_model, self.head_width
 
         def declare(name, init, shape, axes):
             init = nn.with_logical_partitioning(init, axes)
@@ -123,20 +118,17 @@ class SelfModifyingTitans(nn.Module):
         }
         gates = {}
         for name, bias in config.gate_biases.items():
-            gates[name] = (
-                declare(
+            readout = None
+            if config.gates == "readout":
+                readout = declare(
                     f"gate_{name}",
                     nn.initializers.normal(width**-0.5),
                     (heads, width),
                     ("heads", "memory_in"),
-                ),
-                declare(
-                    f"gate_{name}_bias",
-                    nn.initializers.constant(bias),
-                    (heads,),
-                    ("heads",),
-                ),
-            )
+                )
+            init = nn.initializers.constant(bias)
+            bias = declare(f"gate_{name}_bias", init, (heads,), ("heads",))
+            gates[name] = readout, bias
         self.gates = gates
         self.out_scale = declare(
             "out_scale", nn.initializers.ones, (heads, width), ("heads", None)
@@ -146,7 +138,9 @@ class SelfModifyingTitans(nn.Module):
     def initial_state(self, batch_size: int) -> TitansState:
         """Returns the learned state from which ``batch_size`` rows start."""
         config = self.config
-        tail = jnp.zeros((config.conv_width - 1, self.d_model), self.dtype)
+        tail = jnp.zeros(
+            (config.conv_width - 1, self.d_model), self.cache_dtype
+        )
         generators = config.generators.init(self.generators).memory
         memory = config.memory.init(self.memory).memory
         if config.shares_recurrence:
@@ -169,9 +163,8 @@ class SelfModifyingTitans(nn.Module):
 
     def __call__(self, x: Stream, state=None, *, aligned: bool = False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
-        x = x.astype(self.dtype)
         aligned = aligned or state is None
-        state = self.initial_state(x.shape[0]) if state is None else state
+        x, state, _ = self.begin(x, state)
         shares = self.config.shares_recurrence
         read = self._read_shared if shares else self._read
         y, state = read(x, state, aligned)

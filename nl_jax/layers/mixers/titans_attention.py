@@ -38,10 +38,10 @@ from nl_jax.layers.mixers.deep_memory import (
     DeepMemoryConfig,
     DeepMemoryState,
 )
-from nl_jax.layers.mixers.mixer import MixerConfig
-from nl_jax.layers.mixing import Declare, split_heads
+from nl_jax.layers.mixers.mixer import Mixer, MixerConfig
+from nl_jax.layers.mixing import split_heads
 from nl_jax.layers.norms import l2_normalize, rms_norm
-from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.layers.short_conv import silu_conv
 from nl_jax.memory.walk import chunk_scan
 
 _COMBINATIONS = ("context", "gate", "layer")
@@ -104,13 +104,10 @@ class TitansAttentionState(NamedTuple):
     """For MAC: raw queries of the last tokens, ``[B, width - 1, D]``."""
 
 
-class TitansAttention(nn.Module):
+class TitansAttention(Mixer):
     """A sequence mixer: MAC, MAG or MAL, with heads of even width."""
 
     config: TitansAttentionConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         """Declares the memory and the attention."""
@@ -124,7 +121,9 @@ class TitansAttention(nn.Module):
         tail = None
         if self.config.combine == "context":
             width = self.config.memory.conv_width - 1
-            tail = jnp.zeros((batch_size, width, self.d_model), self.dtype)
+            tail = jnp.zeros(
+                (batch_size, width, self.d_model), self.cache_dtype
+            )
         return TitansAttentionState(
             self.memory.initial_state(batch_size),
             self.attention.initial_state(batch_size),
@@ -136,20 +135,18 @@ class TitansAttention(nn.Module):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         combine = self.config.combine
         aligned = aligned or state is None
-        state = self.initial_state(x.shape[0]) if state is None else state
-        x = x.astype(self.dtype)
+        x, state, declare = self.begin(x, state)
         if combine == "context":
-            return self._read_segments(x, state, aligned)
+            return self._read_segments(x, state, aligned, declare)
         m, memory = self.memory(x, state.memory, aligned=aligned)
         y, attention = self.attention(
             m if combine == "layer" else x, state.attention
         )
         if combine == "gate":
-            y = self._gate()(y, m)
+            y = self._gate(declare)(y, m)
         return y, TitansAttentionState(memory, attention, None)
 
-    def _gate(self):
-        declare = Declare(self, self.dtype)
+    def _gate(self, declare):
         ones = nn.initializers.ones
         scales = [
             declare(name, ones, (self.d_model,), ("embed",))
@@ -162,15 +159,14 @@ class TitansAttention(nn.Module):
 
         return gate
 
-    def _read_segments(self, x, state, aligned):
+    def _read_segments(self, x, state, aligned, declare):
         memory_config, d = self.config.memory, self.d_model
-        read_memory, taps = memory_config.memory.read, memory_config.conv_width
-        declare = Declare(self, self.dtype)
-        gate, init = self._gate(), nn.initializers.normal(taps**-0.5)
-        kernel = declare("conv_recall", init, (taps, d), (None, "mixer"))
+        read_memory = memory_config.memory.read
+        gate = self._gate(declare)
+        kernel = declare.taps("conv_recall", memory_config.conv_width, d)
         scale = declare("recall_scale", nn.initializers.ones, (d,), ("embed",))
         raw = x @ declare.dense("w_recall", d, d, "mixer")
-        q = jax.nn.silu(short_conv(raw, kernel, state.tail))
+        q, tail = silu_conv(raw, kernel, state.tail)
         if self.is_initializing():
             self.attention(self.memory(x)[0])
         # JAX's loops need functions without modules' parameters inside.
@@ -230,5 +226,4 @@ class TitansAttention(nn.Module):
             starts = jnp.all(state.memory.memory.position == 0)
             fast, o = jax.lax.cond(starts, at_once, one_by_one, fast, inputs)
         learner, cache = fast
-        tail = next_tail(raw, state.tail)
         return o, TitansAttentionState(learner, cache, tail)

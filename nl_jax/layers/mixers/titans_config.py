@@ -58,6 +58,14 @@ class TitansConfig(MixerConfig):
     """Normalise each self-generated target, or only the value it is made from.
     ``"input"`` keeps linear memories linear in their start, so that all of them
     can share one recurrence, see ``shares_recurrence``."""
+    generator_targets: Literal["unit", "rms"] = "unit"
+    """Length of the targets that generators make for themselves: 1, so that a
+    write cannot outweigh a memory's output on keys, or ``sqrt(d)``, a root mean
+    square of 1, as for the answering memory."""
+    gates: Literal["readout", "direct"] = "readout"
+    """Logits of the gates: a learned readout of normalised outputs of ``M_eta``
+    and ``M_alpha``, or the sum of the outputs themselves over ``sqrt(d)``; both
+    have a learned bias."""
     adaptive_q: bool = False
     """Whether queries come from a memory instead of ``x W_q``."""
     adaptive_k: bool = True
@@ -103,6 +111,8 @@ class TitansConfig(MixerConfig):
         for name, table in (
             ("delta_layers", ("all", "input")),
             ("value_norm", ("target", "input")),
+            ("generator_targets", ("unit", "rms")),
+            ("gates", ("readout", "direct")),
             ("read", ("before", "after", "chunk")),
             ("implementation", (None, *IMPLEMENTATIONS)),
         ):
@@ -136,6 +146,7 @@ class TitansConfig(MixerConfig):
             OBJECTIVES,
             Objective,
             lambda objective: not objective.threshold,
+            " without a threshold per token, which has no gate here",
         )
 
     @property
@@ -147,6 +158,7 @@ class TitansConfig(MixerConfig):
             RULES,
             LearningRule,
             lambda rule: rule.window == 1 and not rule.orthogonal,
+            " for the current token, without orthogonal=True",
         )
         if rule is self.rule:
             return rule
@@ -207,9 +219,8 @@ class TitansConfig(MixerConfig):
     @property
     def generators(self) -> Memory:
         """The generating memories, stacked on one more leading axis."""
-        # Generators learn from their own outputs. Targets of the keys' length
-        # keep a write from outweighing the memory.
-        target = self._target(l2_normalize)
+        unit = self.generator_targets == "unit"
+        target = self._target(l2_normalize if unit else rms_norm)
         return self._memory(target, chunk_size=self.chunk_size)
 
     def _target(self, normalize):
