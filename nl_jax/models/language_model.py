@@ -161,7 +161,9 @@ class LanguageModel:
         """Runs :meth:`forward`, and returns the states of local levels too."""
         embedding = params["embedding"]
         dtype = jnp.dtype(self.config.dtype)
-        x = embedding[tokens].astype(dtype) * self.config.d_model**0.5
+        x = embedding[tokens].astype(dtype)
+        if self.config.scale_embeddings:
+            x = x * self.config.d_model**0.5
         if self.config.learned_positions:
             x = x + self._positions(params, tokens, mixers).astype(dtype)
         layers = params["blocks"], _layers_first(mixers)

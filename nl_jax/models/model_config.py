@@ -49,6 +49,8 @@ class ModelConfig(_Choices):
     """Number of heads of the mixer; must divide ``d_model``."""
     tie_embeddings: bool = True
     """Whether the output head is the transposed embedding."""
+    scale_embeddings: bool = True
+    """Whether embeddings enter the first block times ``sqrt(d_model)``."""
     learned_positions: bool = False
     """Whether to add a learned vector for each of the ``attention`` mixer's
     ``window`` positions; later tokens all get the last one."""
@@ -66,7 +68,8 @@ class ModelConfig(_Choices):
         check_choice("dtype", self.dtype, ("float32", "bfloat16", "float64"))
         for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
             check_count(name, getattr(self, name))
-        if self.d_model % self.n_heads:
+        own_width = getattr(self.choices, "head_dim", 0)
+        if not own_width and self.d_model % self.n_heads:
             raise ValueError(
                 f"n_heads={self.n_heads} must divide d_model={self.d_model}"
             )

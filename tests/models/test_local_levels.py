@@ -253,8 +253,8 @@ def test_a_learned_rate_of_zero_is_the_static_layer(inner):
 
 
 def test_any_transformation_of_optax_is_an_inner_optimizer():
-    named = make(inner="momentum", periods=(2,))
-    given = make(inner=optax.trace(0.9), periods=(2,))
+    named = make(inner="adamw", periods=(2,))
+    given = make(inner=optax.scale_by_adam(), periods=(2,))
     assert hash(given[0]) == hash(given[1].config)
     ends = [
         reader(layer, aligned=True)(params, x, state)

@@ -27,10 +27,10 @@ from nl_jax.memory import (
     RULES,
     lp,
 )
-from nl_jax.models import build, configure
+from nl_jax.models import build, configure, to_json
 from nl_jax.nested import describe
 from nl_jax.optimizers import NAMED, NamedOptimizer
-from nl_jax.training import TrainConfig, to_json
+from nl_jax.training import TrainConfig
 
 SMALL = {"d_model": 8, "n_heads": 2, "n_layers": 1, "vocab_size": 16}
 TABLES = {

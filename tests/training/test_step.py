@@ -128,6 +128,22 @@ def test_schedule_rises_and_falls():
     assert float(one(0)) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [0.5, *[1.0] * 9]),
+        # A third of ten steps decays, in steps of 0.3; the last is at 0.1.
+        ("wsd", [0.5, *[1.0] * 6, 0.7, 0.4, 0.1]),
+    ],
+)
+def test_other_schedules(schedule, rates):
+    config = OptimizerConfig(
+        learning_rate=1.0, warmup_steps=2, schedule=schedule, decay_share=0.333
+    )
+    found = make_schedule(config, 10)
+    np.testing.assert_allclose([found(step) for step in range(10)], rates, 1e-6)
+
+
 def test_the_gradient_is_clipped(tiny):
     ones, update, state = outer(tiny(optimizer=OptimizerConfig(clip_norm=1e-3)))
     _, opt_state = update(ones, state, ones)

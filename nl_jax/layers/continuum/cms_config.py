@@ -11,19 +11,8 @@ from nl_jax.layers.continuum.cms_objectives import CMS_OBJECTIVES
 from nl_jax.layers.continuum.level_mlp import MATRICES
 from nl_jax.optimizers import NAMED
 
-INNER_OPTIMIZERS: dict[str, optax.GradientTransformation] = {
-    "sgd": optax.identity(),
-    "momentum": optax.trace(0.9),
-    "adam": optax.scale_by_adam(),
-    "delta_momentum": NAMED["delta_momentum"].build(rho=0.9, normalize=False),
-    # What it gathers is its step: nl_jax.layers.continuum.probes.
-    "dgd": optax.identity(),
-}
-"""Rules of levels alone; those of ``NAMED`` are available too. Each returns a
-direction of ascent, which the rate scales."""
-
 Inner: TypeAlias = str | optax.GradientTransformation
-"""A name out of both tables, or any transformation of optax."""
+"""``"dgd"``, a name in ``NAMED``, or any transformation of optax."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +44,8 @@ class CMSConfig:
     """Initial inner learning rate of each level (in context); each is learned
     as a factor of this one, so 0 is the static network, exactly."""
     inner: Inner | tuple[Inner, ...] = "sgd"
-    """How levels step (in context): names out of ``INNER_OPTIMIZERS`` and
-    ``nl_jax.optimizers.NAMED``, or
+    """How levels step (in context): names in ``nl_jax.optimizers.NAMED``
+    (``"adamw"`` is Adam there), ``"dgd"`` for delta gradient descent, or
     transformations of optax that give directions of ascent, before the rate:
     ``optax.scale_by_adam()``, not ``optax.adam(1.0)``. One for all or one for
     each. Only names can be saved with a model."""
@@ -90,8 +79,7 @@ class CMSConfig:
         check_choice("cms.placement", self.placement, ("block", "depth"))
         for inner in self.inners:
             if not isinstance(inner, optax.GradientTransformation):
-                names = dict.fromkeys((*INNER_OPTIMIZERS, *NAMED))
-                check_choice("cms.inner", inner, names)
+                check_choice("cms.inner", inner, (*NAMED, "dgd"))
         if not self.periods or any(
             not isinstance(p, int) or p < 1 for p in self.periods
         ):
@@ -185,10 +173,11 @@ class CMSConfig:
     @property
     def optimizers(self) -> tuple[optax.GradientTransformation, ...]:
         """The same as transformations of optax."""
+        # What "dgd" gathers is its step: nl_jax.layers.continuum.probes.
+        table = {name: row.build for name, row in NAMED.items()}
+        table["dgd"] = optax.identity
         return tuple(
-            inner
-            if not isinstance(inner, str)
-            else INNER_OPTIMIZERS.get(inner) or NAMED[inner].build()
+            table[inner]() if isinstance(inner, str) else inner
             for inner in self.inners
         )
 

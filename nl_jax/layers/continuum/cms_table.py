@@ -12,7 +12,7 @@ _ARCHITECTURES = {"swiglu": "SwiGLU MLP", "gelu": "GELU MLP"}
 _INNER = {
     "sgd": "GD",
     "momentum": "GD, momentum",
-    "adam": "Adam",
+    "adamw": "Adam",
     "delta_momentum": "delta momentum",
     "m3": "M3",
     "dgd": "DGD",

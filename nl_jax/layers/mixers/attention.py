@@ -20,7 +20,7 @@ from nl_jax.checks import check_count
 from nl_jax.errors import InputError
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
 from nl_jax.layers.mixing import empty_tails, mix
-from nl_jax.layers.rotary import rotate
+from nl_jax.layers.rotary import RopeScaling, rotate
 from nl_jax.memory.walk import chunk_scan
 
 
@@ -39,13 +39,21 @@ class AttentionConfig(MixerConfig):
     kv_heads: int = 0
     """Number of key-value heads, each shared by a group of query heads
     (grouped-query attention); 0 for one per query head."""
+    head_dim: int = 0
+    """Number of channels of a head, even; 0 for ``d_model / n_heads``."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """Divisors of the rotary frequencies."""
     bias: bool = False
-    """Whether the four projections have biases."""
+    """Whether the projections to q, k and v have biases."""
+    out_bias: bool = False
+    """Whether the output projection has a bias."""
 
     def __post_init__(self):
         check_count("window", self.window)
-        for name in ("conv_width", "persistent", "kv_heads"):
+        for name in ("conv_width", "persistent", "kv_heads", "head_dim"):
             check_count(name, getattr(self, name), least=0)
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even")
         if self.rope_base is not None and self.rope_base <= 1:
             raise ValueError(f"rope_base={self.rope_base} must be above 1")
 
@@ -97,7 +105,7 @@ class AttentionState(NamedTuple):
 class CausalAttention(Mixer):
     """A sequence mixer: softmax attention to the last ``window`` tokens.
 
-    The width of a head must be even; the cache has the dtype of products.
+    The cache has the dtype of products.
     """
 
     config: AttentionConfig
@@ -105,10 +113,11 @@ class CausalAttention(Mixer):
     def initial_state(self, batch_size: int) -> AttentionState:
         """Returns the empty cache of ``batch_size`` rows."""
         config, d, dtype = self.config, self.d_model, self.cache_dtype
-        heads, width = self._kv_heads, self.head_width
-        cache = jnp.zeros((batch_size, config.window, heads, width), dtype)
+        cache = jnp.zeros(
+            (batch_size, config.window, self._kv_heads, self.head_width), dtype
+        )
         tails = empty_tails(
-            batch_size, config.conv_width, d, dtype, heads * width
+            batch_size, config.conv_width, d, dtype, self._widths
         )
         seen = jnp.zeros((batch_size,), jnp.int32)
         return AttentionState(cache, cache, tails, seen)
@@ -117,6 +126,17 @@ class CausalAttention(Mixer):
     def _kv_heads(self) -> int:
         return self.config.kv_heads or self.n_heads
 
+    @property
+    def head_width(self) -> int:
+        """Channels per head."""
+        return self.config.head_dim or super().head_width
+
+    @property
+    def _widths(self) -> dict[str, int]:
+        """Channels of q, k and v."""
+        heads = {"q": self.n_heads, "k": self._kv_heads, "v": self._kv_heads}
+        return {name: count * self.head_width for name, count in heads.items()}
+
     @nn.compact
     def __call__(self, x: Stream, state=None, *, empty: bool = False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
@@ -124,9 +144,11 @@ class CausalAttention(Mixer):
         ``empty`` asserts that every row of ``state`` has ``seen = 0``.
         """
         config, d, heads = self.config, self.d_model, self.n_heads
-        if d % (2 * heads):
-            raise InputError(f"2 * n_heads={2 * heads} must divide d_model={d}")
         shared, width = self._kv_heads, self.head_width
+        if width % 2:
+            raise InputError(
+                f"heads have {width} channels; needs an even number"
+            )
         if heads % shared:
             raise InputError(f"kv_heads={shared} must divide n_heads={heads}")
 
@@ -138,7 +160,7 @@ class CausalAttention(Mixer):
             x,
             state.tails,
             config.conv_width,
-            shared * width,
+            self._widths,
             config.bias,
         )
         q, k, v = (
@@ -163,8 +185,9 @@ class CausalAttention(Mixer):
         else:
             cache, y = _scan_segments(config, state, q, k, v, persistent)
         cache = cache._replace(tails=tails)
-        y = y.reshape(x.shape) @ declare.dense("w_out", d, d, "embed", "mixer")
-        if config.bias:
+        out = declare.dense("w_out", heads * width, d, "embed", "mixer")
+        y = y.reshape(batch, length, -1) @ out
+        if config.out_bias:
             y = y + declare("b_out", nn.initializers.zeros, (d,), ("embed",))
         return y, cache
 
@@ -210,8 +233,8 @@ def _attend(config, q, k, v, filled, persistent):
     turned = q, k
     if config.rope_base is not None:
         turned = (
-            rotate(q, query_at, config.rope_base),
-            rotate(k, key_at, config.rope_base),
+            rotate(q, query_at, config.rope_base, config.rope_scaling),
+            rotate(k, key_at, config.rope_base, config.rope_scaling),
         )
     scores = _scores(*turned)
     scores = jnp.where(mask, scores, -jnp.inf)
