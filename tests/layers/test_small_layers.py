@@ -196,7 +196,7 @@ def test_levels_are_a_chain_and_rows_have_their_own_fast_weights():
             lambda: CausalAttention(AttentionConfig(), 6, 2).init(
                 jax.random.key(0), jnp.zeros((1, 1, 6))
             ),
-            "2 \\* n_heads=4 must divide d_model=6",
+            "heads have 3 channels; needs an even number",
         ),
     ],
 )
