@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,22 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
         raise InputError(
             f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}"
         )
+
+
+def check_fields(config: Any, prefix: str = "", **least: int) -> None:
+    """Checks the fields of a dataclass that are ``Literal`` or ``int``.
+
+    Integers must be at least 1, or what ``least`` says of their name.
+
+    Raises:
+        InputError: naming the field, with ``prefix``, and what is allowed.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            check_choice(prefix + name, getattr(config, name), get_args(kind))
+        elif kind is int:
+            number = getattr(config, name)
+            check_count(prefix + name, number, least.get(name, 1))
 
 
 def choose(

@@ -18,13 +18,14 @@ class Declare:
     """Declares a module's float32 parameters and casts them to its dtype."""
 
     module: nn.Module
-    dtype: Any
+    dtype: Any = None
+    """Dtype of products; ``None`` leaves parameters as they are."""
 
     def __call__(self, name, init, shape, axes):
         """Returns a parameter with logical axis names."""
         init = nn.with_logical_partitioning(init, axes)
         leaf = self.module.param(name, init, shape, jnp.float32)
-        return leaf.astype(self.dtype)
+        return leaf if self.dtype is None else leaf.astype(self.dtype)
 
     def dense(self, name, d_in, d_out, to, come_from="embed"):
         """Returns a projection ``[d_in, d_out]``."""
@@ -35,6 +36,21 @@ class Declare:
         """Returns the kernel of a short convolution, ``[width, d]``."""
         init = nn.initializers.normal(width**-0.5)
         return self(name, init, (width, d), (None, "mixer"))
+
+    def memory(self, name, shapes, gains, lead=(), axes=()):
+        """Returns initial memories, ``[*lead, d_in, d_out]`` per layer."""
+        axes = (*axes, "heads", "memory_in", "memory_out")
+        return tuple(
+            self(
+                f"{name}_{index}",
+                nn.initializers.normal(gain / shape[0] ** 0.5),
+                (*lead, *shape),
+                axes,
+            )
+            for index, (shape, gain) in enumerate(
+                zip(shapes, gains, strict=True)
+            )
+        )
 
     def per_head(self, name, heads, value):
         """Returns one parameter per head, ``[H]``."""

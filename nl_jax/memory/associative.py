@@ -198,11 +198,11 @@ def associative_memory(
             return advance_by_token(
                 arch, goal, descent, keep, memory, k, v, q, gates, **options
             )
-        find = descent.affine_writes if affine else descent.writes
         if affine:  # Each token is its own chunk.
             options["closes"] = True
             options["read"] = "before" if read == "chunk" else read
-        writes = find(arch, goal, memory.start, k, v, gates)
+        given = arch, goal, memory.start, k, v, gates
+        writes = descent.writes(*given, affine=affine)
         return advance_by_chunk(
             arch, memory, writes, gates, q, anchored=keep.mean, **options
         )

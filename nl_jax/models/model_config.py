@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from nl_jax.checks import check_choice, check_count
+from nl_jax.checks import check_fields
 from nl_jax.errors import InputError
 from nl_jax.layers import (
     MIXERS,
@@ -65,9 +65,7 @@ class ModelConfig(_Choices):
 
     def __post_init__(self):
         object.__setattr__(self, "mixer", _mixer(self.mixer))
-        check_choice("dtype", self.dtype, ("float32", "bfloat16", "float64"))
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
-            check_count(name, getattr(self, name))
+        check_fields(self)
         own_width = getattr(self.choices, "head_dim", 0)
         if not own_width and self.d_model % self.n_heads:
             raise ValueError(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_count
+from nl_jax.checks import check_fields
 from nl_jax.errors import InputError
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
 from nl_jax.layers.mixing import empty_tails, mix
@@ -49,9 +49,7 @@ class AttentionConfig(MixerConfig):
     """Whether the output projection has a bias."""
 
     def __post_init__(self):
-        check_count("window", self.window)
-        for name in ("conv_width", "persistent", "kv_heads", "head_dim"):
-            check_count(name, getattr(self, name), least=0)
+        check_fields(self, conv_width=0, persistent=0, kv_heads=0, head_dim=0)
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even")
         if self.rope_base is not None and self.rope_base <= 1:

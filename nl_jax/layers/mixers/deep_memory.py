@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_choice, check_count, choose
+from nl_jax.checks import check_choice, check_fields, choose
 from nl_jax.layers.mixers.mixer import (
     Mixer,
     MixerConfig,
@@ -25,6 +25,7 @@ from nl_jax.layers.mixers.mixer import (
     what_scans,
 )
 from nl_jax.layers.mixing import (
+    Declare,
     empty_tails,
     mix,
     normalize_heads,
@@ -101,14 +102,9 @@ class DeepMemoryConfig(MixerConfig):
     ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the best."""
 
     def __post_init__(self):
-        for name, table in (
-            ("read", ("before", "after", "chunk")),
-            ("implementation", (None, *IMPLEMENTATIONS)),
-        ):
-            check_choice(name, getattr(self, name), table)
-        counts = ("degree", "window", "chunk_size", "expansion", "conv_width")
-        for name in counts:
-            check_count(name, getattr(self, name))
+        check_fields(self, remat=0)
+        kinds = (None, *IMPLEMENTATIONS)
+        check_choice("implementation", self.implementation, kinds)
         if self.eta_max is not None and not self.eta_max > 0:
             raise ValueError(f"eta_max={self.eta_max} must be positive")
         _ = self.memory  # Raises for incompatible choices.
@@ -211,7 +207,6 @@ class DeepMemoryConfig(MixerConfig):
             runs = what_scans(
                 state.memory.memory,
                 state.tails,
-                gates=3 if self.momentum else 2,
                 chunk_size=self.chunk_size,
                 implementation=self.implementation,
             )
@@ -250,19 +245,8 @@ class DeepMemory(Mixer):
         architecture = config.memory_architecture
         width = self.head_width
         shapes = architecture.widths(width, width, config.expansion)
-        self.initial = tuple(
-            self.param(
-                f"memory_{i}",
-                nn.with_logical_partitioning(
-                    nn.initializers.normal(gain / shape[0] ** 0.5),
-                    ("heads", "memory_in", "memory_out"),
-                ),
-                (self.n_heads, *shape),
-                jnp.float32,
-            )
-            for i, (shape, gain) in enumerate(
-                zip(shapes, architecture.gains, strict=True)
-            )
+        self.initial = Declare(self).memory(
+            "memory", shapes, architecture.gains, (self.n_heads,)
         )
 
     def initial_state(self, batch_size: int) -> DeepMemoryState:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_count
+from nl_jax.checks import check_fields
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
 from nl_jax.layers.short_conv import silu_conv
 from nl_jax.memory.walk import chunk_scan
@@ -51,8 +51,7 @@ class MambaConfig(MixerConfig):
     def __post_init__(self):
         if not self.expansion > 0:
             raise ValueError(f"expansion={self.expansion} must be positive")
-        for name in ("state_size", "step_rank", "conv_width", "chunk_size"):
-            check_count(name, getattr(self, name))
+        check_fields(self)
 
     def build(self, d_model: int, n_heads: int, dtype):
         """Returns the configured module."""

@@ -7,6 +7,7 @@ state does not grow with the sequence.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_choice, check_count, choose
+from nl_jax.checks import check_choice, check_fields, choose
 from nl_jax.layers.mixers.mixer import LONG, Mixer, MixerConfig, token_level
 from nl_jax.layers.mixing import (
     empty_tails,
@@ -26,9 +27,6 @@ from nl_jax.layers.norms import l2_normalize
 from nl_jax.layers.rotary import rotate
 from nl_jax.memory import MATRIX_RULES, MatrixRule
 from pallas_kernels import delta_memory, device
-
-_DECAYS = ("none", "fixed", "scalar", "channel")
-_FEATURES = ("l2", "elu", "rotary", "scaled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +63,9 @@ class MatrixMemoryConfig(MixerConfig):
         rule = self.recurrence
         for name in rule.gates:
             check_choice(f"rule {rule.name!r}: gate", name, (*GATES, "removal"))
-        check_choice("decay", self.decay, _DECAYS)
-        check_choice("features", self.features, _FEATURES)
+        check_fields(self)
         if not 0 < self.beta_max <= 2:
             raise ValueError(f"beta_max={self.beta_max} must be in (0, 2]")
-        for name in ("chunk_size", "conv_width"):
-            check_count(name, getattr(self, name))
         if self.decay not in rule.decays:
             raise ValueError(
                 f"decay={self.decay!r} does not go with rule={rule.name!r}, "
@@ -243,31 +238,19 @@ class MatrixMemory(Mixer):
         return gates
 
 
-def _beta(config, declare, x, heads):
-    beta = jax.nn.sigmoid(declare.gate("beta", x, heads, 0.0))
-    return config.beta_max * beta
-
-
-def _erase(config, declare, x, heads):
-    del config, x
-    return jax.nn.sigmoid(declare.per_head("erase", heads, 4.0))[:, None]
-
-
-def _feedback(config, declare, x, heads):
-    del config, x
-    return declare.per_head("feedback", heads, 0.02)[:, None, None]
-
-
-def _rate(config, declare, x, heads):
-    del config
-    return jax.nn.sigmoid(declare.channel_gate("rate", x, heads, 0.0))
-
-
-GATES = {
-    "beta": _beta,
-    "erase": _erase,
-    "feedback": _feedback,
-    "rate": _rate,
+GATES: dict[str, Callable[..., jax.Array]] = {
+    "beta": lambda config, declare, x, heads: (
+        config.beta_max * jax.nn.sigmoid(declare.gate("beta", x, heads, 0.0))
+    ),
+    "erase": lambda _, declare, __, heads: jax.nn.sigmoid(
+        declare.per_head("erase", heads, 4.0)
+    )[:, None],
+    "feedback": lambda _, declare, __, heads: declare.per_head(
+        "feedback", heads, 0.02
+    )[:, None, None],
+    "rate": lambda _, declare, x, heads: jax.nn.sigmoid(
+        declare.channel_gate("rate", x, heads, 0.0)
+    ),
 }
 """Functions ``(config, declare, x, heads) -> gate`` for the ``gates`` of a
 rule. A rule with ``"removal"`` uses the keys and retention of RWKV-7."""

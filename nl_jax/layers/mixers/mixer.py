@@ -131,15 +131,13 @@ def what_scans(
     memory: MemoryState,
     tails: dict[str, Any],
     *,
-    gates: int,
     chunk_size: int,
     implementation: str | None,
 ) -> str:
     """Returns the name of the backend for a memory's whole chunks.
 
     ``memory`` and ``tails`` hold the shapes of its state, heads third from the
-    end, and of its convolutions' inputs; ``gates`` is the number of gates per
-    token.
+    end, and of its convolutions' inputs.
     """
     if implementation is not None:
         return implementation
@@ -155,6 +153,6 @@ def what_scans(
         device.here(),
         matrices,
         [x] * 3,
-        [gate] * gates,
+        [gate] * (2 if memory.momentum is None else 3),
         chunk_size=chunk_size,
     )

@@ -13,12 +13,8 @@ import flax.linen as nn
 from nl_jax.array_typing import Stream
 from nl_jax.layers.continuum.cms_config import CMSConfig
 from nl_jax.layers.continuum.module import ContinuumMemory
-from nl_jax.layers.mixers.attention import (
-    AttentionConfig,
-    AttentionState,
-    CausalAttention,
-)
-from nl_jax.layers.mixers.mamba import Mamba, MambaConfig, MambaState
+from nl_jax.layers.mixers.attention import AttentionConfig, AttentionState
+from nl_jax.layers.mixers.mamba import MambaConfig, MambaState
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig
 from nl_jax.layers.norms import rms_norm
 from nl_jax.nested import LevelRow
@@ -83,11 +79,11 @@ class Samba(Mixer):
         """Declares the three layers."""
         config = self.config
         shared = (self.d_model, self.n_heads, self.dtype)
-        self.mamba = Mamba(config.mamba, *shared)
+        self.mamba = config.mamba.build(*shared)
         self.mlp = ContinuumMemory(
             CMSConfig(hidden=config.hidden), self.d_model, self.dtype
         )
-        self.attention = CausalAttention(config.attention, *shared)
+        self.attention = config.attention.build(*shared)
 
     def initial_state(self, batch_size: int) -> SambaState:
         """Returns the empty state of ``batch_size`` rows."""

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_count
+from nl_jax.checks import check_fields
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
 from nl_jax.layers.mixing import normalize_heads, split_heads
 from nl_jax.layers.short_conv import silu_conv
@@ -40,8 +40,7 @@ class SRWMConfig(MixerConfig):
     """Width of the causal convolution on the input, in tokens."""
 
     def __post_init__(self):
-        for name in ("chunk_size", "conv_width"):
-            check_count(name, getattr(self, name))
+        check_fields(self)
 
     def build(self, d_model: int, n_heads: int, dtype):
         """Returns the configured module."""

@@ -35,6 +35,7 @@ from nl_jax.layers.mixers.titans_generators import (
     generate,
     read_shared,
 )
+from nl_jax.layers.mixing import Declare
 from nl_jax.layers.norms import rms_norm
 from nl_jax.memory import MemoryState, StreamState
 
@@ -74,66 +75,47 @@ class SelfModifyingTitans(Mixer):
         """Declares the slow parameters."""
         config, d, width = self.config, self.d_model, self.head_width
 
-        def declare(name, init, shape, axes):
-            init = nn.with_logical_partitioning(init, axes)
-            return self.param(name, init, shape, jnp.float32)
+        declare = Declare(self)
+        architecture, heads = config.memory_architecture, self.n_heads
+        shapes = architecture.widths(width, width, config.expansion)
 
-        def weights(name, gain, lead, axes):
-            shapes = config.memory_architecture.widths(
-                width, width, config.expansion
-            )
-            return tuple(
-                declare(
-                    f"{name}_{index}",
-                    config.initializer(index, gain),
-                    (*lead, *shape),
-                    (*axes, "memory_in", "memory_out"),
-                )
-                for index, shape in enumerate(shapes)
-            )
+        def memory(name, gain, lead=(), axes=()):
+            gains = [gain * own for own in architecture.gains]
+            return declare.memory(name, shapes, gains, (*lead, heads), axes)
 
-        heads = self.n_heads
         names = config.generated
-        self.generators = weights(
-            "generators",
-            config.gain,
-            (len(names), heads),
-            ("memories", "heads"),
+        self.generators = memory(
+            "generators", config.gain, (len(names),), ("memories",)
         )
-        self.memory = weights(
-            "memory", config.memory_gain, (heads,), ("heads",)
-        )
-        dense = nn.initializers.lecun_normal()
-        conv = nn.initializers.normal(config.conv_width**-0.5)
+        self.memory = memory("memory", config.memory_gain)
         self.projections = {
-            name: declare(f"w_{name}", dense, (d, d), ("embed", "mixer"))
-            for name in ("q", "k", "v")
+            name: declare.dense(f"w_{name}", d, d, "mixer")
+            for name in "qkv"
             if name not in names
         }
         self.kernels = {
-            name: declare(
-                f"conv_{name}", conv, (config.conv_width, d), (None, "mixer")
-            )
-            for name in ("q", "k", "v")
+            name: declare.taps(f"conv_{name}", config.conv_width, d)
+            for name in "qkv"
         }
-        gates = {}
-        for name, bias in config.gate_biases.items():
-            readout = None
-            if config.gates == "readout":
-                readout = declare(
-                    f"gate_{name}",
-                    nn.initializers.normal(width**-0.5),
-                    (heads, width),
-                    ("heads", "memory_in"),
-                )
-            init = nn.initializers.constant(bias)
-            bias = declare(f"gate_{name}_bias", init, (heads,), ("heads",))
-            gates[name] = readout, bias
-        self.gates = gates
-        self.out_scale = declare(
-            "out_scale", nn.initializers.ones, (heads, width), ("heads", None)
+        self.gates = {
+            name: self._gate(declare, name, bias)
+            for name, bias in config.gate_biases.items()
+        }
+        ones = nn.initializers.ones
+        shape = (heads, width)
+        self.out_scale = declare("out_scale", ones, shape, ("heads", None))
+        self.w_out = declare.dense("w_out", d, d, "embed", "mixer")
+
+    def _gate(self, declare, name, bias):
+        """Returns a gate's readout, if it is learned, and its bias."""
+        readout, width = None, self.head_width
+        if self.config.gates == "readout":
+            init = nn.initializers.normal(width**-0.5)
+            shape, axes = (self.n_heads, width), ("heads", "memory_in")
+            readout = declare(f"gate_{name}", init, shape, axes)
+        return readout, declare.per_head(
+            f"gate_{name}_bias", self.n_heads, bias
         )
-        self.w_out = declare("w_out", dense, (d, d), ("mixer", "embed"))
 
     def initial_state(self, batch_size: int) -> TitansState:
         """Returns the learned state from which ``batch_size`` rows start."""

@@ -1,7 +1,7 @@
 r"""Titans: a memory that learns while reading, combined with attention.
 
-Arrangements of arXiv 2501.00663, section 4, of a memory :math:`M`
-(:class:`DeepMemory`) and an attention :math:`A` with persistent tokens:
+Arrangements of arXiv 2501.00663, section 4, of a deep memory :math:`M` and an
+attention :math:`A` with persistent tokens:
 
 * ``"layer"`` (MAL): attention to the memory's outputs, :math:`A(M(x))`;
 * ``"gate"`` (MAG): side by side, :math:`A(x) \otimes M(x)`;
@@ -27,24 +27,14 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_choice
-from nl_jax.layers.mixers.attention import (
-    AttentionConfig,
-    AttentionState,
-    CausalAttention,
-)
-from nl_jax.layers.mixers.deep_memory import (
-    DeepMemory,
-    DeepMemoryConfig,
-    DeepMemoryState,
-)
+from nl_jax.checks import check_fields
+from nl_jax.layers.mixers.attention import AttentionConfig, AttentionState
+from nl_jax.layers.mixers.deep_memory import DeepMemoryConfig, DeepMemoryState
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig
 from nl_jax.layers.mixing import split_heads
 from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.layers.short_conv import silu_conv
 from nl_jax.memory.walk import chunk_scan
-
-_COMBINATIONS = ("context", "gate", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +51,7 @@ class TitansAttentionConfig(MixerConfig):
     """The attention; ``"context"`` sets its window to the segment."""
 
     def __post_init__(self):
-        check_choice("combine", self.combine, _COMBINATIONS)
+        check_fields(self)
 
     @property
     def attention_layer(self) -> AttentionConfig:
@@ -113,8 +103,8 @@ class TitansAttention(Mixer):
         """Declares the memory and the attention."""
         config = self.config
         shared = (self.d_model, self.n_heads, self.dtype)
-        self.memory = DeepMemory(config.memory, *shared)
-        self.attention = CausalAttention(config.attention_layer, *shared)
+        self.memory = config.memory.build(*shared)
+        self.attention = config.attention_layer.build(*shared)
 
     def initial_state(self, batch_size: int) -> TitansAttentionState:
         """Returns the state from which ``batch_size`` rows start."""

@@ -4,11 +4,7 @@ import dataclasses
 import math
 from typing import ClassVar, Literal
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-
-from nl_jax.checks import check_choice, check_count, choose
+from nl_jax.checks import check_choice, check_fields, choose
 from nl_jax.layers.mixers.mixer import MixerConfig, token_level, what_scans
 from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, RULES
@@ -108,24 +104,9 @@ class TitansConfig(MixerConfig):
     inputs. Overflows with MLP memories; for comparison only."""
 
     def __post_init__(self):
-        for name, table in (
-            ("delta_layers", ("all", "input")),
-            ("value_norm", ("target", "input")),
-            ("generator_targets", ("unit", "rms")),
-            ("gates", ("readout", "direct")),
-            ("read", ("before", "after", "chunk")),
-            ("implementation", (None, *IMPLEMENTATIONS)),
-        ):
-            check_choice(name, getattr(self, name), table)
-        _ = self.memory_architecture, self.inner_objective, self.learning_rule
-        for name in (
-            "chunk_size",
-            "memory_chunk_size",
-            "expansion",
-            "conv_width",
-        ):
-            check_count(name, getattr(self, name))
-        check_count("remat", self.remat, 0)
+        check_fields(self, remat=0)
+        kinds = (None, *IMPLEMENTATIONS)
+        check_choice("implementation", self.implementation, kinds)
         if not 0 < self.eta_max <= 2:
             raise ValueError(f"eta_max={self.eta_max} must be in (0, 2]")
         _ = self.memory  # Raises for incompatible choices.
@@ -301,19 +282,6 @@ class TitansConfig(MixerConfig):
         return what_scans(
             state.memory,
             state.tails,
-            gates=3 if self.momentum else 2,
             chunk_size=self.memory_chunk_size,
             implementation=self.implementation,
         )
-
-    def initializer(
-        self, layer: int, gain: float
-    ) -> nn.initializers.Initializer:
-        """Returns the initializer of one layer's weights."""
-        scale = gain * self.memory_architecture.gains[layer]
-
-        def init(rng, shape, dtype=jnp.float32):
-            weights = jax.random.normal(rng, shape, dtype)
-            return weights * (scale / shape[-2] ** 0.5)
-
-        return init
