@@ -20,6 +20,12 @@ NO_PARAMS = (
 T = TypeVar("T")
 
 
+def require(condition: bool, message: str) -> None:
+    """Raises ``InputError`` with a message unless a condition holds."""
+    if not condition:
+        raise InputError(message)
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raises ``InputError`` unless ``value`` is an integer >= ``least``.
 

@@ -24,7 +24,7 @@ from experiments.shared.records import provenance
 from nl_jax import training
 from nl_jax.continual import Sampler
 from nl_jax.models import to_json
-from nl_jax.nested.describe import count_parameters
+from nl_jax.nested.level_table import count_parameters
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
 FLAGS = {

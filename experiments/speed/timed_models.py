@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel, ModelConfig, configure, names
 from nl_jax.models.language_model import ModelState, Variables
-from nl_jax.nested.describe import count_parameters
+from nl_jax.nested.level_table import count_parameters
 from nl_jax.training import token_losses
 
 _LINEAR = {"architecture": "linear"}

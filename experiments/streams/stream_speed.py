@@ -62,7 +62,7 @@ def make_model():
         d_model=16,
         n_layers=1,
         n_heads=1,
-        cms={"objective": "next_token", "periods": (16, 64), "hidden": 1.0},
+        cms={"objective": "next_token", "hidden": 1.0},
     )
 
 

@@ -2,8 +2,8 @@
 
 from nl_jax.data.batches import (
     Dataset,
-    SequenceIterator,
     held_out_batches,
+    make_iterator,
     prepare,
 )
 from nl_jax.data.documents import read_blocks
@@ -26,12 +26,12 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "Dataset",
-    "SequenceIterator",
     "Tokenizer",
     "from_json",
     "gzip_bits_per_byte",
     "held_out_batches",
     "load_corpus",
+    "make_iterator",
     "prepare",
     "read_blocks",
 ]

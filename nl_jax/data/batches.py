@@ -80,76 +80,25 @@ class _Windows:
 
 
 class SequenceIterator:
-    """Endless iterator of batches ``[B / processes, seq_len + 1]``.
-
-    Each epoch reads every sequence once, in an order of its own. From the
-    second on, boundaries between sequences are shifted at random. Each process
-    reads its rows of the global batch, which are the same for any number of
-    processes.
+    """Endless iterator of batches of sequences, from :func:`make_iterator`.
 
     Args:
-        tokens: training tokens, int32 ``[n]``.
-        seq_len: number of targets per sequence.
+        sequences: all sequences of all epochs, in order.
+        order: name of that order.
         batch_size: number of sequences over all processes.
-        seed: seed of the order and the shifts, at least 0.
-        process_index: index of this process.
-        process_count: number of processes; divides ``batch_size``.
-
-    Raises:
-        InputError: if ``process_count`` does not divide ``batch_size``, the
-            seed is out of range, or there are too few tokens.
-
-    Example:
-        >>> tokens = np.arange(9, dtype=np.int32)
-        >>> batches = SequenceIterator(tokens, seq_len=2, batch_size=3, seed=0)
-        >>> sorted(next(batches).tolist())
-        [[0, 1, 2], [2, 3, 4], [4, 5, 6]]
-        >>> batches.get_state()["sequences"]
-        3
+        rows: those rows of each batch that this process reads.
     """
 
     def __init__(
         self,
-        tokens: np.ndarray,
-        *,
-        seq_len: int,
+        sequences: grain.MapDataset,
+        order: str,
         batch_size: int,
-        seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: range,
     ):
-        if batch_size % process_count:
-            raise InputError(
-                f"batch_size={batch_size} must be a multiple of the "
-                f"{process_count} processes"
-            )
-        check_count("seed", seed, 0)
-        # One sequence less than would fit leaves room for the shift.
-        count = (len(tokens) - 1) // seq_len - 1
-        if count < 1:
-            raise InputError(
-                f"{len(tokens)} tokens are too few for seq_len={seq_len}, "
-                f"which needs more than {2 * seq_len}"
-            )
-
-        def read(index: int, start: int) -> np.ndarray:
-            epoch = index // count
-            shift = random.Random(f"{seed}/{epoch}").randrange(seq_len)
-            start = start + (shift if epoch else 0)
-            return tokens[start : start + seq_len + 1]
-
-        self._sequences = (
-            grain.MapDataset.source(_Windows(count, seq_len))
-            .seed(seed)
-            .shuffle()
-            .repeat()
-            .map_with_index(read)
-        )
-        text = zlib.crc32(np.ascontiguousarray(tokens).data)
-        self._order = f"{text:08x}/{seq_len}/{seed}"
-        self._position, self._batch_size = 0, batch_size
-        share = batch_size // process_count
-        self._rows = range(process_index * share, (process_index + 1) * share)
+        self._sequences, self._order = sequences, order
+        self._batch_size, self._rows = batch_size, rows
+        self._position = 0
 
     def __iter__(self) -> "SequenceIterator":
         return self
@@ -166,7 +115,7 @@ class SequenceIterator:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on after the sequences that were read before.
 
-        Of another text, sequence length or seed, it begins with the first.
+        With another text, sequence length or seed, it begins with the first.
 
         Raises:
             InputError: if the state is that of another version.
@@ -182,6 +131,77 @@ class SequenceIterator:
                 "the text, seq_len or seed is another: reading begins anew"
             )
         self._position = state["sequences"] if same else 0
+
+
+def make_iterator(
+    tokens: np.ndarray,
+    *,
+    seq_len: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> SequenceIterator:
+    """Returns an endless iterator of batches ``[B / processes, seq_len + 1]``.
+
+    Each epoch reads every sequence once, in an order of its own. From the
+    second on, boundaries between sequences are shifted at random. Each process
+    reads its rows of the global batch, which are the same for any number of
+    processes. The iterator's ``get_state`` and ``set_state`` save and restore
+    its position.
+
+    Args:
+        tokens: training tokens, int32 ``[n]``.
+        seq_len: number of targets per sequence.
+        batch_size: number of sequences over all processes.
+        seed: seed of the order and the shifts, at least 0.
+        process_index: index of this process.
+        process_count: number of processes; divides ``batch_size``.
+
+    Raises:
+        InputError: if ``process_count`` does not divide ``batch_size``, the
+            seed is negative, or there are too few tokens.
+
+    Example:
+        >>> tokens = np.arange(9, dtype=np.int32)
+        >>> batches = make_iterator(tokens, seq_len=2, batch_size=3, seed=0)
+        >>> sorted(next(batches).tolist())
+        [[0, 1, 2], [2, 3, 4], [4, 5, 6]]
+        >>> batches.get_state()["sequences"]
+        3
+    """
+    if batch_size % process_count:
+        raise InputError(
+            f"batch_size={batch_size} must be a multiple of the "
+            f"{process_count} processes"
+        )
+    check_count("seed", seed, 0)
+    # One sequence less than would fit leaves room for the shift.
+    count = (len(tokens) - 1) // seq_len - 1
+    if count < 1:
+        raise InputError(
+            f"{len(tokens)} tokens are too few for seq_len={seq_len}, which "
+            f"needs more than {2 * seq_len}"
+        )
+
+    def read(index: int, start: int) -> np.ndarray:
+        epoch = index // count
+        shift = random.Random(f"{seed}/{epoch}").randrange(seq_len)
+        start = start + (shift if epoch else 0)
+        return tokens[start : start + seq_len + 1]
+
+    sequences = (
+        grain.MapDataset.source(_Windows(count, seq_len))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .map_with_index(read)
+    )
+    text = zlib.crc32(np.ascontiguousarray(tokens).data)
+    share = batch_size // process_count
+    rows = range(process_index * share, (process_index + 1) * share)
+    order = f"{text:08x}/{seq_len}/{seed}"
+    return SequenceIterator(sequences, order, batch_size, rows)
 
 
 def held_out_batches(tokens: np.ndarray, *, seq_len: int, batch_size: int):

@@ -102,9 +102,9 @@ class BPETokenizer:
             shown &= alphabet.keys() >= {*content} and not content.isascii()
             if shown or ids.get(content) != token:
                 raise InputError(
-                    f"the tokenizer's added token {content!r} with the id "
-                    f"{token} is the token {ids.get(content)} too; ids must "
-                    "have no gaps, and added tokens must not stand for bytes"
+                    f"the tokenizer's added token {content!r} cannot have the "
+                    f"id {token}; ids of added tokens follow on the others "
+                    "without a gap, and their text must not stand for bytes"
                 )
         self._bytes = [b"?"] * self.vocab_size
         for content, token in ids.items():

@@ -1,6 +1,7 @@
 """Configuration of every language model, and the registry of names."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -79,6 +80,8 @@ class ModelConfig(_Choices):
             )
         self.choices.check(self.n_heads)
         inner = self.cms.goal.unit == "tokens"
+        if inner:
+            object.__setattr__(self, "cms", self.cms.on_grid(self.cycle))
         if inner and self.cms.layers > self.n_layers:
             raise ValueError(
                 f"cms.layers={self.cms.layers} must be at most "
@@ -87,13 +90,13 @@ class ModelConfig(_Choices):
         levels, own = len(self.cms.periods), self.cms.layers or self.n_layers
         if self.cms.placement == "depth" and levels > own:
             raise ValueError(
-                f"cms.periods={self.cms.periods}: with placement='depth' each "
+                f"{self.cms.shown_periods}: with placement='depth' each "
                 f"level needs a block that learns in context; there are {own}"
             )
         fastest = self.cms.periods[0]
         if self.cms.goal.replays and fastest % self.cycle:
             raise ValueError(
-                f"cms.periods={self.cms.periods}: the fastest, {fastest}, must "
+                f"{self.cms.shown_periods}: the fastest, {fastest}, must "
                 f"be a multiple of {self.cycle} tokens, where the chunks of "
                 f"{self.mixer} meet"
             )
@@ -158,7 +161,7 @@ def _titans_attention(hidden: float, **choices: Any) -> dict[str, Any]:
 
 
 MODELS: dict[str, dict[str, Any]] = {
-    "hope": {"mixer": "titans", "cms": {"periods": (1, 4)}},
+    "hope": {"mixer": "titans", "cms": {"step_periods": (1, 4)}},
     "hope-paper": {
         "mixer": "titans",
         "titans": {
@@ -171,9 +174,9 @@ MODELS: dict[str, dict[str, Any]] = {
             "gates": "direct",
         },
         # The MLP shrinks by the parameters of the memories at four heads.
-        "cms": {"periods": (1, 4), "hidden": 1.5},
+        "cms": {"step_periods": (1, 4), "hidden": 1.5},
     },
-    "hope-attention": {"mixer": "attention", "cms": {"periods": (1, 4)}},
+    "hope-attention": {"mixer": "attention", "cms": {"step_periods": (1, 4)}},
     "transformer": {"mixer": "attention", "cms": {"hidden": 4.0}},
     "linear-attention": _matrix(rule="hebbian", features="elu"),
     "retnet": _matrix(
@@ -305,9 +308,10 @@ def _merge(config, overrides, prefix):
     changes = {}
     for name, value in overrides.items():
         if name not in known:
-            raise ValueError(
+            near = difflib.get_close_matches(name, known) or sorted(known)
+            raise InputError(
                 f"unknown field {prefix}{name}; {type(config).__name__} has "
-                f"{', '.join(sorted(known))}"
+                f"{', '.join(near)}"
             )
         present = getattr(config, name)
         if dataclasses.is_dataclass(present) and name != "mixer":

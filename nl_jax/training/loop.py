@@ -12,11 +12,11 @@ import numpy as np
 
 from nl_jax.data import (
     Dataset,
-    SequenceIterator,
     Tokenizer,
     from_json,
     gzip_bits_per_byte,
     held_out_batches,
+    make_iterator,
     prepare,
 )
 from nl_jax.errors import DivergedError, InputError
@@ -120,7 +120,7 @@ class _Run:
             tokenizer.to_json() if meta is None else meta["tokenizer"],
             self.model,
         )
-        self.iterator = SequenceIterator(
+        self.iterator = make_iterator(
             self.data.train,
             seq_len=config.seq_len,
             batch_size=config.batch_size,

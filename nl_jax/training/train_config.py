@@ -185,7 +185,7 @@ class TrainConfig:
         if cms.goal.replays and self.seq_len % cms.periods[0]:
             raise InputError(
                 f"seq_len={self.seq_len} must be a multiple of the fastest of "
-                f"model.cms.periods={cms.periods}, {cms.periods[0]} tokens"
+                f"model.{cms.shown_periods}, {cms.periods[0]} tokens"
             )
         cycle = self.model.cycle
         if self.seq_len % cycle:

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.speed import benchmark_models
 from experiments.speed import timed_models as timed
-from nl_jax.nested.describe import count_bytes
+from nl_jax.nested.level_table import count_bytes
 
 SMALL = (
     "--width=16",

@@ -48,7 +48,7 @@ def test_the_vocabulary_follows_the_tokenizer():
 
 
 def test_json_gives_the_model_back():
-    config = freeze(flag_config(model={"cms": {"periods": (1, 2)}}))
+    config = freeze(flag_config(model={"cms": {"step_periods": (1, 2)}}))
     saved = json.loads(json.dumps(to_json(config)))
     assert configure("hope", **saved["model"]) == config.model
 
@@ -144,6 +144,6 @@ def test_a_bad_model_names_the_field():
 
 
 def test_sequences_hold_whole_chunks_of_levels_that_learn_in_context():
-    cms = {"objective": "next_token", "periods": (48, 96)}
-    with pytest.raises(InputError, match=r"cms\.periods"):
+    cms = {"objective": "next_token", "token_periods": (48, 96)}
+    with pytest.raises(InputError, match=r"cms\.token_periods"):
         freeze(flag_config(seq_len=64, model={"cms": cms}))

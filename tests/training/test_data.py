@@ -6,10 +6,10 @@ import pytest
 
 from nl_jax.data import (
     DataConfig,
-    SequenceIterator,
     gzip_bits_per_byte,
     held_out_batches,
     load_corpus,
+    make_iterator,
     prepare,
 )
 from nl_jax.errors import InputError
@@ -35,7 +35,7 @@ def test_the_standard_library_adds_text():
 
 
 def test_an_epoch_reads_every_sequence_once():
-    rows = take(SequenceIterator(TOKENS, **READ), 3).reshape(-1, 17)
+    rows = take(make_iterator(TOKENS, **READ), 3).reshape(-1, 17)
     assert rows.shape == (9, 17)
     starts = sorted(rows[:, 0].tolist())
     assert starts == [16 * i for i in range(9)]
@@ -43,7 +43,7 @@ def test_an_epoch_reads_every_sequence_once():
 
 
 def test_later_epochs_have_another_order_and_other_cuts():
-    epochs = take(SequenceIterator(TOKENS, **READ), 9).reshape(3, 9, 17)
+    epochs = take(make_iterator(TOKENS, **READ), 9).reshape(3, 9, 17)
     shifts = epochs[:, :, 0] % 16
     assert (shifts == shifts[:, :1]).all()
     assert len(set(shifts[:, 0].tolist())) > 1
@@ -53,11 +53,11 @@ def test_later_epochs_have_another_order_and_other_cuts():
 
 
 def test_a_restored_iterator_goes_on():
-    iterator = SequenceIterator(TOKENS, **READ)
+    iterator = make_iterator(TOKENS, **READ)
     take(iterator, 4)
     state = json.loads(json.dumps(iterator.get_state()))
     expected = take(iterator, 5)
-    other = SequenceIterator(TOKENS, **READ)
+    other = make_iterator(TOKENS, **READ)
     other.set_state(state)
     np.testing.assert_array_equal(take(other, 5), expected)
 
@@ -65,11 +65,11 @@ def test_a_restored_iterator_goes_on():
 def test_batches_of_another_size_go_on_with_the_next_sequence():
     """4 batches of 4 and 2 of 8 are 8 batches of 4, over two epochs."""
     read = {"seq_len": 16, "seed": 0}
-    whole = SequenceIterator(TOKENS, batch_size=4, **read)
+    whole = make_iterator(TOKENS, batch_size=4, **read)
     expected = take(whole, 8).reshape(32, 17)
-    first = SequenceIterator(TOKENS, batch_size=4, **read)
+    first = make_iterator(TOKENS, batch_size=4, **read)
     small = take(first, 4).reshape(16, 17)
-    later = SequenceIterator(TOKENS, batch_size=8, **read)
+    later = make_iterator(TOKENS, batch_size=8, **read)
     later.set_state(json.loads(json.dumps(first.get_state())))
     large = take(later, 2).reshape(16, 17)
     np.testing.assert_array_equal(np.concatenate([small, large]), expected)
@@ -78,7 +78,7 @@ def test_batches_of_another_size_go_on_with_the_next_sequence():
 
 
 def test_batches_of_one_sequence():
-    rows = take(SequenceIterator(TOKENS, seq_len=16, batch_size=1, seed=0), 9)
+    rows = take(make_iterator(TOKENS, seq_len=16, batch_size=1, seed=0), 9)
     assert rows.shape == (9, 1, 17)
     assert sorted(rows[:, 0, 0].tolist()) == [16 * i for i in range(9)]
 
@@ -88,12 +88,12 @@ def test_batches_of_one_sequence():
     [(TOKENS, {"seed": 1}), (TOKENS, {"seq_len": 8}), (TOKENS[1:], {})],
 )
 def test_another_order_begins_anew(tokens, change, caplog):
-    iterator = SequenceIterator(TOKENS, **READ)
+    iterator = make_iterator(TOKENS, **READ)
     take(iterator, 2)
-    other = SequenceIterator(tokens, **(READ | change))
+    other = make_iterator(tokens, **(READ | change))
     other.set_state(iterator.get_state())
     assert "reading begins anew" in caplog.text
-    fresh = SequenceIterator(tokens, **(READ | change))
+    fresh = make_iterator(tokens, **(READ | change))
     np.testing.assert_array_equal(next(other), next(fresh))
 
 
@@ -106,31 +106,31 @@ def test_another_order_begins_anew(tokens, change, caplog):
 )
 def test_an_iterator_refuses(tokens, change, words):
     with pytest.raises(InputError, match=words):
-        SequenceIterator(tokens, **(READ | change))
-    assert next(SequenceIterator(TOKENS[:33], **READ)).shape == (3, 17)
+        make_iterator(tokens, **(READ | change))
+    assert next(make_iterator(TOKENS[:33], **READ)).shape == (3, 17)
     with pytest.raises(InputError, match="another version"):
-        SequenceIterator(TOKENS, **READ).set_state({"next_index": 3})
+        make_iterator(TOKENS, **READ).set_state({"next_index": 3})
 
 
 def test_processes_share_the_batch():
     """Two rows each, in the order of one process's batch."""
     read = {"seq_len": 16, "batch_size": 6, "seed": 0}
-    whole = take(SequenceIterator(TOKENS, **read), 4)
+    whole = take(make_iterator(TOKENS, **read), 4)
     parts = [
         take(
-            SequenceIterator(TOKENS, **read, process_index=i, process_count=3),
+            make_iterator(TOKENS, **read, process_index=i, process_count=3),
             4,
         )
         for i in range(3)
     ]
     np.testing.assert_array_equal(np.concatenate(parts, 1), whole)
     with pytest.raises(InputError, match="4 processes"):
-        SequenceIterator(TOKENS, **read, process_count=4)
+        make_iterator(TOKENS, **read, process_count=4)
 
 
 def test_another_seed_is_another_order():
-    first = take(SequenceIterator(TOKENS, **READ), 3)
-    other = take(SequenceIterator(TOKENS, **(READ | {"seed": 1})), 3)
+    first = take(make_iterator(TOKENS, **READ), 3)
+    other = take(make_iterator(TOKENS, **(READ | {"seed": 1})), 3)
     assert (first != other).any()
 
 

@@ -51,7 +51,7 @@ def copy(finished, tmp_path):
 
 def before_step(monkeypatch, step, action):
     """Makes the data of one step do something first."""
-    real = loop.SequenceIterator
+    real = loop.make_iterator
 
     def wrapped(*arguments, **options):
         iterator = real(*arguments, **options)
@@ -70,7 +70,7 @@ def before_step(monkeypatch, step, action):
 
         return Acting()
 
-    monkeypatch.setattr(loop, "SequenceIterator", wrapped)
+    monkeypatch.setattr(loop, "make_iterator", wrapped)
 
 
 def steps_in(workdir):
@@ -363,7 +363,11 @@ def test_the_mesh_must_fit_the_devices(tiny):
 
 def test_an_optimizer_of_levels_without_a_name_is_refused(tiny, tmp_path):
     """Before anything is written: a checkpoint could not name it."""
-    cms = {"objective": "local", "periods": (4,), "inner": optax.identity()}
+    cms = {
+        "objective": "local",
+        "token_periods": (4,),
+        "inner": optax.identity(),
+    }
     model = configure("lstm", d_model=8, n_heads=1, cms=cms)
     config = dataclasses.replace(tiny(), model=model)
     with pytest.raises(InputError, match="holds an optax transformation"):

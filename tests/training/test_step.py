@@ -83,7 +83,7 @@ def outer(config):
 def test_only_matrices_of_the_model_decay(tiny):
     """Zero gradients move what decays and nothing else."""
     for name in ("hope", "transformer"):
-        config = tiny(name, model={"cms": {"periods": (1,)}})
+        config = tiny(name, model={"cms": {"step_periods": (1,)}})
         optimizer = OptimizerConfig(
             warmup_steps=0, learning_rate=0.5, weight_decay=0.1
         )
@@ -105,7 +105,7 @@ def test_only_matrices_of_the_model_decay(tiny):
 
 def test_slow_levels_step_once_per_period(tiny):
     ones, update, state = outer(
-        tiny("hope", model={"cms": {"periods": (1, 2)}}, steps=10)
+        tiny("hope", model={"cms": {"step_periods": (1, 2)}}, steps=10)
     )
     moved = []
     for _ in range(4):

@@ -224,6 +224,11 @@ class DeepMemoryConfig(MixerConfig):
             )
         ]
 
+    def learned(self, state):
+        """Returns the weights of the memory by the names of their starts."""
+        weights = state.memory.memory.weights
+        return {f"memory_{i}": matrix for i, matrix in enumerate(weights)}
+
 
 class DeepMemoryState(NamedTuple):
     """Fast state, batch first."""

@@ -16,7 +16,7 @@ from nl_jax.errors import InputError
 from nl_jax.layers.mixing import Declare
 from nl_jax.memory import MemoryState
 from nl_jax.nested import LevelRow
-from nl_jax.nested.describe import count_bytes, count_parameters
+from nl_jax.nested.level_table import count_bytes, count_parameters
 from pallas_kernels import device, mlp_memory
 
 LONG = 2048
@@ -66,6 +66,19 @@ class MixerConfig(abc.ABC):
         ``params`` and ``state`` are the shapes of the module's parameters and
         fast state in all blocks, for one batch row.
         """
+
+    def learned(self, state: Any) -> dict[str, Any]:
+        """Returns what memories have learned, by the names of their starts.
+
+        Args:
+            state: fast state, with any further leading axes in every leaf.
+
+        Returns:
+            Values for the module's parameters from which memories start, with
+            these axes in front; empty if none has a learned start.
+        """
+        del state
+        return {}
 
 
 class Mixer(nn.Module):

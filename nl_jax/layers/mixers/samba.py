@@ -18,7 +18,7 @@ from nl_jax.layers.mixers.mamba import MambaConfig, MambaState
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig
 from nl_jax.layers.norms import rms_norm
 from nl_jax.nested import LevelRow
-from nl_jax.nested.describe import count_parameters
+from nl_jax.nested.level_table import count_parameters
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,10 @@ class SRWMConfig(MixerConfig):
             )
         ]
 
+    def learned(self, state):
+        """Returns the weights of the memory by the name of their start."""
+        return {"memory": state.memory}
+
 
 class SRWMState(NamedTuple):
     """Fast state, batch first."""

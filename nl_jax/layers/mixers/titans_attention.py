@@ -82,6 +82,10 @@ class TitansAttentionConfig(MixerConfig):
             attention = [dataclasses.replace(attention[0], memory_of=tokens)]
         return self.memory.levels(params["memory"], state.memory) + attention
 
+    def learned(self, state):
+        """Returns the weights of the memory by the names of their starts."""
+        return {"memory": self.memory.learned(state.memory)}
+
 
 class TitansAttentionState(NamedTuple):
     """Fast state, batch first."""

@@ -273,6 +273,21 @@ class TitansConfig(MixerConfig):
             ),
         ]
 
+    def learned(self, state):
+        """Returns the weights of all memories by the names of their starts."""
+        if self.shares_recurrence:
+            (product,) = state.generators.weights
+            starts = state.generators.start[0], state.memory.start[0]
+            return {
+                "generators_0": product[..., None, :, :, :] @ starts[0],
+                "memory_0": product @ starts[1],
+            }
+        return {
+            f"{name}_{index}": weights
+            for name in ("generators", "memory")
+            for index, weights in enumerate(getattr(state, name).weights)
+        }
+
     def _runs(self, state):
         """Backend of the answering memory on the available devices."""
         if self.shares_recurrence:
