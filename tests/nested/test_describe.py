@@ -253,8 +253,10 @@ def test_text_and_figure(tmp_path):
 
 
 def test_what_cannot_be_described_is_named():
-    with pytest.raises(TypeError, match="int has no levels"):
-        describe(3)
+    for wrong in (3, None, {"a": 1}, [1]):
+        name = type(wrong).__name__
+        with pytest.raises(TypeError, match=f"{name} has no levels"):
+            describe(wrong)
     with pytest.raises(ValueError, match="params="):
         describe(optax.adam(1e-3))
 
