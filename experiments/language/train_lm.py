@@ -7,6 +7,9 @@ of ``nl_jax.training.TrainConfig`` is a flag::
     python -m experiments.train_lm --workdir=/tmp/mine \
         --config.model.name=transformer --config.data.paths=a.txt
 
+``--init_from=PATH`` begins with the weights, the sizes and the tokenizer of
+another run's workdir or of a pretrained model.
+
 The folder ``--workdir`` then holds ``config.json``, ``metrics.jsonl``,
 ``loss.png``, ``results.json``, ``sample.txt`` and ``checkpoints/``. The same
 command continues from the last checkpoint, with the same numbers as if the run
@@ -37,6 +40,9 @@ FLAGS = {
     "workdir": flags.string(
         "runs/default", "Folder of the run; holds all that it writes."
     ),
+    "init_from": flags.string(
+        None, "Short for --config.init_from: weights to begin with."
+    ),
     "distributed": flags.switch(
         "Join the other processes of a multi-host run."
     ),
@@ -48,9 +54,11 @@ def main(values: flags.FlagValues) -> None:
     began = time.monotonic()
     if values.distributed:
         jax.distributed.initialize()
-    config = training.freeze(values.config)
+    if values.init_from:
+        values.config.init_from = values.init_from
     workdir = pathlib.Path(values.workdir)
-    result = training.train(config, workdir)
+    config, initial = training.begin_run(values.config, workdir)
+    result = training.train(config, workdir, initial=initial)
     if jax.process_index() != 0:
         return
     ours, gzip = result.held_out_bits_per_byte, result.gzip_bits_per_byte

@@ -26,7 +26,7 @@ _MEMORIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
     """Sizes that all timed models share."""
 
     width: int
@@ -70,7 +70,7 @@ def parameters(model: LanguageModel) -> int:
 
 
 def equal_models(
-    wanted: Mapping[str, tuple[str, dict]], sizes: Sizes, window: int
+    wanted: Mapping[str, tuple[str, dict]], sizes: ModelSizes, window: int
 ) -> dict[str, LanguageModel]:
     """Builds models with as many parameters as ``transformer``.
 

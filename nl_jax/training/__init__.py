@@ -1,6 +1,7 @@
 """Training of language models: loop, devices, checkpoints and metrics."""
 
 from nl_jax.training.checkpoint import Checkpoints
+from nl_jax.training.initial import begin_run, load_weights
 from nl_jax.training.loop import TrainResult, train
 from nl_jax.training.mesh import RULES, make_mesh
 from nl_jax.training.optimizer import make_optimizer, make_schedule
@@ -50,11 +51,13 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainState",
+    "begin_run",
     "bits_per_byte",
     "flag_config",
     "freeze",
     "git_revision",
     "load_model",
+    "load_weights",
     "make_eval_step",
     "make_mesh",
     "make_optimizer",

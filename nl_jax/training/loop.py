@@ -1,5 +1,6 @@
 """The training loop, with evaluation, checkpoints and resumption."""
 
+import dataclasses
 import logging
 import math
 import os
@@ -19,11 +20,14 @@ from nl_jax.data import (
     make_iterator,
     prepare,
 )
-from nl_jax.errors import DivergedError, InputError
+from nl_jax.errors import DivergedError
 from nl_jax.models import LanguageModel, to_json
+from nl_jax.models.config_json import check_named
 from nl_jax.nested import describe
+from nl_jax.pretrained import Pretrained
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
+from nl_jax.training.initial import initial_tokenizer, initial_weights
 from nl_jax.training.optimizer import make_schedule
 from nl_jax.training.process import StopSignal, versions, write_json
 from nl_jax.training.reporting import MetricsLog, Progress
@@ -66,7 +70,10 @@ class TrainResult(NamedTuple):
 
 
 def train(
-    config: TrainConfig, workdir: str | os.PathLike | None = None
+    config: TrainConfig,
+    workdir: str | os.PathLike | None = None,
+    *,
+    initial: Pretrained | None = None,
 ) -> TrainResult:
     """Trains a language model, or resumes the run in ``workdir``.
 
@@ -75,6 +82,9 @@ def train(
         workdir: folder for checkpoints, metrics and the configuration; ``None``
             writes nothing. From a checkpoint of the same configuration the run
             resumes with the same numbers as if it had never stopped.
+        initial: weights to begin with; by default those of
+            ``config.init_from``, if any. Parameters of the same names begin
+            with them.
 
     Raises:
         InputError: for invalid data, configuration or devices, a damaged
@@ -84,7 +94,7 @@ def train(
     """
     mesh = mesh_lib.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        run = _Run(config, mesh, workdir)
+        run = _Run(config, mesh, workdir, initial)
         try:
             return run.train()
         finally:
@@ -94,17 +104,12 @@ def train(
 class _Run:
     """State of one call of :func:`train`."""
 
-    def __init__(self, config: TrainConfig, mesh, workdir):
+    def __init__(self, config: TrainConfig, mesh, workdir, initial):
         self.config, self.mesh = config, mesh
         self.workdir = None if workdir is None else pathlib.Path(workdir)
         self.checkpoints: Checkpoints | None = None
         if self.workdir is not None:
-            if not all(isinstance(i, str) for i in config.model.cms.inners):
-                raise InputError(
-                    "model.cms.inner holds an optax transformation, which a "
-                    "checkpoint cannot name; put it into "
-                    "nl_jax.optimizers.NAMED and give its name"
-                )
+            check_named(config.model)
             self.checkpoints = Checkpoints(
                 workdir,
                 every=config.checkpoint_every,
@@ -112,12 +117,21 @@ class _Run:
             )
         self.start, meta = self._saved_meta()
         saved = None if meta is None else from_json(meta["tokenizer"])
+        self.initial: Pretrained | None = None
+        if meta is None:
+            self.initial = initial or initial_weights(config)
+            saved = initial_tokenizer(config, self.initial)
+        else:  # Resuming needs neither the weights nor their path.
+            began = meta["config"].get("init_from", "")
+            config = dataclasses.replace(config, init_from=began)
+            self.config = config
         self.data: Dataset = prepare(config.data, config.seq_len, saved)
         self.model = LanguageModel(config.model)
         tokenizer = self.data.tokenizer
+        trained = (saved or tokenizer).to_json()
         check_tokenizer(
             tokenizer,
-            tokenizer.to_json() if meta is None else meta["tokenizer"],
+            trained if meta is None else meta["tokenizer"],
             self.model,
         )
         self.iterator = make_iterator(
@@ -161,7 +175,10 @@ class _Run:
             _LOG.info("going on from step %d in %s", self.start, self.workdir)
             state = self.checkpoints.restore(self.start, shapes)
         else:
-            state = draw_state(config, self.model, optimizer, shapes)
+            found, self.initial = self.initial, None
+            state = draw_state(
+                config, self.model, optimizer, shapes, found and found.variables
+            )
         programs = compile_programs(
             config,
             self.model,

@@ -115,7 +115,7 @@ def check_same_config(
     defaults = to_json(TrainConfig(model=ModelConfig()))
     for name, old, new in differences(saved, to_json(config), defaults):
         fixed = name.startswith(_FIXED_FIELDS)
-        if name.startswith(_FREE_FIELDS):
+        if name.startswith(_FREE_FIELDS) or (name == "init_from" and not new):
             continue
         if config.accept_new_config and not fixed:
             continue

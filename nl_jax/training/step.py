@@ -17,6 +17,7 @@ import optax
 from nl_jax.array_typing import Ids, Logits, Losses
 from nl_jax.models import LanguageModel
 from nl_jax.training import mesh as mesh_lib
+from nl_jax.training.matching import put_weights
 from nl_jax.training.optimizer import make_optimizer
 from nl_jax.training.train_config import TrainConfig
 
@@ -172,14 +173,27 @@ def draw_state(
     model: LanguageModel,
     optimizer: optax.GradientTransformation,
     shapes: TrainState,
+    initial: Any = None,
 ) -> TrainState:
-    """Initialises the state of step 0, with the shardings of ``shapes``."""
+    """Initialises the state of step 0, with the shardings of ``shapes``.
+
+    Parameters that have a counterpart in ``initial`` are those there.
+    """
 
     def begin():
         variables = _draw(config, model)
         return TrainState(variables, optimizer.init(variables))
 
-    return jax.jit(begin, out_shardings=_layout(shapes))()
+    layout = _layout(shapes)
+    if initial is None:
+        return jax.jit(begin, out_shardings=layout)()
+    draw = jax.jit(lambda: _draw(config, model), out_shardings=layout.variables)
+    variables = put_weights(config.init_from, initial, draw())
+    variables = jax.device_put(variables, layout.variables)
+    return jax.jit(
+        lambda variables: TrainState(variables, optimizer.init(variables)),
+        out_shardings=layout,
+    )(variables)
 
 
 def compile_programs(

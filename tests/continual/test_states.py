@@ -275,7 +275,11 @@ assert TitansConfig(**SHARED).shares_recurrence
     [
         ("hope", {}),
         ("hope", {"titans": SHARED}),
-        ("titans-mac", {"titans_attention": {"memory": {"chunk_size": 4}}}),
+        pytest.param(
+            "titans-mac",
+            {"titans_attention": {"memory": {"chunk_size": 4}}},
+            marks=pytest.mark.slow,
+        ),
         ("srwm", {}),
     ],
 )

@@ -45,7 +45,7 @@ def test_training_prints_levels_and_results(script, workdir):
         ("--config.data.held_out_paths=none", "held_out_paths: 'none' does"),
         ("--config.data.tokenizer=none.json", "read the tokenizer none.json"),
         ("--config.seed=-1", "seed=-1 must be an integer >= 0"),
-        ("--config.optimizer.name=lion", "must be one of 'adamw', "),
+        ("--config.optimizer.name=lion", "must be one of 'sgd', 'adamw', "),
         ("--config.mesh.data=3", "must multiply to the 1 devices"),
         ("--wokdir=a", "wokdir"),
         ("workdir", "unexpected argument 'workdir'"),

@@ -130,9 +130,15 @@ def test_another_config_is_refused_by_name(copy, tiny):
     assert lines(copy) == before
 
 
-def test_a_new_config_can_be_accepted(copy, tiny):
-    config = tiny(steps=8, log_every=3, accept_new_config=True)
+def test_a_new_config_can_be_accepted(copy, tiny, caplog):
+    config = tiny(
+        steps=8,
+        log_every=3,
+        optimizer=OptimizerConfig(1e-2, 9),
+        accept_new_config=True,
+    )
     assert train(config, copy).step == 8
+    assert "optimizer.warmup_steps=9 is more than steps=8" in caplog.text
     assert losses(copy)[-1][0] == 8
 
 

@@ -144,9 +144,7 @@ class CausalAttention(Mixer):
         config, d, heads = self.config, self.d_model, self.n_heads
         shared, width = self._kv_heads, self.head_width
         if width % 2:
-            raise InputError(
-                f"heads have {width} channels; needs an even number"
-            )
+            raise InputError(f"2 * n_heads={2 * heads} must divide d_model={d}")
         if heads % shared:
             raise InputError(f"kv_heads={shared} must divide n_heads={heads}")
 
