@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nl_jax.layers import ContinuumMemory
+from nl_jax.layers.mixing import Declare
 from nl_jax.layers.norms import declare_norm, normalize
 from nl_jax.models.model_config import ModelConfig
 from nl_jax.nested import LevelRow
@@ -19,17 +20,12 @@ class Block(nn.Module):
         """Declares the norm, the mixer and the continuum memory."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        self.norm = declare_norm(
-            self._declare, config.norm, "norm", config.d_model
-        )
+        declare = Declare(self)
+        self.norm = declare_norm(declare, config.norm, "norm", config.d_model)
         self.mixer = config.choices.build(config.d_model, config.n_heads, dtype)
         self.cms = ContinuumMemory(
             config.cms, config.d_model, dtype, config.norm
         )
-
-    def _declare(self, name, init, shape, axes):
-        init = nn.with_logical_partitioning(init, axes)
-        return self.param(name, init, shape, jnp.float32)
 
     def initial_state(self, batch_size):
         """Returns the mixer's state before the first token."""
