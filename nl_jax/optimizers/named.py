@@ -122,7 +122,9 @@ NAMED: dict[str, NamedOptimizer] = {
     "deep_momentum": NamedOptimizer(
         partial(scale_by_deep_momentum, expansion=1), sees="rows"
     ),
-    "feature_momentum": NamedOptimizer(scale_by_feature_momentum, _RETENTION),
+    "feature_momentum": NamedOptimizer(
+        scale_by_feature_momentum, _RETENTION, "rows"
+    ),
     "nonlinear_output": NamedOptimizer(
         scale_by_nonlinear_output,
         _RETENTION,
@@ -137,7 +139,7 @@ NAMED: dict[str, NamedOptimizer] = {
         orthogonal=True,
         others="adamw",
     ),
-    "adagrad_memory": NamedOptimizer(scale_by_adagrad_memory),
+    "adagrad_memory": NamedOptimizer(scale_by_adagrad_memory, sees="matrices"),
     "learned_preconditioner": NamedOptimizer(
         scale_by_learned_preconditioner, sees="matrices", orthogonal=True
     ),
