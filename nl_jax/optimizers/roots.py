@@ -7,6 +7,8 @@ solves in a scan have deadlocked on CPUs.
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.newton_schulz import safe_norm
+
 _STEPS = 30
 """Enough for condition numbers up to ``1e8``."""
 
@@ -29,7 +31,7 @@ def inverse_root(h, eps):
     """
     identity = jnp.eye(h.shape[-1], dtype=h.dtype)
     h = h + eps * identity
-    size = jnp.sqrt(jnp.sum(jnp.square(h), (-2, -1), keepdims=True))
+    size = safe_norm(h, (-2, -1))
 
     def step(_, roots):
         y, z = roots
