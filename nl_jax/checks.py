@@ -20,15 +20,40 @@ T = TypeVar("T")
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raises ``InputError`` unless ``value`` is an integer >= ``least``.
 
+    An array, as ``optax.inject_hyperparams`` makes of every number, is none.
+
     Example:
         >>> check_count("period", 0)
         Traceback (most recent call last):
         ...
         nl_jax.errors.InputError: period=0 must be an integer >= 1
     """
+    if isinstance(value, jax.Array):
+        raise InputError(
+            f"{name} is an array, but it must be static: "
+            f"optax.inject_hyperparams(..., static_args={name!r})"
+        )
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < least:
         raise InputError(f"{name}={value!r} must be an integer >= {least}")
+
+
+def default_count(
+    name: str, value: Any, default: int, *, least: int = 1
+) -> int:
+    """Returns ``value`` after :func:`check_count`, or the default of ``None``.
+
+    Signatures of optimizers have ``None`` for integers that must be static,
+    because ``optax.inject_hyperparams`` makes arrays of all other defaults.
+
+    Example:
+        >>> default_count("period", None, 8)
+        8
+    """
+    if value is None:
+        return default
+    check_count(name, value, least)
+    return value
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
@@ -99,17 +124,23 @@ def leaf_name(path: tuple) -> str:
 
 
 def check_real(tree: Any) -> None:
-    """Raises ``ValueError`` unless all leaves are of real numbers.
+    """Raises ``InputError`` unless all leaves are of real numbers.
 
     Example:
         >>> check_real({"ids": jnp.arange(2)})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        ValueError: ['ids'] has dtype int32, which no gradient moves; ...
+        nl_jax.errors.InputError: ['ids'] has dtype int32, which no ...
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            reason = (
+                "of which only the parts are supported; wrap the optimizer in "
+                "optax.contrib.split_real_and_imaginary"
+            )
+        else:
+            reason = "which no gradient moves; leave it out with optax.masked"
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(
-                f"{leaf_name(path)} has dtype {leaf.dtype}, which no gradient "
-                "moves; leave it out with optax.masked"
+            raise InputError(
+                f"{leaf_name(path)} has dtype {leaf.dtype}, {reason}"
             )

@@ -51,7 +51,7 @@ OPTIMIZERS = {
     ),
     "adamw": lambda: optax.adamw(1e-3),
     "momentum": lambda: nl.preconditioned_momentum(1e-3),
-    "delta momentum": lambda: nl.delta_momentum(1e-3, 0.1, normalize=True),
+    "delta momentum": lambda: nl.delta_momentum(1e-3, rho=0.1, normalize=True),
     "deep momentum": lambda: nl.deep_momentum(1e-3, expansion=1),
 }
 _SETTINGS = {

@@ -4,13 +4,13 @@ r"""Update frequency as a gradient transformation (arXiv 2512.24695, eq. 71).
    \text{ every } C \text{ steps, else } \theta_t
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 
 from nl_jax.checks import check_choice, check_count, check_real
-from nl_jax.nested.level import Level, LevelState, fresh_level
+from nl_jax.nested.level import Level, LevelState, fresh_level, keep_dtypes
 
 
 class EveryState(NamedTuple):
@@ -31,6 +31,7 @@ def every(
     transformation: optax.GradientTransformation,
     *,
     reduce: Literal["sum", "mean"] = "sum",
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gathers gradients and applies a transformation every ``period`` calls.
 
@@ -42,11 +43,14 @@ def every(
     Args:
         period: calls between two updates, at least 1.
         transformation: what receives the gathered gradients.
-        reduce: hand on their ``"sum"`` (eq. 71) or ``"mean"``.
+        reduce: hand on their ``"sum"`` (eq. 71) or ``"mean"``, in the dtype of
+            the gradients.
+        state_dtype: dtype in which they are gathered, for instance
+            ``"bfloat16"``; ``None`` is the parameters', at least float32.
 
     Raises:
         ValueError: if ``period`` or ``reduce`` is not as described; and at
-            ``init`` for integers, naming the leaf.
+            ``init`` for a leaf that is not of real numbers, naming it.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -66,11 +70,15 @@ def every(
 
     def step(state, updates, params, extra):
         gathered = jax.tree.map(lambda g: g / divisor, state.gathered)
+        gathered = optax.tree.cast_like(gathered, updates)
         out, after = inner.update(gathered, state.inner, params, **extra)
-        return optax.tree.cast_like(out, updates), after
+        return (
+            optax.tree.cast_like(out, updates),
+            keep_dtypes(after, state.inner),
+        )
 
     def start(params):
-        return fresh_level(optax.tree.zeros_like(params), inner.init(params))
+        return fresh_level(params, inner.init(params), state_dtype=state_dtype)
 
     level = Level(start, step, period)
 

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.checks import check_count
+from nl_jax.errors import InputError
 
 LevelObjective = Callable[[Any, Mapping[str, Any], Any], jax.Array]
 Tree = TypeVar("Tree")
@@ -44,9 +45,60 @@ class LevelState(NamedTuple):
     """Ticks since its last step, an int32 scalar or ``[B]``, one per row."""
 
 
-def fresh_level(params: Any, inner: Any = ()) -> LevelState:
-    """Returns the state of a level before its first tick."""
-    zeros = jax.tree.map(jnp.zeros_like, params)
+def state_zeros(tree: Tree, dtype: Any = None) -> Tree:
+    """Returns zeros for a state that is like ``tree``.
+
+    Args:
+        tree: arrays, or their shapes and dtypes.
+        dtype: dtype of the zeros. ``None`` is that of each leaf, but at least
+            float32: a sum in bfloat16 stops growing at 256 times its terms.
+
+    Raises:
+        InputError: if ``dtype`` is no dtype of real numbers.
+
+    Example:
+        >>> state_zeros(jnp.ones(1, jnp.bfloat16)).dtype
+        dtype('float32')
+    """
+    try:
+        real = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        real = False
+    if not real:
+        raise InputError(
+            f"state_dtype={dtype!r} must be a dtype of real numbers, such as "
+            "'float32' or 'bfloat16'"
+        )
+
+    def zeros(leaf):
+        own = leaf.dtype
+        if dtype is not None:
+            own = jnp.dtype(dtype)
+        elif jnp.issubdtype(own, jnp.floating):
+            own = jnp.promote_types(own, jnp.float32)
+        return jnp.zeros_like(leaf, own)
+
+    return jax.tree.map(zeros, tree)
+
+
+def keep_dtypes(new: Tree, old: Any) -> Tree:
+    """Returns ``new`` with the dtypes of ``old``, a state before it."""
+    return jax.tree.map(
+        lambda a, b: a if a.dtype == b.dtype else a.astype(b.dtype), new, old
+    )
+
+
+def fresh_level(
+    params: Any, inner: Any = (), *, state_dtype: Any = None
+) -> LevelState:
+    """Returns the state of a level before its first tick.
+
+    Args:
+        params: its parameters.
+        inner: state of its rule.
+        state_dtype: dtype of what it gathers, see :func:`state_zeros`.
+    """
+    zeros = state_zeros(params, state_dtype)
     return LevelState(params, zeros, inner, jnp.zeros((), jnp.int32))
 
 
@@ -181,9 +233,8 @@ def gradient_level(
 
     def step(state, others, context):
         del others, context
-        updates, inner = optimizer.update(
-            state.gathered, state.inner, state.params
-        )
+        gathered = optax.tree.cast_like(state.gathered, state.params)
+        updates, inner = optimizer.update(gathered, state.inner, state.params)
         return optax.apply_updates(state.params, updates), inner
 
     return Level(init, step, period, gather, "optax, on the gradient")

@@ -20,9 +20,10 @@ import optax
 
 from nl_jax.checks import check_choice, check_real
 from nl_jax.nested.describe import LevelRow
+from nl_jax.nested.level import keep_dtypes, state_zeros
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import as_matrices, resolve_dimensions
-from nl_jax.optimizers.rate import with_rate
+from nl_jax.optimizers.rate import scale_by_rate
 from nl_jax.optimizers.roots import inverse_root
 from nl_jax.optimizers.sharding import keep_shardings
 
@@ -48,6 +49,8 @@ def scale_by_adam_memory(
     b1: float | jax.Array = 0.9,
     b2: float | jax.Array = 0.999,
     eps: float | jax.Array = 1e-8,
+    *,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescales gradients as Adam does, by the regression that Adam solves.
 
@@ -60,6 +63,8 @@ def scale_by_adam_memory(
         b1: decay rate of the average of gradients.
         b2: decay rate of the average of their squares.
         eps: :math:`\epsilon`, the regularisation in units of :math:`P`.
+        state_dtype: dtype of the state, for instance ``"bfloat16"``; ``None``
+            is the parameters', at least float32.
 
     Example:
         >>> import jax.numpy as jnp
@@ -73,16 +78,21 @@ def scale_by_adam_memory(
         check_real(params)
         return ScaleByAdamMemoryState(
             jnp.zeros((), jnp.int32),
-            optax.tree.zeros_like(params),
-            optax.tree.zeros_like(params),
+            state_zeros(params, state_dtype),
+            state_zeros(params, state_dtype),
         )
 
     def update(updates, state, params=None, **extra):
         del params, extra
         count = optax.safe_increment(state.count)
         own = optax.tree.cast_like(updates, state.keys_to_values)
-        numerator = optax.tree.update_moment(own, state.keys_to_values, b1, 1)
-        denominator = optax.tree.update_moment(own, state.keys_to_keys, b2, 2)
+        numerator, denominator = (
+            keep_dtypes(optax.tree.update_moment(own, old, decay, order), old)
+            for old, decay, order in (
+                (state.keys_to_values, b1, 1),
+                (state.keys_to_keys, b2, 2),
+            )
+        )
 
         def solve(m, h, g):
             value = jnp.sqrt(h)
@@ -100,7 +110,19 @@ def scale_by_adam_memory(
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
-adam_memory = with_rate(scale_by_adam_memory)
+def adam_memory(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_adam_memory` and a learning rate."""
+    return optax.chain(
+        scale_by_adam_memory(b1, b2, eps, state_dtype=state_dtype),
+        scale_by_rate(learning_rate),
+    )
 
 
 class ScaleByAdaGradMemoryState(NamedTuple):
@@ -124,6 +146,7 @@ def scale_by_adagrad_memory(
     initial: float | jax.Array = 0.1,
     eps: float | jax.Array = 1e-7,
     dimension_numbers: Any = None,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescales gradients as AdaGrad with momentum does.
 
@@ -142,6 +165,8 @@ def scale_by_adagrad_memory(
         initial: initial value of the diagonal of ``H``.
         eps: added to the diagonal of ``H`` before the root is taken.
         dimension_numbers: which leaves are matrices, see :func:`scale_by_m3`.
+        state_dtype: dtype of the state, for instance ``"bfloat16"``; ``None``
+            is the parameters', at least float32.
 
     Raises:
         ValueError: for an unknown ``form``, or at ``init`` for a leaf of
@@ -163,19 +188,19 @@ def scale_by_adagrad_memory(
 
     def init(params):
         check_real(params)
-        leaves, treedef = jax.tree.flatten(params)
+        zeros = state_zeros(params, state_dtype)
+        leaves, treedef = jax.tree.flatten(zeros)
 
         def initial_keys(leaf, dims):
             if dims is None:
                 return jnp.full(leaf.shape, initial, leaf.dtype)
             view = jax.eval_shape(lambda x: as_matrices(x, dims)[0], leaf)
             b, m, _ = view.shape
-            return jnp.broadcast_to(
-                initial * jnp.eye(m, dtype=leaf.dtype), (b, m, m)
-            )
+            diagonal = (initial * jnp.eye(m)).astype(leaf.dtype)
+            return jnp.broadcast_to(diagonal, (b, m, m))
 
         return ScaleByAdaGradMemoryState(
-            optax.tree.zeros_like(params),
+            zeros,
             treedef.unflatten(map(initial_keys, leaves, dims_of(params))),
         )
 
@@ -215,4 +240,25 @@ def scale_by_adagrad_memory(
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
-adagrad_memory = with_rate(scale_by_adagrad_memory)
+def adagrad_memory(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    form: Literal["diagonal", "matrix"] = "diagonal",
+    momentum: float | jax.Array = 0.0,
+    initial: float | jax.Array = 0.1,
+    eps: float | jax.Array = 1e-7,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_adagrad_memory` and a learning rate."""
+    return optax.chain(
+        scale_by_adagrad_memory(
+            form,
+            momentum=momentum,
+            initial=initial,
+            eps=eps,
+            dimension_numbers=dimension_numbers,
+            state_dtype=state_dtype,
+        ),
+        scale_by_rate(learning_rate),
+    )

@@ -13,6 +13,8 @@ def continuum(
     transformation: optax.GradientTransformation
     | Mapping[Any, optax.GradientTransformation],
     labels: Any | Callable[[Any], Any],
+    *,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gives each group of parameters its own update period.
 
@@ -21,6 +23,7 @@ def continuum(
         transformation: for all groups, or one for each.
         labels: a tree like the parameters whose leaves name a group, or a
             function from the parameters to it.
+        state_dtype: see :func:`every`.
 
     Raises:
         ValueError: for a period below 1, or a group without a transformation.
@@ -47,5 +50,8 @@ def continuum(
         rules = dict(transformation)
     else:
         rules = dict.fromkeys(periods, transformation)
-    groups = {name: every(p, rules[name]) for name, p in periods.items()}
+    groups = {
+        name: every(period, rules[name], state_dtype=state_dtype)
+        for name, period in periods.items()
+    }
     return optax.with_extra_args_support(optax.partition(groups, labels))

@@ -6,20 +6,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.memory import Objective
+from nl_jax.memory import Architecture, Objective
 from nl_jax.optimizers.memory import scale_by_memory
-from nl_jax.optimizers.rate import with_rate
+from nl_jax.optimizers.rate import scale_by_rate
 from pallas_kernels.newton_schulz import safe_norm
 
 
 def scale_by_deep_momentum(
-    architecture: str = "mlp",
+    architecture: str | Architecture = "mlp",
     objective: str | Objective = "l2",
     inner: optax.GradientTransformation | None = None,
     retention: float | jax.Array = 0.99,
     *,
     gain: float | jax.Array = 10.0,
-    **options: Any,
+    period: int | None = None,
+    dimension_numbers: Any = None,
+    expansion: int | None = None,
+    max_width: int | None = None,
+    seed: int | None = None,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum whose memory is an MLP (DMGD, eq. 50).
 
@@ -42,7 +47,12 @@ def scale_by_deep_momentum(
         inner: optimizer of the memory; ``None`` is ``optax.sgd(0.1)``.
         retention: :math:`\alpha`, the memory's retention.
         gain: :math:`c`, the largest amplification, above 1.
-        **options: options of :func:`scale_by_memory`.
+        period: see :func:`scale_by_memory`.
+        dimension_numbers: see :func:`scale_by_memory`.
+        expansion: see :func:`scale_by_memory`.
+        max_width: see :func:`scale_by_memory`.
+        seed: see :func:`scale_by_memory`.
+        state_dtype: see :func:`scale_by_memory`.
 
     Raises:
         ValueError: at ``init`` for a leaf with more than ``max_width``
@@ -61,7 +71,13 @@ def scale_by_deep_momentum(
         objective,
         optax.sgd(0.1) if inner is None else inner,
         retention=retention,
-        **{"value": lambda u: gain * u} | options,
+        value=lambda u: gain * u,
+        period=period,
+        dimension_numbers=dimension_numbers,
+        expansion=expansion,
+        max_width=max_width,
+        seed=seed,
+        state_dtype=state_dtype,
     )
 
     def update(updates, state, params=None, **extra):
@@ -73,7 +89,38 @@ def scale_by_deep_momentum(
     return optax.GradientTransformationExtraArgs(memory.init, update)
 
 
-deep_momentum = with_rate(scale_by_deep_momentum)
+def deep_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    architecture: str | Architecture = "mlp",
+    objective: str | Objective = "l2",
+    inner: optax.GradientTransformation | None = None,
+    retention: float | jax.Array = 0.99,
+    gain: float | jax.Array = 10.0,
+    period: int | None = None,
+    dimension_numbers: Any = None,
+    expansion: int | None = None,
+    max_width: int | None = None,
+    seed: int | None = None,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_deep_momentum` and a learning rate."""
+    return optax.chain(
+        scale_by_deep_momentum(
+            architecture,
+            objective,
+            inner,
+            retention,
+            gain=gain,
+            period=period,
+            dimension_numbers=dimension_numbers,
+            expansion=expansion,
+            max_width=max_width,
+            seed=seed,
+            state_dtype=state_dtype,
+        ),
+        scale_by_rate(learning_rate),
+    )
 
 
 def _root_mean_square(g):

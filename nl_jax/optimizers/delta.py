@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.checks import NO_PARAMS, check_choice, check_real, leaf_name
-from nl_jax.optimizers.rate import Rate
+from nl_jax.optimizers.rate import check_rate
 from nl_jax.optimizers.sharding import keep_shardings
 
 
@@ -88,7 +88,9 @@ def with_layer_inputs(apply: Callable, params: Any) -> Callable:
 
 
 def delta_gradient_descent(
-    learning_rate: Rate, *, reduction: Literal["mean", "sum"] = "mean"
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Delta gradient descent (DGD).
 
@@ -119,6 +121,7 @@ def delta_gradient_descent(
         >>> updates["kernel"].tolist()  # decays by half along the input
         [[-1.0]]
     """
+    check_rate(learning_rate)
     check_choice("reduction", reduction, ("mean", "sum"))
 
     def init(params):

@@ -36,16 +36,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.checks import check_choice, check_count, check_real
+from nl_jax.checks import check_choice, check_real, default_count
 from nl_jax.nested.describe import LevelRow
-from nl_jax.nested.level import Level, LevelState, fresh_level
+from nl_jax.nested.level import Level, LevelState, fresh_level, state_zeros
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     as_matrices,
     orthogonalize,
     resolve_dimensions,
 )
-from nl_jax.optimizers.rate import Rate
+from nl_jax.optimizers.rate import scale_by_rate
 from nl_jax.optimizers.sharding import keep_shardings
 
 
@@ -83,7 +83,7 @@ def scale_by_m3(
     b2: float | jax.Array = 0.999,
     b3: float | jax.Array = 0.9,
     slow_weight: float | jax.Array = 0.5,
-    period: int = 8,
+    period: int | None = None,
     *,
     accumulation: Literal["ema", "sum"] = "ema",
     second_moment: Literal["relative", "absolute"] = "relative",
@@ -91,8 +91,9 @@ def scale_by_m3(
     eps: float | jax.Array = 1e-8,
     dimension_numbers: Any = None,
     together: bool = True,
-    steps: int = 5,
+    steps: int | None = None,
     coefficients: Any = "quintic",
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales gradients as M3 does.
 
@@ -101,7 +102,8 @@ def scale_by_m3(
         b2: decay rate of the second moment.
         b3: decay rate of the slow momentum, per ``period``.
         slow_weight: ``a``, weight of the slow momentum.
-        period: ``f``, steps between two updates of the slow momentum.
+        period: ``f``, steps between two updates of the slow momentum; ``None``
+            is 8.
         accumulation: ``"ema"``, or ``"sum"`` as printed in Alg. 1.
         second_moment: divisor of matrices, ``"relative"`` or ``"absolute"``.
         damping: ``d`` of the relative divisor, in [0, 1].
@@ -112,8 +114,10 @@ def scale_by_m3(
             leaves matrices.
         together: whether to orthogonalise leaves of equal shapes in one call;
             ``False`` suits leaves with different shardings.
-        steps: number of Newton-Schulz iterations.
+        steps: number of Newton-Schulz iterations; ``None`` is 5.
         coefficients: coefficients of Newton-Schulz.
+        state_dtype: dtype of the state, for instance ``"bfloat16"``; ``None``
+            is the parameters', at least float32.
 
     Raises:
         ValueError: for a period below 1 or an unknown ``accumulation`` or
@@ -132,13 +136,15 @@ def scale_by_m3(
         >>> updates["w"].shape
         (2, 3)
     """
-    check_count("period", period)
+    period = default_count("period", period, 8)
+    steps = default_count("steps", steps, 5)
     check_choice("accumulation", accumulation, ("ema", "sum"))
     check_choice("second_moment", second_moment, ("relative", "absolute"))
     ema = accumulation == "ema"
 
     def init(params):
         check_real(params)
+        params = state_zeros(params, state_dtype)
         fast, second = (optax.tree.zeros_like(params) for _ in range(2))
         slow, gathered, said, count = slow_level.init(params)
         facts = MemoryFacts(
@@ -231,19 +237,28 @@ def scale_by_m3(
 
 
 def m3(
-    learning_rate: Rate,
+    learning_rate: optax.ScalarOrSchedule,
     *,
     weight_decay: float | jax.Array = 0.0,
     mask: Any = None,
-    **options: Any,
+    b1: float | jax.Array = 0.95,
+    b2: float | jax.Array = 0.999,
+    b3: float | jax.Array = 0.9,
+    slow_weight: float | jax.Array = 0.5,
+    period: int | None = None,
+    accumulation: Literal["ema", "sum"] = "ema",
+    second_moment: Literal["relative", "absolute"] = "relative",
+    damping: float | jax.Array = 0.1,
+    eps: float | jax.Array = 1e-8,
+    dimension_numbers: Any = None,
+    together: bool = True,
+    steps: int | None = None,
+    coefficients: Any = "quintic",
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_m3` with decoupled weight decay and a learning rate.
 
-    Args:
-        learning_rate: a number or a schedule.
-        weight_decay: strength of the weight decay, as in AdamW.
-        mask: mask of the weight decay, see ``optax.add_decayed_weights``.
-        **options: options of :func:`scale_by_m3`.
+    ``weight_decay`` and ``mask`` are those of ``optax.add_decayed_weights``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -254,7 +269,22 @@ def m3(
         True
     """
     return optax.chain(
-        scale_by_m3(**options),
+        scale_by_m3(
+            b1,
+            b2,
+            b3,
+            slow_weight,
+            period,
+            accumulation=accumulation,
+            second_moment=second_moment,
+            damping=damping,
+            eps=eps,
+            dimension_numbers=dimension_numbers,
+            together=together,
+            steps=steps,
+            coefficients=coefficients,
+            state_dtype=state_dtype,
+        ),
         optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_rate(learning_rate),
     )

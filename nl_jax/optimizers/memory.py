@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.checks import check_count, check_real, choose, leaf_name
+from nl_jax.checks import check_real, choose, default_count, leaf_name
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, Architecture, Objective
 from nl_jax.nested.describe import LevelRow
-from nl_jax.nested.level import Level, LevelState, add_up
+from nl_jax.nested.level import Level, LevelState, add_up, state_zeros
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     MatrixFunction,
@@ -69,11 +69,12 @@ def scale_by_memory(
     value: MatrixFunction | jax.Array | None = None,
     feature_map: MatrixFunction | None = None,
     output: MatrixFunction | None = None,
-    period: int = 1,
+    period: int | None = None,
     dimension_numbers: Any = None,
-    expansion: int = 4,
-    max_width: int = 8192,
-    seed: int = 0,
+    expansion: int | None = None,
+    max_width: int | None = None,
+    seed: int | None = None,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces gradients by the output of an associative memory of them.
 
@@ -96,14 +97,20 @@ def scale_by_memory(
         feature_map: :math:`\phi`, from matrices ``[b, m, n]`` to the same
             shape.
         output: :math:`\sigma`, from matrices of the update to the same shape.
-        period: number of steps between writes, over which gradients are summed.
+        period: number of steps between writes, over which gradients are summed;
+            ``None`` is 1.
         dimension_numbers: tree of ``optax.contrib.MuonDimensionNumbers``, a
             prefix of one, or a function from the parameters to it. By default
             the last two axes form the matrix, and earlier ones are batch axes;
             a vector is a column.
-        expansion: hidden width of an MLP memory as a multiple of ``n``.
-        max_width: largest ``n`` that a memory that is not linear may have.
-        seed: seed of the initial weights of memories that are not linear.
+        expansion: hidden width of an MLP memory as a multiple of ``n``;
+            ``None`` is 4.
+        max_width: largest ``n`` that a memory that is not linear may have;
+            ``None`` is 8192.
+        seed: seed of the initial weights of memories that are not linear;
+            ``None`` is 0.
+        state_dtype: dtype of the state, for instance ``"bfloat16"``; ``None``
+            is the parameters', at least float32.
 
     Raises:
         ValueError: if a name is unknown or ``period`` is below 1; at ``init``,
@@ -118,7 +125,10 @@ def scale_by_memory(
         >>> updates.tolist()
         [1.5, 1.0]
     """
-    check_count("period", period)
+    period = default_count("period", period, 1)
+    expansion = default_count("expansion", expansion, 4)
+    max_width = default_count("max_width", max_width, 8192)
+    seed = default_count("seed", seed, 0, least=0)
     function = choose("architecture", architecture, ARCHITECTURES)
     goal = choose("objective", objective, OBJECTIVES)
     rule = "gradient descent, decay" if inner is None else "optax rule, decay"
@@ -167,6 +177,7 @@ def scale_by_memory(
 
     def init(params):
         check_real(params)
+        params = state_zeros(params, state_dtype)
         (memory, output), gathered, inner_state, count = start(params)
         return ScaleByMemoryState(
             count, memory, inner_state, gathered, output, facts

@@ -11,17 +11,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax.checks import choose
 from nl_jax.memory import Objective
 from nl_jax.optimizers.matrices import MatrixFunction
 from nl_jax.optimizers.memory import scale_by_memory
-from nl_jax.optimizers.rate import with_rate
-from pallas_kernels.newton_schulz import safe_norm
+from nl_jax.optimizers.rate import scale_by_rate
+from pallas_kernels.newton_schulz import newton_schulz, safe_norm
+
+MATRIX_FUNCTIONS: dict[str, MatrixFunction] = {
+    "sign": jnp.sign,
+    "tanh": jnp.tanh,
+    "arcsinh": jnp.arcsinh,
+    "newton_schulz": newton_schulz,
+}
+"""Feature maps and outputs by name, to which users may add their own."""
 
 
 def scale_by_preconditioned_momentum(
     preconditioner: jax.Array | MatrixFunction | None = None,
     retention: float | jax.Array = 0.9,
-    **options: Any,
+    *,
+    period: int | None = None,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum of preconditioned gradients (eq. 46-47).
 
@@ -34,7 +46,9 @@ def scale_by_preconditioned_momentum(
             function from the gradient's matrices ``[b, m, n]`` to
             ``[b, m, m]``.
         retention: :math:`\alpha`, the decay rate of the momentum.
-        **options: options of :func:`scale_by_memory`.
+        period: see :func:`scale_by_memory`.
+        dimension_numbers: see :func:`scale_by_memory`.
+        state_dtype: see :func:`scale_by_memory`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,10 +59,35 @@ def scale_by_preconditioned_momentum(
         >>> updates.tolist()
         [2.0, 2.0]
     """
-    return scale_by_memory(value=preconditioner, retention=retention, **options)
+    return scale_by_memory(
+        value=preconditioner,
+        retention=retention,
+        period=period,
+        dimension_numbers=dimension_numbers,
+        state_dtype=state_dtype,
+    )
 
 
-preconditioned_momentum = with_rate(scale_by_preconditioned_momentum)
+def preconditioned_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    preconditioner: jax.Array | MatrixFunction | None = None,
+    retention: float | jax.Array = 0.9,
+    period: int | None = None,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_preconditioned_momentum` and a learning rate."""
+    return optax.chain(
+        scale_by_preconditioned_momentum(
+            preconditioner,
+            retention,
+            period=period,
+            dimension_numbers=dimension_numbers,
+            state_dtype=state_dtype,
+        ),
+        scale_by_rate(learning_rate),
+    )
 
 
 def delta_objective(ratio: float | jax.Array) -> Objective:
@@ -69,7 +108,10 @@ def scale_by_delta_momentum(
     retention: float | jax.Array = 0.9,
     *,
     normalize: bool = False,
-    **options: Any,
+    preconditioner: jax.Array | MatrixFunction | None = None,
+    period: int | None = None,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum that decays along the directions of new gradients (eq. 48-49).
 
@@ -84,7 +126,10 @@ def scale_by_delta_momentum(
         retention: :math:`\alpha`, the decay rate of the momentum.
         normalize: whether to divide :math:`g^\top g` by
             :math:`\max(1, \|g\|^2)`, which prevents divergence.
-        **options: options of :func:`scale_by_memory`.
+        preconditioner: ``P``, see :func:`scale_by_preconditioned_momentum`.
+        period: see :func:`scale_by_memory`.
+        dimension_numbers: see :func:`scale_by_memory`.
+        state_dtype: see :func:`scale_by_memory`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -95,48 +140,112 @@ def scale_by_delta_momentum(
         >>> updates.tolist()  # 1 (1 - 0.5) + 1
         [1.5, 0.0]
     """
-    keys = {}
-    if normalize:
-        keys = {"feature_map": lambda g: g / _length(g), "value": _length}
+
+    def value(g):  # Takes the length out of the keys, but not of P g.
+        if preconditioner is None:
+            return _length(g)
+        made = preconditioner(g) if callable(preconditioner) else preconditioner
+        return _length(g) * made
+
     return scale_by_memory(
         "linear",
         delta_objective(rho),
         retention=retention,
-        **keys | options,
+        feature_map=(lambda g: g / _length(g)) if normalize else None,
+        value=value if normalize else preconditioner,
+        period=period,
+        dimension_numbers=dimension_numbers,
+        state_dtype=state_dtype,
     )
 
 
-delta_momentum = with_rate(scale_by_delta_momentum)
+def delta_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    rho: float | jax.Array = 1.0,
+    retention: float | jax.Array = 0.9,
+    normalize: bool = False,
+    preconditioner: jax.Array | MatrixFunction | None = None,
+    period: int | None = None,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_delta_momentum` and a learning rate."""
+    return optax.chain(
+        scale_by_delta_momentum(
+            rho,
+            retention,
+            normalize=normalize,
+            preconditioner=preconditioner,
+            period=period,
+            dimension_numbers=dimension_numbers,
+            state_dtype=state_dtype,
+        ),
+        scale_by_rate(learning_rate),
+    )
 
 
 def scale_by_feature_momentum(
-    feature_map: MatrixFunction,
+    feature_map: str | MatrixFunction = "sign",
     retention: float | jax.Array = 0.9,
-    **options: Any,
+    *,
+    preconditioner: jax.Array | MatrixFunction | None = None,
+    period: int | None = None,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum of features of gradients (eq. 51).
 
     .. math:: m \leftarrow \alpha m + P \phi(g)
 
     Args:
-        feature_map: :math:`\phi`, from matrices ``[b, m, n]`` to the same
-            shape.
+        feature_map: :math:`\phi`, a name in ``MATRIX_FUNCTIONS``, or a function
+            from matrices ``[b, m, n]`` to the same shape.
         retention: :math:`\alpha`, the decay rate of the momentum.
-        **options: options of :func:`scale_by_memory`.
+        preconditioner: ``P``, see :func:`scale_by_preconditioned_momentum`.
+        period: see :func:`scale_by_memory`.
+        dimension_numbers: see :func:`scale_by_memory`.
+        state_dtype: see :func:`scale_by_memory`.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> tx = scale_by_feature_momentum(jnp.sign)
+        >>> tx = scale_by_feature_momentum("sign")
         >>> g = jnp.array([3.0, -0.1])
         >>> tx.update(g, tx.init(g))[0].tolist()
         [1.0, -1.0]
     """
     return scale_by_memory(
-        feature_map=feature_map, retention=retention, **options
+        feature_map=choose("feature_map", feature_map, MATRIX_FUNCTIONS),
+        value=preconditioner,
+        retention=retention,
+        period=period,
+        dimension_numbers=dimension_numbers,
+        state_dtype=state_dtype,
     )
 
 
-feature_momentum = with_rate(scale_by_feature_momentum)
+def feature_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    feature_map: str | MatrixFunction = "sign",
+    retention: float | jax.Array = 0.9,
+    preconditioner: jax.Array | MatrixFunction | None = None,
+    period: int | None = None,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_feature_momentum` and a learning rate."""
+    return optax.chain(
+        scale_by_feature_momentum(
+            feature_map,
+            retention,
+            preconditioner=preconditioner,
+            period=period,
+            dimension_numbers=dimension_numbers,
+            state_dtype=state_dtype,
+        ),
+        scale_by_rate(learning_rate),
+    )
 
 
 def _length(g):

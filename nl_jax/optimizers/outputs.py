@@ -10,21 +10,21 @@ from typing import Any
 import jax
 import optax
 
-from nl_jax.checks import check_count, choose
+from nl_jax.checks import choose, default_count
 from nl_jax.optimizers.matrices import MatrixFunction
 from nl_jax.optimizers.memory import scale_by_memory
-from nl_jax.optimizers.rate import with_rate
-from pallas_kernels.newton_schulz import (
-    COEFFICIENTS,
-    divide_by_norm,
-    newton_schulz,
-)
+from nl_jax.optimizers.momentum import MATRIX_FUNCTIONS
+from nl_jax.optimizers.rate import scale_by_rate
+from pallas_kernels.newton_schulz import COEFFICIENTS, divide_by_norm
 
 
 def scale_by_nonlinear_output(
-    output: MatrixFunction = newton_schulz,
+    output: str | MatrixFunction = "newton_schulz",
     retention: float | jax.Array = 0.95,
-    **options: Any,
+    *,
+    period: int | None = None,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum with a non-linear output, :math:`\sigma(m)` (eq. 52).
 
@@ -32,31 +32,61 @@ def scale_by_nonlinear_output(
     vector is then divided by its norm.
 
     Args:
-        output: :math:`\sigma`, from matrices ``[b, m, n]`` to the same shape.
+        output: :math:`\sigma`, a name in ``MATRIX_FUNCTIONS``, or a function
+            from matrices ``[b, m, n]`` to the same shape.
         retention: :math:`\alpha`, the decay rate of the momentum.
-        **options: options of :func:`scale_by_memory`.
+        period: see :func:`scale_by_memory`.
+        dimension_numbers: see :func:`scale_by_memory`.
+        state_dtype: see :func:`scale_by_memory`.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> tx = scale_by_nonlinear_output(jnp.tanh)
+        >>> tx = scale_by_nonlinear_output("tanh")
         >>> g = jnp.array([100.0, 0.0])
         >>> tx.update(g, tx.init(g))[0].tolist()
         [1.0, 0.0]
     """
-    return scale_by_memory(output=output, retention=retention, **options)
+    return scale_by_memory(
+        output=choose("output", output, MATRIX_FUNCTIONS),
+        retention=retention,
+        period=period,
+        dimension_numbers=dimension_numbers,
+        state_dtype=state_dtype,
+    )
 
 
-nonlinear_output = with_rate(scale_by_nonlinear_output)
+def nonlinear_output(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    output: str | MatrixFunction = "newton_schulz",
+    retention: float | jax.Array = 0.95,
+    period: int | None = None,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_nonlinear_output` and a learning rate."""
+    return optax.chain(
+        scale_by_nonlinear_output(
+            output,
+            retention,
+            period=period,
+            dimension_numbers=dimension_numbers,
+            state_dtype=state_dtype,
+        ),
+        scale_by_rate(learning_rate),
+    )
 
 
 def scale_by_newton_schulz_memory(
-    zeta: float = 0.25,
-    steps: int = 20,
+    zeta: float | jax.Array = 0.25,
+    steps: int | None = None,
     *,
     potential: str | tuple[float, float, float] = "cubic",
-    attachment: float = 0.0,
+    attachment: float | jax.Array = 0.0,
     retention: float | jax.Array = 0.95,
-    **options: Any,
+    period: int | None = None,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum whose output solves an inner problem (eq. 43-44).
 
@@ -67,7 +97,7 @@ def scale_by_newton_schulz_memory(
 
     Args:
         zeta: :math:`\zeta`, size of the inner steps.
-        steps: number of inner steps.
+        steps: number of inner steps; ``None`` is 20.
         potential: :math:`\Phi`. ``"cubic"`` is
             :math:`\tfrac12\|O^\top O - I\|^2` with :math:`\nabla\Phi =
             2\,O(O^\top O - I)`: at :math:`\zeta = 1/4` a step is the cubic
@@ -78,7 +108,9 @@ def scale_by_newton_schulz_memory(
             ``"quintic"`` are Muon's.
         attachment: :math:`c`, weight of the distance to the momentum.
         retention: decay rate of the momentum.
-        **options: options of :func:`scale_by_memory`.
+        period: see :func:`scale_by_memory`.
+        dimension_numbers: see :func:`scale_by_memory`.
+        state_dtype: see :func:`scale_by_memory`.
 
     Raises:
         ValueError: for ``steps`` below 1 or an unknown potential.
@@ -90,7 +122,7 @@ def scale_by_newton_schulz_memory(
         >>> tx.update(g, tx.init(g))[0].round(3).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    check_count("steps", steps)
+    steps = default_count("steps", steps, 20)
     a, b, c = choose("potential", potential, COEFFICIENTS)
     # The paper's cubic potential is 4 times the one whose unit step is the
     # Newton-Schulz step.
@@ -113,7 +145,38 @@ def scale_by_newton_schulz_memory(
 
         return jax.lax.fori_loop(0, steps, step, m)
 
-    return scale_by_nonlinear_output(output, retention, **options)
+    return scale_by_nonlinear_output(
+        output,
+        retention,
+        period=period,
+        dimension_numbers=dimension_numbers,
+        state_dtype=state_dtype,
+    )
 
 
-newton_schulz_memory = with_rate(scale_by_newton_schulz_memory)
+def newton_schulz_memory(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    zeta: float | jax.Array = 0.25,
+    steps: int | None = None,
+    potential: str | tuple[float, float, float] = "cubic",
+    attachment: float | jax.Array = 0.0,
+    retention: float | jax.Array = 0.95,
+    period: int | None = None,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_newton_schulz_memory` and a learning rate."""
+    return optax.chain(
+        scale_by_newton_schulz_memory(
+            zeta,
+            steps,
+            potential=potential,
+            attachment=attachment,
+            retention=retention,
+            period=period,
+            dimension_numbers=dimension_numbers,
+            state_dtype=state_dtype,
+        ),
+        scale_by_rate(learning_rate),
+    )

@@ -30,13 +30,14 @@ import optax
 from nl_jax.checks import check_real, choose
 from nl_jax.memory import OBJECTIVES, Objective
 from nl_jax.nested.describe import LevelRow
+from nl_jax.nested.level import state_zeros
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     MatrixFunction,
     as_matrices,
     resolve_dimensions,
 )
-from nl_jax.optimizers.rate import with_rate
+from nl_jax.optimizers.rate import scale_by_rate
 from nl_jax.optimizers.roots import inverse_root
 from nl_jax.optimizers.sharding import keep_shardings
 from pallas_kernels.newton_schulz import (
@@ -72,6 +73,7 @@ def scale_by_learned_preconditioner(
     initial: float | jax.Array = 0.0,
     eps: float | jax.Array = 1e-3,
     dimension_numbers: Any = None,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies gradients by the inverse of a learned preconditioner.
 
@@ -91,6 +93,8 @@ def scale_by_learned_preconditioner(
         eps: smallest eigenvalue of ``P`` that is inverted, relative to its
             norm.
         dimension_numbers: which leaves are matrices, see :func:`scale_by_m3`.
+        state_dtype: dtype of the state, for instance ``"bfloat16"``; ``None``
+            is the parameters', at least float32.
 
     Raises:
         ValueError: for an unknown ``objective``, or at ``init`` for a leaf of
@@ -105,18 +109,18 @@ def scale_by_learned_preconditioner(
     """
     loss = choose("objective", objective, OBJECTIVES)
     facts = MemoryFacts("symmetric matrix", loss.name, "gradient descent")
-    mean = loss.curvature if isinstance(initial, float) and not initial else 0
+    mean = loss.curvature
 
     def init(params):
         check_real(params)
-        leaves, treedef = jax.tree.flatten(params)
+        leaves, treedef = jax.tree.flatten(state_zeros(params, state_dtype))
 
         def initial_matrix(leaf, dims):
             if dims is None:
                 return jnp.full(leaf.shape, initial, leaf.dtype)
             b, m, _ = jax.eval_shape(lambda x: _short(x, dims)[0], leaf).shape
-            identity = jnp.eye(m, dtype=leaf.dtype)
-            return jnp.broadcast_to(initial * identity, (b, m, m))
+            diagonal = (initial * jnp.eye(m)).astype(leaf.dtype)
+            return jnp.broadcast_to(diagonal, (b, m, m))
 
         dims = resolve_dimensions(dimension_numbers, params) if leaves else []
         return ScaleByLearnedPreconditionerState(
@@ -143,7 +147,9 @@ def scale_by_learned_preconditioner(
     def update(updates, state, params=None, **extra):
         del params, extra
         count = optax.safe_increment(state.count)
-        correction = 1 - (1 - zeta * mean) ** count if mean else 1.0
+        # Only an average that started at 0 is too small.
+        taken = 1 - (1 - zeta * mean) ** count if mean else 1.0
+        correction = jnp.where(jnp.equal(initial, 0), taken, 1.0)
         leaves, treedef = jax.tree.flatten(updates)
         matrices = treedef.flatten_up_to(state.preconditioner)
         dims = resolve_dimensions(dimension_numbers, updates)
@@ -169,7 +175,30 @@ def scale_by_learned_preconditioner(
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
-learned_preconditioner = with_rate(scale_by_learned_preconditioner)
+def learned_preconditioner(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    zeta: float | jax.Array = 0.05,
+    objective: str | Objective = "l2",
+    target: MatrixFunction | None = None,
+    initial: float | jax.Array = 0.0,
+    eps: float | jax.Array = 1e-3,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_learned_preconditioner` and a learning rate."""
+    return optax.chain(
+        scale_by_learned_preconditioner(
+            zeta,
+            objective,
+            target,
+            initial=initial,
+            eps=eps,
+            dimension_numbers=dimension_numbers,
+            state_dtype=state_dtype,
+        ),
+        scale_by_rate(learning_rate),
+    )
 
 
 def _short(leaf, dims):

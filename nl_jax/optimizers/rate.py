@@ -1,52 +1,43 @@
-"""Learning rates, and optimizers made by adding one to a transformation."""
+"""The learning rate at the end of an optimizer."""
 
-from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec
+import numbers
+from typing import Any
 
 import jax
+import numpy as np
 import optax
 
-Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
-"""A number, or a schedule: a function of the number of steps taken."""
-P = ParamSpec("P")
+from nl_jax.errors import InputError
 
 
-def with_rate(
-    scale_by: Callable[P, optax.GradientTransformation],
-) -> Callable[Concatenate[Rate, P], optax.GradientTransformationExtraArgs]:
-    """Returns the optimizer alias of a ``scale_by_*`` function.
+def scale_by_rate(
+    learning_rate: optax.ScalarOrSchedule,
+) -> optax.GradientTransformation:
+    """``optax.scale_by_learning_rate``, after :func:`check_rate`."""
+    check_rate(learning_rate)
+    return optax.scale_by_learning_rate(learning_rate)
 
-    The alias takes a learning rate, followed by the arguments of ``scale_by``,
-    and is named after it.
+
+def check_rate(learning_rate: Any) -> None:
+    """Raises ``InputError`` unless this is a finite number or a schedule.
+
+    Arrays may hold anything, since their values may be unknown.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> adam = with_rate(optax.scale_by_adam)
-        >>> adam.__name__
-        'adam'
-        >>> tx, g = adam(0.5, b1=0.8), jnp.array([4.0, -4.0])
-        >>> tx.update(g, tx.init(g))[0].round(3).tolist()
-        [-0.5, 0.5]
+        >>> check_rate("0.1")
+        Traceback (most recent call last):
+        ...
+        nl_jax.errors.InputError: learning_rate='0.1' must be a finite number \
+or a schedule
     """
-
-    # A signature without defaults: optax.inject_hyperparams makes arrays of
-    # those that are numbers, periods and step counts included.
-    def alias(
-        learning_rate: Rate, *args: Any, **options: Any
-    ) -> optax.GradientTransformationExtraArgs:
-        return optax.chain(
-            scale_by(*args, **options),
-            optax.scale_by_learning_rate(learning_rate),
+    number = isinstance(learning_rate, numbers.Real)
+    if number and np.isfinite(learning_rate):
+        return
+    arrays = (jax.Array, np.ndarray)
+    if number or not (
+        isinstance(learning_rate, arrays) or callable(learning_rate)
+    ):
+        raise InputError(
+            f"learning_rate={learning_rate!r} must be a finite number or a "
+            "schedule"
         )
-
-    name = scale_by.__name__
-    alias.__name__ = alias.__qualname__ = name.removeprefix("scale_by_")
-    alias.__module__ = scale_by.__module__
-    alias.__doc__ = f"""Chains :func:`{name}` and a learning rate.
-
-    Args:
-        learning_rate: a number or a schedule.
-        *args: positional arguments of :func:`{name}`.
-        **options: keyword arguments of :func:`{name}`.
-    """
-    return alias

@@ -1,5 +1,9 @@
 """Every optimizer by name, each as a function of its learning rate."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -53,6 +57,10 @@ def generalized_gradient_descent(lr):
     return optax.chain(tx, rate)
 
 
+def every(lr):
+    return nl.every(2, optax.adam(lr))
+
+
 def continuum(lr):
     return nl.continuum(
         {"fast": 1, "slow": 2},
@@ -63,28 +71,49 @@ def continuum(lr):
     )
 
 
+class Case(NamedTuple):
+    """A factory as users call it."""
+
+    factory: Callable[..., optax.GradientTransformation]
+    options: Mapping[str, Any] = MappingProxyType({})
+
+    def __call__(self, lr):
+        return self.factory(lr, **self.options)
+
+    def injected(self, lr):
+        static = [
+            name
+            for name, value in self.options.items()
+            if isinstance(value, int) or callable(value)
+        ]
+        factory = optax.inject_hyperparams(self.factory, static_args=static)
+        return factory(lr, **self.options)
+
+
 CASES = {
-    "preconditioned-momentum": lambda lr: nl.preconditioned_momentum(lr),
-    "delta-momentum": lambda lr: nl.delta_momentum(lr, 0.5, normalize=True),
-    "deep-momentum": lambda lr: nl.deep_momentum(lr, expansion=2),
-    "deep-momentum-dot": lambda lr: nl.deep_momentum(
-        lr, "residual", "dot_product", gain=1.0
+    "preconditioned-momentum": Case(nl.preconditioned_momentum),
+    "delta-momentum": Case(nl.delta_momentum, {"rho": 0.5, "normalize": True}),
+    "deep-momentum": Case(nl.deep_momentum, {"expansion": 2}),
+    "deep-momentum-dot": Case(
+        nl.deep_momentum,
+        {"architecture": "residual", "objective": "dot_product", "gain": 1.0},
     ),
-    "feature-momentum": lambda lr: nl.feature_momentum(lr, jnp.arcsinh),
-    "nonlinear-output": lambda lr: nl.nonlinear_output(lr),
-    "newton-schulz-memory": lambda lr: nl.newton_schulz_memory(lr),
-    "slow-momentum": lambda lr: nl.preconditioned_momentum(lr, period=2),
-    "learned-preconditioner": lambda lr: nl.learned_preconditioner(lr),
-    "adam-memory": lambda lr: nl.adam_memory(lr),
-    "adagrad-memory": lambda lr: nl.adagrad_memory(lr),
-    "adagrad-memory-matrix": lambda lr: nl.adagrad_memory(lr, "matrix"),
-    "delta-gradient-descent": delta_gradient_descent,
-    "generalized-gradient-descent": generalized_gradient_descent,
-    "every": lambda lr: nl.every(2, optax.adam(lr)),
-    "continuum": continuum,
-    "m3": lambda lr: nl.m3(lr, period=2),
-    "m3-as-printed": lambda lr: nl.m3(
-        lr, period=2, accumulation="sum", second_moment="absolute"
+    "feature-momentum": Case(nl.feature_momentum, {"feature_map": jnp.arcsinh}),
+    "nonlinear-output": Case(nl.nonlinear_output),
+    "newton-schulz-memory": Case(nl.newton_schulz_memory),
+    "slow-momentum": Case(nl.preconditioned_momentum, {"period": 2}),
+    "learned-preconditioner": Case(nl.learned_preconditioner),
+    "adam-memory": Case(nl.adam_memory),
+    "adagrad-memory": Case(nl.adagrad_memory),
+    "adagrad-memory-matrix": Case(nl.adagrad_memory, {"form": "matrix"}),
+    "delta-gradient-descent": Case(delta_gradient_descent),
+    "generalized-gradient-descent": Case(generalized_gradient_descent),
+    "every": Case(every),
+    "continuum": Case(continuum),
+    "m3": Case(nl.m3, {"period": 2}),
+    "m3-as-printed": Case(
+        nl.m3,
+        {"period": 2, "accumulation": "sum", "second_moment": "absolute"},
     ),
 }
 
@@ -116,3 +145,6 @@ NOT_LIKE_PARAMETERS = (
     "delta-gradient-descent",
 )
 """Their states need have nothing of a parameter's shape."""
+
+KEEP_DTYPE = ("generalized-gradient-descent", "every", "continuum")
+"""Their states hold past parameters or those of other transformations."""

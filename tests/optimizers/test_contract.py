@@ -9,8 +9,11 @@ import optax
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from nl_jax import optimizers as nl
+from nl_jax.errors import InputError
 from tests.optimizers.cases import (
     CASES,
+    KEEP_DTYPE,
     NOT_LIKE_PARAMETERS,
     RATES,
     VARIANTS,
@@ -48,6 +51,11 @@ def run(tx, update, count, params=PARAMS):
         updates, state = update(gradients(seed, params), state, params)
         params = optax.apply_updates(params, updates)
     return params, state
+
+
+def run_once(tx):
+    grads = gradients(1)
+    return jax.jit(lambda g: tx.update(g, tx.init(PARAMS), PARAMS)[0])(grads)
 
 
 def assert_same(a, b, **tolerance):
@@ -132,15 +140,53 @@ def test_state_is_found_by_tree_map_params(name):
 @every_case
 def test_inject_hyperparams_changes_nothing(name):
     tx, update = compiled(name)
-    injected = optax.inject_hyperparams(lambda rate: CASES[name](rate))(
-        rate=0.1
-    )
+    injected = CASES[name].injected(0.1)
+    own = jax.jit(injected.update)
     assert_same(
         run(tx, update, 3)[0],
-        run(injected, jax.jit(injected.update), 3)[0],
+        run(injected, own, 3)[0],
         rtol=1e-5,
         atol=1e-6,
     )
+    # The next updates are those of the values that the state now holds.
+    state = injected.init(PARAMS)
+    for key in set(state.hyperparams) - {"initial"}:
+        state.hyperparams[key] *= 0.75
+    values = {k: float(v) for k, v in state.hyperparams.items()}
+    rate = values.pop("learning_rate" if "learning_rate" in values else "lr")
+    case = CASES[name]
+    changed = case.factory(rate, **{**case.options, **values})
+    assert_same(
+        own(gradients(1), state, PARAMS)[0],
+        run_once(changed),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    "factory",
+    {
+        case.factory: None
+        for case in CASES.values()
+        if case.factory.__module__.startswith("nl_jax.")
+    },
+    ids=lambda factory: factory.__name__,
+)
+def test_inject_hyperparams_takes_factories_at_their_defaults(factory):
+    tx = optax.inject_hyperparams(factory)(0.1)
+    state = jax.eval_shape(tx.init, PARAMS)
+    jax.eval_shape(tx.update, PARAMS, state, PARAMS)
+    with pytest.raises(InputError, match=r"^learning_rate='0.1' must be a f"):
+        factory("0.1")
+    with pytest.raises(InputError, match=r"^learning_rate=nan must be a fin"):
+        factory(float("nan"))
+
+
+def test_integers_must_be_static_under_inject_hyperparams():
+    tx = optax.inject_hyperparams(nl.m3)(0.1, period=2)
+    with pytest.raises(InputError, match=r"static_args='period'\)$"):
+        tx.init(PARAMS)
 
 
 @every_case
@@ -156,6 +202,14 @@ def test_dtypes_are_kept(name, dtype):
             return jax.tree.map(lambda a: (a.shape, a.dtype), tree)
 
         assert kinds(state) == kinds(after)
+        # States of low precision would stop growing: they are float32.
+        least = jnp.promote_types(dtype, jnp.float32)
+        assert all(
+            jnp.promote_types(leaf.dtype, least) == leaf.dtype
+            for leaf in jax.tree.leaves(state)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+            and name not in KEEP_DTYPE
+        )
         assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(out))
         wide = jax.tree.map(
             lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params
@@ -284,7 +338,17 @@ def test_what_is_not_finite_stays_visible(name, value):
 
 
 @every_case
-def test_integers_are_refused_by_name(name):
-    params = {"a": jnp.ones(2), "ids": jnp.ones(2, jnp.int32)}
-    with pytest.raises(ValueError, match=r"\['ids'\] has dtype int32"):
+@pytest.mark.parametrize("dtype", ["int32", "complex64"])
+def test_only_real_numbers_are_taken(name, dtype):
+    params = {"a": jnp.ones(2), "odd": jnp.ones(2, dtype)}
+    with pytest.raises(InputError, match=rf"\['odd'\] has dtype {dtype}, .*"):
         CASES[name](0.1).init(params)
+
+
+def test_parts_of_complex_leaves_are_optimised():
+    params = {"z": jnp.array([1 + 2j, 3 - 4j])}
+    tx = optax.contrib.split_real_and_imaginary(nl.adam_memory(0.5))
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(
+        updates["z"], [-0.5 - 0.5j, -0.5 + 0.5j], rtol=1e-5
+    )

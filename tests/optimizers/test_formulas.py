@@ -109,7 +109,7 @@ def test_normalised_delta_momentum():
 
 def test_feature_momentum():
     grads = gradients()
-    tx = nl.feature_momentum(1.0, jnp.tanh, 0.7)
+    tx = nl.feature_momentum(1.0, feature_map=jnp.tanh, retention=0.7)
     expected = loop(lambda m, g: 0.7 * m - np.tanh(g), grads)
     assert_same(run(tx, grads), expected)
 

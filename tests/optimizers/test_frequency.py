@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from nl_jax.errors import InputError
 from nl_jax.optimizers import continuum, every
 
 PARAMS = {"w": jnp.ones((3, 2)), "b": jnp.zeros((2,)), "none": None}
@@ -49,6 +50,26 @@ def test_equals_the_inner_rule_on_gathered_gradients(reduce):
             *map(jax.tree.leaves, (outs[3 * group + 2], expected)), strict=True
         ):
             np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_gathers_in_float32_what_bfloat16_could_not_count():
+    ones = jnp.ones(2, jnp.bfloat16)
+
+    def total(tx):
+        def step(state, _):
+            updates, state = tx.update(ones, state)
+            return state, updates
+
+        return jax.lax.scan(step, tx.init(ones), length=512)[1][-1]
+
+    out = total(every(512, optax.sgd(1.0)))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out.astype(np.float32), -512)
+    # In bfloat16, 256 + 1 is 256.
+    out = total(every(512, optax.sgd(1.0), state_dtype="bfloat16"))
+    np.testing.assert_array_equal(out.astype(np.float32), -256)
+    with pytest.raises(InputError, match=r"^state_dtype='int8' must be a dt"):
+        every(2, optax.sgd(1.0), state_dtype="int8").init(ones)
 
 
 def test_the_inner_rule_runs_only_when_due():

@@ -28,8 +28,8 @@ def task(rng):
 def deep(learning_rate, inner_rate, retention):
     return nl.deep_momentum(
         learning_rate,
-        "residual",
-        "dot_product",
+        architecture="residual",
+        objective="dot_product",
         gain=1.0,
         inner=optax.sgd(inner_rate),
         retention=retention,
