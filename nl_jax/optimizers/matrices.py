@@ -127,6 +127,12 @@ def resolve_dimensions(dimensions: Any, tree: Any) -> list:
     return jax.tree.leaves(spread, is_leaf=is_leaf)
 
 
+def dimensions_tree(dimensions: Any, tree: Any) -> Any:
+    """Returns :func:`resolve_dimensions` as a tree for ``jax.tree.map``."""
+    dims = resolve_dimensions(dimensions, tree)
+    return jax.tree.unflatten(jax.tree.structure(tree), dims)
+
+
 def widen(tree: Any) -> Any:
     """Returns a tree of real arrays in at least float32.
 

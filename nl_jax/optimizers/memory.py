@@ -38,7 +38,7 @@ from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     MatrixFunction,
     as_matrices,
-    resolve_dimensions,
+    dimensions_tree,
     widen,
 )
 from nl_jax.optimizers.sharding import keep_shardings
@@ -117,7 +117,7 @@ def scale_by_memory(
             the last two axes form the matrix, and earlier ones are batch axes;
             a vector is a column.
         expansion: hidden width of an MLP memory as a multiple of ``n``;
-            ``None`` is 4.
+            ``None`` is 1.
         max_width: largest ``n`` that a memory that is not linear may have;
             ``None`` is 8192.
         seed: seed of the initial weights of memories that are not linear;
@@ -139,7 +139,7 @@ def scale_by_memory(
         [1.5, 1.0]
     """
     period = default_count("period", period, 1)
-    expansion = default_count("expansion", expansion, 4)
+    expansion = default_count("expansion", expansion, 1)
     max_width = default_count("max_width", max_width, 8192)
     seed = default_count("seed", seed, 0, least=0)
     function = choose("architecture", architecture, ARCHITECTURES)
@@ -176,19 +176,15 @@ def scale_by_memory(
         # The last layer starts at zero: a new memory returns its input.
         return (*weights[:-1], jnp.zeros_like(weights[-1]))
 
-    def dims_of(tree):
-        dims = resolve_dimensions(dimension_numbers, tree)
-        return jax.tree.unflatten(jax.tree.structure(tree), dims)
-
     def apart(tree, like):
         """Makes a tree of tuples, which flax.nnx cannot hold, one of trees."""
         one = jax.tree.structure((0,) * len(function.gains))
         return jax.tree.transpose(jax.tree.structure(like), one, tree)
 
     def start(params):
+        dims = dimensions_tree(dimension_numbers, params)
         memory = apart(
-            jax.tree_util.tree_map_with_path(initial, params, dims_of(params)),
-            params,
+            jax.tree_util.tree_map_with_path(initial, params, dims), params
         )
         output, gathered = (
             optax.tree.zeros_like(params) if needed else None
@@ -202,7 +198,7 @@ def scale_by_memory(
         return jax.tree.map(
             lambda g, d, *weights: function(weights, *as_matrices(g, d), d),
             widen(updates),
-            dims_of(updates),
+            dimensions_tree(dimension_numbers, updates),
             *widen(memory),
         )
 

@@ -20,7 +20,7 @@ def inverse_root(h, eps):
 
     Args:
         h: ``H``, ``[..., m, m]``.
-        eps: added to the diagonal.
+        eps: added to the diagonal, or the norm's rounding error if larger.
 
     Example:
         >>> import jax.numpy as jnp
@@ -30,7 +30,9 @@ def inverse_root(h, eps):
         [[0.5, 0.0], [0.0, 2.0]]
     """
     identity = jnp.eye(h.shape[-1], dtype=h.dtype)
-    h = h + eps * identity
+    # Rounding hides eigenvalues below this share of the norm.
+    share = jnp.finfo(h.dtype).eps
+    h = h + jnp.maximum(eps, share * safe_norm(h, (-2, -1))) * identity
     size = safe_norm(h, (-2, -1))
 
     def step(_, roots):
