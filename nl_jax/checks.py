@@ -1,5 +1,7 @@
 """Checks of arguments, with error messages of one form."""
 
+import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +17,12 @@ NO_PARAMS = (
 """Message of optax, which does not export it."""
 
 T = TypeVar("T")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ``InputError`` with a message unless a condition holds."""
+    if not condition:
+        raise InputError(message)
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
@@ -54,6 +62,17 @@ def default_count(
         return default
     check_count(name, value, least)
     return value
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether ``value`` is a finite real number, and no array.
+
+    Example:
+        >>> is_number(0.1), is_number("0.1"), is_number(float("nan"))
+        (True, False, False)
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:

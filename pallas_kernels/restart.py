@@ -57,16 +57,15 @@ def restartable(
 
     def save(arrays):
         out, starts = saving(arrays)
-        return out, (arrays, starts)
+        return out, (_apart(arrays), starts)
 
     def save_and_show(arrays):
         # A second derivative differentiates the first one's forward pass.
         out, starts = saving(arrays)
-        return (out, starts), (arrays, starts)
+        return (out, starts), (_apart(arrays), starts)
 
-    def save_again(arrays, starts, cotangents):
-        out = restart(arrays, starts, cotangents)
-        return out, (arrays, starts, cotangents)
+    def save_again(*operands):
+        return restart(*operands), _apart(operands)
 
     def second_order(residuals, cotangent):
         arrays, starts, cotangents = residuals
@@ -87,3 +86,13 @@ def restartable(
     )
     restart.defvjp(save_again, second_order)
     return run
+
+
+def _apart(arrays):
+    """Returns the arrays as others than the arguments that they are.
+
+    When a scan is differentiated twice, JAX (0.10 to 0.12) may put constants in
+    front of the arguments of a ``custom_vjp``. It then mistakes these constants
+    for the residuals that it knows to be arguments.
+    """
+    return jax.tree.map(jnp.copy, arrays)

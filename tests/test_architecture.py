@@ -92,6 +92,15 @@ def test_no_public_name_stands_for_two_things():
     assert not twice
 
 
+def test_no_class_of_the_experiments_has_the_name_of_another():
+    places = collections.defaultdict(set)
+    for path in _files("nl_jax", "experiments"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].add(_module(path))
+    assert not {n: sorted(w) for n, w in places.items() if len(w) > 1}
+
+
 def test_no_file_name_is_given_twice_in_the_library():
     places = collections.defaultdict(list)
     for path in _files("nl_jax"):

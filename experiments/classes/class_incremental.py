@@ -46,8 +46,8 @@ import itertools
 from experiments.classes import inputs
 from experiments.classes.learners import ClassMeans, Mahalanobis, Softmax
 from experiments.classes.memory import (
-    ContinuumMemory,
     LevelChoice,
+    LevelledMemory,
     split_levels,
 )
 from experiments.classes.summary import summarize
@@ -122,7 +122,7 @@ def make_learner(name, classes, seed, settings):
         levels = [LevelChoice(width, periods[-1], retentions[-1])]
     else:
         levels = split_levels(width, int(name[0]), periods, retentions)
-    return ContinuumMemory(levels, classes, settings["ridge"], settings["rate"])
+    return LevelledMemory(levels, classes, settings["ridge"], settings["rate"])
 
 
 def main(values: flags.FlagValues) -> None:

@@ -35,7 +35,7 @@ import time
 import numpy as np
 
 from experiments.classes import inputs
-from experiments.classes.memory import ContinuumMemory, LevelChoice
+from experiments.classes.memory import LevelChoice, LevelledMemory
 from experiments.classes.summary import cell, shares
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
@@ -100,7 +100,7 @@ def main(values: flags.FlagValues) -> None:
         chosen = values.ratio, values.retention, values.share
         own = make_levels(values.width, levels, slowest, *chosen)
         classes = len(texts.classes)
-        memory = ContinuumMemory(own, classes, values.ridge, values.rate)
+        memory = LevelledMemory(own, classes, values.ridge, values.rate)
         return learn(memory, seed)
 
     sweep(

@@ -75,7 +75,7 @@ def split_levels(
     ]
 
 
-class ContinuumMemory:
+class LevelledMemory:
     r"""Levels and their states; see the docstring of the module.
 
     Args:

@@ -15,7 +15,7 @@ from pallas_kernels import delta_memory, mlp_memory
 from pallas_kernels.delta_memory.chunked import chunk_step
 
 
-class Sizes(NamedTuple):
+class DeepSizes(NamedTuple):
     """Sizes of the part of one layer on one device."""
 
     heads: int
@@ -26,8 +26,8 @@ class Sizes(NamedTuple):
 
 
 SHAPES = {
-    "real": {"heads_128x512": Sizes(16, 2048, 128, 512, 64)},
-    "tiny": {"tiny_16x32": Sizes(2, 64, 16, 32, 16)},
+    "real": {"heads_128x512": DeepSizes(16, 2048, 128, 512, 64)},
+    "tiny": {"tiny_16x32": DeepSizes(2, 64, 16, 32, 16)},
 }
 
 

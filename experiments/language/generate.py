@@ -62,8 +62,9 @@ def main(values: flags.FlagValues) -> None:
             kind=SamplerState,
             meta=belongs_to,
         )
-    sampler.feed(tokenizer.encode(prompt.encode()))
-    print(prompt, end="")
+    ids = tokenizer.encode(prompt)
+    sampler.feed(ids)
+    print(tokenizer.decode(ids).decode("utf-8", "replace"), end="")
     # A character may span several tokens.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in sampler.draw(

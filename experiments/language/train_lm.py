@@ -5,7 +5,7 @@ every CPython; README.md says how long it takes and what it prints. Every field
 of ``nl_jax.training.TrainConfig`` is a flag::
 
     python -m experiments.train_lm --workdir=/tmp/mine \
-        --config.model.name=transformer --config.data.paths="('a.txt',)"
+        --config.model.name=transformer --config.data.paths=a.txt
 
 The folder ``--workdir`` then holds ``config.json``, ``metrics.jsonl``,
 ``loss.png``, ``results.json``, ``sample.txt`` and ``checkpoints/``. The same
@@ -23,7 +23,8 @@ from experiments.shared import flags
 from experiments.shared.records import provenance
 from nl_jax import training
 from nl_jax.continual import Sampler
-from nl_jax.nested.describe import count_parameters
+from nl_jax.models import to_json
+from nl_jax.nested.level_table import count_parameters
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
 FLAGS = {
@@ -78,7 +79,7 @@ def main(values: flags.FlagValues) -> None:
             "parameters": count_parameters(result.variables),
             "seed": config.seed,
             "text_sha256": result.text_sha256,
-            "config": training.to_json(config),
+            "config": to_json(config),
             **provenance(),
         },
     )
@@ -97,7 +98,7 @@ def _sample(config, result) -> str:
         vocab_size=result.tokenizer.vocab_size,
         seed=config.seed,
     )
-    prompt = result.tokenizer.encode(config.sample.prompt.encode())
+    prompt = result.tokenizer.encode(config.sample.prompt)
     sampler.feed(prompt)
     drawn = sampler.draw(
         config.sample.tokens,

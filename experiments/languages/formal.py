@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Language(NamedTuple):
+class FormalLanguage(NamedTuple):
     """How strings of a language are drawn and labelled."""
 
     symbols: int
@@ -82,17 +82,17 @@ _SHORT = ((2, 50), (51, 100))
 _N = ((1, 50), (51, 100))
 
 LANGUAGES = {
-    "parity": Language(2, 2, _SHORT, _parity),
+    "parity": FormalLanguage(2, 2, _SHORT, _parity),
     # Sizes are rounded down to whole repetitions.
-    "aa": Language(1, 2, ((2, 51), (52, 101)), _repeat(2)),
-    "abab": Language(2, 4, ((4, 51), (52, 103)), _repeat(4)),
-    "anbn": Language(2, 3, _N, _counts(2)),
-    "anbncn": Language(3, 4, _N, _counts(3)),
-    "shuffle-2": Language(4, 4, ((2, 50), (52, 100)), _shuffle),
+    "aa": FormalLanguage(1, 2, ((2, 51), (52, 101)), _repeat(2)),
+    "abab": FormalLanguage(2, 4, ((4, 51), (52, 103)), _repeat(4)),
+    "anbn": FormalLanguage(2, 3, _N, _counts(2)),
+    "anbncn": FormalLanguage(3, 4, _N, _counts(3)),
+    "shuffle-2": FormalLanguage(4, 4, ((2, 50), (52, 100)), _shuffle),
 }
 
 
-def draw(language: Language, rng, count: int, part: int):
+def draw(language: FormalLanguage, rng, count: int, part: int):
     """Draws strings, padded at their end.
 
     Args:

@@ -51,7 +51,7 @@ from experiments.shared.records import Records, write
 from experiments.shared.sweep import grid, sweep
 from experiments.shared.training import asked_loss, make_step
 from nl_jax.models import build
-from nl_jax.nested.describe import count_parameters
+from nl_jax.nested.level_table import count_parameters
 
 # State tracking needs long steps and one key per symbol, equal at every
 # position. Therefore there is no momentum and no convolution, which would make

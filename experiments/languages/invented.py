@@ -28,7 +28,7 @@ PAIR = PROMPT + 5
 """Tokens of a sentence and its translation."""
 
 
-class Language(NamedTuple):
+class InventedLanguage(NamedTuple):
     """The random choices that define a language."""
 
     words: np.ndarray
@@ -41,10 +41,10 @@ class Language(NamedTuple):
     """The syllable that is the affix."""
 
 
-def invent(rng: np.random.Generator) -> Language:
+def invent(rng: np.random.Generator) -> InventedLanguage:
     """Draws a language; no two of its concepts share a word."""
     codes = rng.choice(_SYLLABLES**2, _CONCEPTS, replace=False)
-    return Language(
+    return InventedLanguage(
         np.stack(np.divmod(codes, _SYLLABLES), 1),
         tuple(int(role) for role in rng.permutation(2)),
         int(rng.integers(2)),
@@ -52,12 +52,12 @@ def invent(rng: np.random.Generator) -> Language:
     )
 
 
-def translate(language: Language, sentence: Sentence) -> list[int]:
+def translate(language: InventedLanguage, sentence: Sentence) -> list[int]:
     """Returns the five syllables of a noun and a verb.
 
     Example:
         >>> words = np.arange(20).reshape(10, 2)
-        >>> translate(Language(words, (1, 0), 1, 7), (0, 6))
+        >>> translate(InventedLanguage(words, (1, 0), 1, 7), (0, 6))
         [12, 13, 7, 0, 1]
     """
     out: list[int] = []
@@ -91,7 +91,7 @@ def make_sentences(
 
 
 def make_pairs(
-    language: Language, tag: int, sentences: list[Sentence]
+    language: InventedLanguage, tag: int, sentences: list[Sentence]
 ) -> np.ndarray:
     """Returns tag, sentence, colon and translation, ``[n, PAIR]`` int32."""
     rows = [

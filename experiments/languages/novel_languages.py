@@ -47,7 +47,7 @@ from experiments.shared.records import Records, write
 from experiments.shared.sweep import grid, grouped, sweep
 from nl_jax.continual import metrics
 from nl_jax.errors import InputError
-from nl_jax.nested.describe import count_parameters
+from nl_jax.nested.level_table import count_parameters
 
 _SETTINGS = {
     "steps": flags.integer(250, "Steps of training."),

@@ -60,10 +60,10 @@ def make_batch(rng, settings):
 def make_model(run, settings):
     """Returns a run's model."""
     levels, language = LEVELS[run], settings["pairs"] * PAIR
-    cms = {"hidden": 3.0, "periods": (1,)}
+    cms = {"hidden": 3.0, "step_periods": (1,)}
     if levels:
         periods = (PAIR, 4 * PAIR, language)[:levels]
-        cms = {"hidden": 3.0 / levels, "periods": periods}
+        cms = {"hidden": 3.0 / levels, "token_periods": periods}
         # Second order takes twice the time and was no better in first trials.
         cms |= {"objective": "next_token", "first_order": True}
         cms |= {"rate": settings["rate"]}

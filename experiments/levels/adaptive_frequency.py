@@ -124,7 +124,7 @@ def main(values: flags.FlagValues) -> None:
             arm,
             make_model(
                 values.width,
-                periods=(CHUNK, CHUNK * values.most),
+                token_periods=(CHUNK, CHUNK * values.most),
                 adaptive=signal,
                 least=values.least,
                 threshold=threshold,
@@ -138,7 +138,8 @@ def main(values: flags.FlagValues) -> None:
         fixed = f"fixed {period}"
         pairs[arm] = f"{fixed}, against {arm}"
         rows[pairs[arm]] = run(
-            fixed, make_model(values.width, periods=(CHUNK, CHUNK * period))
+            fixed,
+            make_model(values.width, token_periods=(CHUNK, CHUNK * period)),
         )
     summarize(values.out, settings, rows, pairs)
 

@@ -65,7 +65,7 @@ def make_model(width: int, **cms):
         n_heads=2,
         n_layers=1,
         attention={"window": 64},
-        cms={"periods": (CHUNK, 2 * CHUNK)} | cms,
+        cms={"token_periods": (CHUNK, 2 * CHUNK)} | cms,
     )
 
 

@@ -124,7 +124,8 @@ def measure(values, length):
             n_heads=2,
             attention={"window": 64},
             cms={
-                "periods": (values.chunk, values.chunk * values.slower),
+                "step_periods": (1, values.slower),
+                "token_periods": (values.chunk, values.chunk * values.slower),
                 "hidden": 2.0,
             }
             | choices,

@@ -1,17 +1,14 @@
-"""Draws the level table of Hope with AdamW: ``docs/levels.png``.
+"""Draws the level table of Hope with its optimizer: ``docs/levels.png``.
 
 Command (seconds)::
 
     python -m experiments.level_figure --out=docs/levels.png
 """
 
-import jax
-import jax.numpy as jnp
-import optax
-
 from experiments.shared import flags
 from nl_jax.models import build, names
 from nl_jax.nested import describe
+from nl_jax.training import OptimizerConfig, make_optimizer
 
 FLAGS = {
     "model": flags.choice("hope", names(), "Name in the registry."),
@@ -20,10 +17,12 @@ FLAGS = {
 
 
 def main(values: flags.FlagValues) -> None:
-    """Describes the model and an optimizer of its parameters."""
+    """Describes the model and the optimizer that ``train_lm`` gives it."""
     model = build(values.model)
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
-    table = describe(model, optax.adamw(1e-3), params=shapes)
+    periods = model.parameter_periods(model.parameter_shapes())
+    optimizer = make_optimizer(
+        OptimizerConfig(), 100, model.logical_axes(), periods
+    )
+    table = describe(model, optimizer)
     table.figure(values.out)
     print(table)

@@ -24,11 +24,12 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+from experiments.optimizers.rates import named
 from experiments.shared import flags, plot, table
 from experiments.shared.records import write
 from experiments.shared.timing import in_turn, ratio
 from nl_jax import optimizers as nl
-from nl_jax.nested.describe import count_parameters
+from nl_jax.nested.level_table import count_parameters
 
 
 def _dims(params):
@@ -42,18 +43,18 @@ def _dims(params):
 
 
 OPTIMIZERS = {
-    "muon": lambda: optax.contrib.muon(
-        1e-3, nesterov=False, muon_weight_dimension_numbers=_dims
+    # With AdamW for the embedding.
+    "muon": lambda rate: optax.contrib.muon(
+        rate, nesterov=False, muon_weight_dimension_numbers=_dims
     ),
-    "m3": lambda: nl.m3(1e-3, dimension_numbers=_dims),
-    "m3 leaf by leaf": lambda: nl.m3(
-        1e-3, dimension_numbers=_dims, together=False
-    ),
-    "adamw": lambda: optax.adamw(1e-3),
-    "momentum": lambda: nl.preconditioned_momentum(1e-3),
-    "delta momentum": lambda: nl.delta_momentum(1e-3, rho=0.1, normalize=True),
-    "deep momentum": lambda: nl.deep_momentum(1e-3, expansion=1),
+    "m3": named("m3", dimension_numbers=_dims),
+    "m3 leaf by leaf": named("m3", dimension_numbers=_dims, together=False),
+    "adamw": named("adamw"),
+    "momentum": named("momentum"),
+    "delta momentum": named("delta_momentum"),
+    "deep momentum": named("deep_momentum"),
 }
+"""Functions of the learning rate."""
 _SETTINGS = {
     "width": flags.integer(256, "Width of the model."),
     "layers": flags.integer(12, "Layers."),
@@ -85,7 +86,7 @@ def make_params(width, layers, vocab=0):
 
 def make_step(name, params):
     """Returns a function that takes one step each time it is called."""
-    transformation = OPTIMIZERS[name]()
+    transformation = OPTIMIZERS[name](1e-3)
     update = jax.jit(transformation.update, donate_argnums=1)
     held = {"state": jax.jit(transformation.init)(params)}
 

@@ -23,48 +23,36 @@ import jax
 import numpy as np
 import optax
 
-from experiments.optimizers.rates import best_rates, list_tried, tried_rates
+from experiments.optimizers.rates import (
+    best_rates,
+    list_tried,
+    named,
+    tried_rates,
+)
 from experiments.optimizers.vision import load, make_trainer
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
 from experiments.shared.sweep import half_decades, sweep
-from nl_jax import optimizers as nl
-
-
-def _decayed(scale_by):
-    def make(rate, decay):
-        return optax.chain(
-            scale_by(),
-            optax.add_decayed_weights(decay),
-            optax.scale_by_learning_rate(rate),
-        )
-
-    return make
-
-
-def _named(name, **options):
-    return _decayed(functools.partial(nl.NAMED[name].build, **options))
-
 
 OPTIMIZERS = {
-    "adamw": (3e-3, _named("adamw")),
+    "adamw": (3e-3, named("adamw")),
     "muon": (
         1e-2,
         lambda rate, decay: optax.contrib.muon(
             rate, weight_decay=decay, adam_weight_decay=decay
         ),
     ),
-    "m3": (1e-2, _named("m3")),
+    "m3": (1e-2, named("m3")),
     "m3 as printed": (
         1e-4,
-        _named("m3", accumulation="sum", second_moment="absolute"),
+        named("m3", accumulation="sum", second_moment="absolute"),
     ),
-    "m3 sums": (1e-2, _named("m3", accumulation="sum")),
-    "m3 absolute": (3e-5, _named("m3", second_moment="absolute")),
-    "momentum": (0.02, _named("momentum")),
-    "delta momentum": (0.02, _named("delta_momentum")),
-    "deep momentum": (0.02, _named("deep_momentum")),
-    "learned preconditioner": (1e-2, _named("learned_preconditioner")),
+    "m3 sums": (1e-2, named("m3", accumulation="sum")),
+    "m3 absolute": (3e-5, named("m3", second_moment="absolute")),
+    "momentum": (0.02, named("momentum")),
+    "delta momentum": (0.02, named("delta_momentum")),
+    "deep momentum": (0.02, named("deep_momentum")),
+    "learned preconditioner": (1e-2, named("learned_preconditioner")),
 }
 """The middle of the rates, and a function of schedule and weight decay."""
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.shared import flags, plot, table
 from experiments.shared.records import write
-from nl_jax.optimizers import scale_by_delta_momentum, scale_by_memory
+from nl_jax.optimizers import NAMED
 
 START = (-3.5, 2.0)
 _SETTINGS = {
@@ -70,9 +70,9 @@ def main(values: flags.FlagValues) -> None:
     """Runs the grid and reports all results."""
     rates = np.logspace(-4, -1, values.rates)
     optimizers = {
-        "momentum": scale_by_memory(retention=values.retention),
-        "delta momentum": scale_by_delta_momentum(
-            values.rho, values.retention, normalize=True
+        "momentum": NAMED["momentum"].build(retention=values.retention),
+        "delta momentum": NAMED["delta_momentum"].build(
+            rho=values.rho, retention=values.retention
         ),
     }
     grid = [(k, omega) for k in values.k for omega in values.omega]

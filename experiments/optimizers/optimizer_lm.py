@@ -25,7 +25,7 @@ from experiments.shared.records import Records, write
 from experiments.shared.sweep import StoppedError, half_decades, sweep
 from nl_jax import training
 from nl_jax.errors import DivergedError
-from nl_jax.nested.describe import count_parameters
+from nl_jax.nested.level_table import count_parameters
 
 OPTIMIZERS = {
     "adamw": 6e-3,

@@ -33,32 +33,27 @@ Results go to ``--out``: a record with all losses, a Markdown table and a plot.
 Finished optimizers are not repeated.
 """
 
-import functools
 import itertools
 
 import jax
 import numpy as np
 import optax
 
+from experiments.optimizers.rates import named
 from experiments.optimizers.task_sequence import forgotten, learn, make_data
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
 from experiments.shared.sweep import grid, sweep
-from nl_jax import optimizers as nl
 from nl_jax.errors import InputError
 
 OPTIMIZERS = {
-    "momentum": nl.preconditioned_momentum,
-    "momentum 0.99": functools.partial(
-        nl.preconditioned_momentum, retention=0.99
-    ),
-    "delta momentum": functools.partial(
-        nl.delta_momentum, rho=0.1, normalize=True
-    ),
-    "m3": nl.m3,
-    "m3 without slow": functools.partial(nl.m3, slow_weight=0.0),
-    "muon": optax.contrib.muon,
-    "adamw": optax.adamw,
+    "momentum": named("momentum"),
+    "momentum 0.99": named("momentum", retention=0.99),
+    "delta momentum": named("delta_momentum"),
+    "m3": named("m3"),
+    "m3 without slow": named("m3", slow_weight=0.0),
+    "muon": optax.contrib.muon,  # Steps scaled by the shapes of matrices.
+    "adamw": named("adamw"),
 }
 """Functions of the learning rate; other options keep their defaults."""
 

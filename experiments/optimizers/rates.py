@@ -1,10 +1,28 @@
-"""The learning rates tried for each optimizer, and the best of them."""
+"""Optimizers by name, the rates tried for each, and the best of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import optax
+
 from experiments.shared.records import Row
 from experiments.shared.sweep import grouped
+from nl_jax.optimizers import NAMED
+
+
+def named(
+    name: str, **options: Any
+) -> Callable[..., optax.GradientTransformation]:
+    """Returns an optimizer in ``NAMED`` as a function of rate and decay."""
+
+    def make(rate, decay=0.0):
+        return optax.chain(
+            NAMED[name].build(**options),
+            optax.add_decayed_weights(decay),
+            optax.scale_by_learning_rate(rate),
+        )
+
+    return make
 
 
 def tried_rates(rows: Sequence[Row]) -> dict[str, dict[float, list[Row]]]:

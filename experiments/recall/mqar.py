@@ -30,7 +30,7 @@ from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
 from experiments.shared.sweep import grid, sweep
 from experiments.shared.training import asked_loss
-from nl_jax.nested.describe import count_parameters
+from nl_jax.nested.level_table import count_parameters
 
 _EVERY = 25  # Steps of each slice per reported accuracy.
 _TEST_SEED = (0, 1)  # Differs from every integer seed below 2^32.

@@ -96,7 +96,7 @@ def parse_slices(
 def make_model(run, vocab):
     """Returns the model of a run: two blocks of width 64."""
     name, overrides = RUNS[run]
-    overrides = {"cms": {"periods": (1,), "hidden": 2.0}} | overrides
+    overrides = {"cms": {"step_periods": (1,), "hidden": 2.0}} | overrides
     return build(
         name, vocab_size=vocab, d_model=64, n_layers=2, n_heads=2, **overrides
     )

@@ -21,7 +21,8 @@ def run(script: ModuleType, argv: Sequence[str] | None = None) -> None:
 
     Args:
         script: has ``FLAGS``, a table of flags, and ``main``, which takes the
-            parsed values. ``--help`` shows its docstring.
+            parsed values. ``--help`` shows its docstring. Arguments that are
+            not flags go to the flag that ``POSITIONAL`` names, if there is one.
         argv: arguments after the script's name; by default from ``sys.argv``.
     """
     if argv is not None:
@@ -40,8 +41,7 @@ def run(script: ModuleType, argv: Sequence[str] | None = None) -> None:
         _fail(f"cannot load --config: {str(error).strip().splitlines()[-1]}")
     except _FLAG_ERRORS as error:
         _fail(_flag_message(error))
-    if len(rest) > 1:
-        _fail(f"unexpected argument {rest[1]!r}; flags begin with --")
+    _take_positional(script, values, rest[1:])
     try:
         script.main(values)
     except InputError as error:
@@ -49,6 +49,16 @@ def run(script: ModuleType, argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{place}")
+
+
+def _take_positional(script, values, given):
+    name = getattr(script, "POSITIONAL", None)
+    several = bool(name) and isinstance(values[name].default, list)
+    unexpected = given if not name else given[1:] if not several else []
+    if unexpected:
+        _fail(f"unexpected argument {unexpected[0]!r}; flags begin with --")
+    if given:
+        values[name].value = given if several else given[0]
 
 
 def _log_to_stdout() -> None:

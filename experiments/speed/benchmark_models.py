@@ -90,7 +90,9 @@ def main(values: flags.FlagValues) -> None:
         )
     lengths, crossing = sorted(values.lengths), sorted(values.crossing_lengths)
     wanted = {name: known[name] for name in values.models or known}
-    sizes = timed.Sizes(values.width, values.layers, values.heads, values.vocab)
+    sizes = timed.ModelSizes(
+        values.width, values.layers, values.heads, values.vocab
+    )
     build = functools.partial(timed.equal_models, sizes=sizes)
     if "throughput" in values.parts:
         models = build(

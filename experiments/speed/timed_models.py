@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel, ModelConfig, configure, names
 from nl_jax.models.language_model import ModelState, Variables
-from nl_jax.nested.describe import count_parameters
+from nl_jax.nested.level_table import count_parameters
 from nl_jax.training import token_losses
 
 _LINEAR = {"architecture": "linear"}
@@ -26,7 +26,7 @@ _MEMORIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
     """Sizes that all timed models share."""
 
     width: int
@@ -70,7 +70,7 @@ def parameters(model: LanguageModel) -> int:
 
 
 def equal_models(
-    wanted: Mapping[str, tuple[str, dict]], sizes: Sizes, window: int
+    wanted: Mapping[str, tuple[str, dict]], sizes: ModelSizes, window: int
 ) -> dict[str, LanguageModel]:
     """Builds models with as many parameters as ``transformer``.
 

@@ -11,7 +11,7 @@ from experiments.shared import table
 from experiments.shared.sweep import grid, sweep
 from experiments.shared.timing import in_turn, ratio
 from experiments.speed import timed_models as timed
-from nl_jax.nested.describe import count_bytes
+from nl_jax.nested.level_table import count_bytes
 
 
 def throughput(values, records, models):

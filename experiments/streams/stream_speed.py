@@ -35,7 +35,7 @@ from experiments.shared.records import write
 from nl_jax import continual, training
 from nl_jax.data import DataConfig, load_corpus
 from nl_jax.errors import InputError
-from nl_jax.models import build
+from nl_jax.models import build, to_json
 
 WINDOWS = 20
 FLAGS = {
@@ -62,7 +62,7 @@ def make_model():
         d_model=16,
         n_layers=1,
         n_heads=1,
-        cms={"objective": "next_token", "periods": (16, 64), "hidden": 1.0},
+        cms={"objective": "next_token", "hidden": 1.0},
     )
 
 
@@ -119,7 +119,7 @@ def main(values: flags.FlagValues) -> None:
         "windows": rows,
         **flags.pick(values, ("rows", "chunk", "seed")),
         "peak_bytes": training.peak_memory_bytes(),
-        "config": training.to_json(model.config),
+        "config": to_json(model.config),
     }
     write(values.out, "stream_speed", lines, record, draw(rows))
     if problems:

@@ -99,7 +99,7 @@ class Sampler:
 _first = jax.jit(first_state, static_argnums=(0, 2))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _step(model, allowed, variables, state, given, temperature, top_p):
     """Reads the token ``given``, or one that it draws if that is negative.
 

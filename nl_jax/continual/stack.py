@@ -72,7 +72,7 @@ def stack_levels(
         raise ValueError(
             f"stacking needs a transformer with one MLP per block; this "
             f"{config.name} has mixer={config.mixer!r}, cms.objective="
-            f"{cms.objective!r}, cms.periods={cms.periods}"
+            f"{cms.objective!r}, {cms.shown_periods}"
         )
     periods = tuple(periods)
     if layers is None:
@@ -82,7 +82,7 @@ def stack_levels(
         config,
         name="hope-attention",
         cms={
-            "periods": periods,
+            "token_periods": periods,
             "objective": "next_token",
             "placement": "depth",
             "rate": rate,

@@ -22,9 +22,8 @@ import numpy as np
 from nl_jax.continual.sampling import SamplerState, first_state
 from nl_jax.continual.validation import check_state
 from nl_jax.errors import InputError
-from nl_jax.models import LanguageModel, ModelConfig
+from nl_jax.models import LanguageModel, ModelConfig, to_json
 from nl_jax.models.language_model import ModelState
-from nl_jax.training import to_json
 from nl_jax.training.saved_runs import differences
 
 _FORMAT = "nl_jax state 1"

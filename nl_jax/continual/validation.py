@@ -62,7 +62,7 @@ def check_level(model: LanguageModel, level: Any, *, mixers: bool) -> None:
         raise ValueError(
             f"level={level!r}: no MLP of this {model.config.name} learns in "
             f"context (cms.objective={cms.objective!r}, cms.rate={cms.rate}); "
-            "build it with cms={'objective': 'next_token', 'periods': ...}"
+            "build it with cms={'objective': 'next_token'}"
             + (f", or name {ALL_MIXERS!r}" if mixers else "")
         )
     count = len(cms.periods)

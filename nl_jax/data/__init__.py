@@ -6,12 +6,12 @@ from nl_jax.data.batches import (
     make_iterator,
     prepare,
 )
+from nl_jax.data.documents import read_blocks
 from nl_jax.data.text import (
     Corpus,
     DataConfig,
     gzip_bits_per_byte,
     load_corpus,
-    read_blocks,
 )
 from nl_jax.data.tokenizers import (
     BPETokenizer,

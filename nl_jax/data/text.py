@@ -3,14 +3,15 @@
 import dataclasses
 import gzip
 import hashlib
-import json
+import os
 import pathlib
 import random
 import sysconfig
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from nl_jax.checks import check_choice, check_count
+from nl_jax.checks import check_count
+from nl_jax.data.documents import read_documents
+from nl_jax.data.tokenizers import BPETokenizer
 from nl_jax.errors import InputError
 
 
@@ -19,27 +20,50 @@ class DataConfig:
     """Text and tokenizer of a run."""
 
     paths: tuple[str, ...] = ()
-    """Files or folders of UTF-8 text or JSONL; empty for the default text."""
+    """Files or folders of UTF-8 text or JSONL, gzipped or not; empty for the
+    default text."""
+    held_out_paths: tuple[str, ...] = ()
+    """Files or folders to evaluate on; empty to hold out a part of the text."""
     stdlib: bool = False
     """Add the standard library's top-level ``*.py`` to the default text."""
     text_field: str = "text"
     """Name of the field with the text in each line of a JSONL file."""
-    tokenizer: Literal["byte", "bpe"] = "byte"
-    """``"byte"``, or ``"bpe"`` for a BPE trained on the training text."""
+    tokenizer: str = "byte"
+    """``"byte"``, ``"bpe"`` for a BPE trained on the training text, or the path
+    of a ``tokenizer.json`` with a byte-level BPE."""
     bpe_vocab_size: int = 4096
     """Size of the BPE vocabulary; at least 256, for all bytes."""
     held_out: float = 0.1
-    """Fraction of the text, at its end, that is held out from training."""
+    """Fraction of the text, at its end, that is held out from training; unused
+    with ``held_out_paths``."""
     max_held_out_bytes: int = 1_048_576
     """Number of bytes of the held-out text that are evaluated, at most."""
 
     def __post_init__(self):
-        object.__setattr__(self, "paths", tuple(self.paths))
-        check_choice("data.tokenizer", self.tokenizer, ("byte", "bpe"))
+        for name in ("paths", "held_out_paths"):
+            paths = getattr(self, name)
+            if isinstance(paths, (str, os.PathLike)):
+                paths = (paths,)
+            object.__setattr__(self, name, tuple(map(str, paths)))
+        object.__setattr__(self, "tokenizer", str(self.tokenizer))
+        known = self.tokenizer in ("byte", "bpe")
+        if not known and not self.tokenizer.endswith(".json"):
+            raise InputError(
+                f"data.tokenizer={self.tokenizer!r} must be one of 'byte', "
+                "'bpe', or the path of a tokenizer.json"
+            )
         check_count("data.bpe_vocab_size", self.bpe_vocab_size, 256)
         check_count("data.max_held_out_bytes", self.max_held_out_bytes)
         if not 0 < self.held_out < 1:
             raise InputError(f"data.held_out={self.held_out} must be in (0, 1)")
+
+    def vocab_size(self) -> int:
+        """Returns the number of ids that a model of the text needs."""
+        if self.tokenizer == "byte":
+            return 256
+        if self.tokenizer == "bpe":
+            return self.bpe_vocab_size
+        return BPETokenizer.from_file(self.tokenizer).vocab_size
 
 
 class Corpus(NamedTuple):
@@ -56,29 +80,77 @@ class Corpus(NamedTuple):
 def load_corpus(config: DataConfig) -> Corpus:
     """Reads the text, shuffles its documents in a fixed order and splits it.
 
-    The default text is ``pydoc_data.topics``, English included in CPython.
+    Of documents that occur more than once only one is kept, in the held-out
+    text if it occurs there. The default text is ``pydoc_data.topics``, English
+    included in CPython.
 
     Raises:
         InputError: if a file is missing, empty, binary or invalid JSONL.
     """
-    documents = _user_text(config) if config.paths else _default_text(config)
-    # Documents with similar names are often similar: without shuffling, the
-    # end would not represent the text.
-    random.Random(0).shuffle(documents)
-    text = b"\n".join(documents)
-    cut = round(len(text) * (1 - config.held_out))
-    cut = text.rfind(b"\n", 0, cut) + 1 or cut
-    while cut < len(text) and text[cut] & 0xC0 == 0x80:
-        cut += 1  # Do not split a character.
-    train, held_out = text[:cut], text[cut:]
+    if config.paths:
+        documents = read_documents(
+            "data.paths", config.paths, config.text_field
+        )
+    else:
+        documents = _default_text(config)
+    train_by_hash = _shuffled(documents)
+    if config.held_out_paths:
+        found = read_documents(
+            "data.held_out_paths", config.held_out_paths, config.text_field
+        )
+        held_out_by_hash = _shuffled(found)
+        for digest in held_out_by_hash:
+            train_by_hash.pop(digest, None)
+        if not train_by_hash:
+            raise InputError(
+                "data.held_out_paths hold all documents of data.paths; leave "
+                "some to train on"
+            )
+        train = b"\n".join(train_by_hash.values())
+        held_out = b"\n".join(held_out_by_hash.values())
+        text = train + b"\0" + held_out
+    else:
+        text = b"\n".join(train_by_hash.values())
+        cut = _cut(text, round(len(text) * (1 - config.held_out)))
+        train, held_out = text[:cut], text[cut:]
+    held_out = held_out[: _whole(held_out, config.max_held_out_bytes)]
     if not train.strip() or not held_out.strip():
         raise InputError(
             f"the text has {len(text)} bytes, too few to hold out "
             f"{config.held_out:.0%}; give more text in data.paths"
         )
-    digest = hashlib.sha256(text).hexdigest()
-    held_out = held_out[: config.max_held_out_bytes]
-    return Corpus(train, held_out, digest)
+    return Corpus(train, held_out, hashlib.sha256(text).hexdigest())
+
+
+def _shuffled(documents: list[bytes]) -> dict[bytes, bytes]:
+    """Returns different documents by their hashes, in a fixed random order."""
+    # Documents with similar names are often similar: without shuffling, the
+    # end would not represent the text.
+    random.Random(0).shuffle(documents)
+    out: dict[bytes, bytes] = {}
+    for document in documents:
+        out.setdefault(hashlib.sha256(document.strip()).digest(), document)
+    return out
+
+
+def _cut(text: bytes, cut: int) -> int:
+    """Moves a cut back to a line's end or else a word's, if one is near.
+
+    What is held out grows by a tenth at most.
+    """
+    least = cut - (len(text) - cut) // 10
+    for separator in (b"\n", b" "):
+        found = text.rfind(separator, max(least, 0), cut)
+        if found >= 0:
+            return found + 1
+    return _whole(text, cut)
+
+
+def _whole(text: bytes, cut: int) -> int:
+    """Moves a cut back to the start of a character."""
+    while 0 < cut < len(text) and text[cut] & 0xC0 == 0x80:
+        cut -= 1
+    return cut
 
 
 def gzip_bits_per_byte(text: bytes) -> float:
@@ -97,118 +169,6 @@ def _default_text(config: DataConfig) -> list[bytes]:
     documents = [topic.encode() for _, topic in sorted(topics.topics.items())]
     if config.stdlib:
         folder = pathlib.Path(sysconfig.get_path("stdlib"))
-        for path in sorted(folder.glob("*.py")):
-            documents.append(_read(path))
+        files = map(str, sorted(folder.glob("*.py")))
+        documents += read_documents("data.stdlib", [*files], "")
     return documents
-
-
-def _user_text(config: DataConfig) -> list[bytes]:
-    documents = []
-    for name in config.paths:
-        path = pathlib.Path(name).expanduser()
-        if not path.exists():
-            raise InputError(
-                f"data.paths: {name} does not exist; give files or directories"
-            )
-        files = [path]
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file())
-            files = [p for p in files if not _hidden(p.relative_to(path))]
-        if not files:
-            raise InputError(f"data.paths: {name} has no files in it")
-        for file in files:
-            text = _read(file)
-            if file.suffix == ".jsonl":
-                documents += _json_lines(file, text, config.text_field)
-            else:
-                documents.append(text)
-    documents = [text for text in documents if text.strip()]
-    if not documents:
-        raise InputError(
-            f"data.paths: {', '.join(config.paths)} hold no text; give files "
-            "that are not empty"
-        )
-    return documents
-
-
-def _hidden(path: pathlib.Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _read(path: pathlib.Path) -> bytes:
-    text = path.read_bytes()
-    try:
-        text.decode()
-        binary = b"\0" in text
-    except UnicodeDecodeError:
-        binary = True
-    if binary:
-        raise InputError(
-            f"data.paths: {path} is binary or not UTF-8; convert it "
-            "(iconv -t utf-8) or leave it out"
-        )
-    return text
-
-
-def _json_lines(path, text: bytes, field: str) -> list[bytes]:
-    documents = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"data.paths: {path}, line {number} is not JSON: {error}"
-            ) from error
-        if not isinstance(record, dict) or not isinstance(
-            record.get(field), str
-        ):
-            raise InputError(
-                f"data.paths: {path}, line {number} has no text in "
-                f"{field!r}; name the field with data.text_field"
-            )
-        documents.append(record[field].encode())
-    return documents
-
-
-def read_blocks(path, size: int = 1 << 16) -> Iterator[bytes]:
-    """Yields the text of a file in pieces, which end at a line's end if any.
-
-    Raises:
-        InputError: if the file is missing, empty or binary.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; give a text file")
-    rest, found = b"", False
-    with path.open("rb") as file:
-        while block := file.read(size):
-            found = True
-            if b"\0" in block:
-                raise InputError(f"{path} is binary; give UTF-8 text")
-            block = rest + block
-            cut = block.rfind(b"\n") + 1
-            if not cut and len(block) > 16 * size:
-                # Split a very long line, so that it does not fill the memory.
-                cut = len(block)
-                while cut and block[cut - 1] & 0xC0 == 0x80:
-                    cut -= 1
-                cut -= 1
-            if cut:
-                yield _utf8(path, block[:cut])
-            rest = block[cut:]
-    if rest:
-        yield _utf8(path, rest)
-    if not found:
-        raise InputError(f"{path} is empty; give a text file")
-
-
-def _utf8(path, block: bytes) -> bytes:
-    try:
-        block.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8; convert it (iconv -t utf-8)"
-        ) from error
-    return block

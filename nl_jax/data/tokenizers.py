@@ -2,11 +2,18 @@
 
 import hashlib
 import json
+import os
+import pathlib
+import re
 from typing import Protocol
 
 import numpy as np
 
+from nl_jax.data.byte_level import audit, byte_alphabet
 from nl_jax.errors import InputError
+
+_PROBE = "  Ab\t c\r\n\n e\u0301\u00a0ﬁ ½ naïve 日本 😀 1234 they're."
+"""Text that tokenizers which change anything are likely to change."""
 
 
 class Tokenizer(Protocol):
@@ -17,8 +24,8 @@ class Tokenizer(Protocol):
     byte_lengths: np.ndarray
     """Number of bytes that each id stands for, int32 ``[vocab_size]``."""
 
-    def encode(self, text: bytes) -> np.ndarray:
-        """Returns the ids of UTF-8 text, int32."""
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Returns the ids of a text, int32."""
 
     def decode(self, tokens) -> bytes:
         """Returns the bytes of ids."""
@@ -40,13 +47,13 @@ class ByteTokenizer:
     def __init__(self):
         self.byte_lengths = np.ones(256, np.int32)
 
-    def encode(self, text: bytes) -> np.ndarray:
+    def encode(self, text: str | bytes) -> np.ndarray:
         """Returns the bytes as int32."""
-        return np.frombuffer(text, np.uint8).astype(np.int32)
+        return np.frombuffer(as_bytes(text), np.uint8).astype(np.int32)
 
     def decode(self, tokens) -> bytes:
-        """Returns the ids as bytes, with ``?`` for ids above 255."""
-        return bytes(t if t < 256 else 63 for t in map(int, tokens))
+        """Returns the ids as bytes, with ``?`` for unknown ids."""
+        return bytes(t if 0 <= t < 256 else 63 for t in map(int, tokens))
 
     def to_json(self) -> dict:
         """Returns a description for :func:`from_json`, with its hash."""
@@ -54,31 +61,86 @@ class ByteTokenizer:
 
 
 class BPETokenizer:
-    """Byte-level BPE of the package ``tokenizers`` (extra ``experiments``)."""
+    """Byte-level BPE of the package ``tokenizers`` (extra ``experiments``).
+
+    Ids spell exactly the bytes that were encoded, valid UTF-8 or not. So do the
+    ids of ``a`` followed by those of ``b``, even if ``a + b`` has other ids.
+    Nothing is added, not even BOS. Text that spells an added token, such as
+    ``<|endoftext|>``, becomes that token.
+    """
 
     def __init__(self, model: str):
         """Makes a tokenizer from the package's JSON.
 
+        What would change text is switched off; see
+        :func:`~nl_jax.data.byte_level.audit`.
+
         Raises:
-            InputError: if the package is missing or cannot read the JSON.
+            InputError: if the package is missing or cannot read the JSON, or
+                the tokenizer would change text.
         """
-        self._json = model
         package = _package()
         try:
-            self._tokenizer = package.Tokenizer.from_str(model)
+            self._model = audit(json.loads(model))
+            # One form of all equal descriptions, for the hash.
+            canonical = json.dumps(self._model, sort_keys=True)
+            self._tokenizer = package.Tokenizer.from_str(canonical)
+        except InputError:
+            raise
         except Exception as error:  # The package raises nothing narrower.
             raise InputError(
                 "the tokenizer is damaged, or of a kind that the installed "
                 f"package tokenizers does not read ({error})"
             ) from error
-        self.vocab_size = self._tokenizer.get_vocab_size()
-        alphabet = _alphabet()
-        self._bytes = [
-            bytes(alphabet[c] for c in self._tokenizer.id_to_token(token))
-            for token in range(self.vocab_size)
-        ]
+        self._hash = hashlib.sha256(canonical.encode()).hexdigest()
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(ids.values()) + 1
+        added = {t["content"]: t["id"] for t in self._model["added_tokens"]}
+        alphabet = byte_alphabet()
+        for content, token in added.items():
+            shown = content in self._model["model"]["vocab"]
+            shown &= alphabet.keys() >= {*content} and not content.isascii()
+            if shown or ids.get(content) != token:
+                raise InputError(
+                    f"the tokenizer's added token {content!r} cannot have the "
+                    f"id {token}; ids of added tokens follow on the others "
+                    "without a gap, and their text must not stand for bytes"
+                )
+        self._bytes = [b"?"] * self.vocab_size
+        for content, token in ids.items():
+            plain = content not in added and alphabet.keys() >= {*content}
+            self._bytes[token] = (
+                bytes(alphabet[c] for c in content)
+                if plain
+                else content.encode()
+            )
         lengths = [len(spelled) for spelled in self._bytes]
         self.byte_lengths = np.asarray(lengths, np.int32)
+        self._single = {
+            byte: ids[shown] for shown, byte in alphabet.items() if shown in ids
+        }
+        if self.decode(self.encode(_PROBE)) != _PROBE.encode():
+            raise InputError(
+                "the tokenizer changes text; give a byte-level BPE, such as "
+                "GPT-2's"
+            )
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike) -> "BPETokenizer":
+        """Reads a ``tokenizer.json``.
+
+        Raises:
+            InputError: if it cannot be read, or as for the constructor.
+        """
+        try:
+            return cls(pathlib.Path(path).expanduser().read_text("utf-8"))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"cannot read the tokenizer {path} ({why})"
+            ) from error
 
     @classmethod
     def train(cls, text: bytes, vocab_size: int) -> "BPETokenizer":
@@ -96,22 +158,40 @@ class BPETokenizer:
         tokenizer.train_from_iterator(lines, trainer)
         return cls(tokenizer.to_str())
 
-    def encode(self, text: bytes) -> np.ndarray:
-        """Returns the ids of UTF-8 text, int32."""
-        ids = self._tokenizer.encode(text.decode("utf-8", "replace")).ids
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Returns the ids of a text, int32.
+
+        Raises:
+            InputError: if the tokenizer has no token for one of its bytes.
+        """
+        text = as_bytes(text)
+        absent = {*text} - self._single.keys()
+        if absent:
+            raise InputError(
+                f"the tokenizer has no token for the byte 0x{min(absent):02x} "
+                "in the text; leave it out, or use another tokenizer"
+            )
+        ids: list[int] = []
+        # Bytes that are not UTF-8 are spelled one by one.
+        decoded = text.decode("utf-8", "surrogateescape")
+        for part in re.split("([\udc80-\udcff]+)", decoded):
+            if "\udc80" <= part[:1] <= "\udcff":
+                ids += [self._single[ord(char) - 0xDC00] for char in part]
+            else:
+                ids += self._tokenizer.encode(part).ids
         return np.asarray(ids, np.int32)
 
     def decode(self, tokens) -> bytes:
         """Returns the bytes of the ids, with ``?`` for unknown ids."""
         spelled = self._bytes
         return b"".join(
-            spelled[t] if t < len(spelled) else b"?" for t in map(int, tokens)
+            spelled[t] if 0 <= t < len(spelled) else b"?"
+            for t in map(int, tokens)
         )
 
     def to_json(self) -> dict:
         """Returns the package's JSON and its hash."""
-        digest = hashlib.sha256(self._json.encode()).hexdigest()
-        return {"kind": "bpe", "hash": digest, "model": json.loads(self._json)}
+        return {"kind": "bpe", "hash": self._hash, "model": self._model}
 
 
 def from_json(saved: dict) -> Tokenizer:
@@ -130,6 +210,25 @@ def from_json(saved: dict) -> Tokenizer:
     )
 
 
+def as_bytes(text: str | bytes) -> bytes:
+    """Returns text as UTF-8.
+
+    Bytes of the command line that were not UTF-8 come back as they were.
+
+    Raises:
+        InputError: if the text has another lone surrogate.
+    """
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text has a lone surrogate, {text[error.start]!r}, at "
+            f"character {error.start}, which UTF-8 cannot hold; leave it out"
+        ) from error
+
+
 def _package():
     try:
         import tokenizers
@@ -142,11 +241,3 @@ def _package():
             'pip install -e ".[experiments]"'
         ) from error
     return tokenizers
-
-
-def _alphabet() -> dict[str, int]:
-    """Returns the byte for each printable character of byte-level BPE."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    table = {chr(byte): byte for byte in shown}
-    return table | {chr(256 + i): byte for i, byte in enumerate(hidden)}

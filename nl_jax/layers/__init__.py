@@ -48,7 +48,7 @@ from nl_jax.layers.norms import (
     layer_norm,
     rms_norm,
 )
-from nl_jax.layers.rotary import rotate
+from nl_jax.layers.rotary import RopeScaling, rotate
 from nl_jax.layers.short_conv import next_tail, short_conv
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
     "MatrixMemoryState",
     "MixerConfig",
     "NormConfig",
+    "RopeScaling",
     "SRWMConfig",
     "SRWMState",
     "Samba",

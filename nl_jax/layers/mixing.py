@@ -1,6 +1,7 @@
 """Parameters that mixers share: projections, short convolutions, gates."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -65,13 +66,14 @@ def empty_tails(
     conv_width: int,
     d: int,
     dtype: Any,
-    kv_width: int | None = None,
+    widths: Mapping[str, int] | None = None,
 ):
     """Returns the tails of :func:`mix` at the start of a stream."""
     taps = max(conv_width - 1, 0)
+    widths = widths or dict.fromkeys("qkv", d)
     return {
         name: jnp.zeros((batch_size, taps, width), dtype)
-        for name, width in _widths(d, kv_width).items()
+        for name, width in widths.items()
     }
 
 
@@ -80,20 +82,20 @@ def mix(
     x,
     tails,
     conv_width: int,
-    kv_width: int | None = None,
+    widths: Mapping[str, int] | None = None,
     bias: bool = False,
 ):
     """Projects ``x``, ``[B, T, D]``, to q, k, v with convolutions and SiLU.
 
     ``tails`` are the raw q, k, v before ``x``, ``[B, conv_width - 1, D]`` each;
-    ``conv_width=0`` only projects. k and v have ``kv_width`` channels, or ``D``
-    if ``None``; ``bias`` adds one to each projection. Returns
+    ``conv_width=0`` only projects. q, k and v have ``widths`` channels, or
+    ``D`` each if ``None``; ``bias`` adds one to each projection. Returns
     ``(mixed, tails)``, mappings with keys q, k and v.
     """
     d = x.shape[-1]
     init = nn.initializers.normal(max(conv_width, 1) ** -0.5)
     mixed, after = {}, {}
-    for name, width in _widths(d, kv_width).items():
+    for name, width in (widths or dict.fromkeys("qkv", d)).items():
         raw = x @ declare.dense(f"w_{name}", d, width, "mixer")
         if bias:
             zeros = nn.initializers.zeros
@@ -105,11 +107,6 @@ def mix(
             kernel = declare(f"conv_{name}", init, shape, axes)
             mixed[name] = jax.nn.silu(short_conv(raw, kernel, tails[name]))
     return mixed, after
-
-
-def _widths(d, kv_width):
-    kv_width = kv_width or d
-    return {"q": d, "k": kv_width, "v": kv_width}
 
 
 def split_heads(x, heads: int):

@@ -25,6 +25,7 @@ from nl_jax.memory.state import (
 )
 from nl_jax.memory.token_wise import advance_by_token
 from nl_jax.memory.walk import chunk_scan, with_start, without_start
+from nl_jax.nested import LevelRow
 from pallas_kernels.mlp_memory import memory_scan
 
 Read = Literal["before", "after", "chunk"]
@@ -42,6 +43,12 @@ class Memory(NamedTuple):
     step: Callable[..., tuple[jax.Array | None, MemoryState]]
     in_chunks: bool
     """Whether ``scan`` can pass whole chunks to ``memory_scan``."""
+    row: LevelRow
+    """Its row of the level table, without sizes."""
+
+    def levels(self) -> list[LevelRow]:
+        """Returns the rows of the level table."""
+        return [self.row]
 
     def scan_rows(
         self, state, k, v, q, gates, *, aligned: bool
@@ -260,7 +267,20 @@ def associative_memory(
         return scan(state, k, v, None, gates)[1]
 
     in_chunks = in_chunks and not affine
-    return Memory(init, read_now, write, scan, step, in_chunks)
+    kept = keep.name if keep.words is None else keep.words
+    words = descent.words, "momentum" if momentum else "", kept
+    row = LevelRow(
+        name="memory",
+        memory_of="keys to values",
+        architecture=arch.name,
+        objective=goal.name.replace("_", " "),
+        rule=", ".join(filter(None, words)),
+        period=chunk_size,
+        unit="tokens",
+        parameters=0,
+        state_bytes=0,
+    )
+    return Memory(init, read_now, write, scan, step, in_chunks, row)
 
 
 def _widen(gates, retention):

@@ -1,5 +1,6 @@
 """Language models: their registry and configuration."""
 
+from nl_jax.models.config_json import to_json
 from nl_jax.models.language_model import LanguageModel, ModelState, build
 from nl_jax.models.model_config import PRESETS, ModelConfig, configure, names
 
@@ -11,4 +12,5 @@ __all__ = [
     "build",
     "configure",
     "names",
+    "to_json",
 ]

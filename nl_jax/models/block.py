@@ -4,11 +4,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nl_jax.layers import ContinuumMemory
-from nl_jax.layers.continuum.cms_table import cms_level_rows
 from nl_jax.layers.norms import declare_norm, normalize
 from nl_jax.models.model_config import ModelConfig
 from nl_jax.nested import LevelRow
-from nl_jax.nested.describe import count_parameters
+from nl_jax.nested.level_table import count_parameters
 
 
 class Block(nn.Module):
@@ -63,7 +62,7 @@ def level_rows(config: ModelConfig, params, state) -> list[LevelRow]:
     blocks = params["blocks"]
     rows = [
         *config.choices.levels(blocks.get("mixer", {}), state.mixers),
-        *cms_level_rows(config.cms, blocks["cms"], state.cms, config.n_layers),
+        *config.cms.levels(blocks["cms"], state.cms, config.n_layers),
     ]
     counted = sum(row.parameters for row in rows)
     slow = LevelRow(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from nl_jax.array_typing import Ids, Logits
 from nl_jax.layers import ContinuumMemory
 from nl_jax.layers.continuum.cms_objective import Reader
+from nl_jax.layers.continuum.placement import join, segments
 from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import declare_norm, normalize
 from nl_jax.models.block import Block, level_rows
@@ -157,12 +158,15 @@ class LanguageModel:
         """Runs :meth:`forward`, and returns the states of local levels too."""
         embedding = params["embedding"]
         dtype = jnp.dtype(self.config.dtype)
-        x = embedding[tokens].astype(dtype) * self.config.d_model**0.5
+        x = embedding[tokens].astype(dtype)
+        if self.config.scale_embeddings:
+            x = x * self.config.d_model**0.5
         if self.config.learned_positions:
             x = x + self._positions(params, tokens, mixers).astype(dtype)
         layers = params["blocks"], _layers_first(mixers)
         ends, learned = [], []
-        for blocks, cms, own in self._segments(fast):
+        levels, n_layers = self.config.cms, self.config.n_layers
+        for blocks, cms, own in segments(levels, n_layers, fast):
             part = jax.tree.map(lambda a: a[blocks], layers)  # noqa: B023
             step = self._step(cms, own, aligned)
             x, (end, after) = jax.lax.scan(step, x, (*part, _by_layer(own)))
@@ -171,7 +175,7 @@ class LanguageModel:
                 learned.append(_batch_first(after))
         mixers = jax.tree.map(lambda *a: jnp.concatenate(a), *ends)
         if learned:
-            fast = _join(fast, learned, tokens.shape[1], self.config.cms)
+            fast = join(fast, learned, tokens.shape[1], levels)
         x = normalize(self.config.norm, params, "norm", x)
         head = params.get("head", embedding)
         logits = jnp.einsum(
@@ -224,10 +228,14 @@ class LanguageModel:
 
         return jax.tree_util.tree_map_with_path(period, variables)
 
+    def parameter_shapes(self) -> Variables:
+        """Returns the shapes of the parameters, without drawing them."""
+        tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        return jax.eval_shape(self.init, jax.random.key(0), tokens)
+
     def levels(self) -> list[LevelRow]:
         """Returns the model's rows of the level table, for one batch row."""
-        tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        variables = jax.eval_shape(self.init, jax.random.key(0), tokens)
+        variables = self.parameter_shapes()
         state = jax.eval_shape(lambda v: self.init_state(v, 1), variables)
         return level_rows(self.config, variables["params"], state)
 
@@ -243,21 +251,6 @@ class LanguageModel:
             at = at + mixers.seen[:, :1]  # Equal in every block.
         table = params["positions"]
         return table[jnp.minimum(at, len(table) - 1)]
-
-    def _segments(self, fast):
-        """Returns runs of equal blocks with their levels and fast weights."""
-        config, n_layers = self.config.cms, self.config.n_layers
-        if not fast:
-            return [(slice(0, n_layers), config, None)]
-        parts = config.blocks(n_layers)
-        segments = [(parts[0], config, fast)]
-        if config.placement == "depth":
-            segments = [
-                (blocks, config.only(index), _one_level(fast, index))
-                for index, blocks in enumerate(parts)
-            ]
-        static = [(slice(0, parts[0].start), config, None)]
-        return (static if parts[0].start else []) + segments
 
     def _boxed(self, rng, tokens):
         config = self.config
@@ -327,17 +320,3 @@ _layers_first = _batch_first
 
 def _by_layer(fast):
     return _layers_first(fast.by_block if isinstance(fast, CMSState) else fast)
-
-
-def _one_level(fast, index):
-    own = slice(index, index + 1)
-    if not isinstance(fast, CMSState):
-        return fast[own]
-    return fast.with_blocks([part[own] for part in fast.by_block])
-
-
-def _join(before, learned, length, config):
-    """Joins the levels of all segments, ``length`` tokens later."""
-    parts = [sum(runs, ()) for runs in zip(*learned, strict=True)]
-    position = (before.position + length) % config.periods[-1]
-    return before.with_blocks(parts)._replace(position=position)

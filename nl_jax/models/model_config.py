@@ -1,6 +1,7 @@
 """Configuration of every language model, and the registry of names."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -49,6 +50,8 @@ class ModelConfig(_Choices):
     """Number of heads of the mixer; must divide ``d_model``."""
     tie_embeddings: bool = True
     """Whether the output head is the transposed embedding."""
+    scale_embeddings: bool = True
+    """Whether embeddings enter the first block times ``sqrt(d_model)``."""
     learned_positions: bool = False
     """Whether to add a learned vector for each of the ``attention`` mixer's
     ``window`` positions; later tokens all get the last one."""
@@ -66,7 +69,8 @@ class ModelConfig(_Choices):
         check_choice("dtype", self.dtype, ("float32", "bfloat16", "float64"))
         for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
             check_count(name, getattr(self, name))
-        if self.d_model % self.n_heads:
+        own_width = getattr(self.choices, "head_dim", 0)
+        if not own_width and self.d_model % self.n_heads:
             raise ValueError(
                 f"n_heads={self.n_heads} must divide d_model={self.d_model}"
             )
@@ -78,6 +82,8 @@ class ModelConfig(_Choices):
             )
         self.choices.check(self.n_heads)
         inner = self.cms.goal.unit == "tokens"
+        if inner:
+            object.__setattr__(self, "cms", self.cms.on_grid(self.cycle))
         if inner and self.cms.layers > self.n_layers:
             raise ValueError(
                 f"cms.layers={self.cms.layers} must be at most "
@@ -86,13 +92,13 @@ class ModelConfig(_Choices):
         levels, own = len(self.cms.periods), self.cms.layers or self.n_layers
         if self.cms.placement == "depth" and levels > own:
             raise ValueError(
-                f"cms.periods={self.cms.periods}: with placement='depth' each "
+                f"{self.cms.shown_periods}: with placement='depth' each "
                 f"level needs a block that learns in context; there are {own}"
             )
         fastest = self.cms.periods[0]
         if self.cms.goal.replays and fastest % self.cycle:
             raise ValueError(
-                f"cms.periods={self.cms.periods}: the fastest, {fastest}, must "
+                f"{self.cms.shown_periods}: the fastest, {fastest}, must "
                 f"be a multiple of {self.cycle} tokens, where the chunks of "
                 f"{self.mixer} meet"
             )
@@ -157,8 +163,8 @@ def _titans_attention(hidden: float, **choices: Any) -> dict[str, Any]:
 
 
 MODELS: dict[str, dict[str, Any]] = {
-    "hope": {"mixer": "titans", "cms": {"periods": (1, 4)}},
-    "hope-attention": {"mixer": "attention", "cms": {"periods": (1, 4)}},
+    "hope": {"mixer": "titans", "cms": {"step_periods": (1, 4)}},
+    "hope-attention": {"mixer": "attention", "cms": {"step_periods": (1, 4)}},
     "transformer": {"mixer": "attention", "cms": {"hidden": 4.0}},
     "linear-attention": _matrix(rule="hebbian", features="elu"),
     "retnet": _matrix(
@@ -278,9 +284,10 @@ def _merge(config, overrides, prefix):
     changes = {}
     for name, value in overrides.items():
         if name not in known:
-            raise ValueError(
+            near = difflib.get_close_matches(name, known) or sorted(known)
+            raise InputError(
                 f"unknown field {prefix}{name}; {type(config).__name__} has "
-                f"{', '.join(sorted(known))}"
+                f"{', '.join(near)}"
             )
         present = getattr(config, name)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(present):

@@ -1,11 +1,6 @@
 """Levels, their frequencies, and how knowledge moves between them."""
 
-from nl_jax.nested.describe import (
-    LevelRow,
-    LevelTable,
-    SupportsLevels,
-    describe,
-)
+from nl_jax.nested.describe import describe
 from nl_jax.nested.frequency import EveryState, every
 from nl_jax.nested.level import (
     Level,
@@ -14,6 +9,7 @@ from nl_jax.nested.level import (
     fresh_level,
     gradient_level,
 )
+from nl_jax.nested.level_table import LevelRow, LevelTable, SupportsLevels
 from nl_jax.nested.transfer import (
     backpropagation,
     direct_nonparametric,

@@ -33,7 +33,12 @@ from nl_jax.optimizers.momentum import (
     scale_by_feature_momentum,
     scale_by_preconditioned_momentum,
 )
-from nl_jax.optimizers.named import NAMED, NamedOptimizer, find_optimizer
+from nl_jax.optimizers.named import (
+    NAMED,
+    NamedOptimizer,
+    check_options,
+    find_optimizer,
+)
 from nl_jax.optimizers.outputs import (
     newton_schulz_memory,
     nonlinear_output,
@@ -59,6 +64,7 @@ __all__ = [
     "adagrad_memory",
     "adam_memory",
     "begin_with",
+    "check_options",
     "continuum",
     "deep_momentum",
     "delta_gradient_descent",

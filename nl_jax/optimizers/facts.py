@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from nl_jax.nested.describe import LevelRow, count_bytes
+from nl_jax.nested.level_table import LevelRow, count_bytes
 
 
 @jax.tree_util.register_static

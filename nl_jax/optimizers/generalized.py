@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nl_jax.checks import NO_PARAMS, check_count, check_real
+from nl_jax.checks import NO_PARAMS, check_real, default_count
 from nl_jax.optimizers.matrices import widen
 from nl_jax.optimizers.sharding import keep_shardings
 
@@ -39,8 +39,8 @@ def generalized_gradient_descent(
     retention: Callable[[Any, Any], jax.Array],
     inner: optax.GradientTransformation,
     *,
-    steps: int = 20,
-    window: int = 1,
+    steps: int | None = None,
+    window: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Generalized gradient descent for a given objective and retention.
 
@@ -55,8 +55,9 @@ def generalized_gradient_descent(
             are like the parameters with a leading axis of length ``window``,
             newest last.
         inner: optax transformation that minimises, initialised at every step.
-        steps: number of steps of ``inner``.
-        window: ``c``, the number of past parameters in ``history``.
+        steps: number of steps of ``inner``; ``None`` is 20.
+        window: ``c``, the number of past parameters in ``history``; ``None``
+            is 1.
 
     Raises:
         ValueError: for ``steps`` or ``window`` below 1, or in ``update``
@@ -74,8 +75,8 @@ def generalized_gradient_descent(
         >>> tx.update(g, tx.init(w), w)[0].round(3).tolist()
         [-2.0, 1.0]
     """
-    check_count("steps", steps)
-    check_count("window", window)
+    steps = default_count("steps", steps, 20)
+    window = default_count("window", window, 1)
 
     def init(params):
         check_real(params)

@@ -38,8 +38,8 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.checks import check_choice, check_real, default_count
-from nl_jax.nested.describe import LevelRow
 from nl_jax.nested.level import Level, LevelState, fresh_level, state_zeros
+from nl_jax.nested.level_table import LevelRow
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     as_matrices,

@@ -26,7 +26,6 @@ import optax
 
 from nl_jax.checks import check_real, choose, default_count, leaf_name
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, Architecture, Objective
-from nl_jax.nested.describe import LevelRow
 from nl_jax.nested.level import (
     Level,
     LevelState,
@@ -34,6 +33,7 @@ from nl_jax.nested.level import (
     keep_dtypes,
     state_zeros,
 )
+from nl_jax.nested.level_table import LevelRow
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     MatrixFunction,

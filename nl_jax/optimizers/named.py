@@ -5,8 +5,8 @@ are left to the caller.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from nl_jax.checks import check_choice, default_count, is_number
 from nl_jax.errors import InputError
 from nl_jax.optimizers.adaptive import (
     scale_by_adagrad_memory,
@@ -26,7 +27,10 @@ from nl_jax.optimizers.momentum import (
     scale_by_feature_momentum,
     scale_by_preconditioned_momentum,
 )
-from nl_jax.optimizers.outputs import scale_by_newton_schulz_memory
+from nl_jax.optimizers.outputs import (
+    scale_by_newton_schulz_memory,
+    scale_by_nonlinear_output,
+)
 from nl_jax.optimizers.preconditioner import scale_by_learned_preconditioner
 
 
@@ -46,6 +50,18 @@ class NamedOptimizer:
     others: str | None = None
     """Optimizer of leaves that are no matrices, if this one takes none."""
 
+    @property
+    def keywords(self) -> dict[str, inspect.Parameter]:
+        """Keywords of ``build`` without those that training sets."""
+        own = {"dimension_numbers", *self.options.values()}
+        return {
+            name: keyword
+            for name, keyword in inspect.signature(
+                self.build
+            ).parameters.items()
+            if name not in own
+        }
+
 
 def map_dimensions(function: Callable, numbers: Any, *trees: Any) -> Any:
     """Maps over trees and their dimension numbers, which may be ``None``."""
@@ -57,7 +73,14 @@ def map_dimensions(function: Callable, numbers: Any, *trees: Any) -> Any:
     )
 
 
-def _muon(dimension_numbers: Any = None) -> optax.GradientTransformation:
+def _muon(
+    *,
+    beta: float = 0.95,
+    nesterov: bool = True,
+    adaptive: bool = False,
+    ns_steps: int | None = None,
+    dimension_numbers: Any = None,
+) -> optax.GradientTransformation:
     def present(updates):
         if dimension_numbers is None:
             return jax.tree.map(
@@ -71,12 +94,19 @@ def _muon(dimension_numbers: Any = None) -> optax.GradientTransformation:
             updates,
         )
 
-    return scale_by_muon(weight_dimension_numbers=present)
+    return scale_by_muon(
+        ns_steps=default_count("ns_steps", ns_steps, 5),
+        beta=beta,
+        nesterov=nesterov,
+        adaptive=adaptive,
+        weight_dimension_numbers=present,
+    )
 
 
 _ADAM = {"b1": "b1", "b2": "b2", "eps": "eps"}
 _RETENTION = {"b1": "retention"}
 NAMED: dict[str, NamedOptimizer] = {
+    "sgd": NamedOptimizer(optax.identity),
     "adamw": NamedOptimizer(optax.scale_by_adam, _ADAM),
     "adam_memory": NamedOptimizer(scale_by_adam_memory, _ADAM),
     "muon": NamedOptimizer(
@@ -88,8 +118,13 @@ NAMED: dict[str, NamedOptimizer] = {
         scale_by_delta_momentum, _RETENTION, "rows"
     ),
     "deep_momentum": NamedOptimizer(scale_by_deep_momentum, sees="rows"),
-    "sign_momentum": NamedOptimizer(
-        partial(scale_by_feature_momentum, jnp.sign), _RETENTION
+    "feature_momentum": NamedOptimizer(scale_by_feature_momentum, _RETENTION),
+    "nonlinear_output": NamedOptimizer(
+        scale_by_nonlinear_output,
+        _RETENTION,
+        "matrices",
+        orthogonal=True,
+        others="adamw",
     ),
     "newton_schulz_memory": NamedOptimizer(
         scale_by_newton_schulz_memory,
@@ -103,11 +138,20 @@ NAMED: dict[str, NamedOptimizer] = {
         scale_by_learned_preconditioner, sees="matrices", orthogonal=True
     ),
 }
-"""Optimizers by name; options that are not listed keep their defaults."""
+"""Optimizers by name."""
 _NOT_BY_NAME = {
-    "dgd": "delta_gradient_descent has to be given layer_inputs at each update",
-    "ggd": "generalized_gradient_descent needs an objective of the user's",
+    "adam": "its name is 'adamw'; with weight_decay=0, and in levels, it is "
+    "Adam",
+    "preconditioned_momentum": "its name is 'momentum'; put one with a "
+    "preconditioner of yours into nl_jax.optimizers.NAMED",
+    "delta_gradient_descent": "it has to be given the layer_inputs of every "
+    "matrix at each update, which a step of training does not record; "
+    "docs/optimizers.md has a loop that does",
+    "generalized_gradient_descent": "it needs an objective of yours; put one "
+    "with it into nl_jax.optimizers.NAMED",
 }
+_NOT_BY_NAME["dgd"] = _NOT_BY_NAME["delta_gradient_descent"]
+_NOT_BY_NAME["ggd"] = _NOT_BY_NAME["generalized_gradient_descent"]
 
 
 def find_optimizer(field: str, name: str) -> NamedOptimizer:
@@ -134,3 +178,46 @@ def find_optimizer(field: str, name: str) -> NamedOptimizer:
         f"{field}={name!r} must be one of {', '.join(map(repr, NAMED))}; a new "
         "name has to be put into nl_jax.optimizers.NAMED first"
     )
+
+
+def check_options(field: str, name: str, options: Mapping[str, Any]) -> None:
+    """Checks options of an optimizer in ``NAMED`` by building it.
+
+    Args:
+        field: name of the configuration field, for error messages.
+        name: name of the optimizer.
+        options: values of some of its ``keywords``.
+
+    Raises:
+        InputError: for an option that it does not have, or a wrong value.
+
+    Example:
+        >>> check_options("options", "adamw", {"period": 4})
+        Traceback (most recent call last):
+        ...
+        nl_jax.errors.InputError: options.period is no option of 'adamw'; it \
+has eps_root, mu_dtype, nesterov
+    """
+    row = find_optimizer("name", name)
+    fields = {theirs: ours for ours, theirs in row.options.items()}
+    for key, value in options.items():
+        if key in fields:
+            raise InputError(
+                f"{field}.{key} of {name!r} is the field {fields[key]!r}"
+            )
+        if key not in row.keywords:
+            raise InputError(
+                f"{field}.{key} is no option of {name!r}; it has "
+                f"{', '.join(row.keywords) or 'none'}"
+            )
+        default = row.keywords[key].default
+        if isinstance(default, bool):
+            check_choice(f"{field}.{key}", value, (True, False))
+        elif isinstance(default, float) and not is_number(value):
+            raise InputError(f"{field}.{key}={value!r} must be a number")
+    if not options:
+        return
+    try:
+        jax.eval_shape(row.build(**options).init, jnp.zeros((2, 2)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{field} of {name!r}: {error}") from error

@@ -29,8 +29,8 @@ import optax
 
 from nl_jax.checks import check_real, choose
 from nl_jax.memory import OBJECTIVES, Objective
-from nl_jax.nested.describe import LevelRow
 from nl_jax.nested.level import state_zeros
+from nl_jax.nested.level_table import LevelRow
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     MatrixFunction,

@@ -1,12 +1,12 @@
 """The learning rate at the end of an optimizer."""
 
-import numbers
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
+from nl_jax.checks import is_number
 from nl_jax.errors import InputError
 
 
@@ -30,13 +30,8 @@ def check_rate(learning_rate: Any) -> None:
         nl_jax.errors.InputError: learning_rate='0.1' must be a finite number \
 or a schedule
     """
-    number = isinstance(learning_rate, numbers.Real)
-    if number and np.isfinite(learning_rate):
-        return
-    arrays = (jax.Array, np.ndarray)
-    if number or not (
-        isinstance(learning_rate, arrays) or callable(learning_rate)
-    ):
+    array = isinstance(learning_rate, (jax.Array, np.ndarray))
+    if not (array or callable(learning_rate) or is_number(learning_rate)):
         raise InputError(
             f"learning_rate={learning_rate!r} must be a finite number or a "
             "schedule"

@@ -13,7 +13,8 @@ def keep_shardings(update: Callable) -> Callable:
     On a mesh with explicit axes JAX requires a sharding for every product over
     a sharded axis. The wrapped function leaves intermediate values to the
     compiler; updates are sharded like the gradients, the new state like the
-    old one.
+    old one. There, JAX lets no array be used that is not an argument, so that
+    ``optax.inject_hyperparams`` needs a mesh with automatic axes.
     """
 
     @functools.wraps(update)

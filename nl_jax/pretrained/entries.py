@@ -1,7 +1,8 @@
 """Entries of a pretrained model's configuration, checked as they are read."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from nl_jax.errors import InputError
@@ -26,18 +27,25 @@ class Facts:
         self.path = path
         self._entries = entries
         self._prefix = prefix
+        self._read: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._entries
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns an entry, or ``default`` if it is missing or null."""
+        self._read.add(self._prefix + name)
         value = self._entries.get(self._prefix + name)
         return default if value is None else value
 
-    def count(self, name: str, default: int | None = None) -> int:
-        """Returns an integer of at least 1."""
+    def count(
+        self, name: str, default: int | None = None, least: int = 1
+    ) -> int:
+        """Returns an integer of at least ``least``."""
         value = self.get(name, default)
         whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or value < 1:
-            self.refuse(name, value, "an integer >= 1")
+        if not whole or value < least:
+            self.refuse(name, value, f"an integer >= {least}")
         return value
 
     def real(self, name: str, default: float | None = None) -> float:
@@ -54,6 +62,25 @@ class Facts:
         if value not in allowed:
             self.refuse(name, value, " or ".join(map(repr, allowed)))
         return value
+
+    def finish(self, harmless: Iterable[str] = ()) -> None:
+        """Checks that all entries were read or are null, except ``harmless``.
+
+        Args:
+            harmless: regexes of names that do not change a model's numbers.
+
+        Raises:
+            InputError: if there are others.
+        """
+        for name, value in self._entries.items():
+            if name in self._read or value is None:
+                continue
+            if not any(re.fullmatch(pattern, name) for pattern in harmless):
+                raise InputError(
+                    f"{self.path}: {name}={str(value)[:60]!r} is not known to "
+                    "this version and may change the model; remove the entry "
+                    "if it does not"
+                )
 
     def refuse(self, name: str, value: Any, allowed: str) -> NoReturn:
         """Raises ``InputError``."""

@@ -1,10 +1,13 @@
 """GPT-2 weights in Hugging Face's layout."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.models import LanguageModel, configure
 from nl_jax.pretrained.entries import Facts, check_window
-from nl_jax.pretrained.tensor_source import as_parameters
+from nl_jax.pretrained.harmless import HF_HARMLESS
+from nl_jax.pretrained.tensor_source import take_head
 
 
 def hf_gpt2(source, entries, window):
@@ -19,29 +22,32 @@ def hf_gpt2(source, entries, window):
     facts.need("scale_attn_by_inverse_layer_idx", False, False)
     facts.need("add_cross_attention", False, False)
     tied = facts.need("tie_word_embeddings", True, True, False)
+    heads, eps = facts.count("n_head"), facts.real("layer_norm_epsilon", 1e-5)
+    facts.finish(HF_HARMLESS)
+    root = "transformer." if "transformer.ln_f.weight" in source else ""
+    embedding = source.take(f"{root}wte.weight", (vocab, d))
+    head = take_head(source, "lm_head.weight", embedding, tied)
     model = LanguageModel(
         configure(
             "transformer",
             vocab_size=vocab,
             d_model=d,
             n_layers=layers,
-            n_heads=facts.count("n_head"),
-            tie_embeddings=tied,
+            n_heads=heads,
+            tie_embeddings=head is None,
+            scale_embeddings=False,
             learned_positions=True,
-            norm={
-                "kind": "layer",
-                "eps": facts.real("layer_norm_epsilon", 1e-5),
-            },
+            norm={"kind": "layer", "eps": eps},
             attention={
                 "window": check_window(window, context),
                 "rope_base": None,
                 "conv_width": 0,
                 "bias": True,
+                "out_bias": True,
             },
             cms={"hidden": hidden / d, "mlp": "gelu"},
         )
     )
-    root = "transformer." if "transformer.ln_f.weight" in source else ""
 
     def stack(name, *shape):
         return source.stack(f"{root}h.{{}}.{name}", layers, shape)
@@ -56,7 +62,7 @@ def hf_gpt2(source, entries, window):
         mixer |= {f"w_{name}": weight, f"b_{name}": bias}
     positions = source.take(f"{root}wpe.weight", (context, d))
     params = {
-        "embedding": source.take(f"{root}wte.weight", (vocab, d)),
+        "embedding": embedding,
         "positions": positions[: model.config.attention.window],
         "blocks": {
             "norm_scale": stack("ln_1.weight", d),
@@ -74,7 +80,7 @@ def hf_gpt2(source, entries, window):
         "norm_scale": source.take(f"{root}ln_f.weight", (d,)),
         "norm_bias": source.take(f"{root}ln_f.bias", (d,)),
     }
-    if not tied:
-        params["head"] = source.take("lm_head.weight", (vocab, d))
-    source.finish([r".*attn\.(masked_)?bias"] + ["lm_head.weight"] * tied)
-    return model, as_parameters(params)
+    if head is not None:
+        params["head"] = head
+    source.finish([r".*attn\.(masked_)?bias"])
+    return model, {"params": jax.tree.map(jnp.asarray, params)}

@@ -19,6 +19,7 @@ from nl_jax.pretrained.gguf_source import MAGIC, open_gguf
 from nl_jax.pretrained.gpt2 import hf_gpt2
 from nl_jax.pretrained.llama import gguf_llama, hf_llama
 from nl_jax.pretrained.safetensors_source import (
+    INDEX,
     open_safetensors,
     read_json,
     refuse_pickle,
@@ -26,8 +27,13 @@ from nl_jax.pretrained.safetensors_source import (
 from nl_jax.pretrained.tokenizer_json import check_byte_level, gguf_tokenizer
 
 _ARCHITECTURES: dict[str, dict[str, Callable]] = {
-    "safetensors": {"llama": hf_llama, "gpt2": hf_gpt2},
-    "gguf": {"llama": gguf_llama},
+    "safetensors": {
+        "llama": hf_llama,
+        "mistral": hf_llama,
+        "qwen2": hf_llama,
+        "gpt2": hf_gpt2,
+    },
+    "gguf": {"llama": gguf_llama, "qwen2": gguf_llama},
 }
 """Functions from tensors, configuration and window to a model and its
 parameters, by file format and by the architecture's name in files."""
@@ -49,20 +55,15 @@ class Pretrained:
         """Returns the tokenizer (extra ``experiments``).
 
         Raises:
-            InputError: if there is none, or the package is missing.
+            InputError: if there is none, the package is missing, or the
+                tokenizer would change text.
         """
         if self.tokenizer_json is None:
             raise InputError(
                 "the pretrained model came without a byte-level BPE "
                 "tokenizer; give token ids of your own"
             )
-        try:
-            return BPETokenizer(self.tokenizer_json)
-        except KeyError as error:
-            raise InputError(
-                f"the pretrained model's tokenizer has a token with {error}, "
-                "which stands for no byte; give token ids of your own"
-            ) from error
+        return BPETokenizer(self.tokenizer_json)
 
 
 def load_pretrained(
@@ -70,14 +71,15 @@ def load_pretrained(
 ) -> Pretrained:
     """Loads a pretrained transformer (extra ``pretrained``).
 
-    Reads Llama from safetensors or GGUF, and GPT-2 from safetensors. bfloat16,
+    Reads Llama and Qwen2 from safetensors or GGUF, Mistral and GPT-2 from
+    safetensors. bfloat16,
     float16 and quantised weights become float32. Logits are those of the
     original model up to rounding in float32.
 
     Args:
         path: a folder with ``config.json``, ``model.safetensors`` or its shards
             and, optionally, ``tokenizer.json``; or a ``.safetensors`` or GGUF
-            file.
+            file, or the index of shards.
         window: number of tokens that attention sees, and whose keys and values
             a state holds; ``None`` for the model's whole context.
 
@@ -94,6 +96,8 @@ def load_pretrained(
     if not path.exists():
         raise InputError(f"{path} does not exist")
     refuse_pickle(path)
+    if path.name == INDEX:
+        path = path.parent
     if path.is_file() and path.suffix != ".safetensors":
         return _from_gguf(path, window)
     source, config = open_safetensors(path)

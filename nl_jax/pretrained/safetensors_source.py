@@ -15,6 +15,9 @@ from nl_jax.pretrained.tensor_source import TensorSource
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 """Suffixes of formats that can run code when they are read."""
 
+INDEX = "model.safetensors.index.json"
+"""Name of the file that lists the shards of a model."""
+
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -95,7 +98,7 @@ def open_safetensors(path: pathlib.Path) -> tuple[TensorSource, dict[str, Any]]:
 
 def _files(folder):
     single = folder / "model.safetensors"
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if single.is_file():
         return [single]
     if not index.is_file():

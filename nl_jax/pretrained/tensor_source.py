@@ -2,10 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.errors import InputError
@@ -105,16 +102,24 @@ class TensorSource:
             )
 
 
-def as_parameters(params: dict[str, Any]) -> dict[str, Any]:
-    """Compensates for the model's scaling of embeddings by sqrt(d_model).
+def take_head(
+    source: TensorSource, name: str, embedding: np.ndarray, tied: bool | None
+) -> np.ndarray | None:
+    """Reads the output head; ``None`` if it is the embedding.
 
-    Embeddings are divided by it. If they are the output head too, the last norm
-    is multiplied by it.
+    A head of its own counts, whatever the configuration says, unless it equals
+    the embedding to which it is tied.
+
+    Args:
+        source: tensors.
+        name: name of the head.
+        embedding: the embedding, ``[V, D]``.
+        tied: what the configuration says; ``None`` if it does not.
+
+    Raises:
+        InputError: if there is no head, although it is not tied.
     """
-    root = params["embedding"].shape[1] ** 0.5
-    params["embedding"] = params["embedding"] / root
-    if "head" not in params:
-        for name in ("norm_scale", "norm_bias"):
-            if name in params:
-                params[name] = params[name] * root
-    return {"params": jax.tree.map(jnp.asarray, params)}
+    if name not in source and tied is not False:
+        return None
+    head = source.take(name, embedding.shape)
+    return None if tied and np.array_equal(head, embedding) else head

@@ -6,6 +6,7 @@ The package itself is needed only to run them.
 from collections.abc import Mapping
 from typing import Any
 
+from nl_jax.data.byte_level import is_byte_level
 from nl_jax.errors import InputError
 
 _BYTE_LEVEL = {
@@ -44,7 +45,7 @@ def check_byte_level(
         )
         ids |= {token["id"] for token in tokenizer.get("added_tokens") or ()}
         whole = bool(ids) and all(type(i) is int and i >= 0 for i in ids)
-        kind = (tokenizer.get("decoder") or {}).get("type")
+        byte_level = is_byte_level(tokenizer)
     except (KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
@@ -55,7 +56,7 @@ def check_byte_level(
             f"{path}: the tokenizer does not match the model; its largest id "
             f"is {most}, the model has 0 to {vocab_size - 1}"
         )
-    return kind == "ByteLevel" and len(ids) == most + 1
+    return byte_level
 
 
 def gguf_tokenizer(facts: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -34,7 +34,6 @@ from nl_jax.training.train_config import (
     TrainConfig,
     flag_config,
     freeze,
-    to_json,
 )
 
 __all__ = [
@@ -65,7 +64,6 @@ __all__ = [
     "plot_losses",
     "plot_positions",
     "resident_memory_bytes",
-    "to_json",
     "token_losses",
     "train",
     "versions",

@@ -20,7 +20,7 @@ from nl_jax.data import (
     prepare,
 )
 from nl_jax.errors import DivergedError, InputError
-from nl_jax.models import LanguageModel
+from nl_jax.models import LanguageModel, to_json
 from nl_jax.nested import describe
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
@@ -40,7 +40,7 @@ from nl_jax.training.step import (
     draw_state,
     plan_state,
 )
-from nl_jax.training.train_config import TrainConfig, to_json
+from nl_jax.training.train_config import TrainConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -128,6 +128,7 @@ class _Run:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        self.tokens_before = 0
         if meta is not None:
             check_text(
                 workdir,
@@ -136,6 +137,7 @@ class _Run:
                 accept=config.accept_new_config,
             )
             self.iterator.set_state(meta["data"]["iterator"])
+            self.tokens_before = meta["data"]["tokens"]
         if self.workdir is not None and jax.process_index() == 0:
             write_json(self.workdir / "config.json", to_json(config))
         self.log = MetricsLog(
@@ -148,6 +150,13 @@ class _Run:
         optimizer, shapes = plan_state(config, self.model, self.mesh)
         table = describe(self.model, optimizer, params=shapes.variables)
         _LOG.info("%s", table)
+        if config.optimizer.warmup_steps > config.steps:
+            _LOG.warning(
+                "the learning rate rises until the last step: "
+                "optimizer.warmup_steps=%d is more than steps=%d",
+                config.optimizer.warmup_steps,
+                config.steps,
+            )
         if self.start and self.checkpoints is not None:
             _LOG.info("going on from step %d in %s", self.start, self.workdir)
             state = self.checkpoints.restore(self.start, shapes)
@@ -180,7 +189,7 @@ class _Run:
                     "bits_per_byte": bits,
                     "grad_norm": float(norm),
                     "learning_rate": float(schedule(step - 1)),
-                    "tokens": step * tokens,
+                    "tokens": self._tokens(step),
                     "tokens_per_second": round(speed, 1),
                 }
                 self.log.write(step, values)
@@ -207,7 +216,7 @@ class _Run:
                     held_out = self._evaluate(programs, state.variables)
                     self.log.write(step, {"held_out_bits_per_byte": held_out})
                 if saver and save:
-                    saver.save(step, state, self._meta())
+                    saver.save(step, state, self._meta(step))
                 if stop.asked:
                     _LOG.info("stopped by a signal after step %d", step)
                     break
@@ -265,7 +274,13 @@ class _Run:
             total += np.asarray(jax.device_get(sums))
         return bits_per_byte(LossSums(*total))
 
-    def _meta(self) -> dict:
+    def _tokens(self, step: int) -> int:
+        """Returns the number of tokens read by the end of a step."""
+        config = self.config
+        new = (step - self.start) * config.batch_size * config.seq_len
+        return self.tokens_before + new
+
+    def _meta(self, step: int) -> dict:
         """Returns the metadata of a checkpoint.
 
         All processes are at the same position in the data.
@@ -275,6 +290,7 @@ class _Run:
             "tokenizer": self.data.tokenizer.to_json(),
             "data": {
                 "iterator": self.iterator.get_state(),
+                "tokens": self._tokens(step),
                 "sha256": self.data.corpus.sha256,
             },
             "versions": versions(),

@@ -23,20 +23,29 @@ _MATRIX_AXES = ("vocab", *WIDTHS)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns a linear warm-up followed by cosine decay to the final rate.
+    """Returns a linear warm-up followed by the schedule of the configuration.
 
     Example:
-        >>> config = OptimizerConfig(learning_rate=1.0, warmup_steps=2)
+        >>> config = OptimizerConfig(
+        ...     learning_rate=1.0, warmup_steps=2, schedule="wsd"
+        ... )
         >>> schedule = make_schedule(config, steps=10)
-        >>> [round(float(schedule(step)), 2) for step in (0, 1, 9)]
-        [0.5, 1.0, 0.1]
+        >>> [round(float(schedule(step)), 2) for step in (0, 1, 7, 8, 9)]
+        [0.5, 1.0, 1.0, 0.55, 0.1]
     """
     rate = config.learning_rate
     # Step 0 already belongs to the warm-up, so that no step has rate 0.
     warmup = max(min(config.warmup_steps, steps), 1)
-    fall = optax.cosine_decay_schedule(
-        rate, max(steps - warmup, 1), config.final_rate
-    )
+    rest = max(steps - warmup, 1)
+    if config.schedule == "cosine":
+        fall = optax.cosine_decay_schedule(rate, rest, config.final_rate)
+    elif config.schedule == "constant":
+        fall = optax.constant_schedule(rate)
+    else:
+        decay = min(max(round(config.decay_share * steps), 1), rest)
+        fall = optax.linear_schedule(
+            rate, rate * config.final_rate, decay, rest - decay
+        )
     if warmup == 1:
         return fall
     rise = optax.linear_schedule(rate / warmup, rate, warmup - 1)

@@ -195,6 +195,7 @@ def plot_losses(
         references: horizontal lines by label, such as gzip's bits per byte.
     """
     figure, axes = _figure()
+    curves = [[value] for value in references.values()]
     for key, label, marker in (
         ("bits_per_byte", "training batch", ""),
         ("held_out_bits_per_byte", "held out", "o"),
@@ -202,8 +203,10 @@ def plot_losses(
         points = [(r["step"], r[key]) for r in records if key in r]
         if points:
             axes.plot(*zip(*points, strict=True), marker=marker, label=label)
+            curves.append([value for _, value in points])
     for color, (name, value) in enumerate(references.items(), 2):
         axes.axhline(value, color=f"C{color}", linestyle="--", label=name)
+    axes.set_ylim(settled_limits(curves))
     axes.set_xlabel("step")
     axes.set_ylabel("bits per byte")
     axes.legend()
@@ -213,21 +216,71 @@ def plot_losses(
 def plot_positions(path, rows: Sequence[Mapping]) -> None:
     """Plots bits per byte against the position in a stream.
 
+    Buckets of fewer than 64 bytes, whose means vary most, are drawn together
+    with their neighbours.
+
     Args:
         path: path of the image.
-        rows: mappings with ``start``, in bytes, and ``bits_per_byte``.
+        rows: ``start`` and ``bytes`` of buckets, and their ``bits_per_byte``.
     """
+    buckets = merge_buckets(rows, 64)
     figure, axes = _figure()
-    axes.step(
-        [max(row["start"], 1) for row in rows],
-        [row["bits_per_byte"] for row in rows],
-        where="post",
-        marker="o",
+    edges = [max(bucket["start"], 1) for bucket in buckets]
+    last = buckets[-1]["start"] + buckets[-1]["bytes"]
+    axes.stairs(
+        [bucket["bits_per_byte"] for bucket in buckets],
+        [*edges, last],
+        baseline=None,
+        linewidth=2,
     )
     axes.set_xscale("log", base=2)
     axes.set_xlabel("position in the stream, bytes")
     axes.set_ylabel("bits per byte")
     figure.savefig(path, dpi=120)
+
+
+def merge_buckets(rows: Sequence[Mapping], least: int) -> list[dict]:
+    """Merges neighbouring buckets until each has ``least`` bytes.
+
+    Example:
+        >>> rows = [
+        ...     {"start": 0, "bytes": 1, "bits_per_byte": 9.0},
+        ...     {"start": 2, "bytes": 2, "bits_per_byte": 3.0},
+        ...     {"start": 4, "bytes": 1, "bits_per_byte": 4.0},
+        ... ]
+        >>> [(b["start"], b["bits_per_byte"]) for b in merge_buckets(rows, 3)]
+        [(0, 4.75)]
+        >>> merge_buckets(rows, 1) == rows
+        True
+    """
+    out: list[dict] = []
+    for number, row in enumerate(rows):
+        left = sum(row["bytes"] for row in rows[number:])
+        if not out or (out[-1]["bytes"] >= least and left >= least):
+            out.append(dict(row))
+            continue
+        last = out[-1]
+        total = last["bytes"] + row["bytes"]
+        bits = last["bits_per_byte"] * last["bytes"]
+        bits += row["bits_per_byte"] * row["bytes"]
+        last |= {"bytes": total, "bits_per_byte": bits / total}
+    return out
+
+
+def settled_limits(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Returns limits of an axis that the first tenth of each curve may leave.
+
+    The losses of a run's first steps are so high that the rest would look flat.
+
+    Example:
+        >>> settled_limits([[90.0] + [2.0] * 9 + [1.0] * 10, [1.5]])
+        (0.95, 2.05)
+    """
+    curves = [y for y in curves if len(y)]
+    low = min(min(y) for y in curves)
+    high = max(max(y[len(y) // 10 :]) for y in curves)
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def _figure():

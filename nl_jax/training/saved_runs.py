@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from nl_jax.data import Tokenizer, from_json
 from nl_jax.errors import InputError
-from nl_jax.models import LanguageModel, ModelConfig, configure
+from nl_jax.models import LanguageModel, ModelConfig, configure, to_json
 from nl_jax.training.checkpoint import Checkpoints
-from nl_jax.training.train_config import TrainConfig, to_json
+from nl_jax.training.train_config import TrainConfig
 
 _FREE_FIELDS = (
     "log_every",
@@ -26,7 +26,8 @@ _FIXED_FIELDS = (
     "model.",
     "data.tokenizer",
     "data.bpe_vocab_size",
-    "optimizer.name",  # The checkpoint holds this optimizer's state.
+    "optimizer.name",  # The checkpoint holds this optimizer's state,
+    "optimizer.options",  # whose shapes may depend on these.
 )
 
 
@@ -101,7 +102,7 @@ def check_same_config(
     """Checks that a resumed run has the configuration it was started with.
 
     With ``config.accept_new_config`` only the model, the tokenizer and the
-    optimizer's name must be the same.
+    optimizer's name and options must be the same.
 
     Args:
         workdir: working directory, for the error message.

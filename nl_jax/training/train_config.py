@@ -7,28 +7,28 @@ the model that no flag sets are those of its name and preset.
 """
 
 import dataclasses
+import math
 import types
 import typing
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
+from flax.core import FrozenDict
 from ml_collections import config_dict
 
-from nl_jax.checks import check_count
+from nl_jax.checks import check_choice, check_count
 from nl_jax.data import DataConfig
 from nl_jax.errors import InputError
-from nl_jax.layers import CMS_OBJECTIVES, CMSObjective, mixer_name
-from nl_jax.memory import TABLES, saved_name
 from nl_jax.models import ModelConfig, configure
-from nl_jax.optimizers import find_optimizer
+from nl_jax.optimizers import NAMED, check_options, find_optimizer
 
+SCHEDULES = ("cosine", "constant", "wsd")
 _HOPE = configure("hope")
-_TABLES = {**TABLES, CMSObjective: CMS_OBJECTIVES}
-"""Table of names for each type of object that a configuration may hold."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimizer with warm-up, cosine decay, weight decay and clipping.
+    """Optimizer with warm-up, a schedule, weight decay and clipping.
 
     The default ``learning_rate`` suits AdamW. ``muon`` and ``m3`` make steps of
     AdamW's size and tolerate larger rates, about 0.01 or 0.02. Steps of the
@@ -37,14 +37,24 @@ class OptimizerConfig:
     """
 
     name: str = dataclasses.field(default="adamw", kw_only=True)
-    """Name of the optimizer in ``nl_jax.optimizers.NAMED``; its options that
-    have no field here keep their defaults."""
+    """Name of the optimizer in ``nl_jax.optimizers.NAMED``."""
+    options: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict, kw_only=True
+    )
+    """Its options that have no field here, by keyword, as in
+    ``--config.optimizer.options.period=4`` for M3."""
     learning_rate: float = 4e-3
     """Peak learning rate."""
     warmup_steps: int = 40
     """Number of steps over which the learning rate rises from 0 to its peak."""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """What follows the warm-up: a cosine from the peak to the final rate; the
+    peak; or (warm-up, stable, decay) the peak and a linear decay at the end."""
     final_rate: float = 0.1
-    """Learning rate of the last step, as a fraction of the peak."""
+    """Learning rate of the last step, as a fraction of the peak; not used by
+    the constant schedule."""
+    decay_share: float = 0.2
+    """Share of all steps that the decay of ``wsd`` takes."""
     b1: float = 0.9
     """Decay of the mean of gradients, or retention of a momentum, in optimizers
     with this option in ``NAMED`` and for parameters that fall back to AdamW."""
@@ -60,24 +70,34 @@ class OptimizerConfig:
 
     def __post_init__(self):
         find_optimizer("optimizer.name", self.name)
+        check_options("optimizer.options", self.name, self.options)
+        object.__setattr__(self, "options", FrozenDict(self.options))
+        check_choice("optimizer.schedule", self.schedule, SCHEDULES)
         check_count("optimizer.warmup_steps", self.warmup_steps, 0)
-        for name in ("learning_rate", "eps", "clip_norm"):
-            if not getattr(self, name) > 0:
+        for name in ("learning_rate", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError(
-                    f"optimizer.{name}={getattr(self, name)} must be positive"
+                    f"optimizer.{name}={getattr(self, name)} must be positive "
+                    "and finite"
                 )
+        if not self.clip_norm > 0:
+            raise InputError(
+                f"optimizer.clip_norm={self.clip_norm} must be positive"
+            )
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(
                     f"optimizer.{name}={getattr(self, name)} must be in [0, 1)"
                 )
-        if not 0 <= self.final_rate <= 1:
+        for name in ("final_rate", "decay_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"optimizer.{name}={getattr(self, name)} must be in [0, 1]"
+                )
+        if not 0 <= self.weight_decay < math.inf:
             raise InputError(
-                f"optimizer.final_rate={self.final_rate} must be in [0, 1]"
-            )
-        if self.weight_decay < 0:
-            raise InputError(
-                f"optimizer.weight_decay={self.weight_decay} must be >= 0"
+                f"optimizer.weight_decay={self.weight_decay} must be >= 0 and "
+                "finite"
             )
 
 
@@ -147,14 +167,15 @@ class TrainConfig:
     """Whether to write TensorBoard files too (extra ``tensorboard``)."""
     accept_new_config: bool = False
     """Whether to resume a run whose saved configuration differs; the model, the
-    tokenizer and the optimizer's name must be the same."""
+    tokenizer and the optimizer's name and options must be the same."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "seq_len", "accumulate"):
             check_count(name, getattr(self, name))
         for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             check_count(name, getattr(self, name))
-        check_count("eval_every", self.eval_every, 0)
+        for name in ("seed", "eval_every"):
+            check_count(name, getattr(self, name), 0)
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"accumulate={self.accumulate} must divide "
@@ -164,7 +185,7 @@ class TrainConfig:
         if cms.goal.replays and self.seq_len % cms.periods[0]:
             raise InputError(
                 f"seq_len={self.seq_len} must be a multiple of the fastest of "
-                f"model.cms.periods={cms.periods}, {cms.periods[0]} tokens"
+                f"model.{cms.shown_periods}, {cms.periods[0]} tokens"
             )
         cycle = self.model.cycle
         if self.seq_len % cycle:
@@ -196,9 +217,10 @@ def flag_config(**changes: Any) -> config_dict.ConfigDict:
             value.name = "hope"
             value.preset = "tiny"
         elif dataclasses.is_dataclass(field.default):
-            value = config_dict.ConfigDict(
-                dataclasses.asdict(typing.cast(Any, field.default))
-            )
+            plain = dataclasses.asdict(typing.cast(Any, field.default))
+            if "options" in plain:
+                plain["options"] = _option_placeholders()
+            value = config_dict.ConfigDict(plain)
         else:
             value = field.default
         config[field.name] = value
@@ -216,8 +238,7 @@ def freeze(config: config_dict.ConfigDict) -> TrainConfig:
     choices = _given(fields.pop("model"))
     data = DataConfig(**fields.pop("data"))
     if "vocab_size" not in choices:
-        bpe = data.tokenizer == "bpe"
-        choices["vocab_size"] = data.bpe_vocab_size if bpe else 256
+        choices["vocab_size"] = data.vocab_size()
     name, preset = choices.pop("name"), choices.pop("preset")
     try:
         model = configure(name, preset=preset, **choices)
@@ -226,37 +247,26 @@ def freeze(config: config_dict.ConfigDict) -> TrainConfig:
     return TrainConfig(
         model=model,
         data=data,
-        optimizer=OptimizerConfig(**fields.pop("optimizer")),
+        optimizer=OptimizerConfig(**_given(fields.pop("optimizer"))),
         mesh=MeshConfig(**fields.pop("mesh")),
         sample=SampleConfig(**fields.pop("sample")),
         **fields,
     )
 
 
-def to_json(config: Any) -> dict[str, Any]:
-    """Returns a configuration as nested mappings of JSON values.
-
-    Objects with a name, such as objectives, are represented by it.
-
-    Raises:
-        InputError: if the name stands for something else in its table.
-    """
-    out = {
-        field.name: _plain(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-    }
-    if isinstance(mixer := out.get("mixer"), dict):
-        out["mixer"] = {mixer_name(config.mixer): mixer}
+def _option_placeholders() -> config_dict.ConfigDict:
+    """Returns the options of all optimizers that a flag can hold."""
+    out = config_dict.ConfigDict()
+    for row in NAMED.values():
+        for name, keyword in row.keywords.items():
+            kind: Any = type(keyword.default)
+            if keyword.default is None:
+                hint = keyword.annotation
+                hints = (hint, *typing.get_args(hint))
+                kind = int if int in hints else str if Any in hints else None
+            if kind in (bool, int, float, str):
+                out[name] = config_dict.placeholder(kind)
     return out
-
-
-def _plain(value):
-    for kind, table in _TABLES.items():
-        if isinstance(value, kind):
-            return saved_name(value, table)
-    if dataclasses.is_dataclass(value):
-        return to_json(value)
-    return [*map(_plain, value)] if isinstance(value, tuple) else value
 
 
 def _placeholders(config) -> config_dict.ConfigDict:

@@ -84,6 +84,8 @@ def update_rule(
     options = {
         theirs: getattr(config, ours) for ours, theirs in row.options.items()
     }
+    if name == config.name:
+        options |= config.options
     if row.sees != "leaves":
         find = {"matrices": matrix_dimensions, "rows": memory_dimensions}
         options["dimension_numbers"] = find[row.sees](axes)

@@ -38,7 +38,7 @@ def apply(model, variables, tokens, state):
 
 LEVELS = {
     "objective": "next_token",
-    "periods": (4, 8),
+    "token_periods": (4, 8),
     "rate": 0.3,
     "layers": 1,
 }

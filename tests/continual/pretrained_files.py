@@ -33,19 +33,39 @@ GPT2 = {
 }
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 50.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 40,
+}
+"""Heads of 8 channels have frequencies in each of its three ranges."""
+
+
+def head_dim(config):
+    default = config["hidden_size"] // config["num_attention_heads"]
+    return config.get("head_dim", default)
+
+
 def llama_weights(config, seed=0):
-    d, kv = config["hidden_size"], config["num_key_value_heads"]
-    kv *= d // config["num_attention_heads"]
+    d, width = config["hidden_size"], head_dim(config)
+    q = config["num_attention_heads"] * width
+    kv = config["num_key_value_heads"] * width
+    biases = "qkvo" if config.get("attention_bias") else ""
+    biases = "qkv" if config["model_type"] == "qwen2" else biases
     hidden, vocab = config["intermediate_size"], config["vocab_size"]
     shapes = {"model.embed_tokens.weight": (vocab, d), "model.norm.weight": d}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, d)
     for i in range(config["num_hidden_layers"]):
         block = f"model.layers.{i}."
-        for name, out in {"q": d, "k": kv, "v": kv, "o": d}.items():
-            shapes[f"{block}self_attn.{name}_proj.weight"] = (out, d)
-            if config["attention_bias"]:
-                shapes[f"{block}self_attn.{name}_proj.bias"] = out
+        widths = {"q": (q, d), "k": (kv, d), "v": (kv, d), "o": (d, q)}
+        for name, shape in widths.items():
+            shapes[f"{block}self_attn.{name}_proj.weight"] = shape
+            if name in biases:
+                shapes[f"{block}self_attn.{name}_proj.bias"] = shape[0]
         shapes |= {
             f"{block}mlp.gate_proj.weight": (hidden, d),
             f"{block}mlp.up_proj.weight": (hidden, d),
@@ -120,8 +140,12 @@ GGUF_NAMES = {
 }
 
 
-def write_gguf(path, config, weights, tokens=None, architecture="llama"):
-    """As llama.cpp's converter: rows of q and k become neighbouring pairs."""
+def write_gguf(
+    path, config, weights, tokens=None, architecture="llama", extra=()
+):
+    """As llama.cpp's converter: rows of a Llama's q and k become neighbouring
+    pairs. ``extra`` are calls of the writer's methods.
+    """
     import gguf
 
     writer = gguf.GGUFWriter(path, architecture)
@@ -134,6 +158,8 @@ def write_gguf(path, config, weights, tokens=None, architecture="llama"):
     writer.add_head_count_kv(kv)
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    for method, *arguments in extra:
+        getattr(writer, method)(*arguments)
     if tokens:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("smollm")
@@ -141,8 +167,8 @@ def write_gguf(path, config, weights, tokens=None, architecture="llama"):
         writer.add_token_merges(["a b"])
     for name, array in weights.items():
         for key, count in (("q_proj", heads), ("k_proj", kv)):
-            if key in name:
-                halves = array.reshape(count, 2, -1, array.shape[1])
+            if key in name and architecture == "llama":
+                halves = array.reshape(count, 2, -1, *array.shape[1:])
                 array = halves.swapaxes(1, 2).reshape(array.shape)
         for old, new in GGUF_NAMES.items():
             name = name.replace(old, new)
@@ -159,7 +185,7 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def attend(q, k, v, heads, kv_heads, turn=lambda x: x):
+def attend(q, k, v, heads, kv_heads, turn=lambda x: x, window=None):
     """Causal attention of one sequence, ``[T, ...]``, head by head."""
     T, d = len(q), q.shape[-1] // heads
     out = []
@@ -169,11 +195,30 @@ def attend(q, k, v, heads, kv_heads, turn=lambda x: x):
         key = turn(k[:, shared * d : (shared + 1) * d])
         scores = mine @ key.T / np.sqrt(d)
         scores[np.triu_indices(T, 1)] = -np.inf
+        scores[np.tril_indices(T, -(window or T))] = -np.inf
         out.append(softmax(scores) @ v[:, shared * d : (shared + 1) * d])
     return np.concatenate(out, -1)
 
 
-def rotary(base, interleaved=False):
+def rope_divisors(rope, base, half):
+    """Divisors of the frequencies by scaling of the kinds linear and llama3."""
+    kind, found = rope.get("rope_type", rope.get("type", "default")), []
+    for index in range(half):
+        wavelength = 2 * np.pi * base ** (index / half)
+        divisor = rope["factor"] if kind != "default" else 1.0
+        if kind == "llama3":
+            low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+            turns = rope["original_max_position_embeddings"] / wavelength
+            if turns > high:
+                divisor = 1.0
+            elif turns >= low:
+                smooth = (turns - low) / (high - low)
+                divisor = 1 / ((1 - smooth) / divisor + smooth)
+        found.append(divisor)
+    return np.array(found)
+
+
+def rotary(base, interleaved=False, rope=()):
     """Rotates pairs of complex numbers."""
 
     def turn(x):
@@ -183,6 +228,7 @@ def rotary(base, interleaved=False):
             pairs = x.reshape(T, 2, d // 2).swapaxes(1, 2)
         numbers = pairs[..., 0] + 1j * pairs[..., 1]
         angle = np.arange(T)[:, None] * base ** (-2 * np.arange(d // 2) / d)
+        angle = angle / rope_divisors(dict(rope), base, d // 2)
         numbers = numbers * np.exp(1j * angle)
         pairs = np.stack([numbers.real, numbers.imag], -1)
         if not interleaved:
@@ -195,7 +241,11 @@ def rotary(base, interleaved=False):
 def llama_logits(config, weights, ids, interleaved=False):
     """A Llama's logits of one sequence, in NumPy."""
     w = {name: np.asarray(a, np.float64) for name, a in weights.items()}
-    turn = rotary(config["rope_theta"], interleaved)
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    base = rope.get("rope_theta", config.get("rope_theta"))
+    turn = rotary(base, interleaved, rope)
+    sliding = config.get("use_sliding_window", True)
+    window = config.get("sliding_window") if sliding else None
     heads = config["num_attention_heads"], config["num_key_value_heads"]
 
     def norm(x, name):
@@ -210,7 +260,7 @@ def llama_logits(config, weights, ids, interleaved=False):
         block = f"model.layers.{i}."
         h = norm(x, block + "input_layernorm.weight")
         q, k, v = (linear(h, f"{block}self_attn.{n}_proj") for n in "qkv")
-        h = attend(q, k, v, *heads, turn)
+        h = attend(q, k, v, *heads, turn, window)
         x = x + linear(h, block + "self_attn.o_proj")
         h = norm(x, block + "post_attention_layernorm.weight")
         gate, up = (linear(h, f"{block}mlp.{n}_proj") for n in ("gate", "up"))

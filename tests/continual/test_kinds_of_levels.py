@@ -28,14 +28,14 @@ KINDS = {
     "adaptive": {
         "objective": "next_token",
         "adaptive": "surprise",
-        "periods": (4, 16),
+        "token_periods": (4, 16),
     },
 }
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def case(request):
-    levels = {"periods": (4, 8), "rate": 0.3} | KINDS[request.param]
+    levels = {"token_periods": (4, 8), "rate": 0.3} | KINDS[request.param]
     return make("hope-attention", cms=levels)
 
 

@@ -11,11 +11,12 @@ import pytest
 
 from nl_jax import continual
 from nl_jax.errors import InputError
+from nl_jax.layers import RopeScaling
 from nl_jax.models import build
 from nl_jax.pretrained import load_pretrained
 from tests.continual import pretrained_files as files
 from tests.continual.conftest import apply
-from tests.continual.pretrained_files import GPT2, LLAMA
+from tests.continual.pretrained_files import GPT2, LLAMA, LLAMA3
 
 IDS = np.random.default_rng(0).integers(0, 23, 12)
 
@@ -69,6 +70,112 @@ def test_llama_from_safetensors_equals_numpy(tmp_path, change, shards):
     check_same(pretrained, lambda ids: files.llama_logits(config, weights, ids))
 
 
+MISTRAL = {
+    name: value for name, value in LLAMA.items() if name != "attention_bias"
+} | {"model_type": "mistral", "head_dim": 6, "sliding_window": 5}
+QWEN2 = MISTRAL | {
+    "model_type": "qwen2",
+    "head_dim": 4,
+    "use_sliding_window": False,
+    "max_window_layers": 3,
+    "rope_scaling": {"type": "linear", "factor": 4.0},
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LLAMA | {"head_dim": 8, "rope_theta": None, "rope_parameters": LLAMA3},
+        MISTRAL,
+        QWEN2,
+    ],
+    ids=["llama3", "mistral", "qwen2"],
+)
+def test_families_of_llama_equal_numpy(tmp_path, config):
+    """Scaled positions, wider heads, windows, biases of q, k and v alone."""
+    weights = files.llama_weights(config)
+    folder = files.write(tmp_path / "m", config, weights)
+    found = logits_of(load_pretrained(folder), IDS)
+    expected = files.llama_logits(config, weights, IDS)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+def test_spellings_of_positions_and_windows_are_one_configuration(tmp_path):
+    linear = {"rope_type": "linear", "factor": 4.0, "rope_theta": 50.0}
+    llama3 = LLAMA3 | {"type": "llama3", "attention_factor": None}
+    sizes = {"max_position_embeddings": 40}
+    unsaid = {
+        name: value
+        for name, value in llama3.items()
+        if name != "original_max_position_embeddings"
+    }
+    context = MISTRAL | {"sliding_window": None}
+    groups = [
+        [
+            LLAMA | {"rope_scaling": {"type": "linear", "factor": 4}},
+            LLAMA | {"rope_parameters": linear},
+            LLAMA | {"rope_parameters": linear, "rope_scaling": linear},
+        ],
+        [
+            LLAMA | sizes | {"rope_scaling": LLAMA3},
+            LLAMA | sizes | {"rope_scaling": llama3, "rope_theta": None},
+            LLAMA | sizes | {"rope_parameters": unsaid},
+        ],
+        [
+            context,
+            context | {"sliding_window": 4096},
+            {k: v for k, v in context.items() if k != "sliding_window"},
+        ],
+        [
+            QWEN2,
+            QWEN2 | {"use_sliding_window": True},  # From the third block on.
+            QWEN2 | {"layer_types": ["full_attention"] * 3},
+            QWEN2 | {"sliding_window": None},
+        ],
+        [
+            QWEN2 | {"use_sliding_window": True, "max_window_layers": 0},
+            QWEN2
+            | {"use_sliding_window": True}
+            | {"layer_types": ["sliding_attention"] * 3},
+        ],
+    ]
+    windows = []
+    for group in groups:
+        weights = files.llama_weights(group[0])
+        found = [
+            load_pretrained(files.write(tmp_path / "m", config, weights))
+            for config in group
+        ]
+        configs = [one.model.config for one in found]
+        assert configs == configs[:1] * len(group)
+        windows.append(configs[0].attention.window)
+    assert windows == [20, 40, 20, 20, 5]
+
+
+@pytest.mark.parametrize("tied", [True, False, None])
+def test_the_head_that_is_present_counts(tmp_path, tied):
+    config = LLAMA | {"tie_word_embeddings": tied}
+    separate = files.llama_weights(LLAMA)
+    embedding = separate["model.embed_tokens.weight"]
+    equal = separate | {"lm_head.weight": embedding}
+    without = {k: v for k, v in separate.items() if k != "lm_head.weight"}
+    for weights, expected in (
+        (separate, separate["lm_head.weight"]),
+        (equal, None if tied else embedding),
+        (without, None),
+    ):
+        folder = files.write(tmp_path / "m", config, weights)
+        if weights is without and tied is False:
+            refused(folder, "lacks the tensor lm_head.weight")
+            continue
+        pretrained = load_pretrained(folder)
+        assert pretrained.model.config.tie_embeddings == (expected is None)
+        head = pretrained.variables["params"].get("head")
+        assert (head is None) == (expected is None)
+        if expected is not None:
+            np.testing.assert_array_equal(head, expected)
+
+
 def test_names_without_a_prefix_and_half_precision(tmp_path):
     """As a model without a head is saved; float16 and bfloat16 weights."""
     config = LLAMA | {"tie_word_embeddings": True}
@@ -89,14 +196,72 @@ def test_llama_from_gguf_is_the_model_from_safetensors(tmp_path):
     path = files.write_gguf(tmp_path / "m.gguf", LLAMA, weights)
     folder = files.write(tmp_path / "m", LLAMA, weights)
     one, two = map(load_pretrained, (path, folder))
-    # GGUF's epsilon is a float32.
-    norm = {"norm": one.model.config.norm}
-    assert one.model == build(two.model.config, **norm)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(a, b),
-        one.variables,
-        two.variables,
+    assert_same_model(one, two)
+    bias = LLAMA | {"attention_bias": True, "tie_word_embeddings": True}
+    weights = files.llama_weights(bias)
+    assert_same_model(
+        load_pretrained(files.write_gguf(path, bias, weights)),
+        load_pretrained(files.write(folder, bias, weights)),
     )
+
+
+def assert_same_model(gguf, other):
+    # GGUF's epsilon is a float32.
+    norm = gguf.model.config.norm
+    assert gguf.model == build(other.model.config, norm=norm)
+    jax.tree.map(np.testing.assert_array_equal, gguf.variables, other.variables)
+
+
+def test_gguf_keys_of_positions_and_qwen2(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    path, folder = tmp_path / "m.gguf", tmp_path / "m"
+    weights = files.llama_weights(QWEN2)
+    expected = load_pretrained(files.write(folder, QWEN2, weights))
+    linear = gguf.RopeScalingType.LINEAR
+    for extra in (
+        [("add_rope_scaling_type", linear), ("add_rope_scaling_factor", 4.0)],
+        [("add_rope_scaling_factor", 4.0)],
+        [("add_float32", "qwen2.rope.scale_linear", 4.0)],
+    ):
+        arguments = QWEN2, weights, None, "qwen2"
+        files.write_gguf(path, *arguments, extra=extra)
+        assert_same_model(load_pretrained(path), expected)
+    plain = [("add_rope_scaling_type", gguf.RopeScalingType.NONE)]
+    plain += [("add_rope_scaling_factor", 4.0)]
+    files.write_gguf(path, *arguments, extra=plain)
+    attention = load_pretrained(path).model.config.attention
+    assert attention.rope_scaling == RopeScaling()
+
+    config = LLAMA | {"head_dim": 8, "rope_parameters": LLAMA3}
+    weights = files.llama_weights(config)
+    expected = load_pretrained(files.write(folder, config, weights))
+    divisors = files.rope_divisors(LLAMA3, 50.0, 4).astype(np.float32)
+    extra = [
+        ("add_tensor", "rope_freqs.weight", divisors),
+        ("add_key_length", 8),
+        ("add_value_length", 8),
+        ("add_rope_dimension_count", 8),
+    ]
+    files.write_gguf(path, config, weights, extra=extra)
+    found = load_pretrained(path)
+    jax.tree.map(
+        np.testing.assert_array_equal, found.variables, expected.variables
+    )
+    a, b = (one.model.config.attention for one in (found, expected))
+    assert (a.head_dim, a.rope_scaling.kind) == (8, "table")
+    np.testing.assert_allclose(
+        a.rope_scaling.divisors(50.0, 4), b.rope_scaling.divisors(50.0, 4)
+    )
+    for extra, words in (
+        ([("add_rope_scaling_type", gguf.RopeScalingType.YARN)], "'yarn'"),
+        ([("add_rope_dimension_count", 2)], "rope.dimension_count=2"),
+        ([("add_value_length", 2)], "attention.value_length=2"),
+        ([("add_sliding_window", 4)], "sliding_window='4' is not known"),
+        ([("add_logit_scale", 2.0)], "llama.logit_scale='2.0' is not known"),
+        ([("add_uint16", "split.count", 3)], "split.count='3' is not known"),
+    ):
+        files.write_gguf(path, LLAMA, files.llama_weights(LLAMA), extra=extra)
+        refused(path, words)
 
 
 def test_quantised_gguf_equals_numpy_on_what_it_stands_for(tmp_path):
@@ -161,29 +326,40 @@ def test_a_window_is_the_context_that_is_seen(tmp_path):
     assert positions["positions"].shape == (5, 16)
 
 
-def test_transformers_own_checkpoints_give_its_own_logits(tmp_path):
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2,
+        LLAMA,
+        LLAMA | {"head_dim": 8, "rope_theta": None, "rope_parameters": LLAMA3},
+        LLAMA | {"rope_scaling": {"type": "linear", "factor": 4.0}},
+        MISTRAL,
+        QWEN2,
+        QWEN2
+        | {"use_sliding_window": True, "max_window_layers": 0}
+        | {"sliding_window": 5, "tie_word_embeddings": True},
+    ],
+)
+def test_transformers_own_checkpoints_give_its_own_logits(tmp_path, config):
+    """In several files, as large models are saved."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    for source, config in {
-        transformers.LlamaForCausalLM: transformers.LlamaConfig(
-            **{k: v for k, v in LLAMA.items() if k != "model_type"}
-        ),
-        transformers.GPT2LMHeadModel: transformers.GPT2Config(
-            **{k: v for k, v in GPT2.items() if k != "model_type"}
-        ),
-    }.items():
-        model = source(config).eval()
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.4)
-        folder = tmp_path / source.__name__
-        model.save_pretrained(folder)
+    config = {k: v for k, v in config.items() if v is not None}
+    kind = config.pop("model_type")
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(kind, **config)
+    ).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    model.save_pretrained(tmp_path, max_shard_size="4KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
 
-        def logits(ids, model=model):
-            with torch.no_grad():
-                return model(torch.tensor(ids[None])).logits[0].numpy()
+    def logits(ids):
+        with torch.no_grad():
+            return model(torch.tensor(ids[None])).logits[0].numpy()
 
-        check_same(load_pretrained(folder), logits)
+    check_same(load_pretrained(tmp_path), logits)
 
 
 @pytest.mark.slow
@@ -239,7 +415,7 @@ def test_smollm2_equals_numpy_and_continues_alike():
 TOKENIZER = {
     "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": []},
     "added_tokens": [{"id": 3, "content": "<end>"}],
-    "decoder": {
+    "pre_tokenizer": {
         "type": "ByteLevel",
         "add_prefix_space": False,
         "trim_offsets": True,
@@ -254,21 +430,14 @@ def test_a_tokenizer_comes_along_if_it_matches(tmp_path):
     file.write_text(json.dumps(TOKENIZER))
     found = load_pretrained(folder)
     assert json.loads(found.tokenizer_json) == TOKENIZER
-    other = TOKENIZER | {"decoder": {"type": "Metaspace"}}
+    with pytest.raises(InputError, match="no token for 209 of the bytes"):
+        found.tokenizer()
+    other = TOKENIZER | {"pre_tokenizer": {"type": "Metaspace"}}
     file.write_text(json.dumps(other))
     found = load_pretrained(folder)
     with pytest.raises(InputError, match="without a byte-level BPE tokenizer"):
         found.tokenizer()
-    fields = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    strange = [{"id": 3, "content": "<\u4e00>"} | dict.fromkeys(fields, True)]
-    file.write_text(json.dumps(TOKENIZER | {"added_tokens": strange}))
-    with pytest.raises(InputError, match="stands for no byte"):
-        load_pretrained(folder).tokenizer()
-    unknown = TOKENIZER | {"pre_tokenizer": {"type": "Nonsense"}}
-    file.write_text(json.dumps(unknown))
-    with pytest.raises(InputError, match="tokenizer is damaged, or of a kind"):
-        load_pretrained(folder).tokenizer()
-    for broken in ({}, {"model": []}, TOKENIZER | {"decoder": []}):
+    for broken in ({}, {"model": []}, TOKENIZER | {"pre_tokenizer": []}):
         file.write_text(json.dumps(broken | {"added_tokens": [{"id": "0"}]}))
         refused(folder, "tokenizer.json is damaged or no tokenizer")
     tall = TOKENIZER | {"added_tokens": [{"id": 23, "content": "<end>"}]}
@@ -299,9 +468,34 @@ def refused(path, words):
         ({"vocab_size": 24}, "has shape (23, 16); its configuration says"),
         ({"intermediate_size": 8}, "its configuration says (8, 16)"),
         ({"hidden_act": "relu"}, "hidden_act='relu'"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "'llama3'"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "factor=None"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
+        ({"rope_scaling": LLAMA3 | {"beta_fast": 32}}, "beta_fast='32' is not"),
+        ({"rope_scaling": LLAMA3 | {"type": "linear"}}, "type='linear'"),
+        ({"rope_scaling": LLAMA3, "rope_theta": 9.0}, "rope_theta=9.0"),
+        ({"rope_scaling": LLAMA3, "rope_parameters": {"a": 1}}, "rope_scaling"),
+        ({"rope_parameters": {"full_attention": LLAMA3}}, "full_attention="),
+        ({"rope_scaling": 4}, "rope_scaling=4"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"sliding_window": 4}, "sliding_window='4' is not known to this"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config="),
+        ({"use_qk_norm": False}, "use_qk_norm='False' is not known"),
+        ({"model_type": "mistral", "attention_bias": True}, "attention_bias"),
+        (
+            {
+                "model_type": "qwen2",
+                "attention_bias": True,
+                "use_sliding_window": True,
+                "max_window_layers": 1,
+            },
+            "layer_types=['full_attention', 'sliding_attention']",
+        ),
         ({"rms_norm_eps": 0}, "rms_norm_eps=0"),
-        ({"head_dim": 8}, "head_dim=8; this version reads 4"),
+        (
+            {"head_dim": 8},
+            "has shape (16, 16); its configuration says (16, 32)",
+        ),
+        ({"head_dim": 5}, "head_dim=5 must be even"),
         ({"num_attention_heads": 3}, "n_heads=3 must divide d_model=16"),
         ({"num_key_value_heads": 3}, "kv_heads=3 must divide n_heads=4"),
     ],
@@ -420,6 +614,7 @@ def test_shards_stay_in_their_folder(tmp_path):
     weights = files.llama_weights(LLAMA)
     folder = files.write(tmp_path / "m", LLAMA, weights, shards=2)
     index = folder / "model.safetensors.index.json"
+    assert load_pretrained(index).model == load_pretrained(folder).model
     places = json.loads(index.read_text())["weight_map"]
     for place, words in (
         ("../part-0.safetensors", "a shard is a file in the same folder"),

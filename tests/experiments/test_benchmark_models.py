@@ -9,7 +9,7 @@ import pytest
 
 from experiments.speed import benchmark_models
 from experiments.speed import timed_models as timed
-from nl_jax.nested.describe import count_bytes
+from nl_jax.nested.level_table import count_bytes
 
 SMALL = (
     "--width=16",
@@ -52,7 +52,7 @@ def test_every_part_writes_its_files_and_goes_on(script, tmp_path):
 
 
 def test_models_have_equal_parameters():
-    sizes = timed.Sizes(width=64, layers=2, heads=4, vocab=32)
+    sizes = timed.ModelSizes(width=64, layers=2, heads=4, vocab=32)
     known = timed.variants((16,))
     chosen = ("transformer", "titans", "lstm", "hope-mlp/16", "hope-shared/16")
     models = timed.equal_models({n: known[n] for n in chosen}, sizes, 32)
@@ -65,7 +65,7 @@ def test_models_have_equal_parameters():
 
 
 def test_states_are_those_of_a_stream():
-    sizes = timed.Sizes(width=16, layers=1, heads=2, vocab=32)
+    sizes = timed.ModelSizes(width=16, layers=1, heads=2, vocab=32)
     wanted = {"deltanet": ("deltanet", {})}
     model = timed.equal_models(wanted, sizes, 32)["deltanet"]
     decoder = timed.Decoder(model, 4)

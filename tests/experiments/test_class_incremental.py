@@ -18,8 +18,8 @@ from experiments.classes.features import make_features
 from experiments.classes.learners import ClassMeans, Mahalanobis, Softmax
 from experiments.classes.matrix import METRICS
 from experiments.classes.memory import (
-    ContinuumMemory,
     LevelChoice,
+    LevelledMemory,
     split_levels,
 )
 from nl_jax.continual import metrics
@@ -229,9 +229,7 @@ def test_a_level_that_keeps_all_is_ridge_regression_in_any_order():
     x, labels = draw(0)
     exact = x @ ridge(x.astype(float), np.eye(CLASSES)[labels], 0.5)
     for stream in ((x, labels), by_class(x, labels)):
-        memory = ContinuumMemory(
-            [LevelChoice(WIDTH, 8, 1.0)], CLASSES, 0.5, 0.1
-        )
+        memory = LevelledMemory([LevelChoice(WIDTH, 8, 1.0)], CLASSES, 0.5, 0.1)
         for part in np.array_split(np.arange(len(x)), 7):
             memory.learn(stream[0][part], stream[1][part])
         assert memory.scores(x) == pytest.approx(exact, abs=1e-4)
@@ -239,7 +237,7 @@ def test_a_level_that_keeps_all_is_ridge_regression_in_any_order():
 
 def test_a_level_of_period_one_is_the_normalised_delta_rule():
     x, labels = draw(0, count=70)
-    memory = ContinuumMemory([LevelChoice(WIDTH, 1, 0.0)], CLASSES, 0.5, 0.3)
+    memory = LevelledMemory([LevelChoice(WIDTH, 1, 0.0)], CLASSES, 0.5, 0.3)
     memory.learn(x[:10], labels[:10])
     memory.learn(x[10:], labels[10:])
     w = np.zeros((WIDTH, CLASSES))
@@ -260,7 +258,7 @@ def test_three_levels_are_their_plain_formula():
         LevelChoice(10, 12, 1.0),
     ]
     lam, rate = 0.5, 0.3
-    memory = ContinuumMemory(levels, CLASSES, lam, rate)
+    memory = LevelledMemory(levels, CLASSES, lam, rate)
     for part in np.split(np.arange(46), [3, 17, 24, 25]):
         memory.learn(x[part], labels[part])
 
@@ -299,7 +297,7 @@ def test_three_levels_are_their_plain_formula():
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_levels_share_out_the_same_weights(count):
     levels = split_levels(35, count, [1, 2, 4], [0.5, 1.0])
-    memory = ContinuumMemory(levels, CLASSES, 1.0, 0.1)
+    memory = LevelledMemory(levels, CLASSES, 1.0, 0.1)
     assert len(levels) == count and memory.parameters == 35 * CLASSES
     assert (memory.state_size > 0) == (count > 1)
 

@@ -41,7 +41,7 @@ def test_training_prints_levels_and_results(script, workdir):
         ("--config.steps=0", "steps=0"),
         ("--config=nowhere.py", "nowhere.py"),
         ("--config.model.name=gpt9", "'gpt9' does not exist"),
-        ("--config.data.paths=('nowhere.txt',)", "nowhere.txt does not exist"),
+        ("--config.data.paths=('nowhere.txt',)", "nowhere.txt' does not exist"),
         ("--config.optimizer.name=lion", "must be one of 'adamw', "),
         ("--config.mesh.data=3", "must multiply to the 1 devices"),
         ("--wokdir=a", "wokdir"),
@@ -88,6 +88,39 @@ def test_generating_in_two_halves(script, workdir, tmp_path):
         assert first[:-1] + second == whole
     _, again, _ = script(generate, here, "--prompt=ab", "--tokens=12")
     assert again == whole
+
+
+def test_bpe_tokens_from_training_to_evaluation(script, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"naïve words and {i} more\n" for i in range(300)))
+    here = f"--workdir={tmp_path / 'run'}"
+    data = (f"--config.data.paths={text}", "--config.data.tokenizer=bpe")
+    flags = (*SMALL, here, *data, "--config.data.bpe_vocab_size=300")
+    assert script(train_lm, *flags, "--config.steps=2")[0] == 0
+    more = "--config.accept_new_config=True"
+    status, out, _ = script(train_lm, *flags, "--config.steps=4", more)
+    assert status == 0 and "going on from step 2" in out
+    prompt, state = "--prompt=naïve", tmp_path / "state"
+    status, whole, _ = script(generate, here, prompt, "--tokens=6")
+    assert status == 0 and whole.startswith("naïve")
+    script(generate, here, prompt, "--tokens=2", f"--save_state={state}")
+    status, rest, error = script(
+        generate, here, "--tokens=4", f"--load_state={state}"
+    )
+    assert status == 0, error
+    if "\ufffd" not in whole:
+        assert whole.endswith(rest)
+    status, out, error = script(
+        evaluate, here, f"--file={text}", f"--out={tmp_path}"
+    )
+    assert status == 0, error
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    # All but the first token are predicted; it is "n" or longer.
+    missing = text.stat().st_size - sum(
+        r["bytes"] for r in found["by_position"]
+    )
+    assert 1 <= missing <= len("naïve".encode())
+    assert found["tokens"] < text.stat().st_size / 2
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,11 @@ def test_the_script_writes_every_window(
             d_model=8,
             n_heads=2,
             n_layers=1,
-            cms={"objective": "next_token", "periods": (4, 8), "hidden": 1.0},
+            cms={
+                "objective": "next_token",
+                "token_periods": (4, 8),
+                "hidden": 1.0,
+            },
         )
 
     monkeypatch.setattr(stream_speed, "make_model", small)

@@ -282,6 +282,49 @@ def test_second_derivatives():
         np.testing.assert_allclose(a, e, atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize("name", [None, "pallas_tpu", "pallas_triton"])
+def test_second_derivatives_inside_a_scan(name):
+    """As when levels learn in context, by blocks that a scan runs.
+
+    Its weights are sums of earlier tokens: ``o_t = x_t sum_s x_s' x_s``.
+    """
+    x = np.random.default_rng(0).normal(size=(2, 1, 128, 2)) / 8
+    gates = (jnp.ones((1, 128)),)
+    options = KERNELS.get(name, {"implementation": None})
+
+    def step(state, tokens, gates, valid, inverse):
+        del valid, inverse
+        (w,), (x,), (eta,) = state, tokens, gates
+        before = jnp.tril(x @ x.mT, -1)
+        return x @ w + before @ x, (w + x.mT @ (eta[..., None] * x),)
+
+    def scanned(x):
+        state = (jnp.zeros((1, 2, 2)),)
+        return memory_scan(step, state, (x,), gates, chunk_size=32, **options)
+
+    def written_out(x):
+        o = jnp.tril(x @ x.mT, -1) @ x
+        return o, (x.mT @ x,)
+
+    def second(run, x):
+        def loss(x):
+            def layer(total, x):
+                o, (w,) = run(x)
+                return total + (o**2).sum() + (w**3).sum(), None
+
+            return jax.lax.scan(layer, 0.0, x)[0]
+
+        def steepness(x):
+            return jnp.square(jax.grad(loss)(x)).sum()
+
+        return jax.jit(jax.grad(steepness))(x)
+
+    x = jnp.asarray(x, jnp.float32)
+    expected = second(written_out, x)
+    atol = 1e-4 * float(jnp.abs(expected).max())
+    np.testing.assert_allclose(second(scanned, x), expected, atol=atol)
+
+
 def test_what_the_platform_offers_is_the_same():
     arrays = inputs(130, dtype="float32", lead=(1, 2))
     for platform, name in OFFERED.items():

@@ -1,5 +1,7 @@
 """What pretrained transformers need of the layers: groups, biases, norms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from nl_jax.layers import (
     CMSConfig,
     ContinuumMemory,
     NormConfig,
+    RopeScaling,
     layer_norm,
 )
 from nl_jax.models import configure
@@ -20,18 +23,16 @@ D, HEADS = 8, 4
 
 @pytest.mark.parametrize("conv_width", [0, 4])
 def test_a_group_is_heads_with_the_same_keys_and_values(conv_width):
-    shared = AttentionConfig(
-        window=5, persistent=2, conv_width=conv_width, kv_heads=2, bias=True
+    single = AttentionConfig(
+        window=5, persistent=2, conv_width=conv_width, bias=True, out_bias=True
     )
+    shared = dataclasses.replace(single, kv_heads=2)
     grouped = CausalAttention(shared, D, HEADS)
     x = jax.random.normal(jax.random.key(0), (2, 13, D))
     variables = jax.jit(grouped.init)(jax.random.key(1), x)
     params = jax.tree.map(
         lambda a: a + jax.random.normal(jax.random.key(2), a.shape),
         variables["params"],
-    )
-    single = AttentionConfig(
-        window=5, persistent=2, conv_width=conv_width, bias=True
     )
 
     def repeat(name, a):
@@ -91,6 +92,18 @@ def test_layer_norm_and_gelu_equal_numpy():
         (lambda: NormConfig(eps=0.0), "norm.eps=0.0 must be positive"),
         (lambda: CMSConfig(mlp="relu"), "cms.mlp='relu'"),
         (lambda: AttentionConfig(kv_heads=-1), "kv_heads=-1"),
+        (lambda: AttentionConfig(head_dim=3), "head_dim=3 must be even"),
+        (lambda: RopeScaling("yarn"), "rope_scaling.kind='yarn' must be one"),
+        (lambda: RopeScaling("linear", 0.0), "rope_scaling.factor=0.0 must"),
+        (lambda: RopeScaling("table"), "goes with kind='table', which needs"),
+        (
+            lambda: RopeScaling("llama3", 8.0, 4.0, 4.0),
+            "low_freq_factor=4.0 must be above 0 and below",
+        ),
+        (
+            lambda: RopeScaling("table", table=(1.0,)).divisors(10.0, 2),
+            "has 1 entries; heads of 4 channels need 2",
+        ),
         (
             lambda: configure("transformer", attention={"kv_heads": 3}),
             "attention.kv_heads=3 must divide n_heads=4",

@@ -158,7 +158,7 @@ def test_one_level_is_the_swiglu_block_of_a_transformer():
 
 
 def test_levels_are_a_chain_and_rows_have_their_own_fast_weights():
-    config = CMSConfig(periods=(2, 4), objective="next_token")
+    config = CMSConfig(token_periods=(2, 4), objective="next_token")
     layer = ContinuumMemory(config, D)
     x = jax.random.normal(jax.random.key(0), (2, 3, D))
     variables = unboxed(jax.jit(layer.init)(jax.random.key(1), x))
@@ -184,10 +184,10 @@ def test_levels_are_a_chain_and_rows_have_their_own_fast_weights():
     [
         (lambda: AttentionConfig(window=0), "window=0 must be an integer >= 1"),
         (lambda: AttentionConfig(rope_base=1.0), "rope_base=1.0 must be above"),
-        (lambda: CMSConfig(periods=()), r"cms.periods=\(\) must hold"),
-        (lambda: CMSConfig(periods=(4, 6)), "4 does not divide 6"),
+        (lambda: CMSConfig(step_periods=()), r"cms.step_periods=\(\) must"),
+        (lambda: CMSConfig(step_periods=(4, 6)), "4 does not divide 6"),
         (
-            lambda: CMSConfig(objective="next_token"),
+            lambda: CMSConfig(objective="next_token", token_periods=(1,)),
             "the fastest must be at least 2 tokens",
         ),
         (lambda: CMSConfig(rate=-1.0), "cms.rate=-1.0 must not be negative"),

@@ -16,7 +16,7 @@ CHUNK, LENGTH, VOCAB = 4, 42, 13
 
 
 def make(dtype="float64", **cms):
-    cms = {"periods": (CHUNK, 4 * CHUNK), "rate": 0.3} | cms
+    cms = {"token_periods": (CHUNK, 4 * CHUNK), "rate": 0.3} | cms
     model = build(
         "lstm",
         vocab_size=VOCAB,
@@ -128,7 +128,10 @@ def test_the_bounds_are_fixed_periods():
             )
             fixed = build(
                 model.config,
-                cms={"adaptive": "none", "periods": (CHUNK, period * CHUNK)},
+                cms={
+                    "adaptive": "none",
+                    "token_periods": (CHUNK, period * CHUNK),
+                },
             )
             logits, _ = jax.jit(model.apply)(variables, tokens)
             expected, _ = jax.jit(fixed.apply)(variables, tokens)
@@ -200,7 +203,10 @@ def test_an_optimizer_without_a_name_can_read_and_be_saved(tmp_path):
     ("wrong", "message"),
     [
         ({"adaptive": "mood"}, "cms.adaptive='mood' must be one of"),
-        ({"adaptive": "surprise", "periods": (4,)}, "at least two levels"),
+        (
+            {"adaptive": "surprise", "token_periods": (4,)},
+            "at least two levels",
+        ),
         ({"adaptive": "surprise", "least": 5}, "cms.least=5 must be at most 4"),
         (
             {"adaptive": "coherence", "threshold": 1.5},

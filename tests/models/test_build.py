@@ -6,7 +6,7 @@ import pytest
 
 from nl_jax.models import PRESETS, ModelConfig, build, configure, names
 
-LEVELS = {"objective": "next_token", "periods": (4, 8), "rate": 0.1}
+LEVELS = {"objective": "next_token", "token_periods": (4, 8), "rate": 0.1}
 MILLIONS = {"125m": (90, 180), "760m": (600, 1000), "1.3b": (1000, 1700)}
 
 
@@ -43,19 +43,24 @@ def test_large_presets_have_the_size_they_are_named_for(name, preset):
         ),
         (lambda: build("hope", n_heads=3), "n_heads=3 must divide d_model=128"),
         (
-            lambda: build("hope", cms={"periods": (4, 6)}),
+            lambda: build("hope", cms={"token_periods": (4, 6)}),
             "4 does not divide 6",
         ),
         (
             lambda: build(
-                "hope", cms={"objective": "next_token", "periods": (8, 16)}
+                "hope",
+                cms={"objective": "next_token", "token_periods": (8, 16)},
             ),
             "the fastest, 8, must be a multiple of 16 tokens",
         ),
         (
             lambda: build(
                 "transformer",
-                cms={"objective": "next_token", "periods": (4,), "layers": 5},
+                cms={
+                    "objective": "next_token",
+                    "token_periods": (4,),
+                    "layers": 5,
+                },
             ),
             "cms.layers=5 must be at most n_layers=2",
         ),
@@ -71,6 +76,31 @@ def test_large_presets_have_the_size_they_are_named_for(name, preset):
 def test_bad_configurations_are_named(run, message):
     with pytest.raises(ValueError, match=message):
         run()
+
+
+@pytest.mark.parametrize("objective", ["next_token", "local"])
+@pytest.mark.parametrize("preset", ["tiny", "125m"])
+def test_an_objective_alone_makes_levels_learn_in_context(objective, preset):
+    """From 16 tokens on, as many levels as without, in any model."""
+    for name in names():
+        static = configure(name, preset=preset)
+        config = configure(name, preset=preset, cms={"objective": objective})
+        first, *_ = periods = config.cms.periods
+        assert len(periods) == len(static.cms.periods)
+        assert first >= 16 and first % config.cycle == 0
+        assert first < 16 + config.cycle
+        assert periods[-1] == first * 4 ** (len(periods) - 1)
+        # The choice is written down, and can be undone.
+        assert config.cms.token_periods == periods
+        again = configure(config, cms={"objective": "outer"})
+        assert again.cms.periods == static.cms.periods
+
+
+def test_periods_without_a_unit_are_pointed_to_those_with_one():
+    message = "cms.periods; CMSConfig has .*step_periods.*token_periods|"
+    message += "cms.periods; CMSConfig has .*token_periods.*step_periods"
+    with pytest.raises(ValueError, match=message):
+        configure("hope", cms={"periods": (1, 4)})
 
 
 def test_a_configuration_can_be_changed_and_rebuilt():

@@ -32,7 +32,7 @@ TINY = {
     },
     "srwm": {"chunk_size": 4},
 }
-LEVELS = {"objective": "next_token", "periods": (4, 8), "rate": 0.1}
+LEVELS = {"objective": "next_token", "token_periods": (4, 8), "rate": 0.1}
 CASES = {name: (name, {}) for name in names()} | {
     # Behind a layer norm of four channels float32 keeps no five digits.
     "miras-moneta": ("miras-moneta", {"n_heads": 1}),

@@ -26,7 +26,7 @@ def x64():
 
 def make(**choices):
     """A layer, its parameters, two rows of inputs and the state before."""
-    choices = {"periods": (2, 4), "rate": 0.4, "hidden": 1.5} | choices
+    choices = {"token_periods": (2, 4), "rate": 0.4, "hidden": 1.5} | choices
     config = CMSConfig(**{"objective": "local"} | choices)
     layer = ContinuumMemory(config, D, jnp.float64)
     draw = np.random.default_rng(0)
@@ -253,8 +253,8 @@ def test_a_learned_rate_of_zero_is_the_static_layer(inner):
 
 
 def test_any_transformation_of_optax_is_an_inner_optimizer():
-    named = make(inner="momentum", periods=(2,))
-    given = make(inner=optax.trace(0.9), periods=(2,))
+    named = make(inner="adamw", token_periods=(2,))
+    given = make(inner=optax.scale_by_adam(), token_periods=(2,))
     assert hash(given[0]) == hash(given[1].config)
     ends = [
         reader(layer, aligned=True)(params, x, state)
@@ -263,7 +263,7 @@ def test_any_transformation_of_optax_is_an_inner_optimizer():
     for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
         np.testing.assert_array_equal(a, b)
     both = CMSConfig(
-        periods=(2, 4), objective="local", inner=(optax.trace(0.5), "sgd")
+        token_periods=(2, 4), objective="local", inner=(optax.trace(0.5), "sgd")
     )
     assert len(both.optimizers) == 2
 
@@ -282,11 +282,12 @@ class Counting(CMSObjective):
 
 
 def test_an_objective_of_ones_own_is_given_as_an_object():
-    cms = {"objective": Counting(), "periods": (4, 8)}
+    cms = {"objective": Counting(), "token_periods": (4, 8)}
     model = build(
         "lstm", vocab_size=7, d_model=4, n_heads=1, n_layers=1, cms=cms
     )
-    static = build(model.config, cms={"objective": "outer"})
+    outer = {"objective": "outer", "step_periods": (1, 2)}
+    static = build(model.config, cms=outer)
     tokens = jnp.arange(6)[None] % 7
     variables = jax.jit(model.init)(jax.random.key(0), tokens)
     logits, state = jax.jit(model.apply)(variables, tokens)

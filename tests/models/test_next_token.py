@@ -37,7 +37,11 @@ def x64():
 
 
 def make(dtype="float32", mixer="titans", **cms):
-    cms = {"objective": "next_token", "periods": (4, 8), "rate": 0.3} | cms
+    cms = {
+        "objective": "next_token",
+        "token_periods": (4, 8),
+        "rate": 0.3,
+    } | cms
     model = build(
         "hope" if mixer == "titans" else "hope-attention",
         vocab_size=VOCAB,
@@ -179,7 +183,7 @@ def test_rate_zero_is_the_static_network_bit_for_bit(made):
     depth = model.config.cms.placement == "depth"
     outer = {"objective": "outer", "placement": "block"}
     if depth:
-        outer["periods"] = (1,)
+        outer["step_periods"] = (1,)
     static = build(model.config, cms=outer)
     never = build(model.config, cms={"rate": 0.0})
     plain, _ = apply(static, variables, tokens)
@@ -305,3 +309,25 @@ def test_learning_in_context_lowers_the_loss_on_a_repeated_text():
     learning = losses(model)
     static = losses(build(model.config, cms={"rate": 0.0}))
     assert learning[:, -8:].mean() < 0.7 * static[:, -8:].mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["hope", "gated-deltanet"])
+@pytest.mark.parametrize(
+    ("periods", "length"), [((512, 1024), 1024), ((256,), 600), ((128,), 130)]
+)
+def test_long_periods_have_gradients(mixer, periods, length):
+    """Kernels are chosen from 128 tokens on; a chunk is differentiated."""
+    cms = {"objective": "next_token", "token_periods": periods}
+    small = {"d_model": 8, "n_heads": 1, "n_layers": 1}
+    model = build(mixer, **small, cms=cms)
+    tokens = jax.random.randint(jax.random.key(0), (1, length), 0, 256)
+    variables = jax.jit(model.init)(jax.random.key(1), tokens)
+
+    def loss(variables):
+        return jnp.square(model.apply(variables, tokens)[0]).mean()
+
+    gradient = jax.jit(jax.grad(loss))(variables)
+    rate = gradient["params"]["blocks"]["cms"]["level_1_log_rate"]
+    moved = length > periods[0]
+    assert jnp.isfinite(rate).all() and jnp.any(rate != 0) == moved

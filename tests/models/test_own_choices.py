@@ -25,10 +25,10 @@ from nl_jax.memory import (
     RULES,
     lp,
 )
-from nl_jax.models import build, configure
+from nl_jax.models import build, configure, to_json
 from nl_jax.nested import describe
 from nl_jax.optimizers import NAMED, NamedOptimizer
-from nl_jax.training import TrainConfig, to_json
+from nl_jax.training import TrainConfig
 
 SMALL = {"d_model": 8, "n_heads": 2, "n_layers": 1, "vocab_size": 16}
 TABLES = {
@@ -165,7 +165,7 @@ def test_an_objective_of_levels_is_saved_by_name(monkeypatch):
     class Mine(CMSObjective):
         name = "mine"
 
-    config = configure("lstm", cms={"objective": Mine(), "periods": (2,)})
+    config = configure("lstm", cms={"objective": Mine(), "token_periods": (2,)})
     saved = json.loads(json.dumps(to_json(config)))
     with pytest.raises(ValueError, match=r"cms\.objective='mine' must be one"):
         configure("hope", **saved)
@@ -174,7 +174,7 @@ def test_an_objective_of_levels_is_saved_by_name(monkeypatch):
 
 
 def test_a_late_optimizer_is_one_of_levels_too(monkeypatch):
-    cms = {"objective": "local", "periods": (4, 8), "inner": "lion"}
+    cms = {"objective": "local", "token_periods": (4, 8), "inner": "lion"}
     with pytest.raises(ValueError, match=r"cms.inner='lion' must be one of"):
         build("lstm", **SMALL, cms=cms)
     lion = NamedOptimizer(optax.scale_by_lion)
@@ -192,8 +192,8 @@ def test_objectives_of_levels_are_compared_by_what_they_are():
 
     assert Own() == Own() and hash(Own()) == hash(Own())
     assert Own() != CMS_OBJECTIVES["local"]
-    cms = {"objective": Own(), "periods": (4,)}
-    again = {"objective": Own(), "periods": (4,)}
+    cms = {"objective": Own(), "token_periods": (4,)}
+    again = {"objective": Own(), "token_periods": (4,)}
     assert configure("lstm", cms=cms) == configure("lstm", cms=again)
 
 

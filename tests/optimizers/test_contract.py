@@ -1,6 +1,7 @@
 """What every optimizer must do, from one table."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,25 @@ def test_inject_hyperparams_takes_factories_at_their_defaults(factory):
         factory("0.1")
     with pytest.raises(InputError, match=r"^learning_rate=nan must be a fin"):
         factory(float("nan"))
+
+
+def test_factories_have_the_options_of_what_they_chain():
+    names = [
+        name.removeprefix("scale_by_")
+        for name in nl.__all__
+        if name.startswith("scale_by_") and name != "scale_by_memory"
+    ]
+    assert len(names) == 10
+    for name in names:
+        options, factory = (
+            inspect.signature(getattr(nl, prefix + name)).parameters
+            for prefix in ("scale_by_", "")
+        )
+        assert "state_dtype" in options
+        assert {"learning_rate", *options} <= {*factory}, name
+        for key, option in options.items():
+            assert factory[key].default == option.default, (name, key)
+            assert factory[key].annotation == option.annotation, (name, key)
 
 
 def test_integers_must_be_static_under_inject_hyperparams():

@@ -5,10 +5,7 @@ import numpy as np
 import pytest
 
 from nl_jax.data import (
-    BPETokenizer,
-    ByteTokenizer,
     DataConfig,
-    from_json,
     gzip_bits_per_byte,
     held_out_batches,
     load_corpus,
@@ -65,15 +62,70 @@ def test_a_restored_iterator_goes_on():
     np.testing.assert_array_equal(take(other, 5), expected)
 
 
+def test_batches_of_another_size_go_on_with_the_next_sequence():
+    """4 batches of 4 and 2 of 8 are 8 batches of 4, over two epochs."""
+    read = {"seq_len": 16, "seed": 0}
+    whole = make_iterator(TOKENS, batch_size=4, **read)
+    expected = take(whole, 8).reshape(32, 17)
+    first = make_iterator(TOKENS, batch_size=4, **read)
+    small = take(first, 4).reshape(16, 17)
+    later = make_iterator(TOKENS, batch_size=8, **read)
+    later.set_state(json.loads(json.dumps(first.get_state())))
+    large = take(later, 2).reshape(16, 17)
+    np.testing.assert_array_equal(np.concatenate([small, large]), expected)
+    assert later.get_state() == whole.get_state()
+    assert later.get_state()["sequences"] == 32
+
+
+def test_batches_of_one_sequence():
+    rows = take(make_iterator(TOKENS, seq_len=16, batch_size=1, seed=0), 9)
+    assert rows.shape == (9, 1, 17)
+    assert sorted(rows[:, 0, 0].tolist()) == [16 * i for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "change"),
+    [(TOKENS, {"seed": 1}), (TOKENS, {"seq_len": 8}), (TOKENS[1:], {})],
+)
+def test_another_order_begins_anew(tokens, change, caplog):
+    iterator = make_iterator(TOKENS, **READ)
+    take(iterator, 2)
+    other = make_iterator(tokens, **(READ | change))
+    other.set_state(iterator.get_state())
+    assert "reading begins anew" in caplog.text
+    fresh = make_iterator(tokens, **(READ | change))
+    np.testing.assert_array_equal(next(other), next(fresh))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "change", "words"),
+    [
+        (TOKENS, {"seed": -1}, "seed=-1 must be an integer >= 0"),
+        (TOKENS[:32], {}, "32 tokens are too few for seq_len=16"),
+    ],
+)
+def test_an_iterator_refuses(tokens, change, words):
+    with pytest.raises(InputError, match=words):
+        make_iterator(tokens, **(READ | change))
+    assert next(make_iterator(TOKENS[:33], **READ)).shape == (3, 17)
+    with pytest.raises(InputError, match="another version"):
+        make_iterator(TOKENS, **READ).set_state({"next_index": 3})
+
+
 def test_processes_share_the_batch():
-    whole = take(make_iterator(TOKENS, **READ), 4)
+    """Two rows each, in the order of one process's batch."""
+    read = {"seq_len": 16, "batch_size": 6, "seed": 0}
+    whole = take(make_iterator(TOKENS, **read), 4)
     parts = [
-        take(make_iterator(TOKENS, **READ, process_index=i, process_count=3), 4)
+        take(
+            make_iterator(TOKENS, **read, process_index=i, process_count=3),
+            4,
+        )
         for i in range(3)
     ]
     np.testing.assert_array_equal(np.concatenate(parts, 1), whole)
-    with pytest.raises(InputError, match="2 processes"):
-        make_iterator(TOKENS, **READ, process_count=2)
+    with pytest.raises(InputError, match="4 processes"):
+        make_iterator(TOKENS, **read, process_count=4)
 
 
 def test_another_seed_is_another_order():
@@ -95,27 +147,6 @@ def test_held_out_tokens_are_predicted_once_each():
 def test_gzip():
     text = b"abc" * 100
     assert gzip_bits_per_byte(text) == len(gzip.compress(text, 9)) * 8 / 300
-
-
-def test_bpe_spells_everything():
-    text = "naïve — 日本 \t\n words words words".encode()
-    tokenizer = BPETokenizer.train(text, 270)
-    tokens = tokenizer.encode(text)
-    assert tokenizer.decode(tokens) == text
-    assert tokenizer.byte_lengths[tokens].sum() == len(text)
-    again = from_json(json.loads(json.dumps(tokenizer.to_json())))
-    np.testing.assert_array_equal(again.encode(text), tokens)
-
-
-def test_bpe_is_the_same_every_time():
-    text = load_corpus(DataConfig()).train[:50_000]
-    first = BPETokenizer.train(text, 300).to_json()
-    assert BPETokenizer.train(text, 300).to_json() == first
-
-
-def test_bytes():
-    tokenizer = from_json(ByteTokenizer().to_json())
-    assert tokenizer.decode(tokenizer.encode(b"\x00\xff")) == b"\x00\xff"
 
 
 def test_directories_and_json_lines(tmp_path):

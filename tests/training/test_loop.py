@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from nl_jax.data import DataConfig
+from nl_jax.data import BPETokenizer, DataConfig, load_corpus
 from nl_jax.errors import InputError
 from nl_jax.models import configure
 from nl_jax.training import (
@@ -134,6 +134,43 @@ def test_a_new_config_can_be_accepted(copy, tiny):
     config = tiny(steps=8, log_every=3, accept_new_config=True)
     assert train(config, copy).step == 8
     assert losses(copy)[-1][0] == 8
+
+
+def test_batches_of_another_size_go_on_in_the_text(copy, tiny):
+    """Six batches of 4 and one of 8 hold 32 sequences of 16 tokens."""
+    config = tiny(steps=7, batch_size=8, accept_new_config=True)
+    train(config, copy)
+    tokens = [r["tokens"] for r in lines(copy) if "tokens" in r]
+    assert tokens == [64, 128, 192, 256, 320, 384, 512]
+    folder = copy / "checkpoints" / "7" / "meta"
+    saved = "".join(p.read_text() for p in folder.rglob("*") if p.is_file())
+    assert '"sequences": 32' in saved
+
+
+def test_a_run_with_bpe_tokens_goes_on(tiny, tmp_path):
+    """It resumes and is loaded with the same tokens; a file gives them too."""
+    tokenizer = BPETokenizer.train(load_corpus(tiny().data).train, 300)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(tokenizer.to_json()["model"]))
+    for kind in ("bpe", str(file)):
+        data = dataclasses.replace(
+            tiny().data, tokenizer=kind, bpe_vocab_size=300
+        )
+        config = tiny(data=data, model={"vocab_size": 300}, steps=4)
+        workdir = tmp_path / f"run {kind[-4:]}"
+        whole = train(config, workdir)
+        before = losses(workdir)
+        shutil.rmtree(workdir / "checkpoints" / "4")
+        again = train(config, workdir)
+        assert losses(workdir) == before
+        assert again.held_out_bits_per_byte == whole.held_out_bits_per_byte
+        loaded = load_model(workdir).tokenizer.to_json()
+        assert loaded == tokenizer.to_json()
+    assert before == losses(tmp_path / "run bpe")
+    other = BPETokenizer.train(b"other words", 270)
+    file.write_text(json.dumps(other.to_json()["model"]))
+    with pytest.raises(InputError, match="not the one that the checkpoint"):
+        train(config, workdir)
 
 
 def edit_configs(workdir, change):
@@ -326,7 +363,11 @@ def test_the_mesh_must_fit_the_devices(tiny):
 
 def test_an_optimizer_of_levels_without_a_name_is_refused(tiny, tmp_path):
     """Before anything is written: a checkpoint could not name it."""
-    cms = {"objective": "local", "periods": (4,), "inner": optax.identity()}
+    cms = {
+        "objective": "local",
+        "token_periods": (4,),
+        "inner": optax.identity(),
+    }
     model = configure("lstm", d_model=8, n_heads=1, cms=cms)
     config = dataclasses.replace(tiny(), model=model)
     with pytest.raises(InputError, match="holds an optax transformation"):

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from nl_jax.errors import InputError
-from nl_jax.training import MeshConfig, OptimizerConfig, to_json, train
+from nl_jax.models import to_json
+from nl_jax.training import MeshConfig, OptimizerConfig, train
 from nl_jax.training.mesh import check_batch, make_mesh, parameter_shardings
 from tests.devices import run_on_devices
 

@@ -83,7 +83,7 @@ def outer(config):
 def test_only_matrices_of_the_model_decay(tiny):
     """Zero gradients move what decays and nothing else."""
     for name in ("hope", "transformer"):
-        config = tiny(name, model={"cms": {"periods": (1,)}})
+        config = tiny(name, model={"cms": {"step_periods": (1,)}})
         optimizer = OptimizerConfig(
             warmup_steps=0, learning_rate=0.5, weight_decay=0.1
         )
@@ -105,7 +105,7 @@ def test_only_matrices_of_the_model_decay(tiny):
 
 def test_slow_levels_step_once_per_period(tiny):
     ones, update, state = outer(
-        tiny("hope", model={"cms": {"periods": (1, 2)}}, steps=10)
+        tiny("hope", model={"cms": {"step_periods": (1, 2)}}, steps=10)
     )
     moved = []
     for _ in range(4):
@@ -126,6 +126,22 @@ def test_schedule_rises_and_falls():
     assert rates[-1] == pytest.approx(0.1)
     one = make_schedule(dataclasses.replace(config, warmup_steps=0), 1)
     assert float(one(0)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [0.5, *[1.0] * 9]),
+        # A third of ten steps decays, in steps of 0.3; the last is at 0.1.
+        ("wsd", [0.5, *[1.0] * 6, 0.7, 0.4, 0.1]),
+    ],
+)
+def test_other_schedules(schedule, rates):
+    config = OptimizerConfig(
+        learning_rate=1.0, warmup_steps=2, schedule=schedule, decay_share=0.333
+    )
+    found = make_schedule(config, 10)
+    np.testing.assert_allclose([found(step) for step in range(10)], rates, 1e-6)
 
 
 def test_the_gradient_is_clipped(tiny):

@@ -1,29 +1,29 @@
 """Choices of a continuum memory: its levels and how they learn."""
 
 import dataclasses
-from typing import Literal, TypeAlias
+import itertools
+import math
+from typing import Any, Literal, TypeAlias
 
 import optax
 
-from nl_jax.checks import check_choice, check_count, choose
+from nl_jax.checks import check_choice, check_count, choose, require
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.cms_objectives import CMS_OBJECTIVES
+from nl_jax.layers.continuum.cms_table import cms_level_rows
 from nl_jax.layers.continuum.level_mlp import MATRICES
+from nl_jax.nested import LevelRow
 from nl_jax.optimizers import NAMED
 
-INNER_OPTIMIZERS: dict[str, optax.GradientTransformation] = {
-    "sgd": optax.identity(),
-    "momentum": optax.trace(0.9),
-    "adam": optax.scale_by_adam(),
-    "delta_momentum": NAMED["delta_momentum"].build(rho=0.9, normalize=False),
-    # What it gathers is its step: nl_jax.layers.continuum.probes.
-    "dgd": optax.identity(),
-}
-"""Rules of levels alone; those of ``NAMED`` are available too. Each returns a
-direction of ascent, which the rate scales."""
-
 Inner: TypeAlias = str | optax.GradientTransformation
-"""A name out of both tables, or any transformation of optax."""
+"""``"dgd"``, a name in ``NAMED``, or any transformation of optax."""
+
+_CHOICES = {
+    "form": ("sequential", "independent", "nested"),
+    "mlp": MATRICES,
+    "placement": ("block", "depth"),
+    "adaptive": ("none", "coherence", "surprise"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,13 @@ class CMSConfig:
             allowed.
     """
 
-    periods: tuple[int, ...] = (1,)
-    """Updates of each level are this far apart, fastest first, each dividing
-    the next: optimizer steps with ``objective="outer"``, tokens else."""
+    step_periods: tuple[int, ...] = (1,)
+    """Optimizer steps between updates of each level, fastest first, each
+    dividing the next: the periods with ``objective="outer"``."""
+    token_periods: tuple[int, ...] = ()
+    """Tokens between updates of each level, likewise: the periods with all
+    other objectives. Empty for 16, 64, 256 and so on, as many as there are
+    ``step_periods``, or in a model multiples of its mixer's chunks."""
     form: Literal["sequential", "independent", "nested"] = "sequential"
     """Levels in a chain; side by side, with learned weights; or a chain whose
     slower levels learn the start of the next faster one (in context)."""
@@ -55,8 +59,8 @@ class CMSConfig:
     """Initial inner learning rate of each level (in context); each is learned
     as a factor of this one, so 0 is the static network, exactly."""
     inner: Inner | tuple[Inner, ...] = "sgd"
-    """How levels step (in context): names out of ``INNER_OPTIMIZERS`` and
-    ``nl_jax.optimizers.NAMED``, or
+    """How levels step (in context): names in ``nl_jax.optimizers.NAMED``
+    (``"adamw"`` is Adam there), ``"dgd"`` for delta gradient descent, or
     transformations of optax that give directions of ascent, before the rate:
     ``optax.scale_by_adam()``, not ``optax.adam(1.0)``. One for all or one for
     each. Only names can be saved with a model."""
@@ -81,85 +85,97 @@ class CMSConfig:
     """Of that signal; for coherence at most 1."""
 
     def __post_init__(self):
-        object.__setattr__(self, "periods", tuple(self.periods))
+        for name in ("step_periods", "token_periods"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            _check_periods(f"cms.{name}", getattr(self, name))
         if isinstance(self.inner, list):
             object.__setattr__(self, "inner", tuple(self.inner))
-        forms = ("sequential", "independent", "nested")
-        check_choice("cms.form", self.form, forms)
-        check_choice("cms.mlp", self.mlp, MATRICES)
-        check_choice("cms.placement", self.placement, ("block", "depth"))
+        for name, allowed in _CHOICES.items():
+            check_choice(f"cms.{name}", getattr(self, name), allowed)
         for inner in self.inners:
             if not isinstance(inner, optax.GradientTransformation):
-                names = dict.fromkeys((*INNER_OPTIMIZERS, *NAMED))
-                check_choice("cms.inner", inner, names)
-        if not self.periods or any(
-            not isinstance(p, int) or p < 1 for p in self.periods
-        ):
-            raise ValueError(
-                f"cms.periods={self.periods} must hold integers >= 1"
-            )
-        for fast, slow in zip(self.periods, self.periods[1:], strict=False):
-            if slow % fast:
-                raise ValueError(
-                    f"cms.periods={self.periods}: each must divide the next, "
-                    f"but {fast} does not divide {slow}"
-                )
-        if len(self.inners) != len(self.periods):
-            raise ValueError(
-                f"cms.inner={self.inner} must be one optimizer or one for each "
-                f"of the {len(self.periods)} levels"
-            )
-        if self.form == "nested" and any(self.deltas):
-            raise ValueError(
-                f"cms.inner={self.inner!r}: 'dgd' goes with form='sequential' "
-                "or 'independent'; the starts of nested levels learn from "
-                "sums of gradients, which it does not gather"
-            )
-        if self.placement == "depth" and self.form != "sequential":
-            raise ValueError(
-                "cms.placement='depth' goes with form='sequential': its levels "
-                f"are a chain of blocks, not {self.form!r}"
-            )
+                check_choice("cms.inner", inner, (*NAMED, "dgd"))
+        require(
+            bool(self.step_periods),
+            "cms.step_periods=() must hold a period for each level",
+        )
+        require(
+            len(self.inners) == len(self.periods),
+            f"cms.inner={self.inner} must be one optimizer or one for each of "
+            f"the {len(self.periods)} levels",
+        )
+        require(
+            self.form != "nested" or not any(self.deltas),
+            f"cms.inner={self.inner!r}: 'dgd' goes with form='sequential' or "
+            "'independent'; the starts of nested levels learn from sums of "
+            "gradients, which it does not gather",
+        )
+        require(
+            self.placement == "block" or self.form == "sequential",
+            "cms.placement='depth' goes with form='sequential': its levels "
+            f"are a chain of blocks, not {self.form!r}",
+        )
         self.goal.check(self)
         self._check_adaptive()
-        if self.hidden <= 0:
-            raise ValueError(f"cms.hidden={self.hidden} must be positive")
-        if self.rate < 0:
-            raise ValueError(f"cms.rate={self.rate} must not be negative")
-        if self.layers < 0:
-            raise ValueError(f"cms.layers={self.layers} must not be negative")
+        require(self.hidden > 0, f"cms.hidden={self.hidden} must be positive")
+        require(self.rate >= 0, f"cms.rate={self.rate} must not be negative")
+        check_count("cms.layers", self.layers, 0)
 
     def _check_adaptive(self):
-        kinds = ("none", "coherence", "surprise")
-        check_choice("cms.adaptive", self.adaptive, kinds)
         check_count("cms.least", self.least)
         if self.adaptive == "none":
             return
-        if not self.goal.adapts or len(self.periods) < 2:
-            raise ValueError(
-                f"cms.adaptive={self.adaptive!r} goes with "
-                "objective='next_token' and at least two levels, not "
-                f"{self.objective!r} and {len(self.periods)}; the fastest "
-                "keeps its period"
-            )
+        require(
+            self.goal.adapts and len(self.periods) > 1,
+            f"cms.adaptive={self.adaptive!r} goes with objective='next_token' "
+            f"and at least two levels, not {self.objective!r} and "
+            f"{len(self.periods)}; the fastest keeps its period",
+        )
         most = self.periods[1] // self.periods[0]
-        if self.least > most:
-            raise ValueError(
-                f"cms.least={self.least} must be at most {most}, the chunks "
-                f"of the shortest period in cms.periods={self.periods} that "
-                "adapts"
-            )
-        limit = 1.0 if self.adaptive == "coherence" else float("inf")
-        if not 0 < self.threshold <= limit:
-            raise ValueError(
-                f"cms.threshold={self.threshold} must be in (0, {limit:g}] "
-                f"with adaptive={self.adaptive!r}"
-            )
-        if self.adaptive == "coherence" and self.least < 2:
-            raise ValueError(
-                f"cms.least={self.least} must be at least 2 with "
-                "adaptive='coherence': one chunk always agrees with itself"
-            )
+        require(
+            self.least <= most,
+            f"cms.least={self.least} must be at most {most}, the chunks of "
+            f"the shortest period in {self.shown_periods} that adapts",
+        )
+        limit = 1.0 if self.adaptive == "coherence" else math.inf
+        require(
+            0 < self.threshold <= limit,
+            f"cms.threshold={self.threshold} must be in (0, {limit:g}] with "
+            f"adaptive={self.adaptive!r}",
+        )
+        require(
+            self.adaptive != "coherence" or self.least > 1,
+            f"cms.least={self.least} must be at least 2 with adaptive="
+            "'coherence': one chunk always agrees with itself",
+        )
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """Distances between updates of each level, in the objective's unit."""
+        if self.goal.unit == "steps":
+            return self.step_periods
+        return self.token_periods or self.on_grid(1).token_periods
+
+    @property
+    def shown_periods(self) -> str:
+        """The field of ``periods`` and its value, for messages."""
+        unit = self.goal.unit.removesuffix("s")
+        return f"cms.{unit}_periods={self.periods}"
+
+    def on_grid(self, cycle: int) -> "CMSConfig":
+        """Fills in ``token_periods`` that are multiples of ``cycle`` tokens.
+
+        Example:
+            >>> CMSConfig(step_periods=(1, 4)).on_grid(24).token_periods
+            (24, 96)
+        """
+        if self.token_periods:
+            return self
+        first = -(-16 // cycle) * cycle
+        count = range(len(self.step_periods))
+        return dataclasses.replace(
+            self, token_periods=tuple(first * 4**level for level in count)
+        )
 
     @property
     def goal(self) -> CMSObjective:
@@ -167,6 +183,12 @@ class CMSConfig:
         return choose(
             "cms.objective", self.objective, CMS_OBJECTIVES, CMSObjective
         )
+
+    def levels(
+        self, params: Any, state: Any, n_layers: int = 1
+    ) -> list[LevelRow]:
+        """Returns the rows of the level table; see ``cms_level_rows``."""
+        return cms_level_rows(self, params, state, n_layers)
 
     @property
     def learns(self) -> bool:
@@ -185,10 +207,11 @@ class CMSConfig:
     @property
     def optimizers(self) -> tuple[optax.GradientTransformation, ...]:
         """The same as transformations of optax."""
+        # What "dgd" gathers is its step: nl_jax.layers.continuum.probes.
+        table = {name: row.build for name, row in NAMED.items()}
+        table["dgd"] = optax.identity
         return tuple(
-            inner
-            if not isinstance(inner, str)
-            else INNER_OPTIMIZERS.get(inner) or NAMED[inner].build()
+            table[inner]() if isinstance(inner, str) else inner
             for inner in self.inners
         )
 
@@ -201,7 +224,7 @@ class CMSConfig:
         """Returns the levels of a block that has one of them, across depth."""
         return dataclasses.replace(
             self,
-            periods=self.periods[level : level + 1],
+            token_periods=self.periods[level : level + 1],
             inner=self.inners[level],
             adaptive="none",
             placement="block",
@@ -219,10 +242,10 @@ class CMSConfig:
         """Returns in which of ``n_layers`` blocks each level learns in context.
 
         Example:
-            >>> CMSConfig(periods=(1, 4), layers=2).blocks(3)
+            >>> CMSConfig(step_periods=(1, 4), layers=2).blocks(3)
             (slice(1, 3, None), slice(1, 3, None))
             >>> CMSConfig(
-            ...     periods=(4, 8), objective="next_token", placement="depth"
+            ...     token_periods=(4, 8), objective="local", placement="depth"
             ... ).blocks(5)
             (slice(0, 3, None), slice(3, 5, None))
         """
@@ -236,3 +259,17 @@ class CMSConfig:
         for index in range(levels):
             ends.append(ends[-1] + each + (index < more))
         return tuple(map(slice, ends[:-1], ends[1:]))
+
+
+def _check_periods(name, periods):
+    for period in periods:
+        require(
+            isinstance(period, int) and period >= 1,
+            f"{name}={periods} must hold integers >= 1",
+        )
+    for fast, slow in itertools.pairwise(periods):
+        require(
+            slow % fast == 0,
+            f"{name}={periods}: each must divide the next, but {fast} does "
+            f"not divide {slow}",
+        )

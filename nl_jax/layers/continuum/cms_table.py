@@ -4,15 +4,14 @@ from typing import Any
 
 import jax
 
-from nl_jax.layers.continuum.cms_config import CMSConfig
 from nl_jax.layers.continuum.steps import CMSState
-from nl_jax.nested.describe import LevelRow, count_bytes, count_parameters
+from nl_jax.nested.level_table import LevelRow, count_bytes, count_parameters
 
 _ARCHITECTURES = {"swiglu": "SwiGLU MLP", "gelu": "GELU MLP"}
 _INNER = {
     "sgd": "GD",
     "momentum": "GD, momentum",
-    "adam": "Adam",
+    "adamw": "Adam",
     "delta_momentum": "delta momentum",
     "m3": "M3",
     "dgd": "DGD",
@@ -20,12 +19,12 @@ _INNER = {
 
 
 def cms_level_rows(
-    config: CMSConfig, params: Any, state: CMSState | None, n_layers: int
+    config: Any, params: Any, state: CMSState | None, n_layers: int
 ) -> list[LevelRow]:
     """Returns one row per level.
 
     Args:
-        config: of the levels.
+        config: a ``CMSConfig``.
         params: of the ``ContinuumMemory`` of all blocks, or their shapes.
         state: for one batch row, where levels learn in context.
         n_layers: number of blocks.
@@ -42,7 +41,6 @@ def cms_level_rows(
             blocks = config.blocks(n_layers)[index]
             architecture += f", blocks {blocks.start + 1} to {blocks.stop}"
             weights = [_cut(leaf, blocks) for leaf in weights]
-        fast = state and (state.fast[index], state.gathered[index])
         in_context = config.learns
         rows.append(
             LevelRow(
@@ -59,10 +57,20 @@ def cms_level_rows(
                 ),
                 unit="tokens" if in_context else "steps",
                 parameters=count_parameters(weights),
-                state_bytes=count_bytes(fast),
+                state_bytes=count_bytes(state and _state_of(state, index)),
+                moves=config.prefixes[index],
             )
         )
     return rows
+
+
+def _state_of(state, index):
+    """A level's state; the fastest has what serves all levels."""
+    levels = (state.fast, state.gathered, state.inner, *state.start)
+    own = [parts[index] for parts in levels if index < len(parts)]
+    if index == 0:
+        own += [state.tokens, state.carry, state.position, state.signal]
+    return own
 
 
 def _rule(config, index):

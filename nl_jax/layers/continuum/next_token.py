@@ -52,7 +52,7 @@ class NextToken(CMSObjective):
         """Raises ``ValueError`` for chunks too short to hold a target."""
         if config.periods[0] < 2:
             raise ValueError(
-                f"cms.periods={config.periods}: with objective='next_token' "
+                f"{config.shown_periods}: with objective='next_token' "
                 "the fastest must be at least 2 tokens, one of them a target"
             )
 

@@ -19,7 +19,7 @@ from nl_jax.array_typing import Stream
 from nl_jax.checks import check_count
 from nl_jax.layers.mixers.mixer import MixerConfig, token_level
 from nl_jax.layers.mixing import Declare, empty_tails, mix
-from nl_jax.layers.rotary import rotate
+from nl_jax.layers.rotary import RopeScaling, rotate
 from nl_jax.memory.walk import chunk_scan
 
 
@@ -38,13 +38,21 @@ class AttentionConfig(MixerConfig):
     kv_heads: int = 0
     """Number of key-value heads, each shared by a group of query heads
     (grouped-query attention); 0 for one per query head."""
+    head_dim: int = 0
+    """Number of channels of a head, even; 0 for ``d_model / n_heads``."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """Divisors of the rotary frequencies."""
     bias: bool = False
-    """Whether the four projections have biases."""
+    """Whether the projections to q, k and v have biases."""
+    out_bias: bool = False
+    """Whether the output projection has a bias."""
 
     def __post_init__(self):
         check_count("window", self.window)
-        for name in ("conv_width", "persistent", "kv_heads"):
+        for name in ("conv_width", "persistent", "kv_heads", "head_dim"):
             check_count(name, getattr(self, name), least=0)
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even")
         if self.rope_base is not None and self.rope_base <= 1:
             raise ValueError(f"rope_base={self.rope_base} must be above 1")
 
@@ -96,7 +104,7 @@ class AttentionState(NamedTuple):
 class CausalAttention(nn.Module):
     """A sequence mixer: softmax attention to the last ``window`` tokens.
 
-    The width of a head must be even; the cache has the dtype of products.
+    The cache has the dtype of products.
     """
 
     config: AttentionConfig
@@ -107,13 +115,12 @@ class CausalAttention(nn.Module):
     def initial_state(self, batch_size: int) -> AttentionState:
         """Returns the empty cache of ``batch_size`` rows."""
         config, d = self.config, self.d_model
-        heads, width = self._kv_heads, d // self.n_heads
-        cache = (batch_size, config.window, heads, width)
+        cache = (batch_size, config.window, self._kv_heads, self._head_dim)
         return AttentionState(
             jnp.zeros(cache, self.dtype),
             jnp.zeros(cache, self.dtype),
             empty_tails(
-                batch_size, config.conv_width, d, self.dtype, heads * width
+                batch_size, config.conv_width, d, self.dtype, self._widths
             ),
             jnp.zeros((batch_size,), jnp.int32),
         )
@@ -122,6 +129,16 @@ class CausalAttention(nn.Module):
     def _kv_heads(self) -> int:
         return self.config.kv_heads or self.n_heads
 
+    @property
+    def _head_dim(self) -> int:
+        return self.config.head_dim or self.d_model // self.n_heads
+
+    @property
+    def _widths(self) -> dict[str, int]:
+        """Channels of q, k and v."""
+        heads = {"q": self.n_heads, "k": self._kv_heads, "v": self._kv_heads}
+        return {name: count * self._head_dim for name, count in heads.items()}
+
     @nn.compact
     def __call__(self, x: Stream, state=None, *, empty: bool = False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
@@ -129,9 +146,13 @@ class CausalAttention(nn.Module):
         ``empty`` asserts that every row of ``state`` has ``seen = 0``.
         """
         config, d, heads = self.config, self.d_model, self.n_heads
-        if d % (2 * heads):
-            raise ValueError(f"2 * n_heads={2 * heads} must divide d_model={d}")
-        shared, width = self._kv_heads, d // heads
+        if not config.head_dim and d % heads:
+            raise ValueError(f"n_heads={heads} must divide d_model={d}")
+        shared, width = self._kv_heads, self._head_dim
+        if width % 2:
+            raise ValueError(
+                f"heads have {width} channels; needs an even number"
+            )
         if heads % shared:
             raise ValueError(f"kv_heads={shared} must divide n_heads={heads}")
 
@@ -145,7 +166,7 @@ class CausalAttention(nn.Module):
             x,
             state.tails,
             config.conv_width,
-            shared * width,
+            self._widths,
             config.bias,
         )
         q, k, v = (
@@ -170,8 +191,9 @@ class CausalAttention(nn.Module):
         else:
             cache, y = _scan_segments(config, state, q, k, v, persistent)
         cache = cache._replace(tails=tails)
-        y = y.reshape(x.shape) @ declare.dense("w_out", d, d, "embed", "mixer")
-        if config.bias:
+        out = declare.dense("w_out", heads * width, d, "embed", "mixer")
+        y = y.reshape(batch, length, -1) @ out
+        if config.out_bias:
             y = y + declare("b_out", nn.initializers.zeros, (d,), ("embed",))
         return y, cache
 
@@ -214,8 +236,8 @@ def _attend(config, q, k, v, filled, persistent):
     turned = q, k
     if config.rope_base is not None:
         turned = (
-            rotate(q, query_at, config.rope_base),
-            rotate(k, key_at, config.rope_base),
+            rotate(q, query_at, config.rope_base, config.rope_scaling),
+            rotate(k, key_at, config.rope_base, config.rope_scaling),
         )
     scores = _scores(*turned)
     scores = jnp.where(mask, scores, -jnp.inf)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from nl_jax.memory import MemoryState
 from nl_jax.nested import LevelRow
-from nl_jax.nested.describe import count_bytes, count_parameters
+from nl_jax.nested.level_table import count_bytes, count_parameters
 from pallas_kernels import device, mlp_memory
 
 LONG = 2048

@@ -24,7 +24,7 @@ from nl_jax.layers.mixers.mixer import MixerConfig
 from nl_jax.layers.mixing import Declare
 from nl_jax.layers.norms import rms_norm
 from nl_jax.nested import LevelRow
-from nl_jax.nested.describe import count_parameters
+from nl_jax.nested.level_table import count_parameters
 
 
 @dataclasses.dataclass(frozen=True)

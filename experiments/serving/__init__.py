@@ -1,0 +1,1 @@
+"""A trained model served over HTTP, with a state for each user."""

@@ -1,0 +1,61 @@
+"""Serves a trained model over HTTP, with a state of its own for each user.
+
+``python -m experiments.serve runs/default`` answers on 127.0.0.1, port 8000. A
+session is a user's own state of the model: it learns what it reads, and holds
+nothing of any other. A new name begins a new one::
+
+    curl -N localhost:8000/sessions/ann --json '{"text": "The ", "tokens": 50}'
+
+The answer is a line of JSON for each token as soon as it is drawn, and a last
+line with ``finish``. docs/serving.md describes all requests and limits.
+"""
+
+import contextlib
+import pathlib
+
+from experiments.serving.handler import Limits, Server, is_loopback
+from experiments.serving.sessions import Sessions
+from experiments.shared import flags
+from nl_jax import training
+from nl_jax.errors import InputError
+
+POSITIONAL = "workdir"
+FLAGS = {
+    "workdir": flags.string("runs/default", "Folder of a training run."),
+    "step": flags.integer(None, "Which checkpoint; default newest.", None),
+    "host": flags.string("127.0.0.1", "Address to listen on."),
+    "port": flags.integer(8000, "0 takes any that is free.", 0),
+    "states": flags.string(None, "Folder; default sessions in the workdir."),
+    "max_bytes": flags.integer(65_536, "Of the body of a request."),
+    "max_tokens": flags.integer(1000, "Drawn for one request."),
+    "max_seconds": flags.number(60.0, "For one request.", 0),
+    "max_requests": flags.integer(32, "Answered at the same time."),
+    "max_sessions": flags.integer(1000, "Sessions that may exist."),
+    "in_memory": flags.integer(
+        64, "Sessions kept in memory; all are in files."
+    ),
+}
+
+
+def main(values: flags.FlagValues) -> None:
+    """Serves until it is interrupted."""
+    loaded = training.load_model(values.workdir, values.step)
+    folder = values.states or pathlib.Path(values.workdir) / "sessions"
+    sessions = Sessions(folder, loaded, values.max_sessions)
+    limits = Limits(**flags.pick(values, Limits._fields))
+    try:
+        server = Server((values.host, values.port), loaded, sessions, limits)
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"cannot listen on --host={values.host} --port={values.port}: "
+            f"{getattr(error, 'strerror', None) or error}"
+        ) from error
+    server.engine.warm_up()
+    with server, contextlib.suppress(KeyboardInterrupt):
+        host, port = server.server_address[:2]
+        print(f"serving step {loaded.meta['step']} on http://{host}:{port}")
+        if not is_loopback(str(host)):
+            print("warning: all who reach it can read and change all sessions")
+        print(f"states are in {folder}; Ctrl-C stops", flush=True)
+        server.serve_forever()
+    print("stopped; sessions are as their last finished request left them")

@@ -1,0 +1,162 @@
+"""Documents of text and JSONL files, gzipped or not."""
+
+import contextlib
+import gzip
+import json
+import pathlib
+import zlib
+from collections.abc import Iterator, Sequence
+
+from nl_jax.errors import InputError
+
+_GZIP, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
+
+
+def read_documents(
+    field: str, paths: Sequence[str], text_field: str
+) -> list[bytes]:
+    """Reads the documents of text and JSONL files; all of a text file is one.
+
+    Args:
+        field: name of the configuration's field, for error messages.
+        paths: files or folders; hidden files in folders are left out.
+        text_field: name of the field with the text in JSONL files.
+
+    Raises:
+        InputError: if a file is missing, binary or invalid JSONL, or no file
+            has text.
+    """
+    documents = []
+    for name in paths:
+        path = pathlib.Path(name).expanduser()
+        if not name or not path.exists():
+            raise InputError(
+                f"{field}: {name!r} does not exist; give files or directories"
+            )
+        files = [path]
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file())
+            files = [p for p in files if not _hidden(p.relative_to(path))]
+        if not files:
+            raise InputError(f"{field}: {name} has no files in it")
+        for file in files:
+            text = _read(field, file)
+            if file.name.endswith((".jsonl", ".jsonl.gz")):
+                documents += _json_lines(field, file, text, text_field)
+            else:
+                documents.append(text)
+    documents = [text for text in documents if text.strip()]
+    if not documents:
+        raise InputError(
+            f"{field}: {', '.join(paths)} hold no text; give files that are "
+            "not empty"
+        )
+    return documents
+
+
+def _hidden(path: pathlib.Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path):
+    """Opens a file after its byte order mark, unpacked if it is gzipped."""
+    try:
+        with path.open("rb") as packed:
+            gzipped = packed.read(2) == _GZIP
+            packed.seek(0)
+            file = gzip.GzipFile(fileobj=packed) if gzipped else packed
+            if file.read(3) != _BOM:
+                file.seek(0)
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path} ({why})") from error
+
+
+def _read(field: str, path: pathlib.Path) -> bytes:
+    with _opened(path) as file:
+        text = file.read()
+    try:
+        text.decode()
+        binary = b"\0" in text
+    except UnicodeDecodeError:
+        binary = True
+    if binary:
+        raise InputError(
+            f"{field}: {path} is binary or not UTF-8; convert it "
+            "(iconv -t utf-8) or leave it out"
+        )
+    return text
+
+
+def _json_lines(
+    field: str, path: pathlib.Path, text: bytes, text_field: str
+) -> list[bytes]:
+    documents = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        place = f"{field}: {path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{place} is not JSON: {error}") from error
+        found = record.get(text_field) if isinstance(record, dict) else None
+        if not isinstance(found, str):
+            raise InputError(
+                f"{place} has no text in {text_field!r}; name the field with "
+                "data.text_field"
+            )
+        try:
+            documents.append(found.encode())
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{place} has a lone surrogate, {found[error.start]!r}, which "
+                "no text can hold; leave it out"
+            ) from error
+    return documents
+
+
+def read_blocks(path, size: int = 1 << 16) -> Iterator[bytes]:
+    """Yields the text of a file in pieces, which end at a line's end if any.
+
+    A file may be gzipped; a byte order mark is left out.
+
+    Raises:
+        InputError: if the file is missing, empty, binary or damaged.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; give a text file")
+    rest, found = b"", False
+    with _opened(path) as file:
+        while block := file.read(size):
+            found = True
+            if b"\0" in block:
+                raise InputError(f"{path} is binary; give UTF-8 text")
+            block = rest + block
+            cut = block.rfind(b"\n") + 1
+            if not cut and len(block) > 16 * size:
+                # Split a very long line, so that it does not fill the memory.
+                cut = len(block)
+                while cut and block[cut - 1] & 0xC0 == 0x80:
+                    cut -= 1
+                cut -= 1
+            if cut:
+                yield _utf8(path, block[:cut])
+            rest = block[cut:]
+    if rest:
+        yield _utf8(path, rest)
+    if not found:
+        raise InputError(f"{path} is empty; give a text file")
+
+
+def _utf8(path, block: bytes) -> bytes:
+    try:
+        block.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8; convert it (iconv -t utf-8)"
+        ) from error
+    return block

@@ -1,0 +1,39 @@
+"""Configurations as JSON, for checkpoints and files of states and weights."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from nl_jax.layers import CMS_OBJECTIVES, CMSObjective, mixer_name
+from nl_jax.memory import TABLES, saved_name
+
+_TABLES = {**TABLES, CMSObjective: CMS_OBJECTIVES}
+"""Table of names for each type of object that a configuration may hold."""
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Returns a configuration as nested mappings of JSON values.
+
+    Objects with a name, such as objectives, are represented by it.
+
+    Raises:
+        InputError: if the name stands for something else in its table.
+    """
+    out = {
+        field.name: _plain(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+    }
+    if isinstance(mixer := out.get("mixer"), dict):
+        out["mixer"] = {mixer_name(config.mixer): mixer}
+    return out
+
+
+def _plain(value):
+    for kind, table in _TABLES.items():
+        if isinstance(value, kind):
+            return saved_name(value, table)
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [*map(_plain, value)] if isinstance(value, tuple) else value

@@ -1,0 +1,84 @@
+"""Rows of the level table for Flax modules that contain memories."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nl_jax.errors import InputError
+from nl_jax.nested.level_table import LevelRow, count_parameters
+
+
+def module_levels(module: nn.Module, inputs: Any) -> tuple[list[LevelRow], Any]:
+    """Returns a module's rows and the shapes of its variables.
+
+    The modules in it whose ``config`` has ``levels(params, state)``, as the
+    layers of this library have, are its memories; all other parameters are one
+    row.
+
+    Args:
+        module: a Linen module.
+        inputs: its argument, or a tuple of them, or their shapes; ``None`` for
+            tokens ``[1, 1, d_model]``, if it has a ``d_model``.
+
+    Raises:
+        InputError: if there are no inputs.
+    """
+    if inputs is None:
+        if not hasattr(module, "d_model"):
+            raise InputError(
+                f"the module {type(module).__name__} is described with "
+                "inputs=..., arrays that it can be called with, or their shapes"
+            )
+        inputs = jax.ShapeDtypeStruct((1, 1, module.d_model), jnp.float32)
+    found: list[tuple[Any, list[LevelRow]]] = []
+    inside: list[nn.Module] = []
+
+    def watch(call, args, options, context):
+        layer = context.module
+        levels = getattr(getattr(layer, "config", None), "levels", None)
+        if context.method_name != "__call__" or levels is None or inside:
+            return call(*args, **options)
+        inside.append(layer)
+        out = call(*args, **options)
+        state = None
+        if hasattr(layer, "initial_state"):
+            state = _shapes(layer.initial_state(1))
+        params = _shapes(layer.variables.get("params", {}))
+        found.append((layer.path, levels(params, state)))
+        inside.pop()
+        return out
+
+    def init(rng, inputs):
+        with nn.intercept_methods(watch):
+            return nn.meta.unbox(module.init(rng, *inputs))
+
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    shapes = jax.eval_shape(init, jax.random.key(0), inputs)
+    rows = [
+        dataclasses.replace(row, name=".".join((*path, row.name)))
+        for path, levels in found
+        for row in levels
+    ]
+    counted = sum(row.parameters for row in rows)
+    others = LevelRow(
+        name="slow parameters",
+        memory_of="the training data",
+        architecture="all other parameters",
+        objective="training loss",
+        rule="outer optimizer",
+        period=1,
+        unit="steps",
+        parameters=count_parameters(shapes) - counted,
+        state_bytes=0,
+    )
+    return [*rows, others], shapes
+
+
+def _shapes(tree):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        nn.meta.unbox(tree),
+    )
