@@ -70,7 +70,7 @@ class ScaleByM3State(NamedTuple):
         fast = dataclasses.replace(self.facts, period=1)
         return [
             level_row("M3, fast", fast, (self.fast, self.second)),
-            level_row("M3, slow", self.facts, self.slow),
+            level_row("M3, slow", self.facts, self.slow[:3]),
         ]
 
 

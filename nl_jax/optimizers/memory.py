@@ -66,7 +66,7 @@ class ScaleByMemoryState(NamedTuple):
 
     def levels(self) -> list[LevelRow]:
         """Returns the memory's row of the level table."""
-        return [level_row("gradient memory", self.facts, self.level)]
+        return [level_row("gradient memory", self.facts, self)]
 
 
 def scale_by_memory(
@@ -178,8 +178,12 @@ def scale_by_memory(
 
     def apart(tree, like):
         """Makes a tree of tuples, which flax.nnx cannot hold, one of trees."""
-        one = jax.tree.structure((0,) * len(function.gains))
-        return jax.tree.transpose(jax.tree.structure(like), one, tree)
+        treedef = jax.tree.structure(like)
+        rows = treedef.flatten_up_to(tree)
+        return tuple(
+            treedef.unflatten(row[i] for row in rows)
+            for i in range(len(function.gains))
+        )
 
     def start(params):
         dims = dimensions_tree(dimension_numbers, params)
