@@ -3,10 +3,11 @@
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nl_jax.errors import InputError
 
@@ -91,12 +92,29 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
         )
 
 
+def check_fields(config: Any, prefix: str = "", **least: int) -> None:
+    """Checks the fields of a dataclass that are ``Literal`` or ``int``.
+
+    Integers must be at least 1, or what ``least`` says of their name.
+
+    Raises:
+        InputError: naming the field, with ``prefix``, and what is allowed.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            check_choice(prefix + name, getattr(config, name), get_args(kind))
+        elif kind is int:
+            number = getattr(config, name)
+            check_count(prefix + name, number, least.get(name, 1))
+
+
 def choose(
     name: str,
     value: str | T,
     table: Mapping[str, T],
     kind: type = object,
     fits: Callable[[T], bool] = lambda entry: True,
+    needs: str = "",
 ) -> T:
     """Returns the entry of ``table`` named ``value``, or ``value`` itself.
 
@@ -108,6 +126,7 @@ def choose(
         table: objects by name, to which users may add their own.
         kind: required type of objects.
         fits: predicate of the entries and objects that are allowed.
+        needs: what ``fits`` asks for, in words.
 
     Raises:
         InputError: if a name is not in the table, an object is of another type,
@@ -130,11 +149,72 @@ a new name has to be put into that table first
     if known and fits(found):
         return found
     names = [repr(key) for key, entry in table.items() if fits(entry)]
-    own = "" if kind is object else f", or of type {kind.__name__}"
+    own = "" if kind is object else f", or of type {kind.__name__}{needs}"
+    new = "" if known else "; a new name has to be put into that table first"
+    value = getattr(value, "name", value) if known else value
     raise InputError(
-        f"{name}={value!r} must be one of {', '.join(names)}{own}; a new name "
-        "has to be put into that table first"
+        f"{name}={value!r} must be one of {', '.join(names)}{own}{new}"
     )
+
+
+def check_stream(
+    layer: str, x: Any, d_model: int, ranks: tuple[int, ...] = (3,)
+) -> jax.Array:
+    """Returns ``x`` as an array if it is ``[B, T, D]`` of real numbers.
+
+    Where ``ranks`` has 2, ``B`` may be missing.
+
+    Example:
+        >>> check_stream("LSTM", jnp.ones((3, 8)), 8)
+        Traceback (most recent call last):
+        ...
+        nl_jax.errors.InputError: LSTM got float32[3, 8]; needs real numbers, \
+[batch >= 1, length >= 1, 8]
+    """
+    x = jnp.asarray(x)
+    real = jnp.issubdtype(x.dtype, jnp.floating)
+    if not real or x.ndim not in ranks or not x.size or x.shape[-1] != d_model:
+        raise InputError(
+            f"{layer} got {x.dtype}{list(x.shape)}; needs real numbers, "
+            f"[batch >= 1, length >= 1, {d_model}]"
+        )
+    return x
+
+
+def check_ids(name: str, ids: Any, vocab_size: int) -> None:
+    """Raises ``InputError`` unless all ids are in the vocabulary.
+
+    Example:
+        >>> check_ids("tokens", np.array([1, 300]), 256)
+        Traceback (most recent call last):
+        ...
+        nl_jax.errors.InputError: tokens has the id 300; the model has 0 to 255
+    """
+    least, most = ids.min(), ids.max()
+    if least < 0 or most >= vocab_size:
+        raise InputError(
+            f"{name} has the id {least if least < 0 else most}; the model has "
+            f"0 to {vocab_size - 1}"
+        )
+
+
+def check_tokens(name: str, tokens: Any, vocab_size: int) -> jax.Array:
+    """Returns tokens as int32 ``[B, T]``; traced ids are not compared.
+
+    Raises:
+        InputError: for another shape, other numbers, or ids that do not exist.
+    """
+    traced = isinstance(tokens, jax.core.Tracer)
+    ids = tokens if traced else np.asarray(tokens)
+    if ids.ndim != 2 or not ids.size:
+        raise InputError(
+            f"{name} has shape {ids.shape}; needs [batch, length >= 1]"
+        )
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise InputError(f"{name} has dtype {ids.dtype}; needs integers")
+    if not traced:
+        check_ids(name, ids, vocab_size)
+    return jnp.asarray(tokens, jnp.int32)
 
 
 def leaf_name(path: tuple) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 from experiments.shared import flags, plot, table
 from experiments.shared.records import write_page
 from nl_jax.errors import InputError
-from nl_jax.training.reporting import read_json_lines, settled_limits
+from nl_jax.training.metric_writers import read_json_lines
+from nl_jax.training.reporting import settled_limits
 from nl_jax.training.saved_runs import differences
 
 _AXES = ("step", "tokens", "seconds")
@@ -174,14 +175,16 @@ def _differing(runs):
     known = {name: run.config for name, run in runs.items() if run.config}
     first = next(iter(known.values()), {})
     fields = {
-        field: None
+        field
         for config in known.values()
         for field, _, _ in differences(first, config, {})
     }
+    # The model's name says more than a field of one of its layers.
+    order = sorted(fields, key=lambda field: (field.count("."), field))
     words = dict.fromkeys(runs, "")
     for name, config in known.items():
         own = {field: new for field, _, new in differences({}, config, {})}
-        found = [f"{field}={own.get(field)}" for field in fields]
+        found = [f"{field}={own.get(field)}" for field in order]
         more = ["…"] if len(found) > _MOST else []
         words[name] = ", ".join(found[:_MOST] + more)
     return words.values()

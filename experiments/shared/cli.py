@@ -10,6 +10,7 @@ from absl import logging as absl_logging
 from absl.flags import Error
 
 from experiments.shared import flags
+from experiments.shared.interrupts import ExitAtSignal
 from nl_jax.errors import InputError
 
 # Errors that ml_collections raises for unknown fields and wrong types.
@@ -19,12 +20,20 @@ _FLAG_ERRORS = (Error, AttributeError, KeyError, TypeError, ValueError)
 def run(script: ModuleType, argv: Sequence[str] | None = None) -> None:
     """Runs a script on its flags; wrong input prints one line and exits with 2.
 
+    At SIGINT and SIGTERM it prints one line too, and exits with 130 or 143.
+
     Args:
         script: has ``FLAGS``, a table of flags, and ``main``, which takes the
             parsed values. ``--help`` shows its docstring. Arguments that are
-            not flags go to the flag that ``POSITIONAL`` names, if there is one.
+            not flags go to the flag, or the flags in turn, that ``POSITIONAL``
+            names, if there are any.
         argv: arguments after the script's name; by default from ``sys.argv``.
     """
+    with ExitAtSignal():
+        _run(script, argv)
+
+
+def _run(script, argv):
     if argv is not None:
         # config_flags reads --config.field=value from sys.argv only.
         sys.argv = [sys.argv[0], *argv]
@@ -52,13 +61,16 @@ def run(script: ModuleType, argv: Sequence[str] | None = None) -> None:
 
 
 def _take_positional(script, values, given):
-    name = getattr(script, "POSITIONAL", None)
-    several = bool(name) and isinstance(values[name].default, list)
-    unexpected = given if not name else given[1:] if not several else []
+    names = getattr(script, "POSITIONAL", ())
+    names = (names,) if isinstance(names, str) else names
+    several = len(names) == 1 and isinstance(values[names[0]].default, list)
+    unexpected = [] if several else given[len(names) :]
     if unexpected:
         _fail(f"unexpected argument {unexpected[0]!r}; flags begin with --")
-    if given:
-        values[name].value = given if several else given[0]
+    if several and given:
+        given = [given]
+    for name, word in zip(names, given, strict=False):
+        values[name].value = word
 
 
 def _log_to_stdout() -> None:

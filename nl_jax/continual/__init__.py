@@ -10,7 +10,7 @@ from nl_jax.continual.sampling import (
     SamplerState,
     sample_token,
 )
-from nl_jax.continual.stack import stack_levels
+from nl_jax.continual.stack import stack_levels, unstack_levels
 from nl_jax.continual.state_files import load_state, save_state
 from nl_jax.continual.streaming import StreamChunk, stream
 
@@ -33,4 +33,5 @@ __all__ = [
     "stack_levels",
     "state_norms",
     "stream",
+    "unstack_levels",
 ]

@@ -1,7 +1,7 @@
 r"""Resetting a level of a running model, or consolidating what it learned.
 
-Consolidation moves the fast weights of a level towards its slow parameters, the
-learned start of every stream:
+Consolidation moves the slow parameters of a level, or of the memories of all
+mixers, from which every stream starts, towards its fast weights:
 
 .. math:: \theta^{(\ell)}_0 \leftarrow \theta^{(\ell)}_0 + s \Big(
    \sum_r w_r\, \theta^{(\ell)}_r - \theta^{(\ell)}_0 \Big)
@@ -27,6 +27,7 @@ from nl_jax.continual.validation import (
     check_state,
     fresh_state,
 )
+from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
 from nl_jax.models.language_model import ModelState
 
@@ -61,7 +62,7 @@ def reset_level(
         ValueError: if the state is of another model, or a level or row does
             not exist.
     """
-    check_level(model, level, mixers=True)
+    check_level(model, level)
     count = check_state(model, state)
     start = fresh_state(model, variables, count)
     cms: Any = state.cms
@@ -82,13 +83,13 @@ def consolidate(
     model: LanguageModel,
     variables: Any,
     state: ModelState,
-    level: int,
+    level: int | str,
     *,
     row: int | None = None,
     weights: Sequence[float] | None = None,
     share: float = 1.0,
 ) -> Any:
-    """Moves a level's slow parameters to its fast weights.
+    """Moves slow parameters to what a level or the mixers have learned.
 
     New contexts then start from what the level has learned. States stay valid
     and unchanged, except for their distance to the start.
@@ -97,7 +98,9 @@ def consolidate(
         model: model from :func:`nl_jax.models.build`.
         variables: parameters of the model.
         state: state of the model.
-        level: number of the level in ``describe(model)``; 1 is the fastest.
+        level: number of the level in ``describe(model)``, where 1 is the
+            fastest; or ``"mixers"`` for the memories of all mixers, whose
+            learned initial weights move.
         row: row to consolidate, if the state has several.
         weights: or shares of all rows, ``[B]``, at least 0 and summing to 1.
         share: step size, in (0, 1]; 1 replaces the slow parameters.
@@ -106,37 +109,66 @@ def consolidate(
         The new parameters; ``variables`` stay valid.
 
     Raises:
-        ValueError: if the state is of another model, or an argument is not as
-            described.
+        ValueError: if the state is of another model, an argument is not as
+            described, or the mixers' memories start from nothing learned.
+
+    Example:
+        >>> from nl_jax.models import build
+        >>> model = build("hope", d_model=8, n_heads=1, n_layers=1)
+        >>> tokens = jnp.ones((1, 3), int)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), tokens)
+        >>> _, state = jax.jit(model.apply)(variables, tokens)
+        >>> new = consolidate(model, variables, state, "mixers")
+        >>> name = "memory_0"
+        >>> start = new["params"]["blocks"]["mixer"][name]
+        >>> bool((start == state.mixers.memory.weights[0]).all())
+        True
     """
-    check_level(model, level, mixers=False)
+    check_level(model, level)
     count = check_state(model, state)
     if not 0 < share <= 1:
-        raise ValueError(f"share={share} must be in (0, 1]")
-    cms_state: Any = state.cms
-    fast = cms_state.fast[level - 1]
+        raise InputError(f"share={share} must be in (0, 1]")
+    part, own, learned = _learned(model, state, level)
     if weights is not None:
-        learned = _mean(fast, _weights(weights, count, row))
+        learned = _mean(learned, _weights(weights, count, row))
     else:
         if row is None and count > 1:
-            raise ValueError(
+            raise InputError(
                 f"row=None: the state has {count} rows; say which one, or how "
                 "much of each with weights="
             )
         (row,) = check_rows(row or 0, count)
-        learned = jax.tree.map(lambda leaf: leaf[row], fast)
+        learned = jax.tree.map(lambda leaf: leaf[row], learned)
     blocks = variables["params"]["blocks"]
-    cms = dict(blocks["cms"])
-    config = model.config
-    prefix = config.cms.prefixes[level - 1]
-    own = config.cms.blocks(config.n_layers)[level - 1]
-    for name, new in learned.items():
-        old = jnp.asarray(cms[f"{prefix}{name}"])
+
+    def move(old, new):
+        """Replaces the leaves of ``old`` that ``new`` has."""
+        if isinstance(new, dict):
+            return old | {name: move(old[name], new[name]) for name in new}
+        old = jnp.asarray(old)
         if share < 1:
             new = old[own] + share * (new - old[own])
-        cms[f"{prefix}{name}"] = old.at[own].set(new.astype(old.dtype))
-    params = variables["params"] | {"blocks": blocks | {"cms": cms}}
-    return variables | {"params": params}
+        return old.at[own].set(new.astype(old.dtype))
+
+    blocks = blocks | {part: move(blocks[part], learned)}
+    return variables | {"params": variables["params"] | {"blocks": blocks}}
+
+
+def _learned(model, state, level):
+    """Returns a part of the blocks, which of them, and their new parameters."""
+    config = model.config
+    if level == ALL_MIXERS:
+        learned = config.choices.learned(state.mixers)
+        if not learned:
+            raise InputError(
+                f"level={level!r}: the memories of this {config.name} do not "
+                "start from learned weights, which could be moved"
+            )
+        return "mixer", slice(None), learned
+    prefix = config.cms.prefixes[level - 1]
+    own = config.cms.blocks(config.n_layers)[level - 1]
+    fast = state.cms.fast[level - 1].items()
+    return "cms", own, {f"{prefix}{name}": leaf for name, leaf in fast}
 
 
 def _begin_level(cms, start, index):
@@ -163,13 +195,13 @@ def _with(levels, index, level):
 def _weights(weights, count, row):
     found = np.asarray(weights, float)
     if row is not None:
-        raise ValueError(f"row={row} and weights are given; give one of them")
+        raise InputError(f"row={row} and weights are given; give one of them")
     if found.shape != (count,):
-        raise ValueError(
+        raise InputError(
             f"weights has shape {found.shape}; needs ({count},), one per row"
         )
     if not (found >= 0).all() or abs(found.sum() - 1) > 1e-6:
-        raise ValueError(
+        raise InputError(
             f"weights={found.tolist()} must be >= 0, with a sum of 1"
         )
     return found

@@ -1,12 +1,17 @@
 """Sampling from a model, one token at a time and at constant memory."""
 
 import functools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from nl_jax.checks import check_count, check_ids
+from nl_jax.errors import InputError
 
 
 class SamplerState(NamedTuple):
@@ -50,13 +55,16 @@ def first_state(model: Any, variables: Any, seed: int = 0) -> SamplerState:
 
 
 class Sampler:
-    """Sampler whose ``state`` can be saved after any token.
+    """Sampler whose ``state`` can be kept or saved after any token.
 
     Args:
         model: model from :func:`nl_jax.models.build`.
         variables: parameters of the model.
         vocab_size: number of ids to draw from; larger ids only pad the model.
         seed: seed of the random key.
+
+    Raises:
+        InputError: for a ``vocab_size`` that the model does not have.
     """
 
     def __init__(
@@ -68,20 +76,52 @@ class Sampler:
         seed: int = 0,
     ):
         self._model, self._variables = model, variables
-        self._allowed = vocab_size or model.config.vocab_size
+        most = model.config.vocab_size
+        self._allowed = most if vocab_size is None else vocab_size
+        check_count("vocab_size", self._allowed)
+        if self._allowed > most:
+            raise InputError(f"vocab_size={vocab_size} must be at most {most}")
         self.state: SamplerState = _first(model, variables, seed)
 
     def feed(self, tokens: Iterable[int]) -> None:
-        """Reads tokens, without drawing."""
-        for token in tokens:
+        """Reads tokens, without drawing.
+
+        Raises:
+            InputError: if not all tokens are ids of the model; none is read.
+        """
+        ids = np.asarray(tokens if hasattr(tokens, "ndim") else list(tokens))
+        if ids.size:
+            if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+                raise InputError(
+                    f"tokens is {ids.dtype}{list(ids.shape)}; needs integers, "
+                    "[n]"
+                )
+            check_ids("tokens", ids, self._model.config.vocab_size)
+        for token in ids:
             self._advance(int(token), 1.0, 1.0)
 
     def draw(
         self, count: int, *, temperature: float = 1.0, top_p: float = 1.0
     ) -> Iterator[int]:
-        """Draws ``count`` tokens, and reads each before the next is drawn."""
-        for _ in range(count):
-            yield int(self._advance(-1, temperature, top_p))
+        """Draws ``count`` tokens, and reads each before the next is drawn.
+
+        Args:
+            count: number of tokens.
+            temperature: as in :func:`sample_token`.
+            top_p: as in :func:`sample_token`.
+
+        Raises:
+            InputError: for a ``count`` or ``temperature`` below 0, or a
+                ``top_p`` outside (0, 1].
+        """
+        check_count("count", count, 0)
+        if not 0 <= temperature < math.inf:
+            raise InputError(f"temperature={temperature} must be >= 0")
+        if not 0 < top_p <= 1:
+            raise InputError(f"top_p={top_p} must be in (0, 1]")
+        return (
+            int(self._advance(-1, temperature, top_p)) for _ in range(count)
+        )
 
     def _advance(self, given: int, temperature: float, top_p: float):
         self.state, token = _step(
@@ -99,6 +139,7 @@ class Sampler:
 _first = jax.jit(first_state, static_argnums=(0, 2))
 
 
+# Not donated, since users may keep any state and go on from it.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _step(model, allowed, variables, state, given, temperature, top_p):
     """Reads the token ``given``, or one that it draws if that is negative.

@@ -16,9 +16,13 @@ import os
 import jax.numpy as jnp
 
 from nl_jax.checks import check_count
+from nl_jax.errors import InputError
+from nl_jax.layers import CMSConfig
 from nl_jax.layers.continuum.cms_config import Inner
 from nl_jax.models import LanguageModel, configure
 from nl_jax.pretrained.loading import Pretrained, load_pretrained
+
+_RATE = "level_1_log_rate"
 
 
 def stack_levels(
@@ -93,7 +97,7 @@ def stack_levels(
     params = pretrained.variables["params"]
     blocks = params["blocks"]
     # The configured rate times exp(0) = 1, as in an untrained model.
-    rates = {"level_1_log_rate": jnp.zeros(config.n_layers)}
+    rates = {_RATE: jnp.zeros(config.n_layers)}
     blocks = {**blocks, "cms": {**blocks["cms"], **rates}}
     return dataclasses.replace(
         pretrained,
@@ -101,5 +105,47 @@ def stack_levels(
         variables={
             **pretrained.variables,
             "params": {**params, "blocks": blocks},
+        },
+    )
+
+
+def unstack_levels(pretrained: Pretrained) -> Pretrained:
+    """Converts a model of :func:`stack_levels` back to a transformer.
+
+    Its MLPs are the slow parameters of the levels, with what was consolidated.
+
+    Args:
+        pretrained: a model with one MLP per block, some of which learn in
+            context.
+
+    Raises:
+        InputError: for another model.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nl_jax.models import build
+        >>> model = build("transformer", d_model=16, n_heads=2, n_layers=4)
+        >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 1), int))
+        >>> stacked = stack_levels(Pretrained(model, variables), (4, 8))
+        >>> unstack_levels(stacked).model == model
+        True
+    """
+    config = pretrained.model.config
+    if config.mixer != "attention" or config.cms.placement != "depth":
+        raise InputError(
+            f"only a transformer with levels stacked across its depth can be "
+            f"taken apart; this {config.name} has mixer={config.mixer!r}, "
+            f"cms.placement={config.cms.placement!r}"
+        )
+    params = pretrained.variables["params"]
+    blocks = params["blocks"]
+    cms = {k: v for k, v in blocks["cms"].items() if k != _RATE}
+    plain = CMSConfig(hidden=config.cms.hidden, mlp=config.cms.mlp)
+    return dataclasses.replace(
+        pretrained,
+        model=LanguageModel(configure(config, name="transformer", cms=plain)),
+        variables={
+            **pretrained.variables,
+            "params": {**params, "blocks": {**blocks, "cms": cms}},
         },
     )

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.checks import check_count
+from nl_jax.checks import check_count, check_ids
 from nl_jax.continual.validation import check_state, fresh_state
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
@@ -177,11 +177,5 @@ def _pieces(source, vocab_size, rows):
                 f"piece {number} of the source has {len(piece)} rows; the "
                 f"state and the pieces before it have {rows}"
             )
-        least, most = piece.min(), piece.max()
-        if least < 0 or most >= vocab_size:
-            raise InputError(
-                f"piece {number} of the source holds the id "
-                f"{least if least < 0 else most}; the model has 0 to "
-                f"{vocab_size - 1}"
-            )
+        check_ids(f"piece {number} of the source", piece, vocab_size)
         yield piece.astype(np.int32)

@@ -49,28 +49,28 @@ def check_state(model: LanguageModel, state: Any) -> int:
     return rows
 
 
-def check_level(model: LanguageModel, level: Any, *, mixers: bool) -> None:
-    """Checks that ``level`` is a level of the model that learns in context.
+def check_level(model: LanguageModel, level: Any) -> None:
+    """Checks that ``level`` names the mixers or a level that learns in context.
 
     Raises:
         ValueError: if it is not, or the model has no such level.
     """
-    if mixers and level == ALL_MIXERS:
+    if level == ALL_MIXERS:
         return
     cms = model.config.cms
     if not model.learns_in_context:
         raise ValueError(
             f"level={level!r}: no MLP of this {model.config.name} learns in "
             f"context (cms.objective={cms.objective!r}, cms.rate={cms.rate}); "
-            "build it with cms={'objective': 'next_token'}"
-            + (f", or name {ALL_MIXERS!r}" if mixers else "")
+            "build it with cms={'objective': 'next_token'}, or name "
+            f"{ALL_MIXERS!r}"
         )
     count = len(cms.periods)
     known = isinstance(level, int) and not isinstance(level, bool)
     if not known or not 1 <= level <= count:
         raise ValueError(
-            f"level={level!r} must be from 1, the fastest, to {count}"
-            + (f", or {ALL_MIXERS!r}" if mixers else "")
+            f"level={level!r} must be from 1, the fastest, to {count}, or "
+            f"{ALL_MIXERS!r}"
         )
 
 

@@ -27,7 +27,7 @@ from nl_jax.layers.mixers.matrix_memory import (
     MatrixMemoryConfig,
     MatrixMemoryState,
 )
-from nl_jax.layers.mixers.mixer import MixerConfig, token_level
+from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
 from nl_jax.layers.mixers.samba import Samba, SambaConfig, SambaState
 from nl_jax.layers.mixers.srwm import (
     SRWM,
@@ -73,6 +73,7 @@ __all__ = [
     "MatrixMemory",
     "MatrixMemoryConfig",
     "MatrixMemoryState",
+    "Mixer",
     "MixerConfig",
     "NormConfig",
     "RopeScaling",

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from nl_jax.layers.norms import rms_norm
-from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.layers.short_conv import silu_conv
 
 _RANK = 16
 
@@ -19,18 +18,39 @@ class Declare:
     """Declares a module's float32 parameters and casts them to its dtype."""
 
     module: nn.Module
-    dtype: Any
+    dtype: Any = None
+    """Dtype of products; ``None`` leaves parameters as they are."""
 
     def __call__(self, name, init, shape, axes):
         """Returns a parameter with logical axis names."""
         init = nn.with_logical_partitioning(init, axes)
         leaf = self.module.param(name, init, shape, jnp.float32)
-        return leaf.astype(self.dtype)
+        return leaf if self.dtype is None else leaf.astype(self.dtype)
 
     def dense(self, name, d_in, d_out, to, come_from="embed"):
         """Returns a projection ``[d_in, d_out]``."""
         init = nn.initializers.lecun_normal()
         return self(name, init, (d_in, d_out), (come_from, to))
+
+    def taps(self, name, width, d):
+        """Returns the kernel of a short convolution, ``[width, d]``."""
+        init = nn.initializers.normal(width**-0.5)
+        return self(name, init, (width, d), (None, "mixer"))
+
+    def memory(self, name, shapes, gains, lead=(), axes=()):
+        """Returns initial memories, ``[*lead, d_in, d_out]`` per layer."""
+        axes = (*axes, "heads", "memory_in", "memory_out")
+        return tuple(
+            self(
+                f"{name}_{index}",
+                nn.initializers.normal(gain / shape[0] ** 0.5),
+                (*lead, *shape),
+                axes,
+            )
+            for index, (shape, gain) in enumerate(
+                zip(shapes, gains, strict=True)
+            )
+        )
 
     def per_head(self, name, heads, value):
         """Returns one parameter per head, ``[H]``."""
@@ -93,19 +113,16 @@ def mix(
     ``(mixed, tails)``, mappings with keys q, k and v.
     """
     d = x.shape[-1]
-    init = nn.initializers.normal(max(conv_width, 1) ** -0.5)
     mixed, after = {}, {}
     for name, width in (widths or dict.fromkeys("qkv", d)).items():
         raw = x @ declare.dense(f"w_{name}", d, width, "mixer")
         if bias:
             zeros = nn.initializers.zeros
             raw = raw + declare(f"b_{name}", zeros, (width,), ("mixer",))
-        after[name] = next_tail(raw, tails[name])
-        mixed[name] = raw
+        mixed[name], after[name] = raw, tails[name]
         if conv_width:
-            shape, axes = (conv_width, width), (None, "mixer")
-            kernel = declare(f"conv_{name}", init, shape, axes)
-            mixed[name] = jax.nn.silu(short_conv(raw, kernel, tails[name]))
+            kernel = declare.taps(f"conv_{name}", conv_width, width)
+            mixed[name], after[name] = silu_conv(raw, kernel, tails[name])
     return mixed, after
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Channel, Channels
-from nl_jax.checks import check_choice
+from nl_jax.checks import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class NormConfig:
     """Added to the mean square or variance before the root."""
 
     def __post_init__(self):
-        check_choice("norm.kind", self.kind, ("rms", "layer"))
+        check_fields(self, "norm.")
         if not self.eps > 0:
             raise ValueError(f"norm.eps={self.eps} must be positive")
 
@@ -45,9 +45,7 @@ def rms_norm(
         >>> rms_norm(jnp.array([3.0, 3.0])).round(3).tolist()
         [1.0, 1.0]
     """
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
-    y = y.astype(x.dtype)
+    y = _divided(x, jnp.mean, eps)
     return y if scale is None else y * scale.astype(x.dtype)
 
 
@@ -113,6 +111,10 @@ def l2_normalize(x: Channels, eps: float = 1e-6) -> Channels:
         >>> l2_normalize(jnp.array([3.0, 4.0])).round(3).tolist()
         [0.6000000238418579, 0.800000011920929]
     """
+    return _divided(x, jnp.sum, eps)
+
+
+def _divided(x, total, eps):
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    y = y * jax.lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + eps)
+    y = y * jax.lax.rsqrt(total(jnp.square(y), -1, keepdims=True) + eps)
     return y.astype(x.dtype)

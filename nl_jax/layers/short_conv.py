@@ -4,6 +4,7 @@ Every model here applies one of width 4 to q, k and v after their projections;
 without it, no model learns recall in reasonable time.
 """
 
+import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Channels
@@ -37,6 +38,11 @@ def short_conv(x: Channels, kernel: Channels, tail: Channels) -> Channels:
 
 
 def next_tail(x: Channels, tail: Channels) -> Channels:
-    """Returns the ``tail`` for the call after ``x``, of the same shape."""
-    full = jnp.concatenate([tail.astype(x.dtype), x], axis=-2)
+    """Returns the next call's ``tail``, of the same shape and dtype."""
+    full = jnp.concatenate([tail, x.astype(tail.dtype)], axis=-2)
     return full[..., x.shape[-2] :, :]
+
+
+def silu_conv(x: Channels, kernel: Channels, tail: Channels):
+    """Returns SiLU of :func:`short_conv`, and the next call's ``tail``."""
+    return jax.nn.silu(short_conv(x, kernel, tail)), next_tail(x, tail)

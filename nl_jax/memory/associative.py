@@ -20,6 +20,7 @@ from nl_jax.memory.rule import RULES, LearningRule
 from nl_jax.memory.state import (
     MemoryState,
     StreamState,
+    check_inputs,
     empty_window,
     fresh,
 )
@@ -179,6 +180,8 @@ def associative_memory(
     def init(rng_or_weights, d_in=None, d_out=None, *, lead=()):
         weights = rng_or_weights
         if not isinstance(weights, tuple):
+            check_count("d_in", d_in)
+            check_count("d_out", d_out)
             weights = arch.init(weights, d_in, d_out, lead=lead)
         held = None
         if descent.window > 1:
@@ -189,6 +192,8 @@ def associative_memory(
         return StreamState(state, jnp.zeros((), jnp.int32))
 
     def read_now(state, q):
+        width = arch.width(state.memory.weights)
+        check_inputs(state.memory, q=(q, width))
         weights = tuple(map(keep.weights, state.memory.weights))
         return arch.apply(weights, q)
 
@@ -200,11 +205,11 @@ def associative_memory(
             return advance_by_token(
                 arch, goal, descent, keep, memory, k, v, q, gates, **options
             )
-        find = descent.affine_writes if affine else descent.writes
         if affine:  # Each token is its own chunk.
             options["closes"] = True
             options["read"] = "before" if read == "chunk" else read
-        writes = find(arch, goal, memory.start, k, v, gates)
+        given = arch, goal, memory.start, k, v, gates
+        writes = descent.writes(*given, affine=affine)
         return advance_by_chunk(
             arch, memory, writes, gates, q, anchored=keep.mean, **options
         )
@@ -240,6 +245,12 @@ def associative_memory(
     def scan(state, k, v, q, gates, *, aligned=False):
         if affine:
             check_curvature(goal)
+        inputs = {"k": (k, arch.width(state.memory.weights))}
+        if target is None:  # Else it is made from values of any width.
+            inputs["v"] = v, state.memory.weights[-1].shape[-1]
+        if q is not None:
+            inputs["q"] = q, inputs["k"][1]
+        check_inputs(state.memory, gates, momentum=momentum, **inputs)
         length = k.shape[-2]
         position = 0 if aligned or affine else state.position
         if keep.mean:

@@ -119,29 +119,13 @@ def _oja(state, q, k, v, gates, **options):
     log_alpha, beta = gates["log_alpha"], gates["beta"]
     w = state[..., 0, :, :]
     erase = beta * jnp.exp(log_alpha)
-    held, _, _ = delta_scan(
-        w.mT,
-        None,
-        v,
-        k * beta[..., None].astype(k.dtype),
-        v,
-        log_alpha,
-        erase,
-        read="before",
-        **options,
-    )
     keys = beta[..., None].astype(k.dtype) * k
+    held, _, _ = delta_scan(
+        w.mT, None, v, keys, v, log_alpha, erase, read="before", **options
+    )
     keys = keys - erase[..., None].astype(k.dtype) * held
     o, w, _ = delta_scan(
-        w,
-        None,
-        keys,
-        v,
-        q,
-        log_alpha,
-        None,
-        read="after",
-        **options,
+        w, None, keys, v, q, log_alpha, None, read="after", **options
     )
     return o, w[..., None, :, :]
 

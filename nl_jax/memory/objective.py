@@ -28,7 +28,10 @@ class Objective:
 
     name: str
     loss: Callable[..., jax.Array]
-    curvature: float | jax.Array | None = None
+    # Arrays have no hash, which configurations need.
+    curvature: float | jax.Array | None = dataclasses.field(
+        default=None, hash=False
+    )
     threshold: bool = False
 
     def gradient(

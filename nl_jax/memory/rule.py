@@ -98,6 +98,8 @@ class LearningRule:
         k: Keys,
         v: Values,
         gates: Gates,
+        *,
+        affine: bool = False,
     ) -> tuple[Write, ...]:
         """Returns each layer's delta-memory inputs for the pairs ``(k, v)``.
 
@@ -108,7 +110,13 @@ class LearningRule:
             k: keys, ``[..., T, d_in]``.
             v: values, ``[..., T, d_out]``.
             gates: ``eta`` and, with momentum, ``log_mu``.
+            affine: whether to take each gradient at its token's own weights,
+                for a memory that is affine in its one matrix and a gradient
+                ``curvature * y - v``. What depends on the weights is then
+                another delta term.
         """
+        if affine:
+            weights = tuple(jnp.zeros_like(w) for w in weights)
         y, inputs, pullback = architecture.linearize(weights, k)
         surprise = objective.gradient(y, v.astype(y.dtype), gates.threshold)
         deltas = pullback(surprise)
@@ -121,46 +129,25 @@ class LearningRule:
                 damping = one_minus_exp(gates.log_mu)
         writes = []
         for index, (x, delta) in enumerate(zip(inputs, deltas, strict=True)):
-            step = eta * damping
+            step, erase = eta * damping, eta
             if self.normalized:
                 size = _norm(x)
                 # One division per token is faster than one per channel.
                 x = x * divide(1.0, size)[..., None].astype(x.dtype)
                 step = divide(step, jnp.maximum(size, 1.0))
+                erase = erase * size / jnp.maximum(size, 1.0)
                 excess = divide(bound, _norm(delta))
                 step = step * jnp.minimum(1.0, excess)
             has_delta = self.delta and (
                 self.delta_layers == "all" or index == 0
             )
             g = -step[..., None].astype(delta.dtype) * delta
-            writes.append(Write(x, g, eta if has_delta else None))
+            beta = eta if has_delta else None
+            if affine:
+                erase = erase * jnp.asarray(objective.curvature)
+                beta = erase if beta is None else erase + beta
+            writes.append(Write(x, g, beta))
         return tuple(writes)
-
-    def affine_writes(
-        self,
-        architecture: Architecture,
-        objective: Objective,
-        weights: Weights,
-        k: Keys,
-        v: Values,
-        gates: Gates,
-    ) -> tuple[Write, ...]:
-        """Returns :meth:`writes` with gradients at every token's own weights.
-
-        If the memory is affine in its one matrix and the gradient is
-        ``curvature * y - v``, the part that depends on the weights is another
-        delta term: ``step * curvature * |x|`` along the unit input.
-        """
-        nothing = tuple(jnp.zeros_like(w) for w in weights)
-        (write,) = self.writes(architecture, objective, nothing, k, v, gates)
-        _, (x,), _ = architecture.linearize(nothing, k)
-        erase = gates.eta * jnp.asarray(objective.curvature)
-        if self.normalized:
-            size = _norm(x)
-            erase = erase * size / jnp.maximum(size, 1.0)
-        if write.beta is not None:
-            erase = erase + write.beta
-        return (write._replace(beta=erase),)
 
 
 def _norm(x: jax.Array) -> jax.Array:

@@ -1,11 +1,12 @@
 """Fast state of a memory between calls."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Keys, PerToken, Values
+from nl_jax.errors import InputError
 from nl_jax.memory.architecture import Weights
 
 
@@ -56,6 +57,52 @@ def fresh(
     """Returns the state of a memory before its first token."""
     zeros = tuple(jnp.zeros_like(w) for w in weights) if momentum else None
     return MemoryState(weights, weights, zeros, window)
+
+
+def check_inputs(
+    memory: MemoryState,
+    gates: Any = None,
+    *,
+    momentum: bool = False,
+    **inputs: tuple[jax.Array, int],
+) -> None:
+    """Raises ``InputError`` for inputs that a memory cannot take.
+
+    Args:
+        memory: its state.
+        gates: ``Gates``, or ``None`` for reading only.
+        momentum: whether the memory has momentum.
+        **inputs: keys, values and queries, each with the width it needs.
+    """
+    lead = memory.weights[0].shape[:-2][::-1]
+    length = next(iter(inputs.values()))[0].shape[-2:-1]
+    for name, (a, width) in inputs.items():
+        fits = a.ndim > 1 and a.shape[-2:] == (*length, width) and a.size
+        if not fits or not jnp.issubdtype(a.dtype, jnp.floating):
+            raise InputError(
+                f"{name} is {a.dtype}{list(a.shape)}; needs real numbers, "
+                f"[..., T >= 1, {width}], T as in {next(iter(inputs))}"
+            )
+        given = a.shape[:-2][::-1]
+        pairs = zip(given, lead, strict=False)
+        inside = len(given) <= len(lead) and all(n in (1, m) for n, m in pairs)
+        if gates is not None and not inside:
+            raise InputError(
+                f"{name} has leading axes {given[::-1]}, the memory "
+                f"{lead[::-1]}; use vmap for a batch"
+            )
+    if gates is None:
+        return
+    if {memory.momentum is None, gates.log_mu is None} != {not momentum}:
+        raise InputError(
+            f"gates.log_mu and the state must be those of a memory with"
+            f"{'' if momentum else 'out'} momentum"
+        )
+    if gates.eta.shape[-1:] != length:
+        raise InputError(
+            f"gates.eta has shape {gates.eta.shape}; needs one number for each "
+            f"of {length[0]} tokens"
+        )
 
 
 def empty_window(

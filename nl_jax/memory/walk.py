@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.checks import check_count
+from nl_jax.errors import InputError
 from nl_jax.memory.state import MemoryState
 
 Carry = TypeVar("Carry")
@@ -87,6 +88,8 @@ def chunk_scan(
         return jax.tree.map(lambda a: jnp.moveaxis(a, 0, axis), tree)
 
     length = jax.tree.leaves(inputs)[0].shape[axis]
+    if not length:
+        raise InputError("a scan needs at least one token; there are 0")
     fresh = isinstance(position, int) and position % size == 0
     if not fresh and length == 1:
         return step(state, inputs, None, (position + 1) % size == 0)

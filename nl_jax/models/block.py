@@ -4,10 +4,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nl_jax.layers import ContinuumMemory
+from nl_jax.layers.mixing import Declare
 from nl_jax.layers.norms import declare_norm, normalize
 from nl_jax.models.model_config import ModelConfig
 from nl_jax.nested import LevelRow
-from nl_jax.nested.level_table import count_parameters
+from nl_jax.nested.level_table import count_bytes, count_parameters
 
 
 class Block(nn.Module):
@@ -19,17 +20,12 @@ class Block(nn.Module):
         """Declares the norm, the mixer and the continuum memory."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        self.norm = declare_norm(
-            self._declare, config.norm, "norm", config.d_model
-        )
+        declare = Declare(self)
+        self.norm = declare_norm(declare, config.norm, "norm", config.d_model)
         self.mixer = config.choices.build(config.d_model, config.n_heads, dtype)
         self.cms = ContinuumMemory(
             config.cms, config.d_model, dtype, config.norm
         )
-
-    def _declare(self, name, init, shape, axes):
-        init = nn.with_logical_partitioning(init, axes)
-        return self.param(name, init, shape, jnp.float32)
 
     def initial_state(self, batch_size):
         """Returns the mixer's state before the first token."""
@@ -55,16 +51,16 @@ class Block(nn.Module):
 def level_rows(config: ModelConfig, params, state) -> list[LevelRow]:
     """Returns a stack of blocks' rows of the level table.
 
-    ``params`` holds the shapes of all parameters, of which those outside the
-    blocks' rows get a row of their own; ``state``, the shapes of the
-    ``ModelState`` for one batch row.
+    ``params`` holds the shapes of all parameters, and ``state`` those of the
+    ``ModelState`` for one batch row. What is outside the blocks' rows, such as
+    the last tokens that convolutions keep, gets a row of its own.
     """
     blocks = params["blocks"]
     rows = [
         *config.choices.levels(blocks.get("mixer", {}), state.mixers),
         *config.cms.levels(blocks["cms"], state.cms, config.n_layers),
     ]
-    counted = sum(row.parameters for row in rows)
+    parameters = count_parameters(params) - sum(r.parameters for r in rows)
     slow = LevelRow(
         name="slow parameters",
         memory_of="the training text",
@@ -73,7 +69,7 @@ def level_rows(config: ModelConfig, params, state) -> list[LevelRow]:
         rule="outer optimizer",
         period=1,
         unit="steps",
-        parameters=count_parameters(params) - counted,
-        state_bytes=0,
+        parameters=parameters,
+        state_bytes=count_bytes(state) - sum(r.state_bytes for r in rows),
     )
     return [*rows, slow]

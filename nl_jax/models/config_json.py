@@ -4,11 +4,26 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from nl_jax.errors import InputError
 from nl_jax.layers import CMS_OBJECTIVES, CMSObjective, mixer_name
 from nl_jax.memory import TABLES, saved_name
+from nl_jax.models.model_config import ModelConfig
 
 _TABLES = {**TABLES, CMSObjective: CMS_OBJECTIVES}
 """Table of names for each type of object that a configuration may hold."""
+
+
+def check_named(config: ModelConfig) -> None:
+    """Checks that JSON can hold the optimizers of levels.
+
+    Raises:
+        InputError: if one of them is no name.
+    """
+    if not all(isinstance(inner, str) for inner in config.cms.inners):
+        raise InputError(
+            "model.cms.inner holds an optax transformation, which a checkpoint "
+            "cannot name; put it into nl_jax.optimizers.NAMED and give its name"
+        )
 
 
 def to_json(config: Any) -> dict[str, Any]:

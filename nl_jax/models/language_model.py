@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Ids, Logits
+from nl_jax.checks import check_count, check_tokens
+from nl_jax.errors import InputError
 from nl_jax.layers import ContinuumMemory
 from nl_jax.layers.continuum.cms_objective import Reader
 from nl_jax.layers.continuum.placement import join, segments
@@ -54,14 +56,13 @@ class LanguageModel:
     config: ModelConfig
 
     def init(self, rng: jax.Array, tokens: Ids) -> Variables:
-        """Draws the slow parameters; only the shape of ``tokens`` is used."""
-        return nn.meta.unbox(self._boxed(rng, tokens))
+        """Draws the slow parameters, which do not depend on ``tokens``."""
+        del tokens
+        return nn.meta.unbox(self._boxed(rng))
 
     def logical_axes(self) -> Variables:
         """Returns the logical axis names of every parameter, as a tree."""
-        boxed = jax.eval_shape(
-            self._boxed, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
-        )
+        boxed = jax.eval_shape(self._boxed, jax.random.key(0))
 
         def axes(box):
             names = tuple(box.names)
@@ -72,6 +73,7 @@ class LanguageModel:
 
     def init_state(self, variables: Variables, batch_size: int) -> ModelState:
         """Returns the learned initial state for ``batch_size`` rows."""
+        check_count("batch_size", batch_size)
         block = Block(self.config)
 
         def initial(params):
@@ -103,6 +105,8 @@ class LanguageModel:
         Args:
             variables: parameters from :meth:`init`.
             tokens: ids ``[B, T]``, any ``T >= 1``; ``T = 1`` is decoding.
+                Compiled programs cannot check them: JAX counts negative ids
+                from the end and reads too large ones as the last.
             state: state after the previous tokens; ``None`` starts a new
                 context.
 
@@ -110,15 +114,15 @@ class LanguageModel:
             ``(logits, state)``; logits are at least float32.
 
         Raises:
-            ValueError: if ``tokens`` is not a ``[B, T]`` array of integers.
+            InputError: if ``tokens`` is not a ``[B, T]`` array of ids of the
+                model, or ``state`` has another number of rows.
         """
-        if tokens.ndim != 2 or tokens.shape[1] < 1:
-            raise ValueError(
-                f"tokens has shape {tokens.shape}; needs [batch, length >= 1]"
+        tokens = check_tokens("tokens", tokens, self.config.vocab_size)
+        rows = {leaf.shape[0] for leaf in jax.tree.leaves(state)}
+        if rows - {len(tokens)}:
+            raise InputError(
+                f"tokens has {len(tokens)} rows, but state {max(rows)}"
             )
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise ValueError(f"tokens has dtype {tokens.dtype}; needs integers")
-        tokens = tokens.astype(jnp.int32)
         params = variables["params"]
         fresh = state is None
         if not self.learns_in_context:
@@ -252,11 +256,11 @@ class LanguageModel:
         table = params["positions"]
         return table[jnp.minimum(at, len(table) - 1)]
 
-    def _boxed(self, rng, tokens):
+    def _boxed(self, rng):
         config = self.config
         block = Block(config)
         embed_rng, head_rng, blocks_rng = jax.random.split(rng, 3)
-        x = jnp.zeros((*tokens.shape[:1], 1, config.d_model))
+        x = jnp.zeros((1, 1, config.d_model))
 
         def init_block(rng):
             return block.init(rng, x)["params"]

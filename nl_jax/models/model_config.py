@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from nl_jax.checks import check_choice, check_count
+from nl_jax.checks import check_fields
 from nl_jax.errors import InputError
 from nl_jax.layers import (
     MIXERS,
@@ -66,9 +66,7 @@ class ModelConfig(_Choices):
 
     def __post_init__(self):
         object.__setattr__(self, "mixer", _mixer(self.mixer))
-        check_choice("dtype", self.dtype, ("float32", "bfloat16", "float64"))
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
-            check_count(name, getattr(self, name))
+        check_fields(self)
         own_width = getattr(self.choices, "head_dim", 0)
         if not own_width and self.d_model % self.n_heads:
             raise ValueError(
@@ -164,6 +162,20 @@ def _titans_attention(hidden: float, **choices: Any) -> dict[str, Any]:
 
 MODELS: dict[str, dict[str, Any]] = {
     "hope": {"mixer": "titans", "cms": {"step_periods": (1, 4)}},
+    "hope-paper": {
+        "mixer": "titans",
+        "titans": {
+            "architecture": "mlp",
+            "expansion": 2,
+            "objective": "l2",
+            "momentum": False,
+            "read": "chunk",
+            "generator_targets": "rms",
+            "gates": "direct",
+        },
+        # The MLP shrinks by the parameters of the memories at four heads.
+        "cms": {"step_periods": (1, 4), "hidden": 1.5},
+    },
     "hope-attention": {"mixer": "attention", "cms": {"step_periods": (1, 4)}},
     "transformer": {"mixer": "attention", "cms": {"hidden": 4.0}},
     "linear-attention": _matrix(rule="hebbian", features="elu"),
@@ -279,6 +291,18 @@ def _nested(base: Mapping, top: Mapping) -> dict:
     return out
 
 
+def _changed(present, value, name):
+    """Returns a nested configuration with the fields of a mapping changed."""
+    if isinstance(value, Mapping):
+        return _merge(present, value, f"{name}.")
+    if not isinstance(value, type(present)):
+        raise InputError(
+            f"{name}={value!r} must be a mapping of fields or of type "
+            f"{type(present).__name__}"
+        )
+    return value
+
+
 def _merge(config, overrides, prefix):
     known = {field.name for field in dataclasses.fields(config)}
     changes = {}
@@ -290,7 +314,13 @@ def _merge(config, overrides, prefix):
                 f"{', '.join(near)}"
             )
         present = getattr(config, name)
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(present):
+        if dataclasses.is_dataclass(present) and name != "mixer":
+            value = _changed(present, value, prefix + name)
+        elif (
+            isinstance(present, MixerConfig)
+            and isinstance(value, Mapping)
+            and not value.keys() & MIXERS.keys()  # Else another mixer's name.
+        ):
             value = _merge(present, value, f"{prefix}{name}.")
         changes[name] = value
     return dataclasses.replace(config, **changes)

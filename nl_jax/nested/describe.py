@@ -96,8 +96,8 @@ def describe(
 
 
 def _is_state(item):
-    found = jax.tree_util.default_registry.flatten_one_level(item)
-    return found is not None and not isinstance(item, (dict, list, Level))
+    node = jax.tree_util.default_registry.flatten_one_level(item)
+    return bool(node and not isinstance(item, (dict, list, type(None))))
 
 
 def _as_moved(rows, periods):

@@ -54,12 +54,11 @@ class NamedOptimizer:
     def keywords(self) -> dict[str, inspect.Parameter]:
         """Keywords of ``build`` without those that training sets."""
         own = {"dimension_numbers", *self.options.values()}
+        found = inspect.signature(self.build).parameters
         return {
             name: keyword
-            for name, keyword in inspect.signature(
-                self.build
-            ).parameters.items()
-            if name not in own
+            for name, keyword in found.items()
+            if name not in own and keyword.kind != keyword.VAR_KEYWORD
         }
 
 

@@ -13,7 +13,7 @@ from nl_jax.pretrained.harmless import GGUF_HARMLESS, HF_HARMLESS
 from nl_jax.pretrained.rope_entries import gguf_rope, hf_rope
 from nl_jax.pretrained.tensor_source import take_head
 
-_HF_LLAMA = {
+HF_LLAMA = {
     "embedding": "embed_tokens.weight",
     "norm": "norm.weight",
     "head": "lm_head.weight",
@@ -27,6 +27,8 @@ _HF_LLAMA = {
     "up": "layers.{}.mlp.up_proj.weight",
     "down": "layers.{}.mlp.down_proj.weight",
 }
+"""Names of tensors after the prefix of the decoder, which the head has not."""
+
 _GGUF_LLAMA = {
     "embedding": "token_embd.weight",
     "norm": "output_norm.weight",
@@ -62,7 +64,7 @@ def hf_llama(source, entries, window):
     prefix = "model." if "model.norm.weight" in source else ""
     names = {
         key: name if key == "head" else prefix + name
-        for key, name in _HF_LLAMA.items()
+        for key, name in HF_LLAMA.items()
     }
     sizes = {
         "vocab": facts.count("vocab_size"),

@@ -12,19 +12,24 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from nl_jax.data import BPETokenizer
+from nl_jax.data import BPETokenizer, ByteTokenizer, Tokenizer
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained.gguf_source import MAGIC, open_gguf
 from nl_jax.pretrained.gpt2 import hf_gpt2
 from nl_jax.pretrained.llama import gguf_llama, hf_llama
+from nl_jax.pretrained.own_layout import KIND, read_own
 from nl_jax.pretrained.safetensors_source import (
     INDEX,
     open_safetensors,
     read_json,
     refuse_pickle,
 )
-from nl_jax.pretrained.tokenizer_json import check_byte_level, gguf_tokenizer
+from nl_jax.pretrained.tokenizer_json import (
+    BYTES_JSON,
+    check_byte_level,
+    gguf_tokenizer,
+)
 
 _ARCHITECTURES: dict[str, dict[str, Callable]] = {
     "safetensors": {
@@ -32,6 +37,7 @@ _ARCHITECTURES: dict[str, dict[str, Callable]] = {
         "mistral": hf_llama,
         "qwen2": hf_llama,
         "gpt2": hf_gpt2,
+        KIND: read_own,
     },
     "gguf": {"llama": gguf_llama, "qwen2": gguf_llama},
 }
@@ -51,7 +57,7 @@ class Pretrained:
     """Its tokenizer as JSON of the package ``tokenizers``; ``None`` unless it
     is a byte-level BPE."""
 
-    def tokenizer(self) -> BPETokenizer:
+    def tokenizer(self) -> Tokenizer:
         """Returns the tokenizer (extra ``experiments``).
 
         Raises:
@@ -63,6 +69,8 @@ class Pretrained:
                 "the pretrained model came without a byte-level BPE "
                 "tokenizer; give token ids of your own"
             )
+        if self.tokenizer_json == BYTES_JSON:
+            return ByteTokenizer()
         return BPETokenizer(self.tokenizer_json)
 
 
@@ -72,9 +80,9 @@ def load_pretrained(
     """Loads a pretrained transformer (extra ``pretrained``).
 
     Reads Llama and Qwen2 from safetensors or GGUF, Mistral and GPT-2 from
-    safetensors. bfloat16,
-    float16 and quantised weights become float32. Logits are those of the
-    original model up to rounding in float32.
+    safetensors, and what :func:`save_pretrained` has saved. bfloat16, float16
+    and quantised weights become float32. Logits are those of the original model
+    up to rounding in float32.
 
     Args:
         path: a folder with ``config.json``, ``model.safetensors`` or its shards

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from nl_jax.errors import InputError
 from nl_jax.layers import AttentionConfig, RopeScaling
 from nl_jax.pretrained.entries import Facts
 from nl_jax.pretrained.tensor_source import TensorSource
@@ -78,18 +77,13 @@ def gguf_rope(
     return {"rope_base": base, "rope_scaling": scaling}
 
 
-def rope_parameters(config: AttentionConfig) -> dict[str, Any]:
-    """Returns the entry ``rope_parameters`` of ``config.json``.
+def rope_entries(config: AttentionConfig) -> dict[str, Any]:
+    """Returns ``rope_theta`` and ``rope_scaling`` for ``config.json``.
 
-    Raises:
-        InputError: for a table of divisors, which has none.
+    Scaling by a table has no form there.
     """
     scaling = config.rope_scaling
-    if scaling.kind == "table":
-        raise InputError(
-            "attention.rope_scaling.kind='table' has no form in config.json"
-        )
-    entries = {"rope_theta": config.rope_base, "rope_type": "default"}
+    entries: dict[str, Any] = {}
     if scaling.kind != "none":
         entries |= {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind == "llama3":
@@ -98,4 +92,4 @@ def rope_parameters(config: AttentionConfig) -> dict[str, Any]:
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_context,
         }
-    return entries
+    return {"rope_theta": config.rope_base, "rope_scaling": entries or None}

@@ -126,14 +126,24 @@ def _files(folder):
     return [folder / name for name in names]
 
 
-def _open(file):
+def import_safetensors(path: object):
+    """Imports the package, which ``path`` needs.
+
+    Raises:
+        InputError: if it is missing.
+    """
     try:
-        import safetensors
+        import safetensors.numpy
     except ImportError as error:
         raise InputError(
-            f"{file} needs the package safetensors: "
+            f"{path} needs the package safetensors: "
             'pip install "nl-jax[pretrained]"'
         ) from error
+    return safetensors
+
+
+def _open(file):
+    safetensors = import_safetensors(file)
     if not file.is_file():
         raise InputError(f"{file} is missing")
     try:

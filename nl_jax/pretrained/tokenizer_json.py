@@ -3,10 +3,12 @@
 The package itself is needed only to run them.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from nl_jax.data.byte_level import is_byte_level
+from nl_jax.data import Tokenizer
+from nl_jax.data.byte_level import byte_alphabet, is_byte_level
 from nl_jax.errors import InputError
 
 _BYTE_LEVEL = {
@@ -15,6 +17,16 @@ _BYTE_LEVEL = {
     "trim_offsets": True,
     "use_regex": True,
 }
+BYTES_JSON = json.dumps(
+    {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": _BYTE_LEVEL,
+        "decoder": _BYTE_LEVEL,
+        "model": {"type": "BPE", "vocab": byte_alphabet(), "merges": []},
+    }
+)
+"""A tokenizer whose ids are bytes."""
 _SPLITS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": [],
     "smollm": [{"type": "Digits", "individual_digits": True}],
@@ -22,6 +34,21 @@ _SPLITS: dict[str, list[dict[str, Any]]] = {
 """Splits before GPT-2's pattern, by GGUF's ``tokenizer.ggml.pre``."""
 _NORMAL = 1
 """GGUF's type of ordinary tokens; all others are treated as special tokens."""
+
+
+def tokenizer_text(tokenizer: Tokenizer) -> str:
+    """Returns a tokenizer as JSON of the package ``tokenizers``.
+
+    Example:
+        >>> from nl_jax.data import ByteTokenizer
+        >>> json.loads(tokenizer_text(ByteTokenizer()))["model"]["vocab"]["a"]
+        97
+    """
+    saved = tokenizer.to_json()
+    if saved["kind"] == "byte":
+        return BYTES_JSON
+    # Other programs decode by it.
+    return json.dumps(saved["model"] | {"decoder": _BYTE_LEVEL})
 
 
 def check_byte_level(

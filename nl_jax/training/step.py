@@ -15,8 +15,10 @@ import numpy as np
 import optax
 
 from nl_jax.array_typing import Ids, Logits, Losses
+from nl_jax.data import held_out_batches
 from nl_jax.models import LanguageModel
 from nl_jax.training import mesh as mesh_lib
+from nl_jax.training.matching import put_weights
 from nl_jax.training.optimizer import make_optimizer
 from nl_jax.training.train_config import TrainConfig
 
@@ -172,14 +174,27 @@ def draw_state(
     model: LanguageModel,
     optimizer: optax.GradientTransformation,
     shapes: TrainState,
+    initial: Any = None,
 ) -> TrainState:
-    """Initialises the state of step 0, with the shardings of ``shapes``."""
+    """Initialises the state of step 0, with the shardings of ``shapes``.
+
+    Parameters that have a counterpart in ``initial`` are those there.
+    """
 
     def begin():
         variables = _draw(config, model)
         return TrainState(variables, optimizer.init(variables))
 
-    return jax.jit(begin, out_shardings=_layout(shapes))()
+    layout = _layout(shapes)
+    if initial is None:
+        return jax.jit(begin, out_shardings=layout)()
+    draw = jax.jit(lambda: _draw(config, model), out_shardings=layout.variables)
+    variables = put_weights(config.init_from, initial, draw())
+    variables = jax.device_put(variables, layout.variables)
+    return jax.jit(
+        lambda variables: TrainState(variables, optimizer.init(variables)),
+        out_shardings=layout,
+    )(variables)
 
 
 def compile_programs(
@@ -231,6 +246,38 @@ def compile_programs(
         ),
         seconds,
     )
+
+
+def evaluate_held_out(
+    programs: Programs,
+    variables: Any,
+    tokens: np.ndarray,
+    config: TrainConfig,
+    mesh: jax.sharding.Mesh,
+    stopped: Callable[[], bool],
+) -> float | None:
+    """Returns bits per byte of held-out text.
+
+    Args:
+        programs: compiled steps.
+        variables: parameters of the model.
+        tokens: held-out tokens, after one token as their context.
+        config: configuration of the run.
+        mesh: devices of the run.
+        stopped: whether to give up, and return ``None``.
+    """
+    total = np.zeros(3)
+    share = config.batch_size // jax.process_count()
+    rows = slice(*(share * (jax.process_index() + i) for i in (0, 1)))
+    for batch, weights in held_out_batches(
+        tokens, seq_len=config.seq_len, batch_size=config.batch_size
+    ):
+        if stopped():
+            return None
+        local = mesh_lib.global_batch(mesh, (batch[rows], weights[rows]))
+        sums = programs.eval_step(variables, *local)
+        total += np.asarray(jax.device_get(sums))
+    return bits_per_byte(LossSums(*total))
 
 
 def _draw(config: TrainConfig, model: LanguageModel) -> Any:

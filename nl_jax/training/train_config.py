@@ -20,6 +20,7 @@ from nl_jax.checks import check_choice, check_count
 from nl_jax.data import DataConfig
 from nl_jax.errors import InputError
 from nl_jax.models import ModelConfig, configure
+from nl_jax.models.model_config import MODELS
 from nl_jax.optimizers import NAMED, check_options, find_optimizer
 
 SCHEDULES = ("cosine", "constant", "wsd")
@@ -145,6 +146,9 @@ class TrainConfig:
     """Layout of the devices."""
     sample: SampleConfig = SampleConfig()
     """Text sampled at the end of the run."""
+    init_from: str = ""
+    """Weights that the parameters of the same names begin with: the workdir of
+    another run, or a path of pretrained weights. Empty to draw all."""
     seed: int = 0
     """Seed of the initial parameters, the data order and the sample."""
     steps: int = 600
@@ -163,8 +167,6 @@ class TrainConfig:
     """Number of steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 3
     """Number of newest checkpoints to keep."""
-    tensorboard: bool = False
-    """Whether to write TensorBoard files too (extra ``tensorboard``)."""
     accept_new_config: bool = False
     """Whether to resume a run whose saved configuration differs; the model, the
     tokenizer and the optimizer's name and options must be the same."""
@@ -214,8 +216,7 @@ def flag_config(**changes: Any) -> config_dict.ConfigDict:
     for field in dataclasses.fields(TrainConfig):
         if field.name == "model":
             value = _placeholders(_HOPE)
-            value.name = "hope"
-            value.preset = "tiny"
+            value.preset = config_dict.placeholder(str)
         elif dataclasses.is_dataclass(field.default):
             plain = dataclasses.asdict(typing.cast(Any, field.default))
             if "options" in plain:
@@ -228,8 +229,15 @@ def flag_config(**changes: Any) -> config_dict.ConfigDict:
     return config
 
 
-def freeze(config: config_dict.ConfigDict) -> TrainConfig:
+def freeze(
+    config: config_dict.ConfigDict, base: ModelConfig | None = None
+) -> TrainConfig:
     """Returns the validated configuration of a :func:`flag_config`.
+
+    Args:
+        config: configuration with changes.
+        base: model whose fields are taken where none is set; by default those
+            of the name and preset.
 
     Raises:
         InputError: if a value is not allowed.
@@ -237,11 +245,24 @@ def freeze(config: config_dict.ConfigDict) -> TrainConfig:
     fields = config.to_dict()
     choices = _given(fields.pop("model"))
     data = DataConfig(**fields.pop("data"))
-    if "vocab_size" not in choices:
+    if base is None and "vocab_size" not in choices:
         choices["vocab_size"] = data.vocab_size()
-    name, preset = choices.pop("name"), choices.pop("preset")
+    name, preset = choices.pop("name", None), choices.pop("preset", None)
+    if base is not None and preset:
+        raise InputError(
+            f"config.model.preset={preset!r} does not go with init_from, whose "
+            "model has its own sizes"
+        )
     try:
-        model = configure(name, preset=preset, **choices)
+        if base is None:
+            model = configure(
+                name or "hope", preset=preset or "tiny", **choices
+            )
+        else:
+            if name not in (None, base.name):
+                configure(name)  # Refuses unknown names.
+                base = configure(base, name=name, **MODELS[name])
+            model = configure(base, **choices)
     except ValueError as error:
         raise InputError(f"config.model: {error}") from error
     return TrainConfig(

@@ -20,8 +20,9 @@ from nl_jax.continual import (
     stream,
 )
 from nl_jax.errors import InputError
+from nl_jax.layers import TitansConfig
 from nl_jax.models import build
-from tests.continual.conftest import advance, assert_same, equal
+from tests.continual.conftest import advance, apply, assert_same, equal, make
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +266,70 @@ def test_consolidated_weights_are_what_a_new_context_begins_with(
     assert report.levels[1].distance[1] == 0 < report.levels[1].distance[0]
 
 
+SHARED = {"architecture": "linear", "momentum": False, "value_norm": "input"}
+assert TitansConfig(**SHARED).shares_recurrence
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("hope", {}),
+        ("hope", {"titans": SHARED}),
+        pytest.param(
+            "titans-mac",
+            {"titans_attention": {"memory": {"chunk_size": 4}}},
+            marks=pytest.mark.slow,
+        ),
+        ("srwm", {}),
+    ],
+)
+def test_memories_of_mixers_are_consolidated(name, choices):
+    """A new context starts from the weights of the old one, mixer by mixer."""
+    model, variables, tokens = make(name, **choices)
+    tokens = np.tile(tokens, 2)[:, :44]
+    _, state = apply(model, variables, tokens, model.init_state(variables, 2))
+    new = consolidate(model, variables, state, "mixers", row=1)
+    mixed = consolidate(
+        model, variables, state, "mixers", weights=[0.25, 0.75], share=0.4
+    )
+
+    def weights(mixers):
+        """Of all memories; if one recurrence is shared, ``M_t = M_0 G_t``."""
+        memory = getattr(mixers.memory, "memory", mixers.memory)
+        memory = getattr(memory, "memory", memory)
+        both = [getattr(memory, "weights", memory)]
+        if not hasattr(mixers, "generators"):
+            return both
+        both.append(mixers.generators.weights)
+        if both[0]:
+            return both
+        (product,) = both[1]
+        starts = memory.start[0], mixers.generators.start[0]
+        return [
+            np.einsum("blhij,blhjk->blhik", product, starts[0]),
+            np.einsum("blhij,blnhjk->blnhik", product, starts[1]),
+        ]
+
+    old = weights(model.init_state(variables, 1).mixers)
+    learned = weights(state.mixers)
+    assert not equal(row(learned, 0), row(learned, 1))
+    begun = weights(model.init_state(new, 1).mixers)
+    assert_same(row(begun, 0), row(learned, 1), atol=1e-6)
+    expected = jax.tree.map(
+        lambda a, b: 0.6 * a[0] + 0.1 * b[0] + 0.3 * b[1], old, learned
+    )
+    found = weights(model.init_state(mixed, 1).mixers)
+    assert_same(row(found, 0), expected, atol=1e-6)
+    same = jax.tree.map(np.array_equal, new, variables)
+    changed = {
+        jax.tree_util.keystr(path)
+        for path, kept in jax.tree_util.tree_leaves_with_path(same)
+        if not kept
+    }
+    assert changed
+    assert all("memory" in at or "generators" in at for at in changed)
+
+
 def test_a_share_of_weighted_rows_is_consolidated(learning, state):
     model, variables = learning[:2]
     new = consolidate(
@@ -281,9 +346,10 @@ def test_a_share_of_weighted_rows_is_consolidated(learning, state):
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"level": 0}, "level=0 must be from 1, the fastest, to 2$"),
+        ({"level": 0}, "level=0 must be from 1, the fastest, to 2, or"),
         ({"level": 3}, "level=3 must be from 1"),
-        ({"level": "mixers"}, "level='mixers' must be from 1"),
+        ({"level": "mixers"}, "level='mixers': the memories of .* do not"),
+        ({"level": "all"}, "level='all' must be from 1.*, or 'mixers'$"),
         ({"row": None}, "row=None: the state has 2 rows"),
         ({"row": 2}, r"rows=\[2\] must be one or several of 0 to 1"),
         ({"share": 0}, r"share=0 must be in \(0, 1\]"),

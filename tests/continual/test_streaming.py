@@ -184,8 +184,8 @@ def test_memory_is_constant(static):
     [
         ("text", "is text; give token ids or bytes"),
         ([1, 0.5], r"piece 1 of the source is float64\[\]; needs integers"),
-        ([[1, VOCAB]], "holds the id 13; the model has 0 to 12"),
-        ([3, -1], "piece 1 of the source holds the id -1"),
+        ([[1, VOCAB]], "has the id 13; the model has 0 to 12"),
+        ([3, -1], "piece 1 of the source has the id -1"),
         ([np.ones((2, 3), int), np.ones(3, int)], "has 1 rows; .* have 2"),
         ([np.ones((1, 1, 1), int)], r"int64\[1, 1, 1\]; needs integers"),
     ],

@@ -186,6 +186,7 @@ def test_levels_are_a_chain_and_rows_have_their_own_fast_weights():
         (lambda: AttentionConfig(rope_base=1.0), "rope_base=1.0 must be above"),
         (lambda: CMSConfig(step_periods=()), r"cms.step_periods=\(\) must"),
         (lambda: CMSConfig(step_periods=(4, 6)), "4 does not divide 6"),
+        (lambda: CMSConfig(token_periods=4), "token_periods=4 must be a tuple"),
         (
             lambda: CMSConfig(objective="next_token", token_periods=(1,)),
             "the fastest must be at least 2 tokens",

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from nl_jax.layers.mixers.titans import SelfModifyingTitans
 from nl_jax.layers.mixers.titans_config import TitansConfig
+from nl_jax.models.model_config import MODELS
 from tests.memory import plain
 
 HEADS, WIDTH, LENGTH, CHUNK = 2, 4, 11, 4
@@ -28,6 +29,7 @@ VARIANTS = {
     "input-delta": PAPER | {"delta_layers": "input"},
     "state-tracking": {"eta_max": 2.0},
     "linear": {"architecture": "linear"},
+    "hope-paper": MODELS["hope-paper"]["titans"],
     "raw-targets": {"value_norm": "input"},
     "shared": {
         "architecture": "linear",
@@ -123,18 +125,25 @@ def plain_titans(config, params, x):
             v = unit(mixed["v"][h]) if raw else rms(mixed["v"][h])
 
             def gate(name, source, h=h, made=made):
-                logit = rms(made[source, h]) @ p[f"gate_{name}"][h]
+                if config.gates == "direct":
+                    logit = made[source, h].sum() / WIDTH**0.5
+                else:
+                    logit = rms(made[source, h]) @ p[f"gate_{name}"][h]
                 return sigmoid(logit + p[f"gate_{name}_bias"][h])
 
             alpha = gate("alpha", "alpha") if config.decay else 1.0
             eta = alpha * config.eta_max * gate("eta", "eta")
             mu = gate("mu", "eta") if config.momentum else None
-            answer.append(rms(answering[h].read(q)) * p["out_scale"][h])
+            chunk = config.read == "chunk"
+            o = (answering[h].generate if chunk else answering[h].read)(q)
+            answer.append(rms(o) * p["out_scale"][h])
             own = [m for key, m in makers.items() if key[1] == h]
             for m in (*own, answering[h]):
                 target = m.generate(v)
                 if not raw:
-                    target = (rms if m is answering[h] else unit)(target)
+                    long = config.generator_targets == "rms"
+                    long = long or m is answering[h]
+                    target = (rms if long else unit)(target)
                 m.write(k, target, eta, alpha, mu)
         outputs.append(np.concatenate(answer) @ p["w_out"])
     return np.stack(outputs)
@@ -223,7 +232,7 @@ def adversarial(kind):
 
 
 @pytest.mark.parametrize(
-    "variant", ["default", "paper", "state-tracking", "shared"]
+    "variant", ["default", "paper", "hope-paper", "state-tracking", "shared"]
 )
 @pytest.mark.parametrize("trained", [False, True])
 def test_no_memory_grows_without_bound(variant, trained):
@@ -301,6 +310,8 @@ def test_bfloat16_stays_close_to_float32():
         ({"chunk_size": 0}, "chunk_size=0 must be an integer >= 1"),
         ({"eta_max": 3.0}, r"eta_max=3.0 must be in \(0, 2\]"),
         ({"read": "never"}, "read='never' must be one of"),
+        ({"gates": "own"}, "gates='own' must be one of 'readout', 'direct'"),
+        ({"generator_targets": "l2"}, "must be one of 'unit', 'rms'"),
         ({"implementation": "cuda"}, "implementation='cuda' must be one of"),
     ],
 )

@@ -61,6 +61,7 @@ ALIKE = (
     "dla",
     "gated-deltanet",
     "gla",
+    "hope-paper",
     "longhorn",
     "mamba",
     "oja",
@@ -311,3 +312,22 @@ def test_bad_tokens_are_named():
         it.model.apply(it.variables, jnp.zeros((3,), jnp.int32))
     with pytest.raises(ValueError, match="needs integers"):
         it.model.apply(it.variables, jnp.zeros((1, 3)))
+
+
+def test_ids_that_do_not_exist_are_named():
+    """Where their values are known; a compiled program clamps them."""
+    it = bench("transformer")
+    for wrong in (-1, VOCAB):
+        with pytest.raises(ValueError, match=f"tokens has the id {wrong}; the"):
+            it.model.apply(it.variables, [[0, wrong]])
+    clamped, _ = it.read(it.variables, jnp.full((2, LENGTH), VOCAB + 9))
+    last, _ = it.read(it.variables, jnp.full((2, LENGTH), VOCAB - 1))
+    np.testing.assert_array_equal(clamped, last)
+
+
+def test_rows_of_tokens_and_state_must_be_equally_many():
+    it = bench("transformer")
+    with pytest.raises(ValueError, match="tokens has 1 rows, but state 2"):
+        it.model.apply(it.variables, jnp.zeros((1, 1), jnp.int32), it.state)
+    with pytest.raises(ValueError, match="batch_size=0 must be an integer"):
+        it.model.init_state(it.variables, 0)

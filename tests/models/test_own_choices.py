@@ -14,6 +14,8 @@ from nl_jax.layers import (
     CMS_OBJECTIVES,
     MIXERS,
     CMSObjective,
+    LSTMConfig,
+    MambaConfig,
     MixerConfig,
     token_level,
 )
@@ -229,3 +231,33 @@ def test_a_matrix_rule_of_ones_own_gets_the_gates_it_asks_for():
 def test_what_does_not_fit_is_refused(choices, message):
     with pytest.raises(ValueError, match=message):
         build("hope", titans=choices)
+
+
+def test_a_mixer_may_be_changed_for_another():
+    config = configure("hope", mixer=LSTMConfig(expansion=2.0))
+    other = configure(config, mixer={"mamba": {"expansion": 1.0}})
+    assert other.mixer == MambaConfig(expansion=1.0)
+    same = configure(config, mixer={"expansion": 3.0})
+    assert same.mixer == LSTMConfig(expansion=3.0)
+    with pytest.raises(ValueError, match=r"unknown field mixer\.chunks"):
+        configure(config, mixer={"chunks": 1})
+    with pytest.raises(ValueError, match="titans=3 must be a mapping"):
+        configure(config, titans=3)
+
+
+@pytest.mark.parametrize("curvature", [jnp.array(1.0), jnp.ones(4)], ids=str)
+def test_an_objective_may_have_an_array(curvature):
+    mine = dataclasses.replace(OBJECTIVES["l2"], curvature=curvature)
+    model = build("titans", **SMALL, deep={"objective": mine})
+    assert hash(model) == hash(build(model.config))
+    assert program(model) == program(build("titans", **SMALL))
+
+
+def test_a_threshold_is_asked_for_where_it_has_a_gate():
+    with pytest.raises(ValueError) as error:
+        build("hope", titans={"objective": OBJECTIVES["gated_huber"]})
+    assert str(error.value) == (
+        "objective='gated_huber' must be one of 'l2', 'dot_product', 'huber', "
+        "'lp', or of type Objective without a threshold per token, which has "
+        "no gate here"
+    )

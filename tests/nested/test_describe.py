@@ -198,8 +198,10 @@ def test_levels_move_when_their_optimizer_moves_them():
 def test_bytes_in_context_are_those_of_the_state(cms):
     model = build("hope", d_model=16, n_heads=2, cms=cms)
     state = jax.eval_shape(lambda v: model.init_state(v, 1), shapes(model))
-    levels = [row for row in model.levels() if row.name.startswith("cms.")]
+    table = rows(model)
+    levels = [row for name, row in table.items() if name.startswith("cms.")]
     assert sum(row.state_bytes for row in levels) == count_bytes(state.cms)
+    assert sum(row.state_bytes for row in table.values()) == count_bytes(state)
 
 
 def test_modules_and_memories_describe_themselves():
@@ -251,8 +253,10 @@ def test_text_and_figure(tmp_path):
 
 
 def test_what_cannot_be_described_is_named():
-    with pytest.raises(TypeError, match="int has no levels"):
-        describe(3)
+    for wrong in (3, None, {"a": 1}, [1]):
+        name = type(wrong).__name__
+        with pytest.raises(TypeError, match=f"{name} has no levels"):
+            describe(wrong)
     with pytest.raises(ValueError, match="params="):
         describe(optax.adam(1e-3))
 

@@ -141,3 +141,38 @@ def test_a_state_has_the_same_size_for_ever(trained):
     before = size()
     sampler.feed(itertools.repeat(65, 50))
     assert size() == before
+
+
+def test_a_kept_state_stays_good(trained):
+    model, variables = trained
+    sampler = Sampler(model, variables, vocab_size=200)
+    kept = sampler.state
+    first = list(sampler.draw(3))
+    sampler.state = kept
+    assert list(sampler.draw(3)) == first
+
+
+@pytest.mark.parametrize("tokens", [[5, -1], [5, 300], [0.5], "ab", [[1]]])
+def test_a_sampler_reads_all_ids_or_none(trained, tokens):
+    sampler = Sampler(*trained)
+    before = sampler.state
+    with pytest.raises(InputError, match=r"tokens (has the id|is )"):
+        sampler.feed(tokens)
+    assert sampler.state is before
+    sampler.feed([])
+    assert sampler.state is before
+
+
+def test_impossible_samples_are_refused_at_once(trained):
+    sampler = Sampler(*trained)
+    for choices, message in (
+        ({"temperature": -1.0}, "temperature=-1.0 must be"),
+        ({"temperature": float("nan")}, "temperature=nan must be"),
+        ({"top_p": 2.0}, r"top_p=2.0 must be in \(0, 1\]"),
+        ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]"),
+        ({"count": -1}, "count=-1 must be an integer >= 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sampler.draw(**{"count": 1} | choices)
+    with pytest.raises(InputError, match="vocab_size=999 must be at most"):
+        Sampler(*trained, vocab_size=999)

@@ -18,6 +18,7 @@ from nl_jax.errors import InputError
 
 TEXT = "naïve — 日本 \t\n words words words"
 BPE = BPETokenizer.train(TEXT.encode(), 270)
+LEVEL = BPE.to_json()["model"]["pre_tokenizer"]
 SPACE = "Ġ"
 """How byte-level BPE shows a space."""
 
@@ -134,6 +135,26 @@ def test_what_would_change_text_is_switched_off(model):
     assert tokenizer.encode(b"").tolist() == []
 
 
+def test_splits_of_other_families_are_kept():
+    """Digits one by one, words with the space before them, as in Llama 3."""
+    split = {"pattern": {"Regex": " ?\\p{L}+"}, "behavior": "Isolated"}
+    steps = [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "Split", "invert": False, **split},
+        LEVEL | {"use_regex": False, "add_prefix_space": True},
+    ]
+    sequence = {"type": "Sequence", "pretokenizers": steps}
+    words = BPETokenizer.train(b"12 12 12 words", 270)
+    model = words.to_json()["model"]
+    tokenizer = BPETokenizer(json.dumps(model | {"pre_tokenizer": sequence}))
+    text = "words 12 12, words"
+    spelled = [tokenizer.decode([i]) for i in tokenizer.encode(text)]
+    assert b"".join(spelled) == text.encode()
+    assert b"1" in spelled and b"12" not in spelled
+    assert b" words" in spelled or b"words" in spelled
+    assert b"12" in [words.decode([i]) for i in words.encode("12")]
+
+
 def without(*shown):
     vocab = BPE.to_json()["model"]["model"]["vocab"]
     kept = {name: i for name, i in vocab.items() if name not in shown}
@@ -142,7 +163,6 @@ def without(*shown):
 
 SEQUENCE = {"type": "Sequence", "normalizers": [{"type": "NFC"}]}
 SPLIT = {"type": "Split", "pattern": {"String": "x"}, "invert": False}
-LEVEL = BPE.to_json()["model"]["pre_tokenizer"]
 
 
 @pytest.mark.parametrize(

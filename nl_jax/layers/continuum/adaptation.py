@@ -1,10 +1,13 @@
 """When levels of a continuum memory step by a signal, not on a grid."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from nl_jax.checks import require
 
 
 class Signal(NamedTuple):
@@ -18,6 +21,33 @@ class Signal(NamedTuple):
     """Steps that each has taken, int32 ``[B, k - 1]``."""
     loss: jax.Array
     """Running sum and weight of the chunks' losses, ``[B, 2]``."""
+
+
+def check_adaptive(config: Any) -> None:
+    """Raises ``InputError`` for an adaptive ``CMSConfig`` that cannot be."""
+    require(
+        config.goal.adapts and len(config.periods) > 1,
+        f"cms.adaptive={config.adaptive!r} goes with objective='next_token' "
+        f"and at least two levels, not {config.objective!r} and "
+        f"{len(config.periods)}; the fastest keeps its period",
+    )
+    most = config.periods[1] // config.periods[0]
+    require(
+        config.least <= most,
+        f"cms.least={config.least} must be at most {most}, the chunks of "
+        f"the shortest period in {config.shown_periods} that adapts",
+    )
+    limit = 1.0 if config.adaptive == "coherence" else math.inf
+    require(
+        0 < config.threshold <= limit,
+        f"cms.threshold={config.threshold} must be in (0, {limit:g}] with "
+        f"adaptive={config.adaptive!r}",
+    )
+    require(
+        config.adaptive != "coherence" or config.least > 1,
+        f"cms.least={config.least} must be at least 2 with adaptive="
+        "'coherence': one chunk always agrees with itself",
+    )
 
 
 def no_signal(batch: int, slower: int, dtype: Any) -> Signal:

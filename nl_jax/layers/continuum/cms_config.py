@@ -2,12 +2,12 @@
 
 import dataclasses
 import itertools
-import math
 from typing import Any, Literal, TypeAlias
 
 import optax
 
 from nl_jax.checks import check_choice, check_count, choose, require
+from nl_jax.layers.continuum.adaptation import check_adaptive
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.cms_objectives import CMS_OBJECTIVES
 from nl_jax.layers.continuum.cms_table import cms_level_rows
@@ -86,8 +86,9 @@ class CMSConfig:
 
     def __post_init__(self):
         for name in ("step_periods", "token_periods"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-            _check_periods(f"cms.{name}", getattr(self, name))
+            given = getattr(self, name)
+            _check_periods(f"cms.{name}", given)
+            object.__setattr__(self, name, tuple(given))
         if isinstance(self.inner, list):
             object.__setattr__(self, "inner", tuple(self.inner))
         for name, allowed in _CHOICES.items():
@@ -116,38 +117,12 @@ class CMSConfig:
             f"are a chain of blocks, not {self.form!r}",
         )
         self.goal.check(self)
-        self._check_adaptive()
+        check_count("cms.least", self.least)
+        if self.adaptive != "none":
+            check_adaptive(self)
         require(self.hidden > 0, f"cms.hidden={self.hidden} must be positive")
         require(self.rate >= 0, f"cms.rate={self.rate} must not be negative")
         check_count("cms.layers", self.layers, 0)
-
-    def _check_adaptive(self):
-        check_count("cms.least", self.least)
-        if self.adaptive == "none":
-            return
-        require(
-            self.goal.adapts and len(self.periods) > 1,
-            f"cms.adaptive={self.adaptive!r} goes with objective='next_token' "
-            f"and at least two levels, not {self.objective!r} and "
-            f"{len(self.periods)}; the fastest keeps its period",
-        )
-        most = self.periods[1] // self.periods[0]
-        require(
-            self.least <= most,
-            f"cms.least={self.least} must be at most {most}, the chunks of "
-            f"the shortest period in {self.shown_periods} that adapts",
-        )
-        limit = 1.0 if self.adaptive == "coherence" else math.inf
-        require(
-            0 < self.threshold <= limit,
-            f"cms.threshold={self.threshold} must be in (0, {limit:g}] with "
-            f"adaptive={self.adaptive!r}",
-        )
-        require(
-            self.adaptive != "coherence" or self.least > 1,
-            f"cms.least={self.least} must be at least 2 with adaptive="
-            "'coherence': one chunk always agrees with itself",
-        )
 
     @property
     def periods(self) -> tuple[int, ...]:
@@ -262,6 +237,10 @@ class CMSConfig:
 
 
 def _check_periods(name, periods):
+    require(
+        isinstance(periods, (tuple, list)),
+        f"{name}={periods!r} must be a tuple of integers",
+    )
     for period in periods:
         require(
             isinstance(period, int) and period >= 1,

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
+from nl_jax.checks import check_stream
 from nl_jax.layers.continuum.cms_config import CMSConfig
 from nl_jax.layers.continuum.level_mlp import (
     MATRICES,
@@ -70,6 +71,7 @@ class ContinuumMemory(nn.Module):
         Returns:
             The outputs; with a state, they and the state behind them.
         """
+        x = check_stream("ContinuumMemory", x, self.d_model, (2, 3))
         config, goal = self.config, self.config.goal
         hidden = round(config.hidden * self.d_model)
         shapes = {

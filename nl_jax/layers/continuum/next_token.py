@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nl_jax.checks import require
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.probes import probed, writes
 from nl_jax.layers.continuum.steps import advance_levels, begin
@@ -50,11 +51,11 @@ class NextToken(CMSObjective):
 
     def check(self, config):
         """Raises ``ValueError`` for chunks too short to hold a target."""
-        if config.periods[0] < 2:
-            raise ValueError(
-                f"{config.shown_periods}: with objective='next_token' "
-                "the fastest must be at least 2 tokens, one of them a target"
-            )
+        require(
+            config.periods[0] >= 2,
+            f"{config.shown_periods}: with objective='next_token' the fastest "
+            "must be at least 2 tokens, one of them a target",
+        )
 
     def initial_state(self, config, fast, mixers):
         """Returns a state with an empty chunk whose carry is ``mixers``."""

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_count
-from nl_jax.layers.mixers.mixer import MixerConfig, token_level
-from nl_jax.layers.mixing import Declare, empty_tails, mix
+from nl_jax.checks import check_fields
+from nl_jax.errors import InputError
+from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
+from nl_jax.layers.mixing import empty_tails, mix
 from nl_jax.layers.rotary import RopeScaling, rotate
 from nl_jax.memory.walk import chunk_scan
 
@@ -48,9 +49,7 @@ class AttentionConfig(MixerConfig):
     """Whether the output projection has a bias."""
 
     def __post_init__(self):
-        check_count("window", self.window)
-        for name in ("conv_width", "persistent", "kv_heads", "head_dim"):
-            check_count(name, getattr(self, name), least=0)
+        check_fields(self, conv_width=0, persistent=0, kv_heads=0, head_dim=0)
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even")
         if self.rope_base is not None and self.rope_base <= 1:
@@ -101,43 +100,40 @@ class AttentionState(NamedTuple):
     """Filled slots of the cache, int32 ``[B]``."""
 
 
-class CausalAttention(nn.Module):
+class CausalAttention(Mixer):
     """A sequence mixer: softmax attention to the last ``window`` tokens.
 
     The cache has the dtype of products.
     """
 
     config: AttentionConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def initial_state(self, batch_size: int) -> AttentionState:
         """Returns the empty cache of ``batch_size`` rows."""
-        config, d = self.config, self.d_model
-        cache = (batch_size, config.window, self._kv_heads, self._head_dim)
-        return AttentionState(
-            jnp.zeros(cache, self.dtype),
-            jnp.zeros(cache, self.dtype),
-            empty_tails(
-                batch_size, config.conv_width, d, self.dtype, self._widths
-            ),
-            jnp.zeros((batch_size,), jnp.int32),
+        config, d, dtype = self.config, self.d_model, self.cache_dtype
+        cache = jnp.zeros(
+            (batch_size, config.window, self._kv_heads, self.head_width), dtype
         )
+        tails = empty_tails(
+            batch_size, config.conv_width, d, dtype, self._widths
+        )
+        seen = jnp.zeros((batch_size,), jnp.int32)
+        return AttentionState(cache, cache, tails, seen)
 
     @property
     def _kv_heads(self) -> int:
         return self.config.kv_heads or self.n_heads
 
     @property
-    def _head_dim(self) -> int:
-        return self.config.head_dim or self.d_model // self.n_heads
+    def head_width(self) -> int:
+        """Channels per head."""
+        return self.config.head_dim or super().head_width
 
     @property
     def _widths(self) -> dict[str, int]:
         """Channels of q, k and v."""
         heads = {"q": self.n_heads, "k": self._kv_heads, "v": self._kv_heads}
-        return {name: count * self._head_dim for name, count in heads.items()}
+        return {name: count * self.head_width for name, count in heads.items()}
 
     @nn.compact
     def __call__(self, x: Stream, state=None, *, empty: bool = False):
@@ -146,20 +142,14 @@ class CausalAttention(nn.Module):
         ``empty`` asserts that every row of ``state`` has ``seen = 0``.
         """
         config, d, heads = self.config, self.d_model, self.n_heads
-        if not config.head_dim and d % heads:
-            raise ValueError(f"n_heads={heads} must divide d_model={d}")
-        shared, width = self._kv_heads, self._head_dim
+        shared, width = self._kv_heads, self.head_width
         if width % 2:
-            raise ValueError(
-                f"heads have {width} channels; needs an even number"
-            )
+            raise InputError(f"2 * n_heads={2 * heads} must divide d_model={d}")
         if heads % shared:
-            raise ValueError(f"kv_heads={shared} must divide n_heads={heads}")
+            raise InputError(f"kv_heads={shared} must divide n_heads={heads}")
 
-        declare = Declare(self, self.dtype)
         empty = empty or state is None
-        state = self.initial_state(x.shape[0]) if state is None else state
-        x = x.astype(self.dtype)
+        x, state, declare = self.begin(x, state)
         batch, length = x.shape[:2]
         mixed, tails = mix(
             declare,
@@ -203,8 +193,8 @@ def _scan_segments(config, state, q, k, v, persistent):
 
     def segment(cache, qkv, *_):
         q, k, v = qkv
-        keys = jnp.concatenate([cache.keys, k], 1)
-        values = jnp.concatenate([cache.values, v], 1)
+        keys = jnp.concatenate([cache.keys.astype(k.dtype), k], 1)
+        values = jnp.concatenate([cache.values.astype(v.dtype), v], 1)
         filled = cache.seen + q.shape[1]
         y = _attend(config, q, keys, values, filled, persistent)
         return _remember(config, cache, k, v), y
@@ -215,11 +205,14 @@ def _scan_segments(config, state, q, k, v, persistent):
 
 
 def _remember(config, state, k, v):
-    seen = jnp.minimum(state.seen + k.shape[1], config.window)
+    def keep(held, new):
+        both = jnp.concatenate([held, new.astype(held.dtype)], 1)
+        return both[:, -config.window :]
+
     return state._replace(
-        keys=jnp.concatenate([state.keys, k], 1)[:, -config.window :],
-        values=jnp.concatenate([state.values, v], 1)[:, -config.window :],
-        seen=seen,
+        keys=keep(state.keys, k),
+        values=keep(state.values, v),
+        seen=jnp.minimum(state.seen + k.shape[1], config.window),
     )
 
 

@@ -14,10 +14,16 @@ from typing import ClassVar, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_choice, check_count, choose
-from nl_jax.layers.mixers.mixer import MixerConfig, token_level, what_scans
+from nl_jax.checks import check_choice, check_fields, choose
+from nl_jax.layers.mixers.mixer import (
+    Mixer,
+    MixerConfig,
+    token_level,
+    what_scans,
+)
 from nl_jax.layers.mixing import (
     Declare,
     empty_tails,
@@ -96,14 +102,9 @@ class DeepMemoryConfig(MixerConfig):
     ``pallas_kernels.mlp_memory.IMPLEMENTATIONS``; ``None`` for the best."""
 
     def __post_init__(self):
-        for name, table in (
-            ("read", ("before", "after", "chunk")),
-            ("implementation", (None, *IMPLEMENTATIONS)),
-        ):
-            check_choice(name, getattr(self, name), table)
-        counts = ("degree", "window", "chunk_size", "expansion", "conv_width")
-        for name in counts:
-            check_count(name, getattr(self, name))
+        check_fields(self, remat=0)
+        kinds = (None, *IMPLEMENTATIONS)
+        check_choice("implementation", self.implementation, kinds)
         if self.eta_max is not None and not self.eta_max > 0:
             raise ValueError(f"eta_max={self.eta_max} must be positive")
         _ = self.memory  # Raises for incompatible choices.
@@ -125,7 +126,9 @@ class DeepMemoryConfig(MixerConfig):
         rule = self.learning_rule
         if rule.orthogonal:
             return 0.1
-        loops = not rule.delta and self.inner_objective.curvature
+        curvature = self.inner_objective.curvature
+        pulls = curvature is not None and np.asarray(curvature).any()
+        loops = pulls and not rule.delta
         free = self.kept.mean or self.memory_architecture.bounded
         if not loops or free:
             return 1.0
@@ -204,7 +207,6 @@ class DeepMemoryConfig(MixerConfig):
             runs = what_scans(
                 state.memory.memory,
                 state.tails,
-                gates=3 if self.momentum else 2,
                 chunk_size=self.chunk_size,
                 implementation=self.implementation,
             )
@@ -222,6 +224,11 @@ class DeepMemoryConfig(MixerConfig):
             )
         ]
 
+    def learned(self, state):
+        """Returns the weights of the memory by the names of their starts."""
+        weights = state.memory.memory.weights
+        return {f"memory_{i}": matrix for i, matrix in enumerate(weights)}
+
 
 class DeepMemoryState(NamedTuple):
     """Fast state, batch first."""
@@ -232,33 +239,19 @@ class DeepMemoryState(NamedTuple):
     """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
 
 
-class DeepMemory(nn.Module):
+class DeepMemory(Mixer):
     """A sequence mixer: a memory per head that learns while it reads."""
 
     config: DeepMemoryConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         """Declares the initial memory."""
         config = self.config
         architecture = config.memory_architecture
-        width = self.d_model // self.n_heads
+        width = self.head_width
         shapes = architecture.widths(width, width, config.expansion)
-        self.initial = tuple(
-            self.param(
-                f"memory_{i}",
-                nn.with_logical_partitioning(
-                    nn.initializers.normal(gain / shape[0] ** 0.5),
-                    ("heads", "memory_in", "memory_out"),
-                ),
-                (self.n_heads, *shape),
-                jnp.float32,
-            )
-            for i, (shape, gain) in enumerate(
-                zip(shapes, architecture.gains, strict=True)
-            )
+        self.initial = Declare(self).memory(
+            "memory", shapes, architecture.gains, (self.n_heads,)
         )
 
     def initial_state(self, batch_size: int) -> DeepMemoryState:
@@ -269,7 +262,7 @@ class DeepMemory(nn.Module):
             config.memory.init(self.initial),
         )
         tails = empty_tails(
-            batch_size, config.conv_width, self.d_model, self.dtype
+            batch_size, config.conv_width, self.d_model, self.cache_dtype
         )
         return DeepMemoryState(memory, tails)
 
@@ -277,12 +270,8 @@ class DeepMemory(nn.Module):
     def __call__(self, x: Stream, state=None, *, aligned: bool = False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, heads = self.config, self.d_model, self.n_heads
-        if d % heads:
-            raise ValueError(f"n_heads={heads} must divide d_model={d}")
-        declare = Declare(self, self.dtype)
         aligned = aligned or state is None
-        state = self.initial_state(x.shape[0]) if state is None else state
-        x = x.astype(self.dtype)
+        x, state, declare = self.begin(x, state)
         mixed, tails = mix(declare, x, state.tails, config.conv_width)
         q, k, v = (split_heads(mixed[name], heads) for name in "qkv")
         q, k = l2_normalize(q), l2_normalize(k)

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.layers.mixers.mixer import MixerConfig, token_level
-from nl_jax.layers.mixing import Declare
+from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +50,10 @@ class LSTMState(NamedTuple):
     """``[B, expansion D]`` float32."""
 
 
-class LSTM(nn.Module):
+class LSTM(Mixer):
     """A sequence mixer: cells with input, forget and output gates, no heads."""
 
     config: LSTMConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     @property
     def width(self) -> int:
@@ -72,14 +68,14 @@ class LSTM(nn.Module):
     @nn.compact
     def __call__(self, x: Stream, state=None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
-        state = self.initial_state(x.shape[0]) if state is None else state
+        x, state, declare = self.begin(x, state)
 
         def named(init, *axes):
             return nn.with_logical_partitioning(init, axes)
 
         cell = nn.OptimizedLSTMCell(
             self.width,
-            dtype=self.dtype,
+            dtype=x.dtype,
             kernel_init=named(nn.initializers.lecun_normal(), "embed", "mixer"),
             recurrent_kernel_init=named(
                 nn.initializers.orthogonal(), None, "mixer"
@@ -87,11 +83,10 @@ class LSTM(nn.Module):
             bias_init=named(nn.initializers.zeros, "mixer"),
             name="cell",
         )
-        begin = jax.tree.map(lambda a: a.astype(self.dtype), tuple(state))
+        begin = jax.tree.map(lambda a: a.astype(x.dtype), tuple(state))
         end, y = nn.RNN(cell, return_carry=True, name="tokens")(
-            x.astype(self.dtype), initial_carry=begin
+            x, initial_carry=begin
         )
-        declare = Declare(self, self.dtype)
         out = declare.dense("w_out", self.width, self.d_model, "embed", "mixer")
         end = (a.astype(old.dtype) for a, old in zip(end, state, strict=True))
         return y @ out, LSTMState(*end)

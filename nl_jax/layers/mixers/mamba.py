@@ -23,10 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_count
-from nl_jax.layers.mixers.mixer import MixerConfig, token_level
-from nl_jax.layers.mixing import Declare
-from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.checks import check_fields
+from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
+from nl_jax.layers.short_conv import silu_conv
 from nl_jax.memory.walk import chunk_scan
 
 _SLOWEST, _FASTEST = 0.001, 0.1
@@ -52,8 +51,7 @@ class MambaConfig(MixerConfig):
     def __post_init__(self):
         if not self.expansion > 0:
             raise ValueError(f"expansion={self.expansion} must be positive")
-        for name in ("state_size", "step_rank", "conv_width", "chunk_size"):
-            check_count(name, getattr(self, name))
+        check_fields(self)
 
     def build(self, d_model: int, n_heads: int, dtype):
         """Returns the configured module."""
@@ -125,13 +123,10 @@ def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
     return y, h
 
 
-class Mamba(nn.Module):
+class Mamba(Mixer):
     """A sequence mixer: convolution, selective state space, gate; no heads."""
 
     config: MambaConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     @property
     def width(self) -> int:
@@ -143,7 +138,9 @@ class Mamba(nn.Module):
         config, width = self.config, self.width
         return MambaState(
             jnp.zeros((batch_size, width, config.state_size)),
-            jnp.zeros((batch_size, config.conv_width - 1, width), self.dtype),
+            jnp.zeros(
+                (batch_size, config.conv_width - 1, width), self.cache_dtype
+            ),
         )
 
     @nn.compact
@@ -151,16 +148,11 @@ class Mamba(nn.Module):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, width = self.config, self.d_model, self.width
         rank, size = -(-d // config.step_rank), config.state_size
-        declare = Declare(self, self.dtype)
-        state = self.initial_state(x.shape[0]) if state is None else state
-        x = x.astype(self.dtype)
+        x, state, declare = self.begin(x, state)
         raw = x @ declare.dense("w_in", d, width, "mixer")
         z = x @ declare.dense("w_gate", d, width, "mixer")
-        taps = nn.initializers.normal(config.conv_width**-0.5)
-        kernel = declare(
-            "conv", taps, (config.conv_width, width), (None, "mixer")
-        )
-        u = jax.nn.silu(short_conv(raw, kernel, state.tail))
+        kernel = declare.taps("conv", config.conv_width, width)
+        u, tail = silu_conv(raw, kernel, state.tail)
 
         ports = u @ declare.dense(
             "w_ports", width, rank + 2 * size, None, "mixer"
@@ -177,9 +169,9 @@ class Mamba(nn.Module):
             state.hidden, u, delta, a, b, c, chunk_size=config.chunk_size
         )
         skip = declare("skip", nn.initializers.ones, (width,), ("mixer",))
-        y = (y.astype(self.dtype) + skip * u) * jax.nn.silu(z)
+        y = (y.astype(x.dtype) + skip * u) * jax.nn.silu(z)
         out = declare.dense("w_out", width, d, "embed", "mixer")
-        return y @ out, MambaState(hidden, next_tail(raw, state.tail))
+        return y @ out, MambaState(hidden, tail)
 
 
 def _initial_steps(rng, shape, dtype):

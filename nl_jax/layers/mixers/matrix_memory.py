@@ -7,6 +7,7 @@ state does not grow with the sequence.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -14,10 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_choice, check_count, choose
-from nl_jax.layers.mixers.mixer import LONG, MixerConfig, token_level
+from nl_jax.checks import check_choice, check_fields, choose
+from nl_jax.layers.mixers.mixer import LONG, Mixer, MixerConfig, token_level
 from nl_jax.layers.mixing import (
-    Declare,
     empty_tails,
     mix,
     normalize_heads,
@@ -27,9 +27,6 @@ from nl_jax.layers.norms import l2_normalize
 from nl_jax.layers.rotary import rotate
 from nl_jax.memory import MATRIX_RULES, MatrixRule
 from pallas_kernels import delta_memory, device
-
-_DECAYS = ("none", "fixed", "scalar", "channel")
-_FEATURES = ("l2", "elu", "rotary", "scaled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +63,9 @@ class MatrixMemoryConfig(MixerConfig):
         rule = self.recurrence
         for name in rule.gates:
             check_choice(f"rule {rule.name!r}: gate", name, (*GATES, "removal"))
-        check_choice("decay", self.decay, _DECAYS)
-        check_choice("features", self.features, _FEATURES)
+        check_fields(self)
         if not 0 < self.beta_max <= 2:
             raise ValueError(f"beta_max={self.beta_max} must be in (0, 2]")
-        for name in ("chunk_size", "conv_width"):
-            check_count(name, getattr(self, name))
         if self.decay not in rule.decays:
             raise ValueError(
                 f"decay={self.decay!r} does not go with rule={rule.name!r}, "
@@ -146,23 +140,20 @@ class MatrixMemoryState(NamedTuple):
     """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
 
 
-class MatrixMemory(nn.Module):
+class MatrixMemory(Mixer):
     """A sequence mixer: a matrix memory per head, under one of many rules."""
 
     config: MatrixMemoryConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def initial_state(self, batch_size: int) -> MatrixMemoryState:
         """Returns the empty memories of ``batch_size`` rows."""
-        config, width = self.config, self.d_model // self.n_heads
+        config, width = self.config, self.head_width
         lead = (batch_size, self.n_heads)
         return MatrixMemoryState(
             config.recurrence.init(lead, width),
             jnp.zeros((*lead, width)) if config.features == "elu" else None,
             empty_tails(
-                batch_size, config.conv_width, self.d_model, self.dtype
+                batch_size, config.conv_width, self.d_model, self.cache_dtype
             ),
         )
 
@@ -171,11 +162,7 @@ class MatrixMemory(nn.Module):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, heads = self.config, self.d_model, self.n_heads
         rule = config.recurrence
-        if d % heads:
-            raise ValueError(f"n_heads={heads} must divide d_model={d}")
-        declare = Declare(self, self.dtype)
-        state = self.initial_state(x.shape[0]) if state is None else state
-        x = x.astype(self.dtype)
+        x, state, declare = self.begin(x, state)
         mixed, tails = mix(declare, x, state.tails, config.conv_width)
         q, k, v = (split_heads(mixed[name], heads) for name in "qkv")
         if config.features == "l2":
@@ -183,7 +170,7 @@ class MatrixMemory(nn.Module):
         elif config.features == "elu":
             q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
         else:
-            q = q * (d // heads) ** -0.5
+            q = q * self.head_width**-0.5
         if rule.unit_values:
             v = l2_normalize(v)
         bonus = None
@@ -251,31 +238,19 @@ class MatrixMemory(nn.Module):
         return gates
 
 
-def _beta(config, declare, x, heads):
-    beta = jax.nn.sigmoid(declare.gate("beta", x, heads, 0.0))
-    return config.beta_max * beta
-
-
-def _erase(config, declare, x, heads):
-    del config, x
-    return jax.nn.sigmoid(declare.per_head("erase", heads, 4.0))[:, None]
-
-
-def _feedback(config, declare, x, heads):
-    del config, x
-    return declare.per_head("feedback", heads, 0.02)[:, None, None]
-
-
-def _rate(config, declare, x, heads):
-    del config
-    return jax.nn.sigmoid(declare.channel_gate("rate", x, heads, 0.0))
-
-
-GATES = {
-    "beta": _beta,
-    "erase": _erase,
-    "feedback": _feedback,
-    "rate": _rate,
+GATES: dict[str, Callable[..., jax.Array]] = {
+    "beta": lambda config, declare, x, heads: (
+        config.beta_max * jax.nn.sigmoid(declare.gate("beta", x, heads, 0.0))
+    ),
+    "erase": lambda _, declare, __, heads: jax.nn.sigmoid(
+        declare.per_head("erase", heads, 4.0)
+    )[:, None],
+    "feedback": lambda _, declare, __, heads: declare.per_head(
+        "feedback", heads, 0.02
+    )[:, None, None],
+    "rate": lambda _, declare, x, heads: jax.nn.sigmoid(
+        declare.channel_gate("rate", x, heads, 0.0)
+    ),
 }
 """Functions ``(config, declare, x, heads) -> gate`` for the ``gates`` of a
 rule. A rule with ``"removal"`` uses the keys and retention of RWKV-7."""

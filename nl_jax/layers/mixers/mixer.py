@@ -11,6 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nl_jax.checks import check_stream
+from nl_jax.errors import InputError
+from nl_jax.layers.mixing import Declare
 from nl_jax.memory import MemoryState
 from nl_jax.nested import LevelRow
 from nl_jax.nested.level_table import count_bytes, count_parameters
@@ -40,13 +43,14 @@ class MixerConfig(abc.ABC):
 
     @abc.abstractmethod
     def build(self, d_model: int, n_heads: int, dtype: Any) -> nn.Module:
-        """Returns the module, with a method ``initial_state(batch_size)``.
+        """Returns the module, usually a :class:`Mixer`.
 
-        It is called as ``(x, state=None) -> (y, state)`` on tokens ``x``,
-        ``[B, T, D]``, and the fast state after the previous tokens, ``None`` at
-        the start. If ``takes_stream``, it also takes ``stream``; if
-        ``has_grid``, ``aligned``: whether every row of ``state`` is known to be
-        at a chunk boundary, which saves work.
+        It has a method ``initial_state(batch_size)`` and is called as
+        ``(x, state=None) -> (y, state)`` on tokens ``x``, ``[B, T, D]``, and
+        the fast state after the previous tokens, ``None`` at the start. If
+        ``takes_stream``, it also takes ``stream``; if ``has_grid``,
+        ``aligned``: whether every row of ``state`` is known to be at a chunk
+        boundary, which saves work.
 
         Args:
             d_model: model width ``D``.
@@ -62,6 +66,61 @@ class MixerConfig(abc.ABC):
         ``params`` and ``state`` are the shapes of the module's parameters and
         fast state in all blocks, for one batch row.
         """
+
+    def learned(self, state: Any) -> dict[str, Any]:
+        """Returns what memories have learned, by the names of their starts.
+
+        Args:
+            state: fast state, with any further leading axes in every leaf.
+
+        Returns:
+            Values for the module's parameters from which memories start, with
+            these axes in front; empty if none has a learned start.
+        """
+        del state
+        return {}
+
+
+class Mixer(nn.Module):
+    """Base class of the mixers' modules."""
+
+    config: Any
+    d_model: int
+    n_heads: int
+    dtype: Any = None
+    """Dtype of products and outputs; ``None`` for that of the input."""
+
+    @property
+    def head_width(self) -> int:
+        """Channels per head."""
+        if self.n_heads < 1 or self.d_model % self.n_heads:
+            raise InputError(
+                f"n_heads={self.n_heads} must divide d_model={self.d_model}"
+            )
+        return self.d_model // self.n_heads
+
+    @property
+    def cache_dtype(self) -> Any:
+        """Dtype of the tokens kept in the state."""
+        return jnp.result_type(float) if self.dtype is None else self.dtype
+
+    def begin(self, x: Any, state: Any) -> tuple[jax.Array, Any, Declare]:
+        """Returns tokens in the dtype of products, a state, and ``Declare``.
+
+        Raises:
+            InputError: unless ``x`` is ``[B, T, D]`` and ``state`` has B rows.
+        """
+        x = check_stream(type(self).__name__, x, self.d_model)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        if state is None:
+            state = self.initial_state(len(x))
+        rows = jax.tree.leaves(state)[0].shape[0]
+        if rows != len(x):
+            raise InputError(
+                f"{type(self).__name__} got {len(x)} rows, but a state of "
+                f"{rows}"
+            )
+        return x, state, Declare(self, x.dtype)
 
 
 def token_level(
@@ -85,15 +144,13 @@ def what_scans(
     memory: MemoryState,
     tails: dict[str, Any],
     *,
-    gates: int,
     chunk_size: int,
     implementation: str | None,
 ) -> str:
     """Returns the name of the backend for a memory's whole chunks.
 
     ``memory`` and ``tails`` hold the shapes of its state, heads third from the
-    end, and of its convolutions' inputs; ``gates`` is the number of gates per
-    token.
+    end, and of its convolutions' inputs.
     """
     if implementation is not None:
         return implementation
@@ -109,6 +166,6 @@ def what_scans(
         device.here(),
         matrices,
         [x] * 3,
-        [gate] * gates,
+        [gate] * (2 if memory.momentum is None else 3),
         chunk_size=chunk_size,
     )

@@ -9,19 +9,13 @@ import dataclasses
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
 from nl_jax.layers.continuum.cms_config import CMSConfig
 from nl_jax.layers.continuum.module import ContinuumMemory
-from nl_jax.layers.mixers.attention import (
-    AttentionConfig,
-    AttentionState,
-    CausalAttention,
-)
-from nl_jax.layers.mixers.mamba import Mamba, MambaConfig, MambaState
-from nl_jax.layers.mixers.mixer import MixerConfig
-from nl_jax.layers.mixing import Declare
+from nl_jax.layers.mixers.attention import AttentionConfig, AttentionState
+from nl_jax.layers.mixers.mamba import MambaConfig, MambaState
+from nl_jax.layers.mixers.mixer import Mixer, MixerConfig
 from nl_jax.layers.norms import rms_norm
 from nl_jax.nested import LevelRow
 from nl_jax.nested.level_table import count_parameters
@@ -76,23 +70,20 @@ class SambaState(NamedTuple):
     """State of the attention layer."""
 
 
-class Samba(nn.Module):
+class Samba(Mixer):
     """A sequence mixer of three residual layers; heads are the attention's."""
 
     config: SambaConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         """Declares the three layers."""
         config = self.config
         shared = (self.d_model, self.n_heads, self.dtype)
-        self.mamba = Mamba(config.mamba, *shared)
+        self.mamba = config.mamba.build(*shared)
         self.mlp = ContinuumMemory(
             CMSConfig(hidden=config.hidden), self.d_model, self.dtype
         )
-        self.attention = CausalAttention(config.attention, *shared)
+        self.attention = config.attention.build(*shared)
 
     def initial_state(self, batch_size: int) -> SambaState:
         """Returns the empty state of ``batch_size`` rows."""
@@ -107,10 +98,9 @@ class Samba(nn.Module):
 
         The layers add to ``stream``, which is ``x`` before its norm.
         """
-        declare = Declare(self, self.dtype)
+        x, state, declare = self.begin(x, state)
         ones = nn.initializers.ones
         scale = declare("attention_scale", ones, (self.d_model,), ("embed",))
-        state = self.initial_state(x.shape[0]) if state is None else state
         start = x if stream is None else stream
         y, mamba = self.mamba(x, state.mamba)
         h = self.mlp(start + y)

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_count
-from nl_jax.layers.mixers.mixer import MixerConfig, token_level
-from nl_jax.layers.mixing import Declare, normalize_heads, split_heads
-from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.checks import check_fields
+from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
+from nl_jax.layers.mixing import normalize_heads, split_heads
+from nl_jax.layers.short_conv import silu_conv
 from nl_jax.memory.walk import chunk_scan
 
 _RATES = 4
@@ -40,8 +40,7 @@ class SRWMConfig(MixerConfig):
     """Width of the causal convolution on the input, in tokens."""
 
     def __post_init__(self):
-        for name in ("chunk_size", "conv_width"):
-            check_count(name, getattr(self, name))
+        check_fields(self)
 
     def build(self, d_model: int, n_heads: int, dtype):
         """Returns the configured module."""
@@ -60,6 +59,10 @@ class SRWMConfig(MixerConfig):
                 state=state.memory,
             )
         ]
+
+    def learned(self, state):
+        """Returns the weights of the memory by the name of their start."""
+        return {"memory": state.memory}
 
 
 class SRWMState(NamedTuple):
@@ -117,17 +120,14 @@ def self_referential_scan(w, x, *, chunk_size: int = 64):
     return y, w
 
 
-class SRWM(nn.Module):
+class SRWM(Mixer):
     """A sequence mixer: a self-referential matrix per head."""
 
     config: SRWMConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         """Declares the initial matrices."""
-        d = self.d_model // self.n_heads
+        d = self.head_width
         self.initial: Any = self.param(
             "memory",
             nn.with_logical_partitioning(
@@ -144,28 +144,21 @@ class SRWM(nn.Module):
         initial: Any = self.initial
         return SRWMState(
             jnp.broadcast_to(initial, (batch_size, *initial.shape)),
-            jnp.zeros(tail, self.dtype),
+            jnp.zeros(tail, self.cache_dtype),
         )
 
     @nn.compact
     def __call__(self, x: Stream, state=None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d = self.config, self.d_model
-        if d % self.n_heads:
-            raise ValueError(f"n_heads={self.n_heads} must divide d_model={d}")
-        declare = Declare(self, self.dtype)
-        state = self.initial_state(x.shape[0]) if state is None else state
-        x = x.astype(self.dtype)
+        x, state, declare = self.begin(x, state)
         raw = x @ declare.dense("w_in", d, d, "mixer")
-        taps = nn.initializers.normal(config.conv_width**-0.5)
-        shape = (config.conv_width, d)
-        kernel = declare("conv", taps, shape, (None, "mixer"))
-        u = jax.nn.silu(short_conv(raw, kernel, state.tail))
+        kernel = declare.taps("conv", config.conv_width, d)
+        u, tail = silu_conv(raw, kernel, state.tail)
         u = split_heads(u, self.n_heads).swapaxes(1, 2)
         y, memory = self_referential_scan(
             state.memory, u, chunk_size=config.chunk_size
         )
-        y = normalize_heads(declare, y.astype(self.dtype).swapaxes(1, 2))
+        y = normalize_heads(declare, y.astype(x.dtype).swapaxes(1, 2))
         out = declare.dense("w_out", d, d, "embed", "mixer")
-        tail = next_tail(raw, state.tail)
         return y.reshape(x.shape) @ out, SRWMState(memory, tail)

@@ -28,12 +28,14 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
+from nl_jax.layers.mixers.mixer import Mixer
 from nl_jax.layers.mixers.titans_config import TitansConfig
 from nl_jax.layers.mixers.titans_generators import (
     Generators,
     generate,
     read_shared,
 )
+from nl_jax.layers.mixing import Declare
 from nl_jax.layers.norms import rms_norm
 from nl_jax.memory import MemoryState, StreamState
 
@@ -52,7 +54,7 @@ class TitansState(NamedTuple):
     """Tokens since both chunk boundaries last coincided, int32 ``[B]``."""
 
 
-class SelfModifyingTitans(nn.Module):
+class SelfModifyingTitans(Mixer):
     """A sequence mixer whose projections learn in context.
 
     Example:
@@ -68,85 +70,59 @@ class SelfModifyingTitans(nn.Module):
     """
 
     config: TitansConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         """Declares the slow parameters."""
-        config, d = self.config, self.d_model
-        if d % self.n_heads:
-            raise ValueError(f"n_heads={self.n_heads} must divide d_model={d}")
-        width = d // self.n_heads
+        config, d, width = self.config, self.d_model, self.head_width
 
-        def declare(name, init, shape, axes):
-            init = nn.with_logical_partitioning(init, axes)
-            return self.param(name, init, shape, jnp.float32)
+        declare = Declare(self)
+        architecture, heads = config.memory_architecture, self.n_heads
+        shapes = architecture.widths(width, width, config.expansion)
 
-        def weights(name, gain, lead, axes):
-            shapes = config.memory_architecture.widths(
-                width, width, config.expansion
-            )
-            return tuple(
-                declare(
-                    f"{name}_{index}",
-                    config.initializer(index, gain),
-                    (*lead, *shape),
-                    (*axes, "memory_in", "memory_out"),
-                )
-                for index, shape in enumerate(shapes)
-            )
+        def memory(name, gain, lead=(), axes=()):
+            gains = [gain * own for own in architecture.gains]
+            return declare.memory(name, shapes, gains, (*lead, heads), axes)
 
-        heads = self.n_heads
         names = config.generated
-        self.generators = weights(
-            "generators",
-            config.gain,
-            (len(names), heads),
-            ("memories", "heads"),
+        self.generators = memory(
+            "generators", config.gain, (len(names),), ("memories",)
         )
-        self.memory = weights(
-            "memory", config.memory_gain, (heads,), ("heads",)
-        )
-        dense = nn.initializers.lecun_normal()
-        conv = nn.initializers.normal(config.conv_width**-0.5)
+        self.memory = memory("memory", config.memory_gain)
         self.projections = {
-            name: declare(f"w_{name}", dense, (d, d), ("embed", "mixer"))
-            for name in ("q", "k", "v")
+            name: declare.dense(f"w_{name}", d, d, "mixer")
+            for name in "qkv"
             if name not in names
         }
         self.kernels = {
-            name: declare(
-                f"conv_{name}", conv, (config.conv_width, d), (None, "mixer")
-            )
-            for name in ("q", "k", "v")
+            name: declare.taps(f"conv_{name}", config.conv_width, d)
+            for name in "qkv"
         }
-        gates = {}
-        for name, bias in config.gate_biases.items():
-            gates[name] = (
-                declare(
-                    f"gate_{name}",
-                    nn.initializers.normal(width**-0.5),
-                    (heads, width),
-                    ("heads", "memory_in"),
-                ),
-                declare(
-                    f"gate_{name}_bias",
-                    nn.initializers.constant(bias),
-                    (heads,),
-                    ("heads",),
-                ),
-            )
-        self.gates = gates
-        self.out_scale = declare(
-            "out_scale", nn.initializers.ones, (heads, width), ("heads", None)
+        self.gates = {
+            name: self._gate(declare, name, bias)
+            for name, bias in config.gate_biases.items()
+        }
+        ones = nn.initializers.ones
+        shape = (heads, width)
+        self.out_scale = declare("out_scale", ones, shape, ("heads", None))
+        self.w_out = declare.dense("w_out", d, d, "embed", "mixer")
+
+    def _gate(self, declare, name, bias):
+        """Returns a gate's readout, if it is learned, and its bias."""
+        readout, width = None, self.head_width
+        if self.config.gates == "readout":
+            init = nn.initializers.normal(width**-0.5)
+            shape, axes = (self.n_heads, width), ("heads", "memory_in")
+            readout = declare(f"gate_{name}", init, shape, axes)
+        return readout, declare.per_head(
+            f"gate_{name}_bias", self.n_heads, bias
         )
-        self.w_out = declare("w_out", dense, (d, d), ("mixer", "embed"))
 
     def initial_state(self, batch_size: int) -> TitansState:
         """Returns the learned state from which ``batch_size`` rows start."""
         config = self.config
-        tail = jnp.zeros((config.conv_width - 1, self.d_model), self.dtype)
+        tail = jnp.zeros(
+            (config.conv_width - 1, self.d_model), self.cache_dtype
+        )
         generators = config.generators.init(self.generators).memory
         memory = config.memory.init(self.memory).memory
         if config.shares_recurrence:
@@ -169,9 +145,8 @@ class SelfModifyingTitans(nn.Module):
 
     def __call__(self, x: Stream, state=None, *, aligned: bool = False):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
-        x = x.astype(self.dtype)
         aligned = aligned or state is None
-        state = self.initial_state(x.shape[0]) if state is None else state
+        x, state, _ = self.begin(x, state)
         shares = self.config.shares_recurrence
         read = self._read_shared if shares else self._read
         y, state = read(x, state, aligned)

@@ -1,7 +1,7 @@
 r"""Titans: a memory that learns while reading, combined with attention.
 
-Arrangements of arXiv 2501.00663, section 4, of a memory :math:`M`
-(:class:`DeepMemory`) and an attention :math:`A` with persistent tokens:
+Arrangements of arXiv 2501.00663, section 4, of a deep memory :math:`M` and an
+attention :math:`A` with persistent tokens:
 
 * ``"layer"`` (MAL): attention to the memory's outputs, :math:`A(M(x))`;
 * ``"gate"`` (MAG): side by side, :math:`A(x) \otimes M(x)`;
@@ -27,24 +27,14 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
-from nl_jax.checks import check_choice
-from nl_jax.layers.mixers.attention import (
-    AttentionConfig,
-    AttentionState,
-    CausalAttention,
-)
-from nl_jax.layers.mixers.deep_memory import (
-    DeepMemory,
-    DeepMemoryConfig,
-    DeepMemoryState,
-)
-from nl_jax.layers.mixers.mixer import MixerConfig
-from nl_jax.layers.mixing import Declare, split_heads
+from nl_jax.checks import check_fields
+from nl_jax.layers.mixers.attention import AttentionConfig, AttentionState
+from nl_jax.layers.mixers.deep_memory import DeepMemoryConfig, DeepMemoryState
+from nl_jax.layers.mixers.mixer import Mixer, MixerConfig
+from nl_jax.layers.mixing import split_heads
 from nl_jax.layers.norms import l2_normalize, rms_norm
-from nl_jax.layers.short_conv import next_tail, short_conv
+from nl_jax.layers.short_conv import silu_conv
 from nl_jax.memory.walk import chunk_scan
-
-_COMBINATIONS = ("context", "gate", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +51,7 @@ class TitansAttentionConfig(MixerConfig):
     """The attention; ``"context"`` sets its window to the segment."""
 
     def __post_init__(self):
-        check_choice("combine", self.combine, _COMBINATIONS)
+        check_fields(self)
 
     @property
     def attention_layer(self) -> AttentionConfig:
@@ -92,6 +82,10 @@ class TitansAttentionConfig(MixerConfig):
             attention = [dataclasses.replace(attention[0], memory_of=tokens)]
         return self.memory.levels(params["memory"], state.memory) + attention
 
+    def learned(self, state):
+        """Returns the weights of the memory by the names of their starts."""
+        return {"memory": self.memory.learned(state.memory)}
+
 
 class TitansAttentionState(NamedTuple):
     """Fast state, batch first."""
@@ -104,27 +98,26 @@ class TitansAttentionState(NamedTuple):
     """For MAC: raw queries of the last tokens, ``[B, width - 1, D]``."""
 
 
-class TitansAttention(nn.Module):
+class TitansAttention(Mixer):
     """A sequence mixer: MAC, MAG or MAL, with heads of even width."""
 
     config: TitansAttentionConfig
-    d_model: int
-    n_heads: int
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         """Declares the memory and the attention."""
         config = self.config
         shared = (self.d_model, self.n_heads, self.dtype)
-        self.memory = DeepMemory(config.memory, *shared)
-        self.attention = CausalAttention(config.attention_layer, *shared)
+        self.memory = config.memory.build(*shared)
+        self.attention = config.attention_layer.build(*shared)
 
     def initial_state(self, batch_size: int) -> TitansAttentionState:
         """Returns the state from which ``batch_size`` rows start."""
         tail = None
         if self.config.combine == "context":
             width = self.config.memory.conv_width - 1
-            tail = jnp.zeros((batch_size, width, self.d_model), self.dtype)
+            tail = jnp.zeros(
+                (batch_size, width, self.d_model), self.cache_dtype
+            )
         return TitansAttentionState(
             self.memory.initial_state(batch_size),
             self.attention.initial_state(batch_size),
@@ -136,20 +129,18 @@ class TitansAttention(nn.Module):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         combine = self.config.combine
         aligned = aligned or state is None
-        state = self.initial_state(x.shape[0]) if state is None else state
-        x = x.astype(self.dtype)
+        x, state, declare = self.begin(x, state)
         if combine == "context":
-            return self._read_segments(x, state, aligned)
+            return self._read_segments(x, state, aligned, declare)
         m, memory = self.memory(x, state.memory, aligned=aligned)
         y, attention = self.attention(
             m if combine == "layer" else x, state.attention
         )
         if combine == "gate":
-            y = self._gate()(y, m)
+            y = self._gate(declare)(y, m)
         return y, TitansAttentionState(memory, attention, None)
 
-    def _gate(self):
-        declare = Declare(self, self.dtype)
+    def _gate(self, declare):
         ones = nn.initializers.ones
         scales = [
             declare(name, ones, (self.d_model,), ("embed",))
@@ -162,15 +153,14 @@ class TitansAttention(nn.Module):
 
         return gate
 
-    def _read_segments(self, x, state, aligned):
+    def _read_segments(self, x, state, aligned, declare):
         memory_config, d = self.config.memory, self.d_model
-        read_memory, taps = memory_config.memory.read, memory_config.conv_width
-        declare = Declare(self, self.dtype)
-        gate, init = self._gate(), nn.initializers.normal(taps**-0.5)
-        kernel = declare("conv_recall", init, (taps, d), (None, "mixer"))
+        read_memory = memory_config.memory.read
+        gate = self._gate(declare)
+        kernel = declare.taps("conv_recall", memory_config.conv_width, d)
         scale = declare("recall_scale", nn.initializers.ones, (d,), ("embed",))
         raw = x @ declare.dense("w_recall", d, d, "mixer")
-        q = jax.nn.silu(short_conv(raw, kernel, state.tail))
+        q, tail = silu_conv(raw, kernel, state.tail)
         if self.is_initializing():
             self.attention(self.memory(x)[0])
         # JAX's loops need functions without modules' parameters inside.
@@ -230,5 +220,4 @@ class TitansAttention(nn.Module):
             starts = jnp.all(state.memory.memory.position == 0)
             fast, o = jax.lax.cond(starts, at_once, one_by_one, fast, inputs)
         learner, cache = fast
-        tail = next_tail(raw, state.tail)
         return o, TitansAttentionState(learner, cache, tail)

@@ -4,11 +4,7 @@ import dataclasses
 import math
 from typing import ClassVar, Literal
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-
-from nl_jax.checks import check_choice, check_count, choose
+from nl_jax.checks import check_choice, check_fields, choose
 from nl_jax.layers.mixers.mixer import MixerConfig, token_level, what_scans
 from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, RULES
@@ -58,6 +54,14 @@ class TitansConfig(MixerConfig):
     """Normalise each self-generated target, or only the value it is made from.
     ``"input"`` keeps linear memories linear in their start, so that all of them
     can share one recurrence, see ``shares_recurrence``."""
+    generator_targets: Literal["unit", "rms"] = "unit"
+    """Length of the targets that generators make for themselves: 1, so that a
+    write cannot outweigh a memory's output on keys, or ``sqrt(d)``, a root mean
+    square of 1, as for the answering memory."""
+    gates: Literal["readout", "direct"] = "readout"
+    """Logits of the gates: a learned readout of normalised outputs of ``M_eta``
+    and ``M_alpha``, or the sum of the outputs themselves over ``sqrt(d)``; both
+    have a learned bias."""
     adaptive_q: bool = False
     """Whether queries come from a memory instead of ``x W_q``."""
     adaptive_k: bool = True
@@ -100,22 +104,9 @@ class TitansConfig(MixerConfig):
     inputs. Overflows with MLP memories; for comparison only."""
 
     def __post_init__(self):
-        for name, table in (
-            ("delta_layers", ("all", "input")),
-            ("value_norm", ("target", "input")),
-            ("read", ("before", "after", "chunk")),
-            ("implementation", (None, *IMPLEMENTATIONS)),
-        ):
-            check_choice(name, getattr(self, name), table)
-        _ = self.memory_architecture, self.inner_objective, self.learning_rule
-        for name in (
-            "chunk_size",
-            "memory_chunk_size",
-            "expansion",
-            "conv_width",
-        ):
-            check_count(name, getattr(self, name))
-        check_count("remat", self.remat, 0)
+        check_fields(self, remat=0)
+        kinds = (None, *IMPLEMENTATIONS)
+        check_choice("implementation", self.implementation, kinds)
         if not 0 < self.eta_max <= 2:
             raise ValueError(f"eta_max={self.eta_max} must be in (0, 2]")
         _ = self.memory  # Raises for incompatible choices.
@@ -136,6 +127,7 @@ class TitansConfig(MixerConfig):
             OBJECTIVES,
             Objective,
             lambda objective: not objective.threshold,
+            " without a threshold per token, which has no gate here",
         )
 
     @property
@@ -147,6 +139,7 @@ class TitansConfig(MixerConfig):
             RULES,
             LearningRule,
             lambda rule: rule.window == 1 and not rule.orthogonal,
+            " for the current token, without orthogonal=True",
         )
         if rule is self.rule:
             return rule
@@ -207,9 +200,8 @@ class TitansConfig(MixerConfig):
     @property
     def generators(self) -> Memory:
         """The generating memories, stacked on one more leading axis."""
-        # Generators learn from their own outputs. Targets of the keys' length
-        # keep a write from outweighing the memory.
-        target = self._target(l2_normalize)
+        unit = self.generator_targets == "unit"
+        target = self._target(l2_normalize if unit else rms_norm)
         return self._memory(target, chunk_size=self.chunk_size)
 
     def _target(self, normalize):
@@ -281,6 +273,21 @@ class TitansConfig(MixerConfig):
             ),
         ]
 
+    def learned(self, state):
+        """Returns the weights of all memories by the names of their starts."""
+        if self.shares_recurrence:
+            (product,) = state.generators.weights
+            starts = state.generators.start[0], state.memory.start[0]
+            return {
+                "generators_0": product[..., None, :, :, :] @ starts[0],
+                "memory_0": product @ starts[1],
+            }
+        return {
+            f"{name}_{index}": weights
+            for name in ("generators", "memory")
+            for index, weights in enumerate(getattr(state, name).weights)
+        }
+
     def _runs(self, state):
         """Backend of the answering memory on the available devices."""
         if self.shares_recurrence:
@@ -290,19 +297,6 @@ class TitansConfig(MixerConfig):
         return what_scans(
             state.memory,
             state.tails,
-            gates=3 if self.momentum else 2,
             chunk_size=self.memory_chunk_size,
             implementation=self.implementation,
         )
-
-    def initializer(
-        self, layer: int, gain: float
-    ) -> nn.initializers.Initializer:
-        """Returns the initializer of one layer's weights."""
-        scale = gain * self.memory_architecture.gains[layer]
-
-        def init(rng, shape, dtype=jnp.float32):
-            weights = jax.random.normal(rng, shape, dtype)
-            return weights * (scale / shape[-2] ** 0.5)
-
-        return init

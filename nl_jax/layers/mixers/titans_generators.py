@@ -22,8 +22,8 @@ class Generators(NamedTuple):
     """``[D, D]`` for each of q, k, v without a memory."""
     kernels: dict[str, jax.Array]
     """Short convolution of each of q, k, v, ``[width, D]``."""
-    gates: dict[str, tuple[jax.Array, jax.Array]]
-    """Readout ``[H, d]`` and bias ``[H]`` of each gate."""
+    gates: dict[str, tuple[jax.Array | None, jax.Array]]
+    """Readout ``[H, d]``, if learned, and bias ``[H]`` of each gate."""
     heads: int
 
 
@@ -169,10 +169,14 @@ def _make(parts, config, start, tails, tokens, valid):
 def _gates(parts, config, outputs):
     def logit(name, source):
         readout, bias = parts.gates[name]
-        if not config.literal:
+        if not config.literal and readout is not None:
             source = rms_norm(source)
         source = source.astype(jnp.promote_types(source.dtype, jnp.float32))
-        return jnp.einsum("htd,hd->ht", source, readout) + bias[:, None]
+        if readout is None:
+            read = source.sum(-1) / source.shape[-1] ** 0.5
+        else:
+            read = jnp.einsum("htd,hd->ht", source, readout)
+        return read + bias[:, None]
 
     eta = config.eta_max * jax.nn.sigmoid(logit("eta", outputs["eta"]))
     log_alpha = jnp.zeros_like(eta)
@@ -188,13 +192,14 @@ def _gates(parts, config, outputs):
 def _convolve(raw, kernel, tail, valid):
     """Applies the short convolution to a piece that may have empty slots."""
     width = tail.shape[0]
-    extended = jnp.concatenate([jnp.zeros_like(tail), raw])
+    held = tail.astype(raw.dtype)
+    extended = jnp.concatenate([jnp.zeros_like(held), raw])
     first: Any = 0
     end = raw.shape[0]
     if valid is not None:
         first = jnp.argmax(valid)
         end = first + valid.sum()
-    tail = tail.astype(raw.dtype)
-    extended = jax.lax.dynamic_update_slice_in_dim(extended, tail, first, 0)
+    extended = jax.lax.dynamic_update_slice_in_dim(extended, held, first, 0)
     y = short_conv(extended[width:], kernel.astype(raw.dtype), extended[:width])
-    return y, jax.lax.dynamic_slice_in_dim(extended, end, width, 0)
+    after = jax.lax.dynamic_slice_in_dim(extended, end, width, 0)
+    return y, after.astype(tail.dtype)

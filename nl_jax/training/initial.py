@@ -1,0 +1,97 @@
+"""Weights that a run begins with: those of another run, or pretrained ones."""
+
+import logging
+import os
+import pathlib
+
+from ml_collections import config_dict
+
+from nl_jax.data import DataConfig, Tokenizer
+from nl_jax.errors import InputError
+from nl_jax.models import ModelConfig, configure
+from nl_jax.pretrained import Pretrained, load_pretrained, tokenizer_text
+from nl_jax.pretrained.safetensors_source import read_json
+from nl_jax.pretrained.tokenizer_json import BYTES_JSON
+from nl_jax.training.saved_runs import load_model
+from nl_jax.training.train_config import TrainConfig, freeze
+
+_LOG = logging.getLogger(__name__)
+
+
+def load_weights(
+    path: str | os.PathLike, step: int | None = None
+) -> Pretrained:
+    """Loads the model of a run, or a pretrained one.
+
+    Args:
+        path: working directory of a run, or a path that
+            :func:`~nl_jax.pretrained.load_pretrained` takes.
+        step: step of the run's checkpoint; ``None`` for the newest.
+
+    Raises:
+        InputError: as for :func:`load_model` and ``load_pretrained``.
+    """
+    if (pathlib.Path(path) / "checkpoints").is_dir():
+        loaded = load_model(path, step)
+        text = tokenizer_text(loaded.tokenizer)
+        return Pretrained(loaded.model, loaded.variables, text)
+    if step is not None:
+        raise InputError(f"step={step}: {path} holds no checkpoints")
+    return load_pretrained(path)
+
+
+def begin_run(
+    config: config_dict.ConfigDict, workdir: str | os.PathLike
+) -> tuple[TrainConfig, Pretrained | None]:
+    """Returns the configuration of a run, and the weights to begin with.
+
+    With ``config.init_from``, fields of the model that are not set, and the
+    tokenizer, are those of the model there. A run in ``workdir`` that began so
+    goes on with its own, whether ``init_from`` is set and exists or not.
+
+    Args:
+        config: configuration from :func:`flag_config`, with changes.
+        workdir: working directory of the run.
+
+    Raises:
+        InputError: if a value is not allowed or the weights cannot be loaded.
+    """
+    config = config.copy_and_resolve_references()
+    folder, saved = pathlib.Path(workdir), {}
+    if any((folder / "checkpoints").glob("[0-9]*")):
+        saved = read_json(folder / "config.json")
+    if saved.get("init_from"):
+        config.init_from = config.init_from or saved["init_from"]
+        if config.data.tokenizer == DataConfig.tokenizer:
+            config.data.tokenizer = saved["data"]["tokenizer"]
+        base = configure(ModelConfig(), **saved["model"])
+        return freeze(config, base), None
+    if saved or not config.init_from:
+        return freeze(config), None
+    found = load_weights(config.init_from)
+    unset = config.data.tokenizer == DataConfig.tokenizer
+    if unset and found.tokenizer_json not in (None, BYTES_JSON):
+        config.data.tokenizer = "bpe"
+    return freeze(config, found.model.config), found
+
+
+def initial_weights(config: TrainConfig) -> Pretrained | None:
+    """Loads the weights of ``config.init_from``, if any."""
+    return load_weights(config.init_from) if config.init_from else None
+
+
+def initial_tokenizer(
+    config: TrainConfig, found: Pretrained | None
+) -> Tokenizer | None:
+    """Returns the tokenizer of weights to begin with, if they have one."""
+    if found is None:
+        return None
+    if found.tokenizer_json is None:
+        _LOG.warning(
+            "%s has no byte-level BPE tokenizer; ids are those of "
+            "data.tokenizer=%r",
+            config.init_from,
+            config.data.tokenizer,
+        )
+        return None
+    return found.tokenizer()
