@@ -19,7 +19,8 @@ import numpy as np
 from experiments.shared import flags, plot, table
 from experiments.shared.records import write_page
 from nl_jax.errors import InputError
-from nl_jax.training.reporting import read_json_lines, settled_limits
+from nl_jax.training.metric_writers import read_json_lines
+from nl_jax.training.reporting import settled_limits
 from nl_jax.training.saved_runs import differences
 
 _AXES = ("step", "tokens", "seconds")

@@ -188,6 +188,7 @@ def edit_configs(workdir, change):
             continue
         meta = json.loads(text)
         change(meta["config"])
+        del meta["sums"]  # Versions with other fields wrote none.
         path.write_text(json.dumps(meta))
         changed += 1
     assert changed == 3
@@ -321,7 +322,7 @@ def test_a_truncated_checkpoint_is_refused(copy, tiny):
     folder = copy / "checkpoints" / "6" / "variables" / "d"
     for file in folder.iterdir():
         os.truncate(file, file.stat().st_size // 2)
-    with pytest.raises(InputError, match=r"6 is damaged.*delete.*step 4"):
+    with pytest.raises(InputError, match=r"6 is damaged.*step 4 is intact"):
         train(tiny(), copy)
     with pytest.raises(InputError, match=r"6 is damaged"):
         load_model(copy)
@@ -343,7 +344,9 @@ def test_a_tokenizer_that_does_not_match_is_refused(copy):
     for path in (copy / "checkpoints" / "6" / "meta").iterdir():
         text = path.read_text()
         if '"kind"' in text:
-            path.write_text(text.replace('"hash": "byte"', '"hash": "other"'))
+            meta = json.loads(text.replace('"hash": "byte"', '"hash": "other"'))
+            del meta["sums"]
+            path.write_text(json.dumps(meta))
     with pytest.raises(InputError, match=r"tokenizer.*not the one"):
         load_model(copy)
 
