@@ -117,7 +117,9 @@ NAMED: dict[str, NamedOptimizer] = {
         scale_by_delta_momentum, _RETENTION, "rows"
     ),
     "deep_momentum": NamedOptimizer(scale_by_deep_momentum, sees="rows"),
-    "feature_momentum": NamedOptimizer(scale_by_feature_momentum, _RETENTION),
+    "feature_momentum": NamedOptimizer(
+        scale_by_feature_momentum, _RETENTION, "rows"
+    ),
     "nonlinear_output": NamedOptimizer(
         scale_by_nonlinear_output,
         _RETENTION,
@@ -132,7 +134,7 @@ NAMED: dict[str, NamedOptimizer] = {
         orthogonal=True,
         others="adamw",
     ),
-    "adagrad_memory": NamedOptimizer(scale_by_adagrad_memory),
+    "adagrad_memory": NamedOptimizer(scale_by_adagrad_memory, sees="matrices"),
     "learned_preconditioner": NamedOptimizer(
         scale_by_learned_preconditioner, sees="matrices", orthogonal=True
     ),
