@@ -10,3 +10,14 @@ class InputError(ValueError):
 
 class DivergedError(InputError):
     """A loss or gradient was not finite; a lower rate or norm may help."""
+
+
+class DamagedError(InputError):
+    """A checkpoint cannot be read, or is not what was saved."""
+
+    def __init__(self, message: str, reason: str, intact: int | None):
+        super().__init__(message)
+        self.reason = reason
+        """What is wrong, without a place and a remedy."""
+        self.intact = intact
+        """Newest earlier step whose checkpoint can be read."""

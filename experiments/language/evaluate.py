@@ -10,6 +10,7 @@ so memory does not grow with the file.
 import pathlib
 import time
 
+from experiments.language.steps import LIST_STEPS, print_steps
 from experiments.shared import flags, table
 from experiments.shared.records import write
 from nl_jax import continual, training
@@ -19,7 +20,8 @@ from nl_jax.errors import InputError
 
 FLAGS = {
     "workdir": flags.string("runs/default", "Folder of a training run."),
-    "step": flags.integer(None, "Which checkpoint; default newest.", None),
+    "step": flags.integer(None, "Which checkpoint; default newest."),
+    "list_steps": LIST_STEPS,
     "file": flags.string(None, "UTF-8 text to read."),
     "chunk": flags.integer(512, "Tokens per call."),
     "out": flags.string(None, "Folder for results; default workdir."),
@@ -28,6 +30,9 @@ FLAGS = {
 
 def main(values: flags.FlagValues) -> None:
     """Streams, prints a table and writes results."""
+    if values.list_steps:
+        print_steps(values.workdir)
+        return
     if values.file is None:
         raise InputError("--file is missing; give a text file")
     loaded = training.load_model(values.workdir, values.step)

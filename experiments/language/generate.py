@@ -9,14 +9,17 @@ another machine; without a prompt, exactly as if it had never stopped.
 import codecs
 import sys
 
+from experiments.language.steps import LIST_STEPS, print_steps
 from experiments.shared import flags
 from nl_jax import training
 from nl_jax.continual import Sampler, SamplerState, load_state, save_state
 from nl_jax.errors import InputError
+from nl_jax.training.process import StopSignal
 
 FLAGS = {
     "workdir": flags.string("runs/default", "Folder of a training run."),
-    "step": flags.integer(None, "Which checkpoint; default newest.", None),
+    "step": flags.integer(None, "Which checkpoint; default newest."),
+    "list_steps": LIST_STEPS,
     "prompt": flags.string(None, "Text to continue."),
     "tokens": flags.integer(200, "Tokens to draw.", 0),
     "temperature": flags.number(
@@ -31,6 +34,9 @@ FLAGS = {
 
 def main(values: flags.FlagValues) -> None:
     """Loads, reads the prompt, and writes."""
+    if values.list_steps:
+        print_steps(values.workdir)
+        return
     if not 0 < values.top_p <= 1:
         raise InputError(
             f"--top_p={values.top_p} must be in (0, 1]; 1 allows every token"
@@ -67,11 +73,14 @@ def main(values: flags.FlagValues) -> None:
     print(tokenizer.decode(ids).decode("utf-8", "replace"), end="")
     # A character may span several tokens.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in sampler.draw(
-        values.tokens, temperature=values.temperature, top_p=values.top_p
-    ):
-        print(decoder.decode(tokenizer.decode([token])), end="")
-        sys.stdout.flush()
+    with StopSignal() as stop:
+        for token in sampler.draw(
+            values.tokens, temperature=values.temperature, top_p=values.top_p
+        ):
+            print(decoder.decode(tokenizer.decode([token])), end="")
+            sys.stdout.flush()
+            if stop.asked:
+                break
     print(decoder.decode(b"", final=True))
     if values.save_state:
         save_state(

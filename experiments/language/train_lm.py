@@ -22,14 +22,17 @@ import time
 import jax
 from ml_collections import config_flags
 
+from experiments.language.steps import LIST_STEPS, print_steps
 from experiments.shared import flags
 from experiments.shared.records import provenance
 from nl_jax import training
 from nl_jax.continual import Sampler
+from nl_jax.errors import InputError
 from nl_jax.models import to_json
 from nl_jax.nested.level_table import count_parameters
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
+_TRACKERS = ("tensorboard", "wandb", "trackio")
 FLAGS = {
     "config": lambda name, values: config_flags.DEFINE_config_file(
         name,
@@ -43,6 +46,13 @@ FLAGS = {
     "init_from": flags.string(
         None, "Short for --config.init_from: weights to begin with."
     ),
+    "writers": flags.words(
+        [], "Where metrics go besides metrics.jsonl.", _TRACKERS
+    ),
+    "skip_damaged": flags.switch(
+        "Go on from the newest intact checkpoint if later ones are damaged."
+    ),
+    "list_steps": LIST_STEPS,
     "distributed": flags.switch(
         "Join the other processes of a multi-host run."
     ),
@@ -52,13 +62,24 @@ FLAGS = {
 def main(values: flags.FlagValues) -> None:
     """Trains, samples, and writes results."""
     began = time.monotonic()
+    if not values.workdir:
+        raise InputError("--workdir is empty; give a folder")
+    if values.list_steps:
+        print_steps(values.workdir)
+        return
     if values.distributed:
         jax.distributed.initialize()
     if values.init_from:
         values.config.init_from = values.init_from
     workdir = pathlib.Path(values.workdir)
     config, initial = training.begin_run(values.config, workdir)
-    result = training.train(config, workdir, initial=initial)
+    result = training.train(
+        config,
+        workdir,
+        initial=initial,
+        writers=[_writer(name, workdir) for name in values.writers],
+        skip_damaged=values.skip_damaged,
+    )
     if jax.process_index() != 0:
         return
     ours, gzip = result.held_out_bits_per_byte, result.gzip_bits_per_byte
@@ -70,7 +91,8 @@ def main(values: flags.FlagValues) -> None:
     training.plot_losses(
         workdir / "loss.png", result.records, {"gzip -9": gzip}
     )
-    sample = _sample(config, result)
+    stopped = result.step < config.steps
+    sample = "" if stopped else _sample(config, result)
     if sample:
         print(f"sample: {sample}")
         (workdir / "sample.txt").write_text(sample + "\n")
@@ -92,6 +114,12 @@ def main(values: flags.FlagValues) -> None:
         },
     )
     print(f"everything is in {workdir}; the same command goes on from there")
+
+
+def _writer(name: str, workdir: pathlib.Path) -> training.MetricsWriter:
+    if name == "tensorboard":
+        return training.TensorBoard(workdir / name)
+    return training.Tracker(name, workdir)
 
 
 def _sample(config, result) -> str:

@@ -10,6 +10,7 @@ from absl import logging as absl_logging
 from absl.flags import Error
 
 from experiments.shared import flags
+from experiments.shared.interrupts import ExitAtSignal
 from nl_jax.errors import InputError
 
 # Errors that ml_collections raises for unknown fields and wrong types.
@@ -19,6 +20,8 @@ _FLAG_ERRORS = (Error, AttributeError, KeyError, TypeError, ValueError)
 def run(script: ModuleType, argv: Sequence[str] | None = None) -> None:
     """Runs a script on its flags; wrong input prints one line and exits with 2.
 
+    At SIGINT and SIGTERM it prints one line too, and exits with 130 or 143.
+
     Args:
         script: has ``FLAGS``, a table of flags, and ``main``, which takes the
             parsed values. ``--help`` shows its docstring. Arguments that are
@@ -26,6 +29,11 @@ def run(script: ModuleType, argv: Sequence[str] | None = None) -> None:
             names, if there are any.
         argv: arguments after the script's name; by default from ``sys.argv``.
     """
+    with ExitAtSignal():
+        _run(script, argv)
+
+
+def _run(script, argv):
     if argv is not None:
         # config_flags reads --config.field=value from sys.argv only.
         sys.argv = [sys.argv[0], *argv]

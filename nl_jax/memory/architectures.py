@@ -17,9 +17,11 @@ from nl_jax.memory.architecture import Architecture
 
 
 def _normalized(y):
-    """Layer norm without scale and bias."""
-    y = y - y.mean(-1, keepdims=True)
-    return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+    """Layer norm without scale and bias, in at least float32."""
+    wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    wide = wide - wide.mean(-1, keepdims=True)
+    size = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + 1e-6)
+    return (wide * size).astype(y.dtype)
 
 
 linear = Architecture(

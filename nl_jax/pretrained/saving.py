@@ -76,6 +76,12 @@ def save_pretrained(
         safetensors.numpy.save_file(
             tensors, fresh / "model.safetensors", {"format": "pt"}
         )
+        # The package leaves its file to the owner alone, and in memory.
+        mode = (fresh / "config.json").stat().st_mode
+        for path in fresh.iterdir():
+            path.chmod(mode)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(fresh, folder)
     except (OSError, safetensors.SafetensorError) as error:
         with contextlib.suppress(OSError):

@@ -2,8 +2,14 @@
 
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.initial import begin_run, load_weights
-from nl_jax.training.loop import TrainResult, train
+from nl_jax.training.loop import train
 from nl_jax.training.mesh import RULES, make_mesh
+from nl_jax.training.metric_writers import (
+    JsonLines,
+    MetricsWriter,
+    TensorBoard,
+    Tracker,
+)
 from nl_jax.training.optimizer import make_optimizer, make_schedule
 from nl_jax.training.process import (
     git_revision,
@@ -12,14 +18,9 @@ from nl_jax.training.process import (
     versions,
     write_json,
 )
-from nl_jax.training.reporting import (
-    JsonLines,
-    MetricsWriter,
-    TensorBoard,
-    plot_losses,
-    plot_positions,
-)
+from nl_jax.training.reporting import plot_losses, plot_positions
 from nl_jax.training.saved_runs import LoadedModel, load_model
+from nl_jax.training.saved_steps import SavedStep, list_steps
 from nl_jax.training.step import (
     LossSums,
     TrainState,
@@ -36,6 +37,7 @@ from nl_jax.training.train_config import (
     flag_config,
     freeze,
 )
+from nl_jax.training.train_result import TrainResult
 
 __all__ = [
     "RULES",
@@ -47,7 +49,9 @@ __all__ = [
     "MetricsWriter",
     "OptimizerConfig",
     "SampleConfig",
+    "SavedStep",
     "TensorBoard",
+    "Tracker",
     "TrainConfig",
     "TrainResult",
     "TrainState",
@@ -56,6 +60,7 @@ __all__ = [
     "flag_config",
     "freeze",
     "git_revision",
+    "list_steps",
     "load_model",
     "load_weights",
     "make_eval_step",

@@ -2,21 +2,29 @@
 
 Orbax writes them in the background to a temporary folder, which it renames once
 it is complete: a run that is killed leaves the last good checkpoint intact.
-Checkpoints can be restored onto any mesh.
+Checkpoints can be restored onto any mesh. Whatever is read is compared with the
+checksums in the metadata, on any mesh too.
 """
 
 import contextlib
+import datetime
+import gc
+import logging
 import pathlib
 import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from nl_jax.errors import InputError
+from nl_jax.errors import DamagedError, InputError
+from nl_jax.training.checksums import array_sums, json_sum
 from nl_jax.training.step import TrainState
 
+_LOG = logging.getLogger(__name__)
 _ORBAX_ERRORS = (KeyError, ValueError, TypeError, OSError, RuntimeError)
 """What Orbax and TensorStore raise for damaged files and failed writes."""
 
@@ -37,16 +45,16 @@ class Checkpoints:
     def __init__(self, workdir, *, every: int | None = None, keep: int = 3):
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
         self._saving: int | None = None
-        reading = every is None
+        self._reading = every is None
         missing = InputError(
             f"{workdir} holds no checkpoint; give the --workdir of a training "
             "run"
         )
-        if reading and not self.directory.is_dir():
+        if self._reading and not self.directory.is_dir():
             raise missing
         policies = ocp.training.save_decision_policies
         try:
-            if not reading:
+            if not self._reading:
                 self.directory.mkdir(parents=True, exist_ok=True)
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
@@ -60,21 +68,38 @@ class Checkpoints:
                 preservation_policy=(
                     ocp.training.preservation_policies.LatestN(keep)
                 ),
-                cleanup_tmp_directories=not reading,
+                cleanup_tmp_directories=not self._reading,
             )
         except _ORBAX_ERRORS as error:
             raise InputError(
                 f"cannot open {self.directory} ({_first_line(error)}); give "
                 "another --workdir"
             ) from error
-        if reading and self.latest is None:
+        if self._reading and self.latest is None:
             raise missing
 
     @property
     def latest(self) -> int | None:
         """Step of the newest checkpoint; ``None`` if there is none."""
-        newest = self._checkpointer.latest
-        return None if newest is None else newest.step
+        return max(self.steps, default=None)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints, in ascending order."""
+        return [saved.step for saved in self._checkpointer.checkpoints]
+
+    def sizes(self) -> dict[int, tuple[datetime.datetime, int]]:
+        """Returns when each step was saved, and its bytes on the disk."""
+        return {
+            saved.step: (
+                saved.commit_timestamp,
+                sum(
+                    f.stat().st_size
+                    for f in (self.directory / str(saved.step)).rglob("*")
+                ),
+            )
+            for saved in self._checkpointer.checkpoints
+        }
 
     def due(self, step: int) -> bool:
         """Whether to save now, because of the interval or a preemption."""
@@ -90,15 +115,12 @@ class Checkpoints:
             self._fail(
                 step, f"it needs {need >> 10} KiB, {free >> 10} are free"
             )
+        parts = state._asdict()
+        sums: dict[str, Any] = {n: array_sums(p) for n, p in parts.items()}
+        sums["meta"] = json_sum(meta)
         try:
             self._checkpointer.save_checkpointables_async(
-                step,
-                {
-                    "variables": state.variables,
-                    "optimizer": state.optimizer,
-                    "meta": dict(meta),
-                },
-                force=True,
+                step, parts | {"meta": {**meta, "sums": sums}}, force=True
             )
         except _ORBAX_ERRORS as error:
             self._fail(step, _first_line(error), error)
@@ -128,41 +150,87 @@ class Checkpoints:
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """Reads the metadata of a checkpoint, by default of the newest."""
         step = self.latest if step is None else step
-        meta = self._load(step, {"meta": None})["meta"]
-        if not isinstance(meta, dict) or not {"config", "tokenizer"} <= {*meta}:
+        if step not in self.steps:
+            known = ", ".join(map(str, self.steps))
             raise InputError(
-                f"{self.directory / str(step)} is not a checkpoint of nl_jax; "
-                "give the --workdir of a training run"
+                f"step={step}: {self.directory.parent} has checkpoints of the "
+                f"steps {known}"
             )
-        return meta | {"step": step}
+        return self._load(step, {})["meta"] | {"step": step}
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
         """Reads the state, with the shardings of ``shapes``."""
-        found = self._load(
-            step, {"variables": shapes.variables, "optimizer": shapes.optimizer}
-        )
+        found = self._load(step, shapes._asdict())
         return TrainState(found["variables"], found["optimizer"])
 
     def variables(self, step: int, shapes: Any) -> Any:
         """Reads only the parameters, with the shardings of ``shapes``."""
         return self._load(step, {"variables": shapes})["variables"]
 
-    def _load(
-        self, step: int | None, abstract: dict[str, Any]
-    ) -> dict[str, Any]:
-        try:
-            return self._checkpointer.load_checkpointables(step, abstract)
-        except _ORBAX_ERRORS as error:
-            place = self.directory / str(step)
-            others = [c.step for c in self._checkpointer.checkpoints]
-            others = [other for other in others if other != step]
-            remedy = "start again in another --workdir"
-            if others:
-                remedy = f"delete that folder to go on from step {others[-1]}"
-            raise InputError(
-                f"{place} is damaged or not a checkpoint of this model; "
-                f"{remedy} ({_first_line(error)})"
-            ) from error
+    def set_aside(self, step: int) -> None:
+        """Moves a checkpoint to the folder ``damaged`` of the run."""
+        if jax.process_index() == 0:
+            target = self.directory.parent / "damaged"
+            target.mkdir(exist_ok=True)
+            shutil.rmtree(target / str(step), ignore_errors=True)
+            (self.directory / str(step)).rename(target / str(step))
+            _LOG.warning("moved %s to %s", self.directory / str(step), target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoint moved")
+        self._checkpointer.reload()
+
+    def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        with _without_tracebacks():
+            try:
+                return self._read(step, abstract)
+            except _ORBAX_ERRORS as error:
+                reason = _first_line(error)
+            good = self._sound_before(step, abstract)
+            gc.collect()
+        remedy = "start again in another --workdir"
+        if good is not None:
+            flag = f"--step={good}" if self._reading else "--skip_damaged"
+            remedy = f"that of step {good} is intact: go on with {flag}"
+        raise DamagedError(
+            f"{self.directory / str(step)} is damaged or not a checkpoint of "
+            f"this model ({reason}); {remedy}",
+            reason,
+            good,
+        )
+
+    def _sound_before(self, step: int, abstract: dict[str, Any]) -> int | None:
+        """Returns the newest earlier step that can be read."""
+        for earlier in reversed(self.steps):
+            if earlier < step:
+                with contextlib.suppress(*_ORBAX_ERRORS):
+                    self._read(earlier, abstract)
+                    return earlier
+        return None
+
+    def _read(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        """Reads the metadata and what ``abstract`` names, and verifies both."""
+        found = self._checkpointer.load_checkpointables(
+            step, {"meta": None, **abstract}
+        )
+        meta = found["meta"]
+        if not isinstance(meta, dict) or not {"config", "tokenizer"} <= {*meta}:
+            raise ValueError("it is not one of nl_jax")
+        sums = meta.pop("sums", None)
+        if sums is None:
+            if abstract:
+                _LOG.warning(
+                    "the checkpoint of step %d is from before there were "
+                    "checksums, and cannot be verified",
+                    step,
+                )
+            return found
+        if sums["meta"] != json_sum(meta):
+            raise ValueError("its metadata has another checksum")
+        for part in abstract:
+            for name, value in array_sums(found[part]).items():
+                if sums[part][name] != value:
+                    raise ValueError(f"{part}/{name} has another checksum")
+        return found
 
     def _fail(self, step, why: str, error: BaseException | None = None):
         last = self.last_good()
@@ -173,6 +241,18 @@ class Checkpoints:
             f"could not save step {step} in {self.directory} ({why}); "
             f"{intact}: make space and run the same command to go on"
         ) from error
+
+
+@contextlib.contextmanager
+def _without_tracebacks():
+    """Hides pages about the coroutines and callbacks of a failed read."""
+    hooks = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook = lambda _: None
+    sys.excepthook = lambda *_: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook, sys.excepthook = hooks
 
 
 def _orbax_context() -> ocp.Context:

@@ -1,22 +1,20 @@
 """The training loop, with evaluation, checkpoints and resumption."""
 
+import contextlib
 import dataclasses
 import logging
 import math
 import os
 import pathlib
 import time
-from typing import Any, NamedTuple
+from collections.abc import Iterable
 
 import jax
-import numpy as np
 
 from nl_jax.data import (
     Dataset,
-    Tokenizer,
     from_json,
     gzip_bits_per_byte,
-    held_out_batches,
     make_iterator,
     prepare,
 )
@@ -28,45 +26,32 @@ from nl_jax.pretrained import Pretrained
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.initial import initial_tokenizer, initial_weights
+from nl_jax.training.metric_writers import (
+    JsonLines,
+    MetricsWriter,
+    read_json_lines,
+)
 from nl_jax.training.optimizer import make_schedule
-from nl_jax.training.process import StopSignal, versions, write_json
-from nl_jax.training.reporting import MetricsLog, Progress
+from nl_jax.training.process import StopSignal, locked, versions, write_json
+from nl_jax.training.reporting import Progress
 from nl_jax.training.saved_runs import (
-    check_same_config,
+    check_folder,
     check_text,
     check_tokenizer,
+    restore_newest,
 )
 from nl_jax.training.step import (
-    LossSums,
-    Programs,
+    TrainState,
     bits_per_byte,
     compile_programs,
     draw_state,
+    evaluate_held_out,
     plan_state,
 )
 from nl_jax.training.train_config import TrainConfig
+from nl_jax.training.train_result import TrainResult
 
 _LOG = logging.getLogger(__name__)
-
-
-class TrainResult(NamedTuple):
-    """Result of a run that is finished, or was stopped by a signal."""
-
-    model: LanguageModel
-    variables: Any
-    tokenizer: Tokenizer
-    step: int
-    """Steps done in all; fewer than configured if a signal stopped the run."""
-    records: list[dict]
-    """Metrics by step, those before a restart included."""
-    held_out_bits_per_byte: float | None
-    """Bits per byte of held-out text at the last evaluation."""
-    gzip_bits_per_byte: float
-    """Bits per byte of ``gzip -9`` on the held-out text."""
-    text_sha256: str
-    compile_seconds: dict[str, float]
-    train_seconds: float
-    """Duration of training in this process, with evaluation and saving."""
 
 
 def train(
@@ -74,6 +59,8 @@ def train(
     workdir: str | os.PathLike | None = None,
     *,
     initial: Pretrained | None = None,
+    writers: Iterable[MetricsWriter] = (),
+    skip_damaged: bool = False,
 ) -> TrainResult:
     """Trains a language model, or resumes the run in ``workdir``.
 
@@ -81,41 +68,73 @@ def train(
         config: configuration of the run.
         workdir: folder for checkpoints, metrics and the configuration; ``None``
             writes nothing. From a checkpoint of the same configuration the run
-            resumes with the same numbers as if it had never stopped.
+            resumes with the same numbers as if it had never stopped. Only one
+            process, or one group of processes, can use it at a time.
         initial: weights to begin with; by default those of
             ``config.init_from``, if any. Parameters of the same names begin
             with them.
+        writers: destinations of metrics besides ``metrics.jsonl``, such as
+            ``TensorBoard(...)``; they are closed at the end.
+        skip_damaged: whether to go on from the newest checkpoint that is intact
+            if later ones are damaged; those are moved to ``workdir/damaged``.
 
     Raises:
         InputError: for invalid data, configuration or devices, a damaged
-            checkpoint or a full disk. The last good checkpoint stays intact.
+            checkpoint, a ``workdir`` in use or a full disk. The last good
+            checkpoint stays intact.
         DivergedError: an ``InputError`` too, for a loss or a gradient that is
             not finite.
     """
-    mesh = mesh_lib.make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
-        run = _Run(config, mesh, workdir, initial)
-        try:
-            return run.train()
-        finally:
-            run.close()
+    with contextlib.ExitStack() as stack:
+        writers = list(writers)
+        for writer in writers:
+            stack.callback(writer.close)
+        mesh = mesh_lib.make_mesh(config.mesh)
+        stack.enter_context(jax.set_mesh(mesh))
+        folder = None if workdir is None else pathlib.Path(workdir)
+        run = _Run(config, mesh, folder, writers, stack)
+        run.open(initial, skip_damaged)
+        return run.train()
 
 
 class _Run:
-    """State of one call of :func:`train`."""
+    """State of one call of :func:`train`; ``stack`` closes its files."""
 
-    def __init__(self, config: TrainConfig, mesh, workdir, initial):
-        self.config, self.mesh = config, mesh
-        self.workdir = None if workdir is None else pathlib.Path(workdir)
+    def __init__(self, config: TrainConfig, mesh, workdir, writers, stack):
+        self.config, self.mesh, self.workdir = config, mesh, workdir
+        self.writers: list[MetricsWriter] = writers
+        self.records: list[dict] = []
         self.checkpoints: Checkpoints | None = None
-        if self.workdir is not None:
+        self.start, self.evaluated = 0, True
+        self.seconds_before = 0.0
+        self.state: TrainState | None = None
+        self.model = LanguageModel(config.model)
+        if workdir is not None:
             check_named(config.model)
+            check_folder(workdir)
+            stack.enter_context(locked(workdir))
             self.checkpoints = Checkpoints(
                 workdir,
                 every=config.checkpoint_every,
                 keep=config.keep_checkpoints,
             )
-        self.start, meta = self._saved_meta()
+            stack.callback(self.checkpoints.close)
+            lines = JsonLines(workdir / "metrics.jsonl")
+            self.writers = [lines, *writers]
+            stack.callback(lines.close)
+
+    def open(self, initial: Pretrained | None, skip_damaged: bool) -> None:
+        """Reads the newest checkpoint and the data, and opens the writers."""
+        config, workdir = self.config, self.workdir
+        self.optimizer, self.shapes = plan_state(config, self.model, self.mesh)
+        meta = None
+        if self.checkpoints is not None and self.checkpoints.steps:
+            meta, self.state = restore_newest(
+                self.checkpoints, config, self.shapes, skip_damaged
+            )
+            # Older checkpoints do not say whether the step was evaluated.
+            self.start = meta["step"]
+            self.evaluated = meta.get("evaluated", True)
         saved = None if meta is None else from_json(meta["tokenizer"])
         self.initial: Pretrained | None = None
         if meta is None:
@@ -126,7 +145,6 @@ class _Run:
             config = dataclasses.replace(config, init_from=began)
             self.config = config
         self.data: Dataset = prepare(config.data, config.seq_len, saved)
-        self.model = LanguageModel(config.model)
         tokenizer = self.data.tokenizer
         trained = (saved or tokenizer).to_json()
         check_tokenizer(
@@ -152,17 +170,22 @@ class _Run:
             )
             self.iterator.set_state(meta["data"]["iterator"])
             self.tokens_before = meta["data"]["tokens"]
-        if self.workdir is not None and jax.process_index() == 0:
-            write_json(self.workdir / "config.json", to_json(config))
-        self.log = MetricsLog(
-            self.workdir, self.start, tensorboard=config.tensorboard
-        )
+        if jax.process_index() != 0:
+            self.writers = []
+        for writer in self.writers:
+            writer.begin(self.start, to_json(config))
+        if workdir is not None and self.writers:
+            self.records = read_json_lines(workdir / "metrics.jsonl")
+            times = [row["seconds"] for row in self.records if "seconds" in row]
+            self.seconds_before = times[-1] if times else 0.0
+            write_json(workdir / "config.json", to_json(config))
 
     def train(self) -> TrainResult:
         """Trains until the last step or a signal."""
         config = self.config
-        optimizer, shapes = plan_state(config, self.model, self.mesh)
-        table = describe(self.model, optimizer, params=shapes.variables)
+        table = describe(
+            self.model, self.optimizer, params=self.shapes.variables
+        )
         _LOG.info("%s", table)
         if config.optimizer.warmup_steps > config.steps:
             _LOG.warning(
@@ -171,29 +194,38 @@ class _Run:
                 config.optimizer.warmup_steps,
                 config.steps,
             )
-        if self.start and self.checkpoints is not None:
+        if self.state is not None:
             _LOG.info("going on from step %d in %s", self.start, self.workdir)
-            state = self.checkpoints.restore(self.start, shapes)
+            state, self.state = self.state, None
         else:
             found, self.initial = self.initial, None
             state = draw_state(
-                config, self.model, optimizer, shapes, found and found.variables
+                config,
+                self.model,
+                self.optimizer,
+                self.shapes,
+                found and found.variables,
             )
         programs = compile_programs(
             config,
             self.model,
-            optimizer,
+            self.optimizer,
             self.mesh,
-            shapes,
+            self.shapes,
             self.data.tokenizer.byte_lengths,
         )
         schedule = make_schedule(config.optimizer, config.steps)
         tokens = config.batch_size * config.seq_len
-        step, pending, held_out = self.start, None, None
+        step, held_out = self.start, None
+        pending: list[tuple] = []
         began = time.monotonic()
         progress = Progress(config.steps, step, tokens)
+        saver = self.checkpoints
 
-        def record(step: int, metrics) -> None:
+        def record() -> None:
+            if not pending:
+                return
+            step, metrics = pending.pop()
             sums, norm = jax.device_get((metrics["sums"], metrics["grad_norm"]))
             loss = float(sums.nats) / float(sums.tokens)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -201,52 +233,69 @@ class _Run:
             bits = bits_per_byte(sums)
             speed = progress.update(step, loss, bits)
             if step % config.log_every == 0 or step == config.steps:
+                seconds = self.seconds_before + time.monotonic() - began
                 values = {
                     "loss": loss,
                     "bits_per_byte": bits,
                     "grad_norm": float(norm),
                     "learning_rate": float(schedule(step - 1)),
                     "tokens": self._tokens(step),
+                    "seconds": round(seconds, 3),
                     "tokens_per_second": round(speed, 1),
                 }
-                self.log.write(step, values)
+                self._write(step, values)
+
+        def evaluate() -> float | None:
+            bits = evaluate_held_out(
+                programs,
+                state.variables,
+                self.data.held_out,
+                config,
+                self.mesh,
+                lambda: stop.asked,
+            )
+            if bits is None:
+                return held_out
+            if not self.evaluated:
+                self._write(step, {"held_out_bits_per_byte": bits})
+            self.evaluated = True
+            if step < config.steps:
+                progress.note(step, f"held out: {bits:.3f} bits/byte")
+            return bits
 
         with progress, StopSignal() as stop:
+            if step == config.steps or not self.evaluated:
+                held_out = evaluate()
             while step < config.steps:
                 batch = mesh_lib.global_batch(self.mesh, next(self.iterator))
                 state, metrics = programs.train_step(state, batch)
                 step += 1
-                if pending is not None:
-                    # The device computes this step while the last is recorded.
-                    record(*pending)
-                pending = step, metrics
-                last = step == config.steps or stop.asked
-                every = config.eval_every
-                evaluate = last or (every and step % every == 0)
-                saver = self.checkpoints
-                save = saver and (last or saver.due(step))
-                if evaluate or save:
+                # The device computes this step while the last is recorded.
+                record()
+                pending.append((step, metrics))
+                last, every = step == config.steps, config.eval_every
+                save = last or (saver is not None and saver.due(step))
+                self.evaluated = not (last or (every and step % every == 0))
+                if not self.evaluated and not stop.asked:
+                    record()
+                    held_out = evaluate()
+                stopping = stop.asked
+                if save or stopping:
                     # Nothing is saved unless its loss is known to be finite.
-                    record(*pending)
-                    pending = None
-                if evaluate and not stop.asked:
-                    held_out = self._evaluate(programs, state.variables)
-                    self.log.write(step, {"held_out_bits_per_byte": held_out})
-                if saver and save:
-                    saver.save(step, state, self._meta(step))
-                if stop.asked:
+                    record()
+                    if saver is not None:
+                        saver.save(step, state, self._meta(step))
+                if stopping:
                     _LOG.info("stopped by a signal after step %d", step)
                     break
-        if self.checkpoints is not None:
-            self.checkpoints.wait()
-        if held_out is None and step == config.steps:
-            held_out = self._evaluate(programs, state.variables)
+            if saver is not None:
+                saver.wait()
         return TrainResult(
             model=self.model,
             variables=state.variables,
             tokenizer=self.data.tokenizer,
             step=step,
-            records=list(self.log.lines),
+            records=self.records,
             held_out_bits_per_byte=held_out,
             gzip_bits_per_byte=gzip_bits_per_byte(self.data.corpus.held_out),
             text_sha256=self.data.corpus.sha256,
@@ -254,42 +303,10 @@ class _Run:
             train_seconds=time.monotonic() - began,
         )
 
-    def close(self) -> None:
-        """Closes files, and stops the threads that write checkpoints."""
-        if self.checkpoints is not None:
-            self.checkpoints.close()
-        self.log.close()
-
-    def _saved_meta(self) -> tuple[int, dict | None]:
-        if self.checkpoints is None or self.checkpoints.latest is None:
-            return 0, None
-        step = self.checkpoints.latest
-        meta = self.checkpoints.meta(step)
-        check_same_config(self.workdir, meta["config"], self.config)
-        if meta["versions"] != versions():
-            _LOG.warning(
-                "the checkpoint was written with %s; numbers may differ in "
-                "their last digits",
-                meta["versions"],
-            )
-        return step, meta
-
-    def _evaluate(self, programs: Programs, variables) -> float:
-        total = np.zeros(3)
-        config, index = self.config, jax.process_index()
-        share = config.batch_size // jax.process_count()
-        rows = slice(index * share, (index + 1) * share)
-        for tokens, weights in held_out_batches(
-            self.data.held_out,
-            seq_len=config.seq_len,
-            batch_size=config.batch_size,
-        ):
-            batch = mesh_lib.global_batch(
-                self.mesh, (tokens[rows], weights[rows])
-            )
-            sums = programs.eval_step(variables, *batch)
-            total += np.asarray(jax.device_get(sums))
-        return bits_per_byte(LossSums(*total))
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        self.records.append({"step": step, **values})
+        for writer in self.writers:
+            writer.write(step, values)
 
     def _tokens(self, step: int) -> int:
         """Returns the number of tokens read by the end of a step."""
@@ -310,6 +327,7 @@ class _Run:
                 "tokens": self._tokens(step),
                 "sha256": self.data.corpus.sha256,
             },
+            "evaluated": self.evaluated,
             "versions": versions(),
         }
 

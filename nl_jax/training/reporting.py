@@ -1,131 +1,14 @@
-"""Reporting of a run: metrics files, progress and figures."""
+"""What a run shows: progress and figures."""
 
-import json
 import logging
-import os
-import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import jax
 import tqdm
 
-from nl_jax.errors import InputError
-
 _LOG = logging.getLogger(__name__)
-
-
-class MetricsWriter(Protocol):
-    """Destination of metrics; only process 0 has any."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Records the values of one step."""
-
-    def close(self) -> None:
-        """Writes whatever is still buffered, and closes the destination."""
-
-
-class JsonLines:
-    """Writes metrics as one JSON object per line, flushed at once.
-
-    Args:
-        path: path of the file; an existing file is appended to.
-        last_step: step of the last checkpoint; later lines, left by a run that
-            was interrupted, are removed.
-    """
-
-    def __init__(self, path, last_step: int = 0):
-        self._path = pathlib.Path(path)
-        if self._path.exists():
-            kept = read_json_lines(self._path)
-            kept = [line for line in kept if line["step"] <= last_step]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            fresh = self._path.with_suffix(".tmp")
-            fresh.write_text(text)
-            os.replace(fresh, self._path)
-        self._file = self._path.open("a", buffering=1)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-class TensorBoard:
-    """Writes metrics as TensorBoard scalars, through tensorboardX."""
-
-    def __init__(self, folder):
-        try:
-            import tensorboardX
-        except ImportError as error:
-            raise InputError(
-                "tensorboard=True needs the package tensorboardX: "
-                'pip install -e ".[tensorboard]"'
-            ) from error
-        self._writer = tensorboardX.SummaryWriter(str(folder))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one scalar per value."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Writes whatever is still buffered, and closes the files."""
-        self._writer.close()
-
-
-class MetricsLog:
-    """Metrics of a whole run, in memory and, by process 0, in files.
-
-    Args:
-        folder: folder of the run; ``None`` to write no files.
-        last_step: step of the checkpoint that the run resumes from.
-        tensorboard: whether to write TensorBoard files too.
-    """
-
-    def __init__(
-        self,
-        folder: pathlib.Path | None,
-        last_step: int = 0,
-        *,
-        tensorboard: bool = False,
-    ):
-        self.lines: list[dict] = []
-        self._writers: list[MetricsWriter] = []
-        if folder is None or jax.process_index() != 0:
-            return
-        path = folder / "metrics.jsonl"
-        self._writers.append(JsonLines(path, last_step))
-        self.lines = read_json_lines(path)
-        if tensorboard:
-            self._writers.append(TensorBoard(folder / "tensorboard"))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Records the values of one step."""
-        self.lines.append({"step": step, **values})
-        for writer in self._writers:
-            writer.write(step, values)
-
-    def close(self) -> None:
-        """Closes all files."""
-        for writer in self._writers:
-            writer.close()
-
-
-def read_json_lines(path) -> list[dict]:
-    """Returns the records of a JSON Lines file; omits a truncated last line."""
-    out = []
-    for line in pathlib.Path(path).read_text().splitlines():
-        try:
-            out.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return out
 
 
 class Progress:
@@ -182,6 +65,12 @@ class Progress:
                 f"{int(left) // 60}:{int(left) % 60:02d}",
             )
         return speed
+
+    def note(self, step: int, text: str) -> None:
+        """Shows a line about a step, above the bar if there is one."""
+        if jax.process_index() == 0:
+            with tqdm.tqdm.external_write_mode():
+                _LOG.info("step %d/%d  %s", step, self._total, text)
 
 
 def plot_losses(

@@ -1,5 +1,8 @@
 """Loading a trained model, and checks that a run can be resumed."""
 
+import json
+import logging
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -7,17 +10,22 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.data import Tokenizer, from_json
-from nl_jax.errors import InputError
+from nl_jax.errors import DamagedError, InputError
 from nl_jax.models import LanguageModel, ModelConfig, configure, to_json
 from nl_jax.training.checkpoint import Checkpoints
+from nl_jax.training.metric_writers import read_json_lines
+from nl_jax.training.process import versions
+from nl_jax.training.step import TrainState
 from nl_jax.training.train_config import TrainConfig
+
+_LOG = logging.getLogger(__name__)
 
 _FREE_FIELDS = (
     "log_every",
     "eval_every",
     "checkpoint_every",
     "keep_checkpoints",
-    "tensorboard",
+    "tensorboard",  # Of earlier versions.
     "accept_new_config",
     "mesh.",
     "sample.",
@@ -54,25 +62,109 @@ def load_model(workdir, step: int | None = None) -> LoadedModel:
     """
     checkpoints = Checkpoints(workdir)
     meta = checkpoints.meta(step)
+    model, shapes = saved_model(workdir, meta)
+    tokenizer = from_json(meta["tokenizer"])
+    check_tokenizer(tokenizer, meta["tokenizer"], model)
+    variables = checkpoints.variables(meta["step"], shapes)
+    checkpoints.close()
+    return LoadedModel(model, variables, tokenizer, meta)
+
+
+def saved_model(
+    workdir, meta: Mapping[str, Any]
+) -> tuple[LanguageModel, dict[str, Any]]:
+    """Returns a saved model, and its parameters' shapes on one device.
+
+    Args:
+        workdir: working directory, for the error message.
+        meta: metadata of a checkpoint.
+
+    Raises:
+        InputError: if another version of this library has written it.
+    """
     try:
         config = configure(ModelConfig(), **meta["config"]["model"])
     except ValueError as error:
         raise InputError(
             f"{workdir} holds a model of another version: {error}"
         ) from error
-    tokenizer, model = from_json(meta["tokenizer"]), LanguageModel(config)
-    check_tokenizer(tokenizer, meta["tokenizer"], model)
+    model = LanguageModel(config)
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
     )
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
+    return model, jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device),
         shapes,
     )
-    variables = checkpoints.variables(meta["step"], shapes)
-    checkpoints.close()
-    return LoadedModel(model, variables, tokenizer, meta)
+
+
+def restore_newest(
+    checkpoints: Checkpoints,
+    config: TrainConfig,
+    shapes: TrainState,
+    skip_damaged: bool,
+) -> tuple[dict[str, Any], TrainState]:
+    """Reads the newest checkpoint of a run.
+
+    Args:
+        checkpoints: checkpoints of the run, at least one.
+        config: configuration to go on with.
+        shapes: shapes and shardings of the state.
+        skip_damaged: whether to set damaged ones aside, if an earlier one is
+            intact.
+
+    Returns:
+        Metadata, with the step, and the state.
+
+    Raises:
+        DamagedError: if the checkpoint cannot be read.
+        InputError: if its configuration is another one.
+    """
+    while True:
+        step = checkpoints.steps[-1]
+        try:
+            meta = checkpoints.meta(step)
+            workdir = checkpoints.directory.parent
+            check_same_config(workdir, meta["config"], config)
+            state = checkpoints.restore(step, shapes)
+        except DamagedError as error:
+            if not skip_damaged or error.intact is None:
+                raise
+            checkpoints.set_aside(step)
+            continue
+        if meta["versions"] != versions():
+            _LOG.warning(
+                "the checkpoint was written with %s; numbers may differ in "
+                "their last digits",
+                meta["versions"],
+            )
+        return meta, state
+
+
+def check_folder(workdir: pathlib.Path) -> None:
+    """Checks that a run can be begun or resumed in a folder.
+
+    Raises:
+        InputError: if it is a file, or holds a ``config.json`` or
+            ``metrics.jsonl`` that is not one of a run.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file; give another --workdir")
+    config, metrics = workdir / "config.json", workdir / "metrics.jsonl"
+    if config.exists() and not (workdir / "checkpoints").exists():
+        try:
+            ours = {"model", "data", "optimizer"} <= {
+                *json.loads(config.read_text())
+            }
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise InputError(
+                f"{config} is not that of a run; give another --workdir"
+            )
+    if metrics.exists():
+        read_json_lines(metrics)
 
 
 def check_tokenizer(tokenizer: Tokenizer, saved: Mapping, model: LanguageModel):

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from nl_jax.array_typing import Ids, Logits, Losses
+from nl_jax.data import held_out_batches
 from nl_jax.models import LanguageModel
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.matching import put_weights
@@ -245,6 +246,38 @@ def compile_programs(
         ),
         seconds,
     )
+
+
+def evaluate_held_out(
+    programs: Programs,
+    variables: Any,
+    tokens: np.ndarray,
+    config: TrainConfig,
+    mesh: jax.sharding.Mesh,
+    stopped: Callable[[], bool],
+) -> float | None:
+    """Returns bits per byte of held-out text.
+
+    Args:
+        programs: compiled steps.
+        variables: parameters of the model.
+        tokens: held-out tokens, after one token as their context.
+        config: configuration of the run.
+        mesh: devices of the run.
+        stopped: whether to give up, and return ``None``.
+    """
+    total = np.zeros(3)
+    share = config.batch_size // jax.process_count()
+    rows = slice(*(share * (jax.process_index() + i) for i in (0, 1)))
+    for batch, weights in held_out_batches(
+        tokens, seq_len=config.seq_len, batch_size=config.batch_size
+    ):
+        if stopped():
+            return None
+        local = mesh_lib.global_batch(mesh, (batch[rows], weights[rows]))
+        sums = programs.eval_step(variables, *local)
+        total += np.asarray(jax.device_get(sums))
+    return bits_per_byte(LossSums(*total))
 
 
 def _draw(config: TrainConfig, model: LanguageModel) -> Any:

@@ -167,8 +167,6 @@ class TrainConfig:
     """Number of steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 3
     """Number of newest checkpoints to keep."""
-    tensorboard: bool = False
-    """Whether to write TensorBoard files too (extra ``tensorboard``)."""
     accept_new_config: bool = False
     """Whether to resume a run whose saved configuration differs; the model, the
     tokenizer and the optimizer's name and options must be the same."""

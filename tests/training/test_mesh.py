@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from nl_jax.errors import InputError
 from nl_jax.models import to_json
-from nl_jax.training import MeshConfig, OptimizerConfig, train
+from nl_jax.training import MeshConfig, OptimizerConfig, list_steps, train
 from nl_jax.training.mesh import check_batch, make_mesh, parameter_shardings
 from tests.devices import run_on_devices
 
@@ -75,6 +75,10 @@ def test_eight_devices_compute_what_one_does(
     sharded = dataclasses.replace(config, mesh=mesh, steps=moved_at)
     alone = run_on_one(config, tmp_path / "one")
     assert run_on_eight(sharded, tmp_path / "eight") == [8, False]
+    # One device finds the checksums that eight have added up.
+    assert {s.step: s.problem for s in list_steps(tmp_path / "eight")} == {
+        moved_at: ""
+    }
     moved = run_on_one(config, tmp_path / "eight")
     assert alone == moved == [1, True]
     np.testing.assert_allclose(

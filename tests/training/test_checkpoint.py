@@ -1,0 +1,186 @@
+"""Checkpoints that are not what was saved, and folders in use."""
+
+import shutil
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from nl_jax.errors import DamagedError, InputError
+from nl_jax.models import LanguageModel
+from nl_jax.training import (
+    Checkpoints,
+    checkpoint,
+    list_steps,
+    load_model,
+    make_mesh,
+    train,
+)
+from nl_jax.training.checksums import array_sums
+from nl_jax.training.process import locked
+from nl_jax.training.step import plan_state
+from tests.training.test_loop import losses, steps_in
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """A run with checkpoints of steps 2, 4 and 6; not to be changed."""
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    train(tiny(), workdir)
+    return workdir
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    shutil.copytree(run, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def mixed(x):
+    """The published finaliser of MurmurHash3, on Python's integers."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def sum_by_hand(array):
+    """Hashes the words of an array in the order of its elements."""
+    size = array.dtype.itemsize
+    words = np.frombuffer(array.tobytes(), f"<u{min(size, 4)}")
+    first = size * len(words)
+    hashed = [
+        mixed(int(word) ^ mixed(first + i)) for i, word in enumerate(words)
+    ]
+    return f"{sum(hashed) % 2**32:08x}"
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "float16", "int8", "bool"]
+)
+def test_sums_of_all_dtypes(dtype):
+    values = np.random.default_rng(0).normal(size=(3, 2)) * 9
+    array = values.astype(getattr(ml_dtypes, dtype, dtype))
+    assert array_sums({"a": array}) == {"a": sum_by_hand(array)}
+
+
+def off_by_a_quarter(workdir, config, step, part, monkeypatch):
+    """Writes a step anew, one number changed but not the checksums."""
+    _, shapes = plan_state(
+        config, LanguageModel(config.model), make_mesh(config.mesh)
+    )
+    reader = Checkpoints(workdir)
+    meta, state = reader.meta(step), reader.restore(step, shapes)
+    reader.close()
+    del meta["step"]
+    sums = {id(tree): array_sums(tree) for tree in state}
+    leaves, tree = jax.tree.flatten(getattr(state, part))
+    largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
+    flat = leaves[largest].ravel().at[-1].add(0.25)
+    leaves[largest] = flat.reshape(leaves[largest].shape)
+    changed = state._replace(**{part: jax.tree.unflatten(tree, leaves)})
+    shutil.rmtree(workdir / "checkpoints" / str(step))
+    old = iter([sums[id(tree)] for tree in state])
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "array_sums", lambda tree: next(old))
+        writer = Checkpoints(workdir, every=1)
+        writer.save(step, changed, meta)
+        writer.wait()
+        writer.close()
+    return jax.tree_util.keystr(
+        jax.tree_util.tree_leaves_with_path(getattr(state, part))[largest][0],
+        simple=True,
+        separator="/",
+    )
+
+
+@pytest.mark.parametrize("part", ["variables", "optimizer"])
+def test_a_number_that_changed_is_found(copy, run, tiny, part, monkeypatch):
+    name = off_by_a_quarter(copy, tiny(), 6, part, monkeypatch)
+    with pytest.raises(DamagedError) as error:
+        train(tiny(), copy)
+    assert f"{part}/{name} has another checksum" in str(error.value)
+    assert "step 4 is intact: go on with --skip_damaged" in str(error.value)
+    if part == "variables":
+        with pytest.raises(DamagedError, match=r"intact: go on with --step=4"):
+            load_model(copy)
+    assert load_model(copy, 4).meta["step"] == 4
+    found = {saved.step: saved.problem for saved in list_steps(copy)}
+    assert found == {2: "", 4: "", 6: f"{part}/{name} has another checksum"}
+    assert train(tiny(), copy, skip_damaged=True).step == 6
+    assert losses(copy) == losses(run)
+    assert [saved.problem for saved in list_steps(copy)] == [""] * 3
+    assert (copy / "damaged" / "6").is_dir()
+
+
+def test_metadata_that_changed_is_found(copy, tiny):
+    """Such as the position in the data, by one digit."""
+    for path in (copy / "checkpoints" / "6" / "meta").iterdir():
+        text = path.read_text()
+        if '"iterator"' in text:
+            assert '"seed": 0' in text
+            path.write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(DamagedError, match="metadata has another checksum"):
+        load_model(copy)
+    with pytest.raises(DamagedError, match=r"step 4 is intact"):
+        train(tiny(seed=1), copy)
+
+
+def test_nothing_is_set_aside_if_nothing_is_intact(copy, tiny):
+    for step in (2, 4, 6):
+        shutil.rmtree(copy / "checkpoints" / str(step) / "variables" / "d")
+    with pytest.raises(DamagedError, match="start again in another --workdir"):
+        train(tiny(), copy, skip_damaged=True)
+    assert steps_in(copy) == [2, 4, 6]
+
+
+def test_a_step_that_is_not_there_lists_the_others(run):
+    with pytest.raises(InputError, match=r"step=5: .* the steps 2, 4, 6"):
+        load_model(run, 5)
+
+
+def test_a_folder_is_for_one_process(copy, tiny):
+    """Until that ends, in whatever way."""
+    hold = (
+        "import pathlib, sys\n"
+        "from nl_jax.training.process import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, copy],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdout.readline() == b"held\n"
+    before = (copy / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match=rf"in use by process {other.pid} on"):
+        train(tiny(), copy)
+    assert (copy / "metrics.jsonl").read_bytes() == before
+    assert load_model(copy).meta["step"] == 6  # Reading needs no lock.
+    other.kill()
+    other.communicate()
+    assert train(tiny(), copy).step == 6
+    with locked(copy), pytest.raises(InputError, match="is in use by"):
+        train(tiny(), copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.jsonl", '{"loss": 1.0}\n'),
+        ("config.json", '{"architectures": ["LlamaForCausalLM"]}'),
+        ("config.json", "[]"),
+    ],
+)
+def test_a_foreign_folder_stays_as_it_is(tiny, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=name):
+        train(tiny(), tmp_path)
+    assert (tmp_path / name).read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(InputError, match="is a file"):
+        train(tiny(), tmp_path / name)
