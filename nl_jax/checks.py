@@ -76,6 +76,19 @@ def is_number(value: Any) -> bool:
     return number and math.isfinite(value)
 
 
+def check_number(name: str, value: Any) -> None:
+    """Raises ``InputError`` unless ``value`` is a finite number.
+
+    Example:
+        >>> check_number("rate", "0.1")
+        Traceback (most recent call last):
+        ...
+        nl_jax.errors.InputError: rate='0.1' must be a finite number
+    """
+    if not is_number(value):
+        raise InputError(f"{name}={value!r} must be a finite number")
+
+
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raises ``InputError`` unless ``value`` is among ``allowed``.
 
@@ -93,19 +106,24 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
 
 
 def check_fields(config: Any, prefix: str = "", **least: int) -> None:
-    """Checks the fields of a dataclass that are ``Literal`` or ``int``.
+    """Checks the fields of a dataclass that are ``Literal`` or numbers.
 
-    Integers must be at least 1, or what ``least`` says of their name.
+    Integers must be at least 1, or what ``least`` says of their name, and
+    ``float`` finite.
 
     Raises:
         InputError: naming the field, with ``prefix``, and what is allowed.
     """
     for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name, None)
         if get_origin(kind) is Literal:
-            check_choice(prefix + name, getattr(config, name), get_args(kind))
+            check_choice(prefix + name, value, get_args(kind))
+        elif kind is bool:
+            check_choice(prefix + name, value, (True, False))
         elif kind is int:
-            number = getattr(config, name)
-            check_count(prefix + name, number, least.get(name, 1))
+            check_count(prefix + name, value, least.get(name, 1))
+        elif kind is float:
+            check_number(prefix + name, value)
 
 
 def choose(
