@@ -85,6 +85,19 @@ def is_number(value: Any) -> bool:
     return number and math.isfinite(value)
 
 
+def check_number(name: str, value: Any) -> None:
+    """Raises ``InputError`` unless ``value`` is a finite number.
+
+    Example:
+        >>> check_number("rate", "0.1")
+        Traceback (most recent call last):
+        ...
+        nl_jax.errors.InputError: rate='0.1' must be a finite number
+    """
+    if not is_number(value):
+        raise InputError(f"{name}={value!r} must be a finite number")
+
+
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raises ``InputError`` unless ``value`` is among ``allowed``.
 
@@ -125,7 +138,7 @@ def check_fields(
         nl_jax.errors.InputError: config.rate=nan must be a finite number
     """
     for name, hint in get_type_hints(type(config)).items():
-        value, shown = getattr(config, name), prefix + name
+        value, shown = getattr(config, name, None), prefix + name
         kinds = [hint]
         if get_origin(hint) in (Union, types.UnionType):
             kinds = [k for k in get_args(hint) if k is not types.NoneType]
@@ -136,8 +149,8 @@ def check_fields(
             check_choice(shown, value, get_args(kind))
         elif kind is int:
             check_count(shown, value, least.get(name, 1))
-        elif kind is float and not is_number(value):
-            raise InputError(f"{shown}={value!r} must be a finite number")
+        elif kind is float:
+            check_number(shown, value)
         elif kind in (bool, str) and not isinstance(value, kind):
             words = "True or False" if kind is bool else "text"
             raise InputError(f"{shown}={value!r} must be {words}")

@@ -100,10 +100,6 @@ def _read(folder, metric, by, smooth) -> Run:
     if not path.is_file():
         raise InputError(f"{folder} is no training run: it has no {path.name}")
     lines = read_json_lines(path)
-    for number, line in enumerate(lines, 1):
-        if not (isinstance(line, dict) and _is_number(line.get("step"))):
-            raise InputError(f"{path} is no record of a run: line {number}")
-    lines = _timed(lines)
 
     def column(name):
         found = [line for line in lines if _is_number(line.get(name))]
@@ -135,17 +131,6 @@ def _config(path):
         return dict(json.loads(path.read_text())) if path.is_file() else {}
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error})") from error
-
-
-def _timed(lines):
-    """Adds the seconds since the start of the run, without restarts."""
-    seconds = tokens = 0
-    for line in lines:
-        if line.get("tokens_per_second") and "tokens" in line:
-            seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
-            tokens = line["tokens"]
-            line["seconds"] = seconds
-    return lines
 
 
 def _is_number(value):

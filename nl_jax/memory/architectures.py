@@ -5,6 +5,7 @@ or normalised. Architectures that add the input need ``d_in == d_out``.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -16,9 +17,11 @@ from nl_jax.memory.architecture import Architecture
 
 
 def _normalized(y):
-    """Layer norm without scale and bias."""
-    y = y - y.mean(-1, keepdims=True)
-    return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+    """Layer norm without scale and bias, in at least float32."""
+    wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    wide = wide - wide.mean(-1, keepdims=True)
+    size = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + 1e-6)
+    return (wide * size).astype(y.dtype)
 
 
 linear = Architecture(
@@ -39,6 +42,7 @@ residual = Architecture(
 )
 
 
+@functools.cache  # Equal choices are equal objects.
 def deep_mlp(depth: int = 3, *, norm: bool = False) -> Architecture:
     r"""Returns the residual MLP of ``depth`` matrices; ``d_in == d_out``.
 
@@ -96,6 +100,7 @@ gated_mlp = Architecture(
 )
 
 
+@functools.cache
 def polynomial(
     architecture: Architecture, degree: int = 2, *, cross: bool = False
 ) -> Architecture:

@@ -92,7 +92,9 @@ def huber(delta: float | None = 1.0) -> Objective:
     """
 
     def loss(y, v, delta=delta):
-        square = jnp.square(y - v).sum(-1)
+        error = y - v  # Half precision cannot hold its square.
+        error = error.astype(jnp.promote_types(error.dtype, jnp.float32))
+        square = jnp.square(error).sum(-1)
         far = square > delta**2
         size = jnp.sqrt(jnp.where(far, square, 1))
         return jnp.where(far, delta * (size - 0.5 * delta), 0.5 * square)

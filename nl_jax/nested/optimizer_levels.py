@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.nested.frequency import EveryState
+from nl_jax.nested.level import LevelState
 from nl_jax.nested.level_table import LevelRow, SupportsLevels, count_bytes
 
 STATES: dict[str, tuple[str, str, str]] = {
@@ -154,7 +155,7 @@ class _StateReader:
         for key, child in _children(node):
             if self._covered(child) or not _children(child):
                 own.append(child)
-            elif type(child) in (dict, list, tuple):
+            elif type(child) in (dict, list, tuple, LevelState):
                 inner, deeper = self._split(child)
                 own += inner
                 states += [(k or key, state) for k, state in deeper]

@@ -12,17 +12,14 @@ from typing import Any
 import jax
 import optax
 
+Forward = Callable[..., Any]
 
-def direct_parametric(
-    forward: Callable[..., Any],
-) -> Callable[..., Any]:
+
+def direct_parametric(forward: Forward) -> Forward:
     """Conditions block 0 on block 1's parameters or output (eq. 24-26).
 
-    Args:
-        forward: ``(slow_params, fast, x) -> y``.
-
-    Returns:
-        The same function, with no gradient to ``fast``.
+    Returns ``forward``, ``(slow_params, fast, x) -> y``, with no gradient to
+    ``fast``.
 
     Example:
         >>> import jax
@@ -30,55 +27,39 @@ def direct_parametric(
         >>> [float(g) for g in jax.grad(f, (0, 1))(2.0, 3.0, 1.0)]
         [3.0, 0.0]
     """
-
-    def conditioned(slow, fast, x):
-        return forward(slow, jax.lax.stop_gradient(fast), x)
-
-    return conditioned
+    return lambda slow, fast, x: forward(slow, jax.lax.stop_gradient(fast), x)
 
 
-def direct_nonparametric(
-    forward: Callable[..., Any], solve: Callable[..., Any]
-) -> Callable[..., Any]:
+def direct_nonparametric(forward: Forward, solve: Forward) -> Forward:
     """Conditions block 0 on a solution that has no parameters (eq. 27).
+
+    Returns ``(slow_params, context, x) -> y``, with no gradient through the
+    solution.
 
     Args:
         forward: ``(slow_params, solution, x) -> y``.
         solve: ``(context, x) -> solution``, such as softmax attention to the
             context.
-
-    Returns:
-        ``(slow_params, context, x) -> y``, with no gradient to the context
-        through the solution.
     """
 
     def conditioned(slow, context, x):
-        solution = jax.lax.stop_gradient(solve(context, x))
-        return forward(slow, solution, x)
+        return forward(slow, jax.lax.stop_gradient(solve(context, x)), x)
 
     return conditioned
 
 
-def backpropagation(
-    slow_forward: Callable[..., Any], fast_forward: Callable[..., Any]
-) -> Callable[..., Any]:
+def backpropagation(slow_forward: Forward, fast_forward: Forward) -> Forward:
     """Chains two blocks under one gradient flow.
 
     They differ in their update frequency alone, as the levels of a continuum
-    memory do; give each its own with ``every``.
+    memory do; give each its own with ``every``. Returns ``(slow_params,
+    fast_params, x) -> y``.
 
     Args:
         slow_forward: ``(slow_params, h) -> y``.
         fast_forward: ``(fast_params, x) -> h``.
-
-    Returns:
-        ``(slow_params, fast_params, x) -> y``.
     """
-
-    def chained(slow, fast, x):
-        return slow_forward(slow, fast_forward(fast, x))
-
-    return chained
+    return lambda slow, fast, x: slow_forward(slow, fast_forward(fast, x))
 
 
 def initialization(
@@ -87,15 +68,13 @@ def initialization(
 ) -> Callable[[Any, Any], Any]:
     """Lets the slower level learn where the faster one starts (eq. 28).
 
-    As in MAML: gradients flow through every inner step into the start.
+    As in MAML: gradients flow through every inner step into the start. Returns
+    ``(start, contexts) -> fast_params``, which takes one inner step for each
+    slice of ``contexts`` along its first axis.
 
     Args:
         objective: ``(fast_params, context) -> loss`` of the faster level.
         optimizer: its inner update rule.
-
-    Returns:
-        ``(start, contexts) -> fast_params``: one inner step for each slice of
-        ``contexts`` along its first axis.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -121,21 +100,14 @@ def initialization(
     return adapt
 
 
-def generation(
-    generate: Callable[..., Any], forward: Callable[..., Any]
-) -> Callable[..., Any]:
+def generation(generate: Forward, forward: Forward) -> Forward:
     """Lets one block generate the other's weights or its context.
+
+    Returns ``(slow_params, context, x) -> y``, with gradients to the generator.
 
     Args:
         generate: ``(slow_params, context) -> fast``, a hypernetwork that makes
             weights, or whatever makes the other block's data.
         forward: ``(fast, x) -> y``.
-
-    Returns:
-        ``(slow_params, context, x) -> y``, with gradients to the generator.
     """
-
-    def generated(slow, context, x):
-        return forward(generate(slow, context), x)
-
-    return generated
+    return lambda slow, context, x: forward(generate(slow, context), x)

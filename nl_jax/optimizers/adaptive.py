@@ -182,7 +182,7 @@ def scale_by_adagrad_memory(
     check_choice("form", form, ("diagonal", "matrix"))
 
     def dims_of(tree):
-        if form == "diagonal" or not jax.tree.leaves(tree):
+        if form == "diagonal":
             return [None] * len(jax.tree.leaves(tree))
         return resolve_dimensions(dimension_numbers, tree)
 

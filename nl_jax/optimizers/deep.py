@@ -3,13 +3,13 @@ r"""Deep momentum (DMGD), whose memory of gradients is an MLP (eq. 50)."""
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from nl_jax.memory import Architecture, Objective
+from nl_jax.optimizers.matrices import MatrixFunction, widen
 from nl_jax.optimizers.memory import scale_by_memory
 from nl_jax.optimizers.rate import scale_by_rate
-from pallas_kernels.newton_schulz import safe_norm
+from pallas_kernels.newton_schulz import divide_by_norm, safe_norm
 
 
 def scale_by_deep_momentum(
@@ -19,6 +19,8 @@ def scale_by_deep_momentum(
     retention: float | jax.Array = 0.99,
     *,
     gain: float | jax.Array = 10.0,
+    value: MatrixFunction | None = None,
+    normalize: bool = True,
     period: int | None = None,
     dimension_numbers: Any = None,
     expansion: int | None = None,
@@ -36,8 +38,12 @@ def scale_by_deep_momentum(
     updates scale with the gradient. A new memory is the identity, which is
     gradient descent. The value of each key is the key itself times :math:`c`:
     recurring directions are amplified up to :math:`c`, as momentum amplifies
-    them. The paper's value, 1 for every key, has no sign, so that
-    :math:`m(u)` would not be a direction of descent.
+    them.
+
+    Eq. 50 literally is ``value=jnp.ones_like, normalize=False`` with a learning
+    rate of -1, since the paper adds :math:`m(u)`. Its value, 1 for every key,
+    has no sign, so that :math:`m(u)` is not a direction of descent, and its
+    memory learns at a rate that grows with the size of gradients.
 
     Args:
         architecture: ``"mlp"``, ``"residual"`` or an ``Architecture`` whose
@@ -47,6 +53,9 @@ def scale_by_deep_momentum(
         inner: optimizer of the memory; ``None`` is ``optax.sgd(0.1)``.
         retention: :math:`\alpha`, the memory's retention.
         gain: :math:`c`, the largest amplification, above 1.
+        value: function from :math:`u` to the values; ``None`` is :math:`c u`.
+        normalize: whether gradients are divided by their root mean square and
+            the memory's loss by its curvature, see :func:`scale_by_memory`.
         period: see :func:`scale_by_memory`.
         dimension_numbers: see :func:`scale_by_memory`.
         expansion: see :func:`scale_by_memory`.
@@ -71,7 +80,8 @@ def scale_by_deep_momentum(
         objective,
         optax.sgd(0.1) if inner is None else inner,
         retention=retention,
-        value=lambda u: gain * u,
+        value=(lambda u: gain * u) if value is None else value,
+        normalize=normalize,
         period=period,
         dimension_numbers=dimension_numbers,
         expansion=expansion,
@@ -81,12 +91,17 @@ def scale_by_deep_momentum(
     )
 
     def update(updates, state, params=None, **extra):
-        scales = jax.tree.map(_root_mean_square, updates)
-        unit = jax.tree.map(lambda g, s: g / s, updates, scales)
+        wide = widen(updates)
+        unit = jax.tree.map(lambda g: divide_by_norm(g) * g.size**0.5, wide)
         out, state = memory.update(unit, state, params, **extra)
-        return jax.tree.map(lambda g, s: g * s, out, scales), state
+        out = jax.tree.map(
+            lambda u, g: u * (safe_norm(g) / max(g.size, 1) ** 0.5), out, wide
+        )
+        return optax.tree.cast_like(out, updates), state
 
-    return optax.GradientTransformationExtraArgs(memory.init, update)
+    return optax.GradientTransformationExtraArgs(
+        memory.init, update if normalize else memory.update
+    )
 
 
 def deep_momentum(
@@ -97,6 +112,8 @@ def deep_momentum(
     inner: optax.GradientTransformation | None = None,
     retention: float | jax.Array = 0.99,
     gain: float | jax.Array = 10.0,
+    value: MatrixFunction | None = None,
+    normalize: bool = True,
     period: int | None = None,
     dimension_numbers: Any = None,
     expansion: int | None = None,
@@ -112,6 +129,8 @@ def deep_momentum(
             inner,
             retention,
             gain=gain,
+            value=value,
+            normalize=normalize,
             period=period,
             dimension_numbers=dimension_numbers,
             expansion=expansion,
@@ -121,9 +140,3 @@ def deep_momentum(
         ),
         scale_by_rate(learning_rate),
     )
-
-
-def _root_mean_square(g):
-    """Root mean square of ``g``; 1 for zeros, since it is divided by."""
-    size = safe_norm(g).reshape(()) / max(g.size, 1) ** 0.5
-    return jnp.where(size > 0, size, 1)

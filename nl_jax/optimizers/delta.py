@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.checks import NO_PARAMS, check_choice, check_real, leaf_name
+from nl_jax.optimizers.matrices import widen
 from nl_jax.optimizers.rate import check_rate
 from nl_jax.optimizers.sharding import keep_shardings
 
@@ -118,7 +119,7 @@ def delta_gradient_descent(
         ... )
         >>> flat = {"kernel": jnp.zeros((1, 1))}
         >>> updates, _ = tx.update(flat, tx.init(w), w, layer_inputs=x)
-        >>> updates["kernel"].tolist()  # decays by half along the input
+        >>> updates["kernel"].round(3).tolist()  # decays by half along x
         [[-1.0]]
     """
     check_rate(learning_rate)
@@ -158,8 +159,10 @@ def delta_gradient_descent(
                     f"{w.shape} needs [N, {w.shape[0]}]"
                 )
             weight = 1 / len(x) if reduction == "mean" else 1.0
-            x = x.astype(w.dtype) * weight**0.5
-            step = _proximal(w - rate * g.astype(w.dtype), x, rate) - w
+            w, x, slope = widen((w, x, g))
+            x = x * weight**0.5
+            # Not as the difference of two weights, which may be much larger.
+            step = -rate * _resolved(x.T @ (x @ w) + slope, x, rate)
             out.append(step.astype(g.dtype))
         count = optax.safe_increment(state.count)
         return treedef.unflatten(out), DeltaGradientDescentState(count)
@@ -167,11 +170,11 @@ def delta_gradient_descent(
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
-def _proximal(target, x, rate):
-    """``(I + rate x^T x)^{-1} target``, with the smaller Gram matrix."""
+def _resolved(change, x, rate):
+    """``(I + rate x^T x)^{-1} change``, with the smaller Gram matrix."""
     if len(x) < x.shape[1]:  # Woodbury's identity.
         inner = jnp.eye(len(x), dtype=x.dtype) + rate * (x @ x.T)
-        solved = jax.scipy.linalg.solve(inner, x @ target, assume_a="pos")
-        return target - rate * (x.T @ solved)
+        solved = jax.scipy.linalg.solve(inner, x @ change, assume_a="pos")
+        return change - rate * (x.T @ solved)
     inner = jnp.eye(x.shape[1], dtype=x.dtype) + rate * (x.T @ x)
-    return jax.scipy.linalg.solve(inner, target, assume_a="pos")
+    return jax.scipy.linalg.solve(inner, change, assume_a="pos")

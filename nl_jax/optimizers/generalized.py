@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.checks import NO_PARAMS, check_real, default_count
+from nl_jax.optimizers.matrices import widen
 from nl_jax.optimizers.sharding import keep_shardings
 
 
@@ -97,24 +98,26 @@ def generalized_gradient_descent(
                 state.history,
                 params,
             )
-        u = jax.lax.stop_gradient(target(params, updates, context))
+        start = widen(params)
+        u = jax.lax.stop_gradient(target(start, updates, context))
 
         def loss(w):
             return objective(w, u, context) + retention(w, history)
 
+        # Not as the difference of two parameters, which may be much larger.
         def step(carry, _):
-            w, inner_state = carry
+            moved, inner_state = carry
+            w = optax.apply_updates(start, moved)
             change, inner_state = inner.update(
                 jax.grad(loss)(w), inner_state, w
             )
-            return (optax.apply_updates(w, change), inner_state), None
+            return (optax.apply_updates(moved, change), inner_state), None
 
-        (found, _), _ = jax.lax.scan(
-            step, (params, inner.init(params)), length=steps
+        moved = optax.tree.zeros_like(start)
+        (moved, _), _ = jax.lax.scan(
+            step, (moved, inner.init(start)), length=steps
         )
-        out = jax.tree.map(
-            lambda w, p, g: (w - p).astype(g.dtype), found, params, updates
-        )
+        out = optax.tree.cast_like(moved, updates)
         kept = None
         if window > 1:
             kept = jax.tree.map(lambda h: h[1:], history)

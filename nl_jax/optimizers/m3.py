@@ -2,14 +2,15 @@ r"""M3: two momenta at two frequencies, orthogonalised (Alg. 1, eq. 75).
 
 arXiv 2512.24695. A fast momentum takes every gradient. A slow one takes the sum
 of gradients over ``period`` steps, once per period, and its orthogonalisation
-is kept in between, so that it costs one ``period``-th of the fast one's.
+is kept for the next period, so that it costs one ``period``-th of the fast
+one's.
 
 .. math::
     M_1 &\leftarrow \beta_1 M_1 + (1-\beta_1)\, g, \qquad
     V \leftarrow \beta_2 V + (1-\beta_2)\, g^2 \\
+    u &= (\text{NS}(M_1) + a\, \text{NS}(M_2)) / D(V) \\
     M_2 &\leftarrow \beta_3 M_2 + (1-\beta_3)\, \bar g
-    \quad\text{every } f \text{ steps} \\
-    u &= (\text{NS}(M_1) + a\, \text{NS}(M_2)) / D(V)
+    \quad\text{after every } f \text{ steps}
 
 with Adam's bias corrections. The defaults differ from the printed algorithm in
 two points, for which it is an option:
@@ -42,6 +43,7 @@ from nl_jax.nested.level_table import LevelRow
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     as_matrices,
+    dimensions_tree,
     orthogonalize,
     resolve_dimensions,
 )
@@ -56,14 +58,10 @@ class ScaleByM3State(NamedTuple):
     """Number of steps taken, int32 scalar."""
     fast: optax.Updates
     """``M1``."""
-    slow: optax.Updates
-    """``M2``."""
     second: optax.Updates
     """``V``."""
-    gathered: optax.Updates
-    """Sum of the gradients since the last update of the slow momentum."""
-    said: optax.Updates
-    """Orthogonalised slow momentum, ``NS(M2)``."""
+    slow: LevelState
+    """``M2``, with ``NS(M2)`` as the state of its rule."""
     facts: MemoryFacts
     """Description of the slow momentum."""
 
@@ -72,9 +70,7 @@ class ScaleByM3State(NamedTuple):
         fast = dataclasses.replace(self.facts, period=1)
         return [
             level_row("M3, fast", fast, (self.fast, self.second)),
-            level_row(
-                "M3, slow", self.facts, (self.slow, self.gathered, self.said)
-            ),
+            level_row("M3, slow", self.facts, self.slow[:3]),
         ]
 
 
@@ -142,16 +138,6 @@ def scale_by_m3(
     check_choice("second_moment", second_moment, ("relative", "absolute"))
     ema = accumulation == "ema"
 
-    def init(params):
-        check_real(params)
-        params = state_zeros(params, state_dtype)
-        fast, second = (optax.tree.zeros_like(params) for _ in range(2))
-        slow, gathered, said, count = slow_level.init(params)
-        facts = MemoryFacts(
-            "linear", "dot product", "momentum, orthogonalised", period
-        )
-        return ScaleByM3State(count, fast, slow, second, gathered, said, facts)
-
     def add(moment, g, decay):
         kept, taken = (decay, 1 - decay) if ema else (1.0, decay)
         return jax.tree.map(
@@ -182,11 +168,11 @@ def scale_by_m3(
         if dims is None or second_moment == "absolute":
             return jnp.sqrt(v) + eps
         x, back = as_matrices(v, dims)
-        mean = jnp.mean(x, (-2, -1), keepdims=True)
+        size = jnp.sqrt(jnp.mean(x, (-2, -1), keepdims=True))
         # Elements count as equal if their squares overflow or are all zero.
-        valid = jnp.isfinite(mean) & (mean > 0)
-        share = jnp.where(valid, x / jnp.where(valid, mean, 1), 1)
-        return back(damping + (1 - damping) * jnp.sqrt(share)) + eps
+        valid = jnp.isfinite(size) & (size > 0)
+        share = jnp.where(valid, jnp.sqrt(x) / jnp.where(valid, size, 1), 1)
+        return back(damping + (1 - damping) * share) + eps
 
     def move(state, grads, count):
         del grads
@@ -197,11 +183,20 @@ def scale_by_m3(
         said = orthogonal(corrected(slow, b3, count // period))
         return slow, optax.tree.cast_like(said, slow)
 
-    def begin(params):
-        slow, said = (optax.tree.zeros_like(params) for _ in range(2))
-        return fresh_level(slow, said)
+    def start(params):
+        slow, said = (state_zeros(params, state_dtype) for _ in range(2))
+        return fresh_level(slow, said, state_dtype=state_dtype)
 
-    slow_level = Level(begin, move, period)
+    level = Level(start, move, period)
+
+    def init(params):
+        check_real(params)
+        fast, second = (state_zeros(params, state_dtype) for _ in range(2))
+        count = jnp.zeros((), jnp.int32)
+        facts = MemoryFacts(
+            "linear", "dot product", "momentum, orthogonalised", period
+        )
+        return ScaleByM3State(count, fast, second, level.init(params), facts)
 
     def update(updates, state, params=None, **extra):
         del params, extra
@@ -209,29 +204,18 @@ def scale_by_m3(
         grads = optax.tree.cast_like(updates, state.fast)
         fast = add(state.fast, grads, b1)
         second = add(state.second, jax.tree.map(jnp.square, grads), b2)
-
-        slow, gathered, said, _ = slow_level.update(
-            LevelState(
-                state.slow, state.gathered, state.said, state.count % period
-            ),
-            grads,
-            count,
+        out = jax.tree.map(
+            lambda g, f, s, v, d: (
+                (f + slow_weight * s) / divisor(v, d)
+            ).astype(g.dtype),
+            updates,
+            orthogonal(corrected(fast, b1, count)),
+            state.slow.inner,  # Of the period before, as in Algorithm 1.
+            corrected(second, b2, count),
+            dimensions_tree(dimension_numbers, updates),
         )
-        first = orthogonal(corrected(fast, b1, count))
-        leaves, treedef = jax.tree.flatten(updates)
-        parts = (first, said, corrected(second, b2, count))
-        out = treedef.unflatten(
-            ((f + slow_weight * p) / divisor(v, d)).astype(g.dtype)
-            for g, f, p, v, d in zip(
-                leaves,
-                *map(treedef.flatten_up_to, parts),
-                resolve_dimensions(dimension_numbers, updates),
-                strict=True,
-            )
-        )
-        return out, ScaleByM3State(
-            count, fast, slow, second, gathered, said, state.facts
-        )
+        slow = level.update(state.slow, grads, count)
+        return out, ScaleByM3State(count, fast, second, slow, state.facts)
 
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 

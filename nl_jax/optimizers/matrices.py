@@ -105,6 +105,8 @@ def resolve_dimensions(dimensions: Any, tree: Any) -> list:
             matrices.
         tree: parameters or gradients.
     """
+    if not jax.tree.leaves(tree):
+        return []  # Placeholders of optax, which no numbers fit.
     if callable(dimensions):
         dimensions = dimensions(tree)
     if dimensions is None:
@@ -123,6 +125,25 @@ def resolve_dimensions(dimensions: Any, tree: Any) -> list:
         is_leaf=is_leaf,
     )
     return jax.tree.leaves(spread, is_leaf=is_leaf)
+
+
+def dimensions_tree(dimensions: Any, tree: Any) -> Any:
+    """Returns :func:`resolve_dimensions` as a tree for ``jax.tree.map``."""
+    dims = resolve_dimensions(dimensions, tree)
+    return jax.tree.unflatten(jax.tree.structure(tree), dims)
+
+
+def widen(tree: Any) -> Any:
+    """Returns a tree of real arrays in at least float32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> widen(jnp.ones(2, jnp.float16)).dtype
+        dtype('float32')
+    """
+    return jax.tree.map(
+        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
+    )
 
 
 def _axes(axes, ndim):

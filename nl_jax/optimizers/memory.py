@@ -26,16 +26,23 @@ import optax
 
 from nl_jax.checks import check_real, choose, default_count, leaf_name
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, Architecture, Objective
-from nl_jax.nested.level import Level, LevelState, add_up, state_zeros
+from nl_jax.nested.level import (
+    Level,
+    LevelState,
+    add_up,
+    keep_dtypes,
+    state_zeros,
+)
 from nl_jax.nested.level_table import LevelRow
 from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     MatrixFunction,
     as_matrices,
-    resolve_dimensions,
+    dimensions_tree,
+    widen,
 )
 from nl_jax.optimizers.sharding import keep_shardings
-from pallas_kernels.newton_schulz import safe_norm
+from pallas_kernels.newton_schulz import norm_unit, safe_norm
 
 
 class ScaleByMemoryState(NamedTuple):
@@ -43,17 +50,19 @@ class ScaleByMemoryState(NamedTuple):
 
     count: jax.Array  # type: ignore[assignment]
     """Number of steps taken, int32 scalar."""
-    memory: Any
-    """Memory of each leaf: an array like the leaf if it is linear, otherwise a
-    tuple of weights ``[b, d_in, d_out]``."""
-    inner: optax.OptState
-    """State of the inner rule."""
-    gathered: Any
-    """Sum of the gradients since the last write; ``None`` for period 1."""
-    output: Any
-    """Last output of a linear memory; ``None`` for period 1."""
+    level: LevelState
+    """Weights and, with a period, the last output of a linear memory."""
     facts: MemoryFacts
     """Description of the memory, for the level table."""
+
+    @property
+    def memory(self) -> tuple[Any, ...]:
+        """Weights, a tree like the parameters for each matrix of the memory.
+
+        Their leaves are ``[b, d_in, d_out]``; a linear memory's one tree is
+        of arrays like the parameters.
+        """
+        return self.level.params[0]
 
     def levels(self) -> list[LevelRow]:
         """Returns the memory's row of the level table."""
@@ -69,6 +78,7 @@ def scale_by_memory(
     value: MatrixFunction | jax.Array | None = None,
     feature_map: MatrixFunction | None = None,
     output: MatrixFunction | None = None,
+    normalize: bool = True,
     period: int | None = None,
     dimension_numbers: Any = None,
     expansion: int | None = None,
@@ -80,8 +90,8 @@ def scale_by_memory(
 
     A linear memory :math:`m` has the gradient's shape and is itself the update;
     its objective compares :math:`m G^\top` with the values. Other architectures
-    map rows of :math:`G` to rows of the update; their loss, a sum over rows, is
-    divided by :math:`\|\phi(G)^\top \phi(G)\|`.
+    map rows of :math:`G` to rows of the update; their loss is a sum over rows.
+    Everything is computed in at least float32.
 
     Args:
         architecture: ``"linear"``, ``"residual"``, ``"mlp"`` or an
@@ -97,6 +107,9 @@ def scale_by_memory(
         feature_map: :math:`\phi`, from matrices ``[b, m, n]`` to the same
             shape.
         output: :math:`\sigma`, from matrices of the update to the same shape.
+        normalize: whether the loss of a memory that is not linear is divided by
+            :math:`\|\phi(G)^\top \phi(G)\|`, a bound on its curvature, so that
+            the inner rate depends on neither the number nor the size of rows.
         period: number of steps between writes, over which gradients are summed;
             ``None`` is 1.
         dimension_numbers: tree of ``optax.contrib.MuonDimensionNumbers``, a
@@ -104,7 +117,7 @@ def scale_by_memory(
             the last two axes form the matrix, and earlier ones are batch axes;
             a vector is a column.
         expansion: hidden width of an MLP memory as a multiple of ``n``;
-            ``None`` is 4.
+            ``None`` is 1.
         max_width: largest ``n`` that a memory that is not linear may have;
             ``None`` is 8192.
         seed: seed of the initial weights of memories that are not linear;
@@ -126,7 +139,7 @@ def scale_by_memory(
         [1.5, 1.0]
     """
     period = default_count("period", period, 1)
-    expansion = default_count("expansion", expansion, 4)
+    expansion = default_count("expansion", expansion, 1)
     max_width = default_count("max_width", max_width, 8192)
     seed = default_count("seed", seed, 0, least=0)
     function = choose("architecture", architecture, ARCHITECTURES)
@@ -136,14 +149,15 @@ def scale_by_memory(
     inner = optax.with_extra_args_support(inner)
     linear = function is ARCHITECTURES["linear"]
     waits = period > 1
+    speaks_when_due = waits and linear
     facts = MemoryFacts(
         function.name, goal.name.replace("_", " "), rule, period
     )
 
-    def begin(path, leaf, dims):
-        name = leaf_name(path)
+    def initial(path, leaf, dims):
         if linear:
-            return jnp.zeros_like(leaf)
+            return (jnp.zeros_like(leaf),)
+        name = leaf_name(path)
         b, _, width = jax.eval_shape(
             lambda x: as_matrices(x, dims)[0], leaf
         ).shape
@@ -162,117 +176,103 @@ def scale_by_memory(
         # The last layer starts at zero: a new memory returns its input.
         return (*weights[:-1], jnp.zeros_like(weights[-1]))
 
-    def start(params):
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-        # Trees without leaves may be placeholders, which no numbers fit.
-        dims = resolve_dimensions(dimension_numbers, params) if leaves else ()
-        memory = treedef.unflatten(
-            begin(path, leaf, d)
-            for (path, leaf), d in zip(leaves, dims, strict=True)
+    def apart(tree, like):
+        """Makes a tree of tuples, which flax.nnx cannot hold, one of trees."""
+        treedef = jax.tree.structure(like)
+        rows = treedef.flatten_up_to(tree)
+        return tuple(
+            treedef.unflatten(row[i] for row in rows)
+            for i in range(len(function.gains))
         )
-        output = optax.tree.zeros_like(params) if waits and linear else None
-        gathered = optax.tree.zeros_like(params) if waits else None
+
+    def start(params):
+        dims = dimensions_tree(dimension_numbers, params)
+        memory = apart(
+            jax.tree_util.tree_map_with_path(initial, params, dims), params
+        )
+        output, gathered = (
+            optax.tree.zeros_like(params) if needed else None
+            for needed in (speaks_when_due, waits)
+        )
         count = jnp.zeros((), jnp.int32)
         return LevelState((memory, output), gathered, inner.init(memory), count)
 
-    def init(params):
-        check_real(params)
-        params = state_zeros(params, state_dtype)
-        (memory, output), gathered, inner_state, count = start(params)
-        return ScaleByMemoryState(
-            count, memory, inner_state, gathered, output, facts
+    def each(function, memory, updates):
+        """Calls ``function(weights, matrices, back, dims)`` for each leaf."""
+        return jax.tree.map(
+            lambda g, d, *weights: function(weights, *as_matrices(g, d), d),
+            widen(updates),
+            dimensions_tree(dimension_numbers, updates),
+            *widen(memory),
         )
 
-    def surprise(memory, leaf, dims):
+    def surprise(weights, g, back, dims):
         """Returns the gradient of the memory's loss on a leaf's gradient."""
-        g, back = as_matrices(leaf, dims)
         x = g if feature_map is None else feature_map(g)
-        if not linear:
-            v = x if value is None else _value(value, g)
-            scale = 1 / _curvature(x)
-            return jax.grad(
-                lambda w: (
-                    scale * goal.loss(function.apply(w, x), v).sum(-1)
-                ).sum()
-            )(memory)
-        m, _ = as_matrices(memory, dims)
-        return back(_linear_surprise(goal, m, x, value, g))
+        if linear:
+            m, _ = as_matrices(weights[0], dims)
+            return (back(_linear_surprise(goal, m, x, value, g)),)
+        v = x if value is None else _value(value, g)
+        y, pull_back = jax.vjp(lambda w: function.apply(w, x), weights)
+        slope = goal.gradient(y, v)
+        slope = _per_curvature(slope, x) if normalize else slope
+        return pull_back(slope)[0]
 
-    def write(updates, memory, inner_state, extra):
-        dims = resolve_dimensions(dimension_numbers, updates)
-        leaves, treedef = jax.tree.flatten(updates)
-        weights = treedef.flatten_up_to(memory)
-        grads = treedef.unflatten(
-            surprise(w, g.astype(_dtype(w)), d)
-            for w, g, d in zip(weights, leaves, dims, strict=True)
-        )
-        step, inner_state = inner.update(grads, inner_state, memory, **extra)
-        memory = jax.tree.map(
-            lambda m, s: (retention * m + s).astype(m.dtype), memory, step
-        )
-        return memory, inner_state
+    def answer(weights, g, back, dims):
+        if linear:
+            y, _ = as_matrices(weights[0], dims)
+        else:
+            y = function.apply(
+                weights, g if feature_map is None else feature_map(g)
+            )
+        return back(y if output is None else output(y))
 
     def read(memory, updates):
-        dims = resolve_dimensions(dimension_numbers, updates)
-        leaves, treedef = jax.tree.flatten(updates)
-        out = []
-        for w, leaf, d in zip(
-            treedef.flatten_up_to(memory), leaves, dims, strict=True
-        ):
-            g, back = as_matrices(w if linear else leaf, d)
-            if not linear:
-                x = g if feature_map is None else feature_map(g)
-                g = function.apply(w, x)
-            g = g if output is None else output(g)
-            out.append(back(g).astype(leaf.dtype))
-        return treedef.unflatten(out)
+        return optax.tree.cast_like(each(answer, memory, updates), updates)
+
+    def step(state, updates, extra):
+        memory, said = state.params
+        updates = state.gathered if waits else updates
+        grads = apart(each(surprise, memory, updates), updates)
+        change, after = inner.update(grads, state.inner, widen(memory), **extra)
+        memory = keep_dtypes(
+            jax.tree.map(lambda m, s: retention * m + s, widen(memory), change),
+            memory,
+        )
+        said = read(memory, updates) if speaks_when_due else None
+        return (memory, said), keep_dtypes(after, state.inner)
 
     def gather(state, updates, extra):
         del extra
-        return add_up(state, updates) if waits else updates
+        return add_up(state, updates) if waits else None
 
-    def act(state, updates, extra):
-        del updates
-        memory, inner_state = write(
-            state.gathered, state.params[0], state.inner, extra
-        )
-        said = read(memory, state.gathered) if linear else None
-        return (memory, said), inner_state
+    level = Level(start, step, period, gather)
 
-    level = Level(start, act, period, gather)
+    def init(params):
+        check_real(params)
+        state = level.init(state_zeros(params, state_dtype))
+        return ScaleByMemoryState(jnp.zeros((), jnp.int32), state, facts)
 
     def update(updates, state, params=None, **extra):
         del params
-        before = LevelState(
-            (state.memory, state.output),
-            state.gathered,
-            state.inner,
-            state.count % period,
-        )
-        (memory, said), gathered, inner_state, _ = level.update(
-            before, updates, extra
-        )
-        out = said if linear else read(memory, updates)
+        after = level.update(state.level, updates, extra)
+        memory, said = after.params
+        out = said if speaks_when_due else read(memory, updates)
         return optax.tree.cast_like(out, updates), ScaleByMemoryState(
-            count=optax.safe_increment(state.count),
-            memory=memory,
-            inner=inner_state,
-            gathered=gathered if waits else None,
-            output=said if waits else None,
-            facts=state.facts,
+            optax.safe_increment(state.count), after, state.facts
         )
 
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 
 
-def _curvature(x):
-    """Returns ``|x^T x|``, ``[b]``, a bound on the curvature of the loss.
-
-    Dividing by it makes the inner rate independent of the number of rows.
-    """
+def _per_curvature(slope, x):
+    """Returns ``slope / |x^T x|``, with ``x`` scaled before it is squared."""
+    largest = jnp.max(jnp.abs(x), (-2, -1), keepdims=True)
+    unit = jnp.where(largest > 0, 1 / norm_unit(largest), 1)
+    x = x * unit
     gram = x.mT @ x if x.shape[-1] <= x.shape[-2] else x @ x.mT
-    size = safe_norm(gram, (-2, -1))[..., 0, 0]
-    return jnp.where(size > 0, size, 1)
+    size = safe_norm(gram, (-2, -1))
+    return slope * unit * (unit / jnp.where(size > 0, size, 1))
 
 
 def _linear_surprise(objective, m, x, value, g):
@@ -302,7 +302,3 @@ def _times(value, x):
     """Returns ``P x``; a number is a multiple of the identity."""
     scalar = value.ndim == 0 or value.shape[-2:] == (1, 1)
     return value * x if scalar else value @ x
-
-
-def _dtype(weights):
-    return jax.tree.leaves(weights)[0].dtype

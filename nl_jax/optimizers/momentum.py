@@ -104,10 +104,10 @@ def delta_objective(ratio: float | jax.Array) -> Objective:
 
 
 def scale_by_delta_momentum(
-    rho: float | jax.Array = 1.0,
+    rho: float | jax.Array = 0.1,
     retention: float | jax.Array = 0.9,
     *,
-    normalize: bool = False,
+    normalize: bool = True,
     preconditioner: jax.Array | MatrixFunction | None = None,
     period: int | None = None,
     dimension_numbers: Any = None,
@@ -117,8 +117,8 @@ def scale_by_delta_momentum(
 
     .. math:: m \leftarrow m\,(\alpha I - \rho\, g^\top g) + P g
 
-    For a vector :math:`g^\top g` is :math:`\|g\|^2`. As printed, the rule
-    diverges where :math:`\rho\|g\|^2 > 1 + \alpha`.
+    For a vector :math:`g^\top g` is :math:`\|g\|^2`. As printed
+    (``normalize=False``), it diverges where :math:`\rho\|g\|^2 > 1 + \alpha`.
 
     Args:
         rho: :math:`\rho`, the strength of the delta term, below 1 if
@@ -162,9 +162,9 @@ def scale_by_delta_momentum(
 def delta_momentum(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    rho: float | jax.Array = 1.0,
+    rho: float | jax.Array = 0.1,
     retention: float | jax.Array = 0.9,
-    normalize: bool = False,
+    normalize: bool = True,
     preconditioner: jax.Array | MatrixFunction | None = None,
     period: int | None = None,
     dimension_numbers: Any = None,

@@ -7,7 +7,6 @@ are left to the caller.
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -115,14 +114,12 @@ NAMED: dict[str, NamedOptimizer] = {
     "m3": NamedOptimizer(scale_by_m3, sees="matrices", orthogonal=True),
     "momentum": NamedOptimizer(scale_by_preconditioned_momentum, _RETENTION),
     "delta_momentum": NamedOptimizer(
-        partial(scale_by_delta_momentum, rho=0.1, normalize=True),
-        _RETENTION,
-        "rows",
+        scale_by_delta_momentum, _RETENTION, "rows"
     ),
-    "deep_momentum": NamedOptimizer(
-        partial(scale_by_deep_momentum, expansion=1), sees="rows"
+    "deep_momentum": NamedOptimizer(scale_by_deep_momentum, sees="rows"),
+    "feature_momentum": NamedOptimizer(
+        scale_by_feature_momentum, _RETENTION, "rows"
     ),
-    "feature_momentum": NamedOptimizer(scale_by_feature_momentum, _RETENTION),
     "nonlinear_output": NamedOptimizer(
         scale_by_nonlinear_output,
         _RETENTION,
@@ -137,7 +134,7 @@ NAMED: dict[str, NamedOptimizer] = {
         orthogonal=True,
         others="adamw",
     ),
-    "adagrad_memory": NamedOptimizer(scale_by_adagrad_memory),
+    "adagrad_memory": NamedOptimizer(scale_by_adagrad_memory, sees="matrices"),
     "learned_preconditioner": NamedOptimizer(
         scale_by_learned_preconditioner, sees="matrices", orthogonal=True
     ),

@@ -122,7 +122,7 @@ def scale_by_learned_preconditioner(
             diagonal = (initial * jnp.eye(m)).astype(leaf.dtype)
             return jnp.broadcast_to(diagonal, (b, m, m))
 
-        dims = resolve_dimensions(dimension_numbers, params) if leaves else []
+        dims = resolve_dimensions(dimension_numbers, params)
         return ScaleByLearnedPreconditionerState(
             jnp.zeros((), jnp.int32),
             treedef.unflatten(map(initial_matrix, leaves, dims)),
@@ -134,7 +134,7 @@ def scale_by_learned_preconditioner(
         if target is not None:
             wanted = target(g)
         else:
-            wanted = newton_schulz(g, coefficients=_POLAR)
+            wanted = newton_schulz(g, coefficients=_POLAR, eps=0.0)
         slope = loss.gradient((p @ wanted).mT, g.mT).mT @ wanted.mT
         return p - zeta * 0.5 * (slope + slope.mT)
 

@@ -7,6 +7,8 @@ solves in a scan have deadlocked on CPUs.
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.newton_schulz import safe_norm
+
 _STEPS = 30
 """Enough for condition numbers up to ``1e8``."""
 
@@ -18,7 +20,7 @@ def inverse_root(h, eps):
 
     Args:
         h: ``H``, ``[..., m, m]``.
-        eps: added to the diagonal.
+        eps: added to the diagonal, or the norm's rounding error if larger.
 
     Example:
         >>> import jax.numpy as jnp
@@ -28,8 +30,10 @@ def inverse_root(h, eps):
         [[0.5, 0.0], [0.0, 2.0]]
     """
     identity = jnp.eye(h.shape[-1], dtype=h.dtype)
-    h = h + eps * identity
-    size = jnp.sqrt(jnp.sum(jnp.square(h), (-2, -1), keepdims=True))
+    # Rounding hides eigenvalues below this share of the norm.
+    share = jnp.finfo(h.dtype).eps
+    h = h + jnp.maximum(eps, share * safe_norm(h, (-2, -1))) * identity
+    size = safe_norm(h, (-2, -1))
 
     def step(_, roots):
         y, z = roots

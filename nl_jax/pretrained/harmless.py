@@ -8,6 +8,7 @@ HF_HARMLESS = (
     # Names, versions and storage.
     "_.*|architectures|model_type|name_or_path|transformers_version",
     "torch_dtype|dtype|torchscript|use_bfloat16|unsloth_.*",
+    r"is_llama_config|transformers\.js_config|max_sequence_length",
     # Training.
     ".*dropout(_p|_prob)?|.*_pdrop|initializer_range|gradient_checkpointing",
     # Splitting of equal sums, and precision above float32's.

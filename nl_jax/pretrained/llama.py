@@ -51,7 +51,8 @@ def hf_llama(source, entries, window):
     family = facts.get("model_type")
     heads, d = facts.count("num_attention_heads"), facts.count("hidden_size")
     facts.need("hidden_act", "silu", "silu")
-    facts.need("mlp_bias", False, False)
+    for name in ("mlp_bias", "rope_interleaved", "use_mrope"):
+        facts.need(name, False, False)
     context = facts.count("max_position_embeddings", 2048)
     if family == "llama":
         bias = out_bias = facts.need("attention_bias", False, True, False)

@@ -50,9 +50,10 @@ def read_own(source, entries, window):
     facts.finish(HF_HARMLESS)
     try:
         config = configure(ModelConfig(), **fields)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{source.path}: its entry model is damaged ({error})"
+            f"{source.path}: its entry model is damaged or of another version "
+            f"({error})"
         ) from error
     model = LanguageModel(config)
     shapes = jax.eval_shape(

@@ -1,6 +1,5 @@
 """Export of models to folders that other programs read."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -76,10 +75,16 @@ def save_pretrained(
         safetensors.numpy.save_file(
             tensors, fresh / "model.safetensors", {"format": "pt"}
         )
+        # The package makes its file readable by the owner alone.
+        mode = (fresh / "config.json").stat().st_mode
+        for path in fresh.iterdir():
+            path.chmod(mode)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(fresh, folder)
     except (OSError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(fresh)
         why = getattr(error, "strerror", None) or error
         raise InputError(f"could not save {folder} ({why})") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return entries["model_type"]

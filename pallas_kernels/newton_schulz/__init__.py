@@ -7,7 +7,11 @@ from pallas_kernels.newton_schulz.api import (
     newton_schulz,
 )
 from pallas_kernels.newton_schulz.batched import newton_schulz_batched
-from pallas_kernels.newton_schulz.norm import divide_by_norm, safe_norm
+from pallas_kernels.newton_schulz.norm import (
+    divide_by_norm,
+    norm_unit,
+    safe_norm,
+)
 from pallas_kernels.newton_schulz.reference import newton_schulz_reference
 
 __all__ = [
@@ -18,5 +22,6 @@ __all__ = [
     "newton_schulz",
     "newton_schulz_batched",
     "newton_schulz_reference",
+    "norm_unit",
     "safe_norm",
 ]

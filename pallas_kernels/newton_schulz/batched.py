@@ -71,10 +71,8 @@ def iterate(x, schedule, eps, products=PLAIN):
     """
     # The polynomial commutes with transposition: use the smaller Gram matrix.
     tall = x.shape[-2] > x.shape[-1]
-    dtype = x.dtype
-    exact = jnp.finfo(dtype).bits >= 32
-    x = x if exact else x.astype(jnp.float32)  # The norm sums many squares.
-    x = divide_by_norm(x.mT if tall else x, (-2, -1), eps).astype(dtype)
+    exact = jnp.finfo(x.dtype).bits >= 32
+    x = divide_by_norm(x.mT if tall else x, (-2, -1), eps)
     wide = x.shape[-1] >= 2 * x.shape[-2]
     run = _through_gram if wide and exact else _steps
     x = run(x, schedule, products)

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from pallas_kernels.newton_schulz import triton_tiles as tiles
+from pallas_kernels.newton_schulz.norm import norm_unit
 
 SLOTS = 5
 """Matrices like ``X X^T`` that a program stores."""
@@ -108,7 +109,8 @@ def _kernel(
     unit, norm = _norm(x_ref, tile, eps, dtype)
 
     def x_tile(i, k):
-        return x_ref[tiles.at(i, k, tile)].astype(dtype) / unit / norm
+        # Not one quotient by the product, which is the norm and may overflow.
+        return x_ref[tiles.at(i, k, tile)].astype(dtype) / unit * (1 / norm)
 
     def symmetric(value, slot):
         def body(t, _):
@@ -157,7 +159,7 @@ def _kernel(
 
 
 def _norm(x_ref, tile, eps, dtype):
-    """Returns the largest absolute value, and ``norm + eps`` divided by it.
+    """Returns a unit, and ``norm + eps`` divided by it.
 
     Like :func:`divide_by_norm`, safe for values whose squares overflow.
     """
@@ -171,6 +173,6 @@ def _norm(x_ref, tile, eps, dtype):
         return jax.lax.fori_loop(0, high * wide, body, jnp.zeros((), dtype))
 
     largest = over_x(lambda v, x: jnp.maximum(v, jnp.max(jnp.abs(x))))
-    unit = jnp.where(largest > 0, largest, 1)
+    unit = norm_unit(largest)
     square = over_x(lambda v, x: v + jnp.sum(jnp.square(x / unit)))
-    return unit, jnp.sqrt(jnp.where(largest > 0, square, 1)) + eps / unit
+    return unit, jnp.sqrt(jnp.where(square == 0, 1, square)) + eps / unit

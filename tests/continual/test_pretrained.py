@@ -176,6 +176,37 @@ def test_the_head_that_is_present_counts(tmp_path, tied):
             np.testing.assert_array_equal(head, expected)
 
 
+def test_entries_of_well_known_models_are_known(tmp_path):
+    """Those that change nothing, in configurations that are often read."""
+    kept = {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": [1, 2],
+        "initializer_range": 0.02,
+        "is_llama_config": True,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+        "rope_interleaved": False,
+        "torch_dtype": "bfloat16",
+        "transformers.js_config": {"kv_cache_dtype": "float16"},
+        "transformers_version": "4.42.3",
+        "use_cache": True,
+        "use_mrope": False,
+        "unknown": None,
+    }
+    folder = files.write(tmp_path, LLAMA | kept, files.llama_weights(LLAMA))
+    assert load_pretrained(folder).model.config.vocab_size == 23
+    kept = {
+        "attn_pdrop": 0.1,
+        "n_ctx": 1024,
+        "summary_proj_to_labels": True,
+        "task_specific_params": {"text-generation": {"max_length": 50}},
+    }
+    folder = files.write(tmp_path, GPT2 | kept, files.gpt2_weights(GPT2))
+    assert load_pretrained(folder).model.config.vocab_size == 23
+
+
 def test_names_without_a_prefix_and_half_precision(tmp_path):
     """As a model without a head is saved; float16 and bfloat16 weights."""
     config = LLAMA | {"tie_word_embeddings": True}

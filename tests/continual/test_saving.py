@@ -184,6 +184,8 @@ def test_bfloat16_rounds_to_nearest(tmp_path):
     found = transformer({}, {"scale_embeddings": False})
     save_pretrained(found, tmp_path / "m", dtype="bfloat16")
     half = (tmp_path / "m" / "model.safetensors").stat().st_size
+    modes = {path.stat().st_mode for path in (tmp_path / "m").iterdir()}
+    assert len(modes) == 1
     save_pretrained(found, tmp_path / "n")
     assert half < 0.6 * (tmp_path / "n" / "model.safetensors").stat().st_size
     rounded = jax.tree.map(

@@ -16,6 +16,7 @@ from experiments.serving.sessions import Sessions
 from nl_jax.continual import Sampler
 from nl_jax.data import ByteTokenizer
 from nl_jax.training import LoadedModel
+from nl_jax.training.process import locked
 from tests.continual.conftest import LEVELS, make
 
 LIMITS = Limits(2000, max_tokens=100, max_seconds=60.0, max_requests=8)
@@ -302,4 +303,6 @@ def test_the_command(script, workdir, tmp_path, monkeypatch):
         ):
             status, _, errors = script(serve, str(workdir), states, *flags)
             assert status == 2 and errors.count("\n") == 1 and words in errors
-    assert not list((tmp_path / "states").iterdir())
+    with locked(tmp_path / "states"):
+        status, _, errors = script(serve, str(workdir), states)
+        assert status == 2 and "give another --states" in errors

@@ -246,6 +246,25 @@ def test_extremes(name):
         assert not np.isfinite(y[1]).all(), "what is bad stays visible"
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_all_sizes_that_a_dtype_has(name):
+    """Squares over- and underflow; eps is small beside what it is added to."""
+    rows = [COEFFICIENTS["quintic"]] * 5
+    for dtype, sizes in {
+        "float16": (1e-6, 2e4),
+        "bfloat16": (1e-35, 1e38),
+        "float32": (1e-35, 1e38),
+    }.items():
+        for size in sizes:
+            x = jnp.asarray(draw((2, 3)).clip(-2, 2) * size, dtype)
+            y = newton_schulz(x, eps=0.0, **KERNELS[name])
+            expected = by_singular_values(np.asarray(x, "float64"), rows)
+            atol = 1e-5 if dtype == "float32" else 0.1
+            np.testing.assert_allclose(
+                y.astype("float32"), expected, atol=atol, err_msg=dtype
+            )
+
+
 @pytest.mark.parametrize("x", [draw((3, 2)), np.zeros((3, 2), "float32")])
 def test_gradients(x):
     weights = draw((3, 2))

@@ -122,3 +122,15 @@ def test_a_memory_that_breaks_its_promises_is_found(x64):
     )
     with pytest.raises(AssertionError, match="no gradient of the initial"):
         check_memory(frozen, lost, PLAIN, chunk_size=3, retention="lq")
+
+
+def test_squares_that_half_precision_cannot_hold():
+    """Huber's gradient beyond its threshold, and a layer norm."""
+    error = jnp.array([300.0, 400.0], jnp.float16)
+    gradient = OBJECTIVES["huber"].gradient(error, 0 * error)
+    assert gradient.dtype == jnp.float16
+    np.testing.assert_allclose(gradient, [0.6, 0.8], atol=1e-3)
+    weights = (300 * jnp.eye(2, dtype=jnp.float16),)
+    x = jnp.array([[1.0, -1.0]], jnp.float16)
+    y = ARCHITECTURES["linear_norm"].apply(weights, x)
+    np.testing.assert_allclose(y, [[2.0, -2.0]], atol=2e-3)

@@ -108,6 +108,18 @@ def test_a_restart_gives_the_same_numbers(finished, copy, tiny):
     assert result.held_out_bits_per_byte == whole.held_out_bits_per_byte
 
 
+def test_seconds_go_on_after_a_restart(copy, tiny):
+    shutil.rmtree(copy / "checkpoints" / "6")
+    before = [row | {"seconds": 1000.0} for row in lines(copy)]
+    (copy / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in before)
+    )
+    train(tiny(), copy)
+    seconds = [row["seconds"] for row in lines(copy) if "loss" in row]
+    assert seconds[:4] == [1000.0] * 4
+    assert 1000 < seconds[4] < seconds[5] < 1100
+
+
 def test_a_finished_run_stays_finished(copy, finished, tiny):
     result = train(tiny(), copy)
     assert result.step == 6

@@ -169,8 +169,15 @@ def test_attention_with_heads_of_its_own_is_a_matrix_too():
 
 
 # An MLP memory draws its weights for the whole stack and scales it as one.
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "deep_momentum"])
-def test_stacked_blocks_learn_as_they_would_alone(name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in NAMES if name != "deep_momentum"),
+        ("adagrad_memory", {"form": "matrix"}),
+        ("feature_momentum", {"feature_map": "newton_schulz"}),
+    ],
+)
+def test_stacked_blocks_learn_as_they_would_alone(name, options):
     axes = {
         "w": ("embed", "mlp"),
         "scale": ("embed",),
@@ -192,7 +199,7 @@ def test_stacked_blocks_learn_as_they_would_alone(name):
 
     def trained(axes, starts):
         tx = make_optimizer(
-            config(name, clip_norm=1e9, weight_decay=0.1),
+            config(name, clip_norm=1e9, weight_decay=0.1, options=options),
             9,
             axes,
             dict.fromkeys(axes, 1),
