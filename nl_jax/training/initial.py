@@ -73,6 +73,7 @@ def begin_run(
     unset = config.data.tokenizer == DataConfig.tokenizer
     if unset and found.tokenizer_json not in (None, BYTES_JSON):
         config.data.tokenizer = "bpe"
+        _LOG.info("the tokenizer is that of %s", config.init_from)
     return freeze(config, found.model.config), found
 
 
