@@ -41,6 +41,8 @@ def main(values: flags.FlagValues) -> None:
         raise InputError(
             f"--top_p={values.top_p} must be in (0, 1]; 1 allows every token"
         )
+    if not 0 <= values.seed < 2**32:
+        raise InputError(f"--seed={values.seed} must be in [0, 2**32)")
     prompt = values.prompt
     if prompt is None:
         prompt = "" if values.load_state else "The "

@@ -193,6 +193,7 @@ def test_every_field_refuses_values_of_other_types():
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
+        ("seed=4294967296", "seed=4294967296 must be less than 2**32"),
         ("sample.top_p=2", "top_p=2.0 must be in (0, 1]"),
         ("sample.top_p=nan", "top_p=nan must be a finite number"),
         ("sample.temperature=-1", "temperature=-1.0 must be >= 0"),
