@@ -377,6 +377,21 @@ def test_a_signal_saves_and_stops(tiny, tmp_path, monkeypatch, finished):
     assert losses(tmp_path) == losses(finished[0])
 
 
+def test_an_evaluation_that_a_signal_prevented_is_made_up_for(
+    tiny, tmp_path, monkeypatch
+):
+    config = tiny(eval_every=2)
+    whole = train(config)
+    before_step(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train(config, tmp_path).held_out_bits_per_byte is not None
+    monkeypatch.undo()
+    assert "held_out_bits_per_byte" not in lines(tmp_path)[-1]
+    found = [dict(r) for r in train(config, tmp_path).records]
+    for record in [*found, *whole.records]:
+        record.pop("tokens_per_second", None)
+    assert found == whole.records
+
+
 def test_the_mesh_must_fit_the_devices(tiny):
     with pytest.raises(InputError, match="must multiply to the 1 devices"):
         train(tiny(mesh=MeshConfig(data=3)))
