@@ -1,11 +1,10 @@
 """Curves of several training runs in one figure.
 
 ``python -m experiments.compare runs/default runs/m3`` prints a table of the
-runs and draws bits per byte by step, tokens and seconds into ``compare.png``:
-lines for training batches, circles for held-out text. ``--metric`` chooses
-another column of ``metrics.jsonl``, ``--smooth`` averages over its lines, and
-``--out=compare.html`` writes figure and table as one page that needs no other
-file.
+runs and draws bits per byte by step, tokens and seconds: lines for training
+batches, circles for held-out text. ``--metric`` chooses another column of
+``metrics.jsonl``, ``--smooth`` averages over its lines, and ``--out=a.html``
+writes figure and table as one page that needs no other file.
 """
 
 import json
@@ -30,7 +29,7 @@ FLAGS = {
     "metric": flags.string("bits_per_byte", "Column of metrics.jsonl."),
     "by": flags.words(_AXES, "A panel each.", known=_AXES),
     "smooth": flags.integer(1, "Lines of which each point is the mean."),
-    "out": flags.string("compare.png", "File, .png or .html."),
+    "out": flags.string("runs/compare.png", "File, .png or .html."),
 }
 _MOST = 6  # Fields of a configuration in the table.
 
