@@ -16,7 +16,7 @@ from typing import Any, Literal
 from flax.core import FrozenDict
 from ml_collections import config_dict
 
-from nl_jax.checks import check_fields, is_number
+from nl_jax.checks import check_fields, is_number, require
 from nl_jax.data import DataConfig
 from nl_jax.errors import InputError
 from nl_jax.models import ModelConfig, configure
@@ -142,21 +142,19 @@ class SampleConfig:
 
     def __post_init__(self):
         check_fields(self, "sample.", tokens=0)
-        if self.tokens and not self.prompt:
-            raise InputError(
-                "sample.prompt='' must have some text; sample.tokens=0 draws "
-                "no sample"
-            )
-        if self.temperature < 0:
-            raise InputError(
-                f"sample.temperature={self.temperature} must be >= 0; 0 always "
-                "takes the likeliest token"
-            )
-        if not 0 < self.top_p <= 1:
-            raise InputError(
-                f"sample.top_p={self.top_p} must be in (0, 1]; 1 allows every "
-                "token"
-            )
+        require(
+            not self.tokens or bool(self.prompt),
+            "sample.prompt='' must have some text; sample.tokens=0 draws none",
+        )
+        require(
+            self.temperature >= 0,
+            f"sample.temperature={self.temperature} must be >= 0; 0 always "
+            "takes the likeliest token",
+        )
+        require(
+            0 < self.top_p <= 1,
+            f"sample.top_p={self.top_p} must be in (0, 1]; 1 allows all tokens",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +202,7 @@ class TrainConfig:
 
     def __post_init__(self):
         check_fields(self, seed=0, eval_every=0)
-        if self.seed >= 2**32:
-            raise InputError(f"seed={self.seed} must be less than 2**32")
+        require(self.seed < 2**32, f"seed={self.seed} must be less than 2**32")
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"accumulate={self.accumulate} must divide "
