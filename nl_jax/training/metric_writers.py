@@ -26,8 +26,8 @@ class MetricsWriter(Protocol):
         ...         print(step, values)
         ...
         ...     def close(self): ...
-        >>> from nl_jax.training import train
-        >>> # train(config, "runs/mine", writers=[Printer()])
+        >>> Printer().write(1, {"loss": 0.5})  # As train(..., writers=) does.
+        1 {'loss': 0.5}
     """
 
     def begin(self, step: int, config: Mapping[str, Any]) -> None:
