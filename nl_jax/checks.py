@@ -2,8 +2,17 @@
 
 import math
 import numbers
+import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +85,19 @@ def is_number(value: Any) -> bool:
     return number and math.isfinite(value)
 
 
+def check_number(name: str, value: Any) -> None:
+    """Raises ``InputError`` unless ``value`` is a finite number.
+
+    Example:
+        >>> check_number("rate", "0.1")
+        Traceback (most recent call last):
+        ...
+        nl_jax.errors.InputError: rate='0.1' must be a finite number
+    """
+    if not is_number(value):
+        raise InputError(f"{name}={value!r} must be a finite number")
+
+
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raises ``InputError`` unless ``value`` is among ``allowed``.
 
@@ -92,20 +114,46 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
         )
 
 
-def check_fields(config: Any, prefix: str = "", **least: int) -> None:
-    """Checks the fields of a dataclass that are ``Literal`` or ``int``.
+def check_fields(
+    config: Any, prefix: str = "", *, free: Iterable[str] = (), **least: int
+) -> None:
+    """Checks the fields of a dataclass that are of plain types.
 
-    Integers must be at least 1, or what ``least`` says of their name.
+    Those are ``Literal``, ``bool``, ``int``, ``float``, ``str``, and each of
+    them or ``None``. Integers must be at least 1, or what ``least`` says of
+    their name; numbers must be finite. Fields in ``free`` are left out.
 
     Raises:
         InputError: naming the field, with ``prefix``, and what is allowed.
+
+    Example:
+        >>> import dataclasses
+        >>> @dataclasses.dataclass
+        ... class Config:
+        ...     rate: float | None = None
+        >>> check_fields(Config())
+        >>> check_fields(Config(float("nan")), "config.")
+        Traceback (most recent call last):
+        ...
+        nl_jax.errors.InputError: config.rate=nan must be a finite number
     """
-    for name, kind in get_type_hints(type(config)).items():
+    for name, hint in get_type_hints(type(config)).items():
+        value, shown = getattr(config, name, None), prefix + name
+        kinds = [hint]
+        if get_origin(hint) in (Union, types.UnionType):
+            kinds = [k for k in get_args(hint) if k is not types.NoneType]
+            if value is None and len(kinds) < len(get_args(hint)):
+                continue
+        kind = kinds[0] if len(kinds) == 1 and name not in free else None
         if get_origin(kind) is Literal:
-            check_choice(prefix + name, getattr(config, name), get_args(kind))
+            check_choice(shown, value, get_args(kind))
         elif kind is int:
-            number = getattr(config, name)
-            check_count(prefix + name, number, least.get(name, 1))
+            check_count(shown, value, least.get(name, 1))
+        elif kind is float:
+            check_number(shown, value)
+        elif kind in (bool, str) and not isinstance(value, kind):
+            words = "True or False" if kind is bool else "text"
+            raise InputError(f"{shown}={value!r} must be {words}")
 
 
 def choose(

@@ -1,11 +1,10 @@
 """Curves of several training runs in one figure.
 
 ``python -m experiments.compare runs/default runs/m3`` prints a table of the
-runs and draws bits per byte by step, tokens and seconds into ``compare.png``:
-lines for training batches, circles for held-out text. ``--metric`` chooses
-another column of ``metrics.jsonl``, ``--smooth`` averages over its lines, and
-``--out=compare.html`` writes figure and table as one page that needs no other
-file.
+runs and draws bits per byte by step, tokens and seconds: lines for training
+batches, circles for held-out text. ``--metric`` chooses another column of
+``metrics.jsonl``, ``--smooth`` averages over its lines, and ``--out=a.html``
+writes figure and table as one page that needs no other file.
 """
 
 import json
@@ -30,7 +29,7 @@ FLAGS = {
     "metric": flags.string("bits_per_byte", "Column of metrics.jsonl."),
     "by": flags.words(_AXES, "A panel each.", known=_AXES),
     "smooth": flags.integer(1, "Lines of which each point is the mean."),
-    "out": flags.string("compare.png", "File, .png or .html."),
+    "out": flags.string("runs/compare.png", "File, .png or .html."),
 }
 _MOST = 6  # Fields of a configuration in the table.
 
@@ -100,10 +99,6 @@ def _read(folder, metric, by, smooth) -> Run:
     if not path.is_file():
         raise InputError(f"{folder} is no training run: it has no {path.name}")
     lines = read_json_lines(path)
-    for number, line in enumerate(lines, 1):
-        if not (isinstance(line, dict) and _is_number(line.get("step"))):
-            raise InputError(f"{path} is no record of a run: line {number}")
-    lines = _timed(lines)
 
     def column(name):
         found = [line for line in lines if _is_number(line.get(name))]
@@ -135,17 +130,6 @@ def _config(path):
         return dict(json.loads(path.read_text())) if path.is_file() else {}
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error})") from error
-
-
-def _timed(lines):
-    """Adds the seconds since the start of the run, without restarts."""
-    seconds = tokens = 0
-    for line in lines:
-        if line.get("tokens_per_second") and "tokens" in line:
-            seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
-            tokens = line["tokens"]
-            line["seconds"] = seconds
-    return lines
 
 
 def _is_number(value):

@@ -41,6 +41,8 @@ def main(values: flags.FlagValues) -> None:
         raise InputError(
             f"--top_p={values.top_p} must be in (0, 1]; 1 allows every token"
         )
+    if not 0 <= values.seed < 2**32:
+        raise InputError(f"--seed={values.seed} must be in [0, 2**32)")
     prompt = values.prompt
     if prompt is None:
         prompt = "" if values.load_state else "The "
@@ -56,17 +58,13 @@ def main(values: flags.FlagValues) -> None:
         vocab_size=tokenizer.vocab_size,
         seed=values.seed,
     )
-    belongs_to = {
-        "tokenizer": tokenizer.to_json()["hash"],
-        "step": loaded.meta["step"],
-    }
     if values.load_state:
         sampler.state = load_state(
             values.load_state,
             loaded.model,
             loaded.variables,
             kind=SamplerState,
-            meta=belongs_to,
+            meta=loaded.state_meta,
         )
     ids = tokenizer.encode(prompt)
     sampler.feed(ids)
@@ -84,5 +82,8 @@ def main(values: flags.FlagValues) -> None:
     print(decoder.decode(b"", final=True))
     if values.save_state:
         save_state(
-            values.save_state, loaded.model, sampler.state, meta=belongs_to
+            values.save_state,
+            loaded.model,
+            sampler.state,
+            meta=loaded.state_meta,
         )

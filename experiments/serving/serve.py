@@ -18,6 +18,7 @@ from experiments.serving.sessions import Sessions
 from experiments.shared import flags
 from nl_jax import training
 from nl_jax.errors import InputError
+from nl_jax.training.process import locked
 
 POSITIONAL = "workdir"
 FLAGS = {
@@ -40,7 +41,15 @@ FLAGS = {
 def main(values: flags.FlagValues) -> None:
     """Serves until it is interrupted."""
     loaded = training.load_model(values.workdir, values.step)
-    folder = values.states or pathlib.Path(values.workdir) / "sessions"
+    folder = pathlib.Path(
+        values.states or pathlib.Path(values.workdir) / "sessions"
+    )
+    with locked(folder, "--states"):
+        _serve(values, loaded, folder)
+    print("stopped; sessions are as their last finished request left them")
+
+
+def _serve(values, loaded, folder):
     sessions = Sessions(folder, loaded, values.max_sessions)
     limits = Limits(**flags.pick(values, Limits._fields))
     try:
@@ -50,12 +59,11 @@ def main(values: flags.FlagValues) -> None:
             f"cannot listen on --host={values.host} --port={values.port}: "
             f"{getattr(error, 'strerror', None) or error}"
         ) from error
-    server.engine.warm_up()
     with server, contextlib.suppress(KeyboardInterrupt):
+        server.engine.warm_up()
         host, port = server.server_address[:2]
         print(f"serving step {loaded.meta['step']} on http://{host}:{port}")
         if not is_loopback(str(host)):
             print("warning: all who reach it can read and change all sessions")
         print(f"states are in {folder}; Ctrl-C stops", flush=True)
         server.serve_forever()
-    print("stopped; sessions are as their last finished request left them")

@@ -140,10 +140,7 @@ class Sessions:
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._loaded, self._most = loaded, most
-        self._meta = {
-            "tokenizer": loaded.tokenizer.to_json()["hash"],
-            "step": loaded.meta["step"],
-        }
+        self._meta = loaded.state_meta
         self._lock = threading.Lock()
         self._held: set[str] = set()
 

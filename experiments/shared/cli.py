@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
+import jax
 from absl import logging as absl_logging
 from absl.flags import Error
 
@@ -55,6 +56,13 @@ def _run(script, argv):
         script.main(values)
     except InputError as error:
         _fail(error)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _fail(
+            "the devices have too little memory; make the model, batch_size or "
+            f"seq_len smaller ({str(error).splitlines()[0]})"
+        )
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{place}")

@@ -5,6 +5,7 @@ below, called with the default and the help text.
 :mod:`experiments.shared.cli` defines and parses the flags.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -43,9 +44,14 @@ def number(
     default: float, text: str, least: float | None = None, most=None
 ) -> Flag:
     """A real number between bounds."""
-    return lambda name, values: flags.DEFINE_float(
-        name, default, text, least, most, flag_values=values
-    )
+
+    def define(name, values):
+        flags.DEFINE_float(name, default, text, least, most, flag_values=values)
+        flags.register_validator(
+            name, math.isfinite, "must be a finite number", flag_values=values
+        )
+
+    return define
 
 
 def string(default: str | None, text: str) -> Flag:
@@ -109,7 +115,7 @@ def numbers(
             found = float(word)
         except ValueError as error:
             raise ValueError(f"{must}; {error}") from error
-        if not valid(found):
+        if not (math.isfinite(found) and valid(found)):
             raise ValueError(must)
         return found
 

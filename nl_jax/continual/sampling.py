@@ -1,7 +1,6 @@
 """Sampling from a model, one token at a time and at constant memory."""
 
 import functools
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from nl_jax.checks import check_count, check_ids
+from nl_jax.checks import check_count, check_ids, check_number
 from nl_jax.errors import InputError
 
 
@@ -115,7 +114,9 @@ class Sampler:
                 ``top_p`` outside (0, 1].
         """
         check_count("count", count, 0)
-        if not 0 <= temperature < math.inf:
+        check_number("temperature", temperature)
+        check_number("top_p", top_p)
+        if temperature < 0:
             raise InputError(f"temperature={temperature} must be >= 0")
         if not 0 < top_p <= 1:
             raise InputError(f"top_p={top_p} must be in (0, 1]")

@@ -7,9 +7,10 @@ import os
 import pathlib
 import random
 import sysconfig
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from nl_jax.checks import check_count
+from nl_jax.checks import check_count, check_fields
 from nl_jax.data.documents import read_documents
 from nl_jax.data.tokenizers import BPETokenizer
 from nl_jax.errors import InputError
@@ -44,8 +45,17 @@ class DataConfig:
             paths = getattr(self, name)
             if isinstance(paths, (str, os.PathLike)):
                 paths = (paths,)
+            kinds = (str, os.PathLike)
+            listed = isinstance(paths, Iterable)
+            if not listed or not all(
+                isinstance(p, kinds) and str(p) for p in paths
+            ):
+                raise InputError(
+                    f"data.{name}={paths!r} must be paths of files or folders"
+                )
             object.__setattr__(self, name, tuple(map(str, paths)))
         object.__setattr__(self, "tokenizer", str(self.tokenizer))
+        check_fields(self, "data.")
         known = self.tokenizer in ("byte", "bpe")
         if not known and not self.tokenizer.endswith(".json"):
             raise InputError(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.array_typing import Channels
-from nl_jax.checks import check_choice, check_count
+from nl_jax.checks import check_choice, check_count, check_fields
 from nl_jax.errors import InputError
 
 
@@ -41,6 +41,7 @@ class RopeScaling:
     """Divisors, one for each pair of channels of a head."""
 
     def __post_init__(self):
+        check_fields(self, "rope_scaling.")
         object.__setattr__(self, "table", tuple(self.table))
         kinds = ("none", "linear", "llama3", "table")
         check_choice("rope_scaling.kind", self.kind, kinds)

@@ -5,6 +5,7 @@ or normalised. Architectures that add the input need ``d_in == d_out``.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -41,6 +42,7 @@ residual = Architecture(
 )
 
 
+@functools.cache  # Equal choices are equal objects.
 def deep_mlp(depth: int = 3, *, norm: bool = False) -> Architecture:
     r"""Returns the residual MLP of ``depth`` matrices; ``d_in == d_out``.
 
@@ -98,6 +100,7 @@ gated_mlp = Architecture(
 )
 
 
+@functools.cache
 def polynomial(
     architecture: Architecture, degree: int = 2, *, cross: bool = False
 ) -> Architecture:

@@ -118,6 +118,11 @@ class LanguageModel:
                 model, or ``state`` has another number of rows.
         """
         tokens = check_tokens("tokens", tokens, self.config.vocab_size)
+        if not isinstance(state, ModelState | None):
+            raise InputError(
+                f"state is a {type(state).__name__}; needs a ModelState, from "
+                "init_state or apply"
+            )
         rows = {leaf.shape[0] for leaf in jax.tree.leaves(state)}
         if rows - {len(tokens)}:
             raise InputError(

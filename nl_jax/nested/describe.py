@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import optax
+from flax import nnx
 
 from nl_jax.errors import InputError
 from nl_jax.nested.level import Level, NestedSystem
@@ -22,7 +23,7 @@ from nl_jax.nested.level_table import (
     count_bytes,
     count_parameters,
 )
-from nl_jax.nested.module_levels import module_levels
+from nl_jax.nested.module_levels import module_levels, nnx_levels
 from nl_jax.nested.optimizer_levels import accumulations, optimizer_levels
 
 
@@ -36,12 +37,12 @@ def describe(
 
     Args:
         *objects: each answers ``levels()``, or is a ``Level``, a
-            ``NestedSystem``, a Flax module, an optax transformation or the
-            state of one.
+            ``NestedSystem``, a Flax module (Linen or NNX), an optax
+            transformation or the state of one, or an ``nnx.Optimizer``.
         params: parameters, or their shapes, that optimizers and levels among
             the objects are applied to, by default those of a model among them;
             without, levels have no sizes. Those of a system by level.
-        inputs: argument of Flax modules, or a tuple of them, or their shapes.
+        inputs: argument of Linen modules, or a tuple of them, or their shapes.
 
     Raises:
         TypeError: for an object that is none of these.
@@ -59,12 +60,17 @@ def describe(
     for item in objects:
         if isinstance(item, optax.MultiSteps):
             item = item.gradient_transformation()
+        if isinstance(item, nnx.Optimizer):
+            item = item.tx
         if isinstance(item, SupportsLevels):
             models += item.levels()
             if params is None and hasattr(item, "parameter_shapes"):
                 params = item.parameter_shapes()
-        elif isinstance(item, nn.Module):
-            rows, shapes = module_levels(item, inputs)
+        elif isinstance(item, (nn.Module, nnx.Module)):
+            if isinstance(item, nn.Module):
+                rows, shapes = module_levels(item, inputs)
+            else:
+                rows, shapes = nnx_levels(item, inputs)
             models += rows
             params = shapes if params is None else params
         elif isinstance(item, Level):

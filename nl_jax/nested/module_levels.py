@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from nl_jax.errors import InputError
 from nl_jax.nested.level_table import LevelRow, count_parameters
@@ -57,13 +58,31 @@ def module_levels(module: nn.Module, inputs: Any) -> tuple[list[LevelRow], Any]:
 
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     shapes = jax.eval_shape(init, jax.random.key(0), inputs)
-    rows = [
-        dataclasses.replace(row, name=".".join((*path, row.name)))
-        for path, levels in found
-        for row in levels
-    ]
-    counted = sum(row.parameters for row in rows)
-    others = LevelRow(
+    rows = [_named(row, path) for path, levels in found for row in levels]
+    return [*rows, _others(shapes, rows)], shapes
+
+
+def nnx_levels(module: nnx.Module, inputs: Any) -> tuple[list[LevelRow], Any]:
+    """Returns an NNX module's rows and the shapes of its parameters.
+
+    Its memories are those of Linen modules that Flax's bridge has put into it.
+    """
+    rows = []
+    for path, part in nnx.iter_modules(module):
+        linen = getattr(part, "to_nnx__module", None)
+        if linen is not None:
+            *inner, _ = module_levels(linen, inputs)[0]
+            rows += [_named(row, path) for row in inner]
+    params = _shapes(nnx.pure(nnx.state(module, nnx.Param)))
+    return [*rows, _others(params, rows)], params
+
+
+def _named(row, path):
+    return dataclasses.replace(row, name=".".join((*map(str, path), row.name)))
+
+
+def _others(params, rows):
+    return LevelRow(
         name="slow parameters",
         memory_of="the training data",
         architecture="all other parameters",
@@ -71,10 +90,9 @@ def module_levels(module: nn.Module, inputs: Any) -> tuple[list[LevelRow], Any]:
         rule="outer optimizer",
         period=1,
         unit="steps",
-        parameters=count_parameters(shapes) - counted,
+        parameters=count_parameters(params) - sum(r.parameters for r in rows),
         state_bytes=0,
     )
-    return [*rows, others], shapes
 
 
 def _shapes(tree):

@@ -76,10 +76,10 @@ class Facts:
             if name in self._read or value is None:
                 continue
             if not any(re.fullmatch(pattern, name) for pattern in harmless):
+                shown = repr(value)[:60]
                 raise InputError(
-                    f"{self.path}: {name}={str(value)[:60]!r} is not known to "
-                    "this version and may change the model; remove the entry "
-                    "if it does not"
+                    f"{self.path}: {name}={shown} is not known to this version "
+                    "and may change the model; remove the entry if it does not"
                 )
 
     def refuse(self, name: str, value: Any, allowed: str) -> NoReturn:

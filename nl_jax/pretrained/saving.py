@@ -1,6 +1,5 @@
 """Export of models to folders that other programs read."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -76,7 +75,7 @@ def save_pretrained(
         safetensors.numpy.save_file(
             tensors, fresh / "model.safetensors", {"format": "pt"}
         )
-        # The package leaves its file to the owner alone, and in memory.
+        # The package makes its file readable by the owner alone.
         mode = (fresh / "config.json").stat().st_mode
         for path in fresh.iterdir():
             path.chmod(mode)
@@ -84,8 +83,8 @@ def save_pretrained(
                 os.fsync(file.fileno())
         os.replace(fresh, folder)
     except (OSError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(fresh)
         why = getattr(error, "strerror", None) or error
         raise InputError(f"could not save {folder} ({why})") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return entries["model_type"]

@@ -58,8 +58,9 @@ def begin_run(
     """
     config = config.copy_and_resolve_references()
     folder, saved = pathlib.Path(workdir), {}
-    if any((folder / "checkpoints").glob("[0-9]*")):
-        saved = read_json(folder / "config.json")
+    file = folder / "config.json"
+    if any((folder / "checkpoints").glob("[0-9]*")) and file.is_file():
+        saved = read_json(file)
     if saved.get("init_from"):
         config.init_from = config.init_from or saved["init_from"]
         if config.data.tokenizer == DataConfig.tokenizer:
@@ -72,6 +73,7 @@ def begin_run(
     unset = config.data.tokenizer == DataConfig.tokenizer
     if unset and found.tokenizer_json not in (None, BYTES_JSON):
         config.data.tokenizer = "bpe"
+        _LOG.info("the tokenizer is that of %s", config.init_from)
     return freeze(config, found.model.config), found
 
 

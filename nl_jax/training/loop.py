@@ -106,6 +106,7 @@ class _Run:
         self.records: list[dict] = []
         self.checkpoints: Checkpoints | None = None
         self.start, self.evaluated = 0, True
+        self.seconds_before = 0.0
         self.state: TrainState | None = None
         self.model = LanguageModel(config.model)
         if workdir is not None:
@@ -175,6 +176,8 @@ class _Run:
             writer.begin(self.start, to_json(config))
         if workdir is not None and self.writers:
             self.records = read_json_lines(workdir / "metrics.jsonl")
+            times = [row["seconds"] for row in self.records if "seconds" in row]
+            self.seconds_before = times[-1] if times else 0.0
             write_json(workdir / "config.json", to_json(config))
 
     def train(self) -> TrainResult:
@@ -230,12 +233,14 @@ class _Run:
             bits = bits_per_byte(sums)
             speed = progress.update(step, loss, bits)
             if step % config.log_every == 0 or step == config.steps:
+                seconds = self.seconds_before + time.monotonic() - began
                 values = {
                     "loss": loss,
                     "bits_per_byte": bits,
                     "grad_norm": float(norm),
                     "learning_rate": float(schedule(step - 1)),
                     "tokens": self._tokens(step),
+                    "seconds": round(seconds, 3),
                     "tokens_per_second": round(speed, 1),
                 }
                 self._write(step, values)

@@ -68,11 +68,15 @@ def resident_memory_bytes() -> int:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Context in which no other process writes into a run's folder.
+def locked(folder: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
+    """Context in which no other process writes into a folder.
 
     Process 0 of a run holds the lock for all. The operating system releases it
     when that process ends, in whatever way; the file stays.
+
+    Args:
+        folder: the folder, which is created if necessary.
+        flag: that names another folder, for the error message.
 
     Raises:
         InputError: if another process holds the lock, or it cannot be made.
@@ -94,7 +98,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         if refused:
             raise InputError(
                 f"{folder} {owner or 'is refused by process 0'}; give another "
-                "--workdir"
+                f"{flag}"
             )
         yield
 

@@ -48,6 +48,14 @@ class LoadedModel(NamedTuple):
     meta: dict[str, Any]
     """``config``, ``tokenizer``, ``data``, ``versions`` and ``step``."""
 
+    @property
+    def state_meta(self) -> dict[str, Any]:
+        """What a state of this model belongs to, as ``meta`` of its file."""
+        return {
+            "tokenizer": self.tokenizer.to_json()["hash"],
+            "step": self.meta["step"],
+        }
+
 
 def load_model(workdir, step: int | None = None) -> LoadedModel:
     """Loads a trained model; the checkpoint alone is enough.

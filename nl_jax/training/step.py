@@ -189,8 +189,10 @@ def draw_state(
     if initial is None:
         return jax.jit(begin, out_shardings=layout)()
     draw = jax.jit(lambda: _draw(config, model), out_shardings=layout.variables)
-    variables = put_weights(config.init_from, initial, draw())
-    variables = jax.device_put(variables, layout.variables)
+    path = config.init_from or "memory"
+    drawn, found = draw(), initial["params"]
+    params = put_weights(path, found, drawn["params"])
+    variables = jax.device_put(drawn | {"params": params}, layout.variables)
     return jax.jit(
         lambda variables: TrainState(variables, optimizer.init(variables)),
         out_shardings=layout,

@@ -16,14 +16,13 @@ from typing import Any, Literal
 from flax.core import FrozenDict
 from ml_collections import config_dict
 
-from nl_jax.checks import check_choice, check_count
+from nl_jax.checks import check_fields, is_number, require
 from nl_jax.data import DataConfig
 from nl_jax.errors import InputError
 from nl_jax.models import ModelConfig, configure
 from nl_jax.models.model_config import MODELS
 from nl_jax.optimizers import NAMED, check_options, find_optimizer
 
-SCHEDULES = ("cosine", "constant", "wsd")
 _HOPE = configure("hope")
 
 
@@ -70,20 +69,25 @@ class OptimizerConfig:
     """Global norm to which larger gradients are clipped."""
 
     def __post_init__(self):
+        check_fields(self, "optimizer.", free=["clip_norm"], warmup_steps=0)
         find_optimizer("optimizer.name", self.name)
+        if not isinstance(self.options, Mapping):
+            raise InputError(
+                f"optimizer.options={self.options!r} must be a mapping"
+            )
         check_options("optimizer.options", self.name, self.options)
         object.__setattr__(self, "options", FrozenDict(self.options))
-        check_choice("optimizer.schedule", self.schedule, SCHEDULES)
-        check_count("optimizer.warmup_steps", self.warmup_steps, 0)
         for name in ("learning_rate", "eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(
                     f"optimizer.{name}={getattr(self, name)} must be positive "
                     "and finite"
                 )
-        if not self.clip_norm > 0:
+        clip = self.clip_norm
+        if not (is_number(clip) or clip == math.inf) or clip <= 0:
             raise InputError(
-                f"optimizer.clip_norm={self.clip_norm} must be positive"
+                f"optimizer.clip_norm={clip!r} must be positive; inf does not "
+                "clip"
             )
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
@@ -113,6 +117,15 @@ class MeshConfig:
     tensor: int = 1
     """Devices that split heads, MLP widths and the vocabulary."""
 
+    def __post_init__(self):
+        check_fields(self, "mesh.", data=-1, fsdp=-1, tensor=-1)
+        for name, size in dataclasses.asdict(self).items():
+            if size == 0:
+                raise InputError(
+                    f"mesh.{name}=0 must be at least 1, or -1 for as many "
+                    "devices as the other axes leave"
+                )
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
@@ -126,6 +139,22 @@ class SampleConfig:
     """Divisor of the logits; 0 always takes the likeliest token."""
     top_p: float = 0.95
     """Probability mass of the likeliest tokens that are sampled from."""
+
+    def __post_init__(self):
+        check_fields(self, "sample.", tokens=0)
+        require(
+            not self.tokens or bool(self.prompt),
+            "sample.prompt='' must have some text; sample.tokens=0 draws none",
+        )
+        require(
+            self.temperature >= 0,
+            f"sample.temperature={self.temperature} must be >= 0; 0 always "
+            "takes the likeliest token",
+        )
+        require(
+            0 < self.top_p <= 1,
+            f"sample.top_p={self.top_p} must be in (0, 1]; 1 allows all tokens",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,12 +201,8 @@ class TrainConfig:
     tokenizer and the optimizer's name and options must be the same."""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "seq_len", "accumulate"):
-            check_count(name, getattr(self, name))
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
-            check_count(name, getattr(self, name))
-        for name in ("seed", "eval_every"):
-            check_count(name, getattr(self, name), 0)
+        check_fields(self, seed=0, eval_every=0)
+        require(self.seed < 2**32, f"seed={self.seed} must be less than 2**32")
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"accumulate={self.accumulate} must divide "

@@ -287,9 +287,9 @@ def test_gguf_keys_of_positions_and_qwen2(tmp_path):
         ([("add_rope_scaling_type", gguf.RopeScalingType.YARN)], "'yarn'"),
         ([("add_rope_dimension_count", 2)], "rope.dimension_count=2"),
         ([("add_value_length", 2)], "attention.value_length=2"),
-        ([("add_sliding_window", 4)], "sliding_window='4' is not known"),
-        ([("add_logit_scale", 2.0)], "llama.logit_scale='2.0' is not known"),
-        ([("add_uint16", "split.count", 3)], "split.count='3' is not known"),
+        ([("add_sliding_window", 4)], "sliding_window=4 is not known"),
+        ([("add_logit_scale", 2.0)], "llama.logit_scale=2.0 is not known"),
+        ([("add_uint16", "split.count", 3)], "split.count=3 is not known"),
     ):
         files.write_gguf(path, LLAMA, files.llama_weights(LLAMA), extra=extra)
         refused(path, words)
@@ -501,16 +501,16 @@ def refused(path, words):
         ({"hidden_act": "relu"}, "hidden_act='relu'"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "factor=None"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
-        ({"rope_scaling": LLAMA3 | {"beta_fast": 32}}, "beta_fast='32' is not"),
+        ({"rope_scaling": LLAMA3 | {"beta_fast": 32}}, "beta_fast=32 is not"),
         ({"rope_scaling": LLAMA3 | {"type": "linear"}}, "type='linear'"),
         ({"rope_scaling": LLAMA3, "rope_theta": 9.0}, "rope_theta=9.0"),
         ({"rope_scaling": LLAMA3, "rope_parameters": {"a": 1}}, "rope_scaling"),
         ({"rope_parameters": {"full_attention": LLAMA3}}, "full_attention="),
         ({"rope_scaling": 4}, "rope_scaling=4"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ({"sliding_window": 4}, "sliding_window='4' is not known to this"),
+        ({"sliding_window": 4}, "sliding_window=4 is not known to this"),
         ({"quantization_config": {"bits": 4}}, "quantization_config="),
-        ({"use_qk_norm": False}, "use_qk_norm='False' is not known"),
+        ({"use_qk_norm": False}, "use_qk_norm=False is not known"),
         ({"model_type": "mistral", "attention_bias": True}, "attention_bias"),
         (
             {

@@ -232,7 +232,7 @@ def test_damaged_files_of_this_library_are_one_line(tmp_path):
         ({"model": whole["model"] | {"cms": 5}}, "its entry model is damaged"),
         ({"model": whole["model"] | {"new": 5}}, "unknown field new"),
         ({"model": whole["model"] | {"d_model": 16}}, "has shape"),
-        ({"rope_theta": 5.0}, "rope_theta='5.0' is not known"),
+        ({"rope_theta": 5.0}, "rope_theta=5.0 is not known"),
     ):
         file.write_text(json.dumps(whole | change))
         with pytest.raises(InputError, match=words) as error:

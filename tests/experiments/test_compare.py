@@ -10,10 +10,10 @@ from experiments.shared import plot
 
 # Evaluated between two lines, stopped in the middle of the last.
 LINES = [
-    {"step": 2, "bits_per_byte": 8.0, "tokens": 20, "tokens_per_second": 10.0},
-    {"step": 4, "bits_per_byte": 4.0, "tokens": 40, "tokens_per_second": 20.0},
+    {"step": 2, "bits_per_byte": 8.0, "tokens": 20, "seconds": 2.0},
+    {"step": 4, "bits_per_byte": 4.0, "tokens": 40, "seconds": 3.0},
     {"step": 5, "held_out_bits_per_byte": 3.5},
-    {"step": 6, "bits_per_byte": 3.0, "tokens": 60, "tokens_per_second": 20.0},
+    {"step": 6, "bits_per_byte": 3.0, "tokens": 60, "seconds": 4.0},
 ]
 
 
@@ -59,7 +59,6 @@ def test_curves_go_through_the_points(script, pair, tmp_path, monkeypatch):
     monkeypatch.setattr(plot, "axes", spy)
     script(compare, pair[0], "--smooth=2", f"--out={tmp_path / 'a.png'}")
     ((_, panels),) = figures
-    # Seconds: 20 / 10, and twice 20 / 20 more.
     expected = {
         "step": ([3, 5], [5]),
         "tokens": ([30, 50], [50]),
@@ -106,7 +105,7 @@ def test_a_trained_run(script, workdir, tmp_path):
         (["{1}"], "no numbers of 'tokens'; it has bits_per_byte, step"),
         (["{2}"], "no numbers of 'step'; it has no lines"),
         (["{3}"], "config.json is damaged"),
-        (["{4}"], "is no record of a run: line 2"),
+        (["{4}"], "lists/metrics.jsonl is no record of a run: line 2"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(script, tmp_path, flags, words):

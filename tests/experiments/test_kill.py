@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 120
 
 
-def start(workdir):
+def start(workdir, *flags):
     return subprocess.Popen(
         [
             sys.executable,
@@ -29,6 +29,7 @@ def start(workdir):
             "--config.checkpoint_every=7",
             f"--config.steps={STEPS}",
             f"--workdir={workdir}",
+            *flags,
         ],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
@@ -47,6 +48,7 @@ def curve(workdir):
     """Everything in the metrics but the clock, bit for bit."""
     records = [json.loads(line) for line in lines(workdir)]
     for record in records:
+        record.pop("seconds", None)
         record.pop("tokens_per_second", None)
     return records
 

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import types
 
+import jax
 import pytest
 
 from experiments.language import evaluate, generate, train_lm
@@ -48,6 +50,10 @@ def test_training_prints_levels_and_results(script, workdir):
         ("--config.optimizer.name=lion", "must be one of 'sgd', 'adamw', "),
         ("--config.mesh.data=3", "must multiply to the 1 devices"),
         ("--wokdir=a", "wokdir"),
+        ("--workdir=", "--workdir is empty"),
+        ("--writers=mlflow", "allowed are tensorboard, wandb, trackio"),
+        ("--config.sample.top_p=2", "sample.top_p=2.0 must be in (0, 1]"),
+        ("--config.seed=-1", "seed=-1 must be an integer >= 0"),
         ("workdir", "unexpected argument 'workdir'"),
     ],
 )
@@ -59,6 +65,27 @@ def test_wrong_flags_are_one_line(script, tmp_path, flag, words):
     assert err.startswith("error: ") and err.count("\n") == 1
     assert words in err
     assert not (tmp_path / "new" / "metrics.jsonl").exists()
+
+
+def test_too_little_memory_is_one_line(script):
+    def main(values):
+        message = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"
+        raise jax.errors.JaxRuntimeError(message)
+
+    module = types.SimpleNamespace(FLAGS={}, main=main)
+    status, _, err = script(module)
+    assert status == 2 and err.count("\n") == 1
+    assert "make the model, batch_size or seq_len smaller" in err
+
+
+def test_checkpoints_are_listed(script, workdir):
+    for module in (train_lm, generate, evaluate):
+        status, out, _ = script(module, f"--workdir={workdir}", "--list_steps")
+        assert status == 0
+        head, _, *rows = out.splitlines()
+        assert head == "| step | saved | size | state |"
+        assert [row.split(" | ")[0] for row in rows] == ["| 2", "| 4"]
+        assert all(row.endswith(" MB | intact |") for row in rows)
 
 
 def test_another_config_in_the_workdir_is_one_line(script, workdir):
@@ -133,7 +160,11 @@ def test_bpe_tokens_from_training_to_evaluation(script, tmp_path):
         (["--top_p=0"], "top_p=0.0 must be in"),
         (["--temperature=-1"], "temperature"),
         (["--load_state=nowhere"], "does not exist"),
-        (["--step=77"], "77"),
+        (["--step=77"], "step=77: "),
+        (["--step=77"], "has checkpoints of the steps 2, 4"),
+        (["--step=0"], "step"),
+        (["--seed=4294967296"], "--seed=4294967296 must be in [0, 2**32)"),
+        (["--temperature=nan"], "temperature"),
         (["--workdir=nowhere"], "holds no checkpoint"),
     ],
 )

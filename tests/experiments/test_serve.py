@@ -13,9 +13,10 @@ import pytest
 from experiments.serving import serve
 from experiments.serving.handler import Limits, Server
 from experiments.serving.sessions import Sessions
-from nl_jax.continual import Sampler
+from nl_jax.continual import Sampler, SamplerState, load_state
 from nl_jax.data import ByteTokenizer
 from nl_jax.training import LoadedModel
+from nl_jax.training.process import locked
 from tests.continual.conftest import LEVELS, make
 
 LIMITS = Limits(2000, max_tokens=100, max_seconds=60.0, max_requests=8)
@@ -158,13 +159,22 @@ def test_sessions_outlive_the_server(loaded, tmp_path):
         assert status == 409 and "meta.step=3, this one 4" in line["error"]
 
 
-def test_a_state_is_a_file_for_the_user(server):
+def test_a_state_is_a_file_for_the_user(loaded, server, tmp_path):
     generate(server, "ann", "hello")
     connection = http.client.HTTPConnection(*server.server_address)
     connection.request("GET", "/sessions/ann/state")
     found = connection.getresponse().read()
     connection.close()
-    assert found == content(server, "ann")
+    path = tmp_path / "ann.npz"
+    path.write_bytes(found)
+    sampler = Sampler(loaded.model, loaded.variables)
+    sampler.state = load_state(
+        *(path, loaded.model, loaded.variables),
+        kind=SamplerState,
+        meta=loaded.state_meta,
+    )
+    drawn = list(sampler.draw(8, temperature=0.8, top_p=0.95))
+    assert drawn == generate(server, "ann")[0]
     assert ask(server, "/sessions/ann", method="DELETE")[0] == 200
     assert ask(server, "/sessions")[1] == [{"sessions": []}]
 
@@ -302,4 +312,6 @@ def test_the_command(script, workdir, tmp_path, monkeypatch):
         ):
             status, _, errors = script(serve, str(workdir), states, *flags)
             assert status == 2 and errors.count("\n") == 1 and words in errors
-    assert not list((tmp_path / "states").iterdir())
+    with locked(tmp_path / "states"):
+        status, _, errors = script(serve, str(workdir), states)
+        assert status == 2 and "give another --states" in errors

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from nl_jax.errors import InputError
-from nl_jax.layers import MIXERS, CMSConfig, ContinuumMemory
+from nl_jax.layers import MIXERS, CMSConfig, ContinuumMemory, Mixer
 from nl_jax.memory import Gates, associative_memory
 
 D, HEADS = 8, 2
@@ -53,6 +53,19 @@ def test_mixers_answer_in_the_dtype_of_the_input(name, dtype):
         )
         assert y.dtype == dtype and y.shape == X.shape
         assert jax.tree.all(jax.tree.map(lambda a, b: a == b, state, after))
+
+
+def test_a_mixer_may_have_no_state():
+    class Twice(Mixer):
+        def initial_state(self, batch_size):
+            return ()
+
+        def __call__(self, x, state=None):
+            x, state, _ = self.begin(x, state)
+            return 2 * x, state
+
+    y, state = Twice(None, D, HEADS).apply({}, X)
+    assert state == () and (y == 2).all()
 
 
 @pytest.mark.parametrize("name", set(MIXERS) - {"lstm", "mamba"})

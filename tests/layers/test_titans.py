@@ -21,7 +21,9 @@ PAPER = {"architecture": "mlp", "objective": "l2", "expansion": 2}
 VARIANTS = {
     "default": {},
     "paper": PAPER,
-    "adaptive-q": PAPER | {"adaptive_q": True},
+    "adaptive-q": PAPER
+    | {"adaptive_q": True, "read": "chunk"}
+    | {"gates": "direct", "generator_targets": "rms"},
     "no-dgd": PAPER | {"rule": "gd"},
     "no-momentum": PAPER | {"momentum": False},
     "no-decay": {"decay": False},
@@ -149,7 +151,14 @@ def plain_titans(config, params, x):
     return np.stack(outputs)
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "input-delta"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(v, marks=pytest.mark.slow) if v == "hope-paper" else v
+        for v in VARIANTS
+        if v != "input-delta"
+    ],
+)
 def test_equals_the_plain_recurrence(variant):
     with jax.enable_x64(True):
         sizes = {"chunk_size": 3, "memory_chunk_size": 5}
@@ -232,7 +241,14 @@ def adversarial(kind):
 
 
 @pytest.mark.parametrize(
-    "variant", ["default", "paper", "hope-paper", "state-tracking", "shared"]
+    "variant",
+    [
+        "default",
+        "paper",
+        pytest.param("hope-paper", marks=pytest.mark.slow),
+        "state-tracking",
+        "shared",
+    ],
 )
 @pytest.mark.parametrize("trained", [False, True])
 def test_no_memory_grows_without_bound(variant, trained):
@@ -310,6 +326,8 @@ def test_bfloat16_stays_close_to_float32():
         ({"chunk_size": 0}, "chunk_size=0 must be an integer >= 1"),
         ({"eta_max": 3.0}, r"eta_max=3.0 must be in \(0, 2\]"),
         ({"read": "never"}, "read='never' must be one of"),
+        ({"gain": float("nan")}, "gain=nan must be a finite number"),
+        ({"momentum": "no"}, "momentum='no' must be one of True, False"),
         ({"gates": "own"}, "gates='own' must be one of 'readout', 'direct'"),
         ({"generator_targets": "l2"}, "must be one of 'unit', 'rms'"),
         ({"implementation": "cuda"}, "implementation='cuda' must be one of"),

@@ -329,5 +329,7 @@ def test_rows_of_tokens_and_state_must_be_equally_many():
     it = bench("transformer")
     with pytest.raises(ValueError, match="tokens has 1 rows, but state 2"):
         it.model.apply(it.variables, jnp.zeros((1, 1), jnp.int32), it.state)
+    with pytest.raises(ValueError, match="state is a tuple; needs a ModelSta"):
+        it.model.apply(it.variables, jnp.zeros((1, 1), jnp.int32), (1, 2))
     with pytest.raises(ValueError, match="batch_size=0 must be an integer"):
         it.model.init_state(it.variables, 0)

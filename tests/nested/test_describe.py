@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from flax import nnx
 
 from nl_jax.layers import SelfModifyingTitans, TitansConfig
 from nl_jax.memory import associative_memory
@@ -225,6 +226,8 @@ def test_modules_and_memories_describe_themselves():
     assert "adam" in table
     with pytest.raises(ValueError, match=r"Around is described with inputs="):
         describe(Around())
+    linear = nnx.eval_shape(lambda: nnx.Linear(16, 4, rngs=nnx.Rngs(0)))
+    assert rows(linear)["slow parameters"].parameters == 16 * 4 + 4
     memory = associative_memory("mlp", "l2", "gd", momentum=True, chunk_size=8)
     (row,) = describe(memory).rows
     assert (row.architecture, row.objective, row.period) == ("mlp", "l2", 8)

@@ -48,9 +48,11 @@ def test_squares_that_a_dtype_has_not(name, dtype, scale):
                 wanted = np.asarray(wanted.astype(dtype), "float64")
                 tolerance = 8 * float(jnp.finfo(dtype).eps)
                 least = float(jnp.finfo(dtype).smallest_subnormal)
+                # M3 as printed divides by gradients: it may be too large.
+                largest = np.abs(wanted[np.isfinite(wanted)]).max(initial=0)
                 np.testing.assert_allclose(
                     np.asarray(ours, "float64"),
                     wanted,
                     rtol=tolerance,
-                    atol=tolerance * np.abs(wanted).max() + least,
+                    atol=tolerance * largest + least,
                 )

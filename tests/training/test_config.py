@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -147,3 +149,72 @@ def test_sequences_hold_whole_chunks_of_levels_that_learn_in_context():
     cms = {"objective": "next_token", "token_periods": (48, 96)}
     with pytest.raises(InputError, match=r"cms\.token_periods"):
         freeze(flag_config(seq_len=64, model={"cms": cms}))
+
+
+def plain_fields(config, prefix=()):
+    """Yields the path and type of each field, at any depth."""
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), (*prefix, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from plain_fields(value, path)
+        elif field.type in (bool, int, float, str):
+            yield path, field.type
+
+
+def replaced(config, path, value):
+    name, *rest = path
+    if rest:
+        value = replaced(getattr(config, name), rest, value)
+    return dataclasses.replace(config, **{name: value})
+
+
+NAN = float("nan")
+WRONG = {
+    bool: ["no", 1],
+    int: [1.5, True, NAN],
+    float: [NAN, "0.1", True],
+    str: [5],
+}
+
+
+def test_every_field_refuses_values_of_other_types():
+    """By its name, whatever it configures; for numbers, also what is none."""
+    config, count = TrainConfig(), 0
+    for path, kind in plain_fields(config):
+        for value in WRONG[kind]:
+            if path == ("data", "tokenizer"):  # Paths have several types.
+                continue
+            with pytest.raises(ValueError, match=path[-1]):
+                replaced(config, path, value)
+            count += 1
+    assert count > 200
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("seed=4294967296", "seed=4294967296 must be less than 2**32"),
+        ("sample.top_p=2", "top_p=2.0 must be in (0, 1]"),
+        ("sample.top_p=nan", "top_p=nan must be a finite number"),
+        ("sample.temperature=-1", "temperature=-1.0 must be >= 0"),
+        ("sample.temperature=inf", "temperature=inf must be a finite number"),
+        ("sample.tokens=-5", "sample.tokens=-5 must be an integer >= 0"),
+        ("sample.prompt=", "sample.prompt='' must have some text"),
+        ("mesh.data=0", "mesh.data=0 must be at least 1, or -1"),
+        ("mesh.fsdp=-2", "mesh.fsdp=-2 must be an integer >= -1"),
+        ("optimizer.clip_norm=nan", "clip_norm=nan must be positive"),
+        ("data.paths=", "data.paths=('',) must be paths"),
+        ("model.titans.gain=nan", "gain=nan must be a finite number"),
+        ("model.cms.rate=inf", "cms.rate=inf must be a finite number"),
+    ],
+)
+def test_nonsense_is_refused_by_name(flag, words):
+    whole = node = flag_config()
+    name, _, value = flag.partition("=")
+    *parents, last = name.split(".")
+    for parent in parents:
+        node = node[parent]
+    kind = node.get_type(last)
+    node[last] = (value,) if kind is tuple else kind(value)
+    with pytest.raises(InputError, match=re.escape(words)):
+        freeze(whole)

@@ -108,6 +108,18 @@ def test_a_restart_gives_the_same_numbers(finished, copy, tiny):
     assert result.held_out_bits_per_byte == whole.held_out_bits_per_byte
 
 
+def test_seconds_go_on_after_a_restart(copy, tiny):
+    shutil.rmtree(copy / "checkpoints" / "6")
+    before = [row | {"seconds": 1000.0} for row in lines(copy)]
+    (copy / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in before)
+    )
+    train(tiny(), copy)
+    seconds = [row["seconds"] for row in lines(copy) if "loss" in row]
+    assert seconds[:4] == [1000.0] * 4
+    assert 1000 < seconds[4] < seconds[5] < 1100
+
+
 def test_a_finished_run_stays_finished(copy, finished, tiny):
     result = train(tiny(), copy)
     assert result.step == 6
@@ -363,6 +375,22 @@ def test_a_signal_saves_and_stops(tiny, tmp_path, monkeypatch, finished):
     assert steps_in(tmp_path)[-1] == 3
     train(tiny(), tmp_path)
     assert losses(tmp_path) == losses(finished[0])
+
+
+def test_an_evaluation_that_a_signal_prevented_is_made_up_for(
+    tiny, tmp_path, monkeypatch
+):
+    config = tiny(eval_every=2)
+    whole = train(config)
+    before_step(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train(config, tmp_path).held_out_bits_per_byte is not None
+    monkeypatch.undo()
+    assert "held_out_bits_per_byte" not in lines(tmp_path)[-1]
+    found = [dict(r) for r in train(config, tmp_path).records]
+    for record in [*found, *whole.records]:
+        for clock in ("seconds", "tokens_per_second"):
+            record.pop(clock, None)
+    assert found == whole.records
 
 
 def test_the_mesh_must_fit_the_devices(tiny):

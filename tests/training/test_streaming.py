@@ -168,6 +168,7 @@ def test_impossible_samples_are_refused_at_once(trained):
     for choices, message in (
         ({"temperature": -1.0}, "temperature=-1.0 must be"),
         ({"temperature": float("nan")}, "temperature=nan must be"),
+        ({"top_p": "1"}, "top_p='1' must be a finite number"),
         ({"top_p": 2.0}, r"top_p=2.0 must be in \(0, 1\]"),
         ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]"),
         ({"count": -1}, "count=-1 must be an integer >= 0"),

@@ -6,7 +6,13 @@ from typing import Any, Literal, TypeAlias
 
 import optax
 
-from nl_jax.checks import check_choice, check_count, choose, require
+from nl_jax.checks import (
+    check_choice,
+    check_count,
+    check_fields,
+    choose,
+    require,
+)
 from nl_jax.layers.continuum.adaptation import check_adaptive
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.cms_objectives import CMS_OBJECTIVES
@@ -85,6 +91,7 @@ class CMSConfig:
     """Of that signal; for coherence at most 1."""
 
     def __post_init__(self):
+        check_fields(self, "cms.", layers=0)
         for name in ("step_periods", "token_periods"):
             given = getattr(self, name)
             _check_periods(f"cms.{name}", given)

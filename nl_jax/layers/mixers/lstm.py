@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nl_jax.array_typing import Stream
+from nl_jax.checks import check_fields
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
 
 
@@ -19,6 +20,7 @@ class LSTMConfig(MixerConfig):
     """Number of cells in units of ``d_model``."""
 
     def __post_init__(self):
+        check_fields(self)
         if not self.expansion > 0:
             raise ValueError(f"expansion={self.expansion} must be positive")
 

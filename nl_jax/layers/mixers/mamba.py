@@ -49,9 +49,9 @@ class MambaConfig(MixerConfig):
     """Tokens processed in parallel; results do not depend on it."""
 
     def __post_init__(self):
+        check_fields(self)
         if not self.expansion > 0:
             raise ValueError(f"expansion={self.expansion} must be positive")
-        check_fields(self)
 
     def build(self, d_model: int, n_heads: int, dtype):
         """Returns the configured module."""

@@ -114,12 +114,12 @@ class Mixer(nn.Module):
         x = x if self.dtype is None else x.astype(self.dtype)
         if state is None:
             state = self.initial_state(len(x))
-        rows = jax.tree.leaves(state)[0].shape[0]
-        if rows != len(x):
-            raise InputError(
-                f"{type(self).__name__} got {len(x)} rows, but a state of "
-                f"{rows}"
-            )
+        for leaf in jax.tree.leaves(state):
+            if leaf.shape[0] != len(x):
+                raise InputError(
+                    f"{type(self).__name__} got {len(x)} rows, but a state of "
+                    f"{leaf.shape[0]}"
+                )
         return x, state, Declare(self, x.dtype)
 
 

@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 import flax.linen as nn
 
 from nl_jax.array_typing import Stream
+from nl_jax.checks import check_fields
 from nl_jax.layers.continuum.cms_config import CMSConfig
 from nl_jax.layers.continuum.module import ContinuumMemory
 from nl_jax.layers.mixers.attention import AttentionConfig, AttentionState
@@ -34,6 +35,7 @@ class SambaConfig(MixerConfig):
     takes_stream: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_fields(self)
         if not self.hidden > 0:
             raise ValueError(f"hidden={self.hidden} must be positive")
 

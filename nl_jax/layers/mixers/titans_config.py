@@ -152,23 +152,14 @@ class TitansConfig(MixerConfig):
     @property
     def generated(self) -> tuple[str, ...]:
         """Names of the generating memories, in stacking order."""
-        adaptive = {
-            "q": self.adaptive_q,
-            "k": self.adaptive_k,
-            "v": self.adaptive_v,
-        }
-        names = tuple(name for name, on in adaptive.items() if on)
+        names = [n for n in "qkv" if getattr(self, f"adaptive_{n}")]
         return (*names, "eta", "alpha")
 
     @property
     def gate_biases(self) -> dict[str, float]:
         """Initial logit of each gate."""
-        biases = {"eta": self.eta_bias}
-        if self.decay:
-            biases["alpha"] = self.alpha_bias
-        if self.momentum:
-            biases["mu"] = self.mu_bias
-        return biases
+        used = {"eta": True, "alpha": self.decay, "mu": self.momentum}
+        return {n: getattr(self, f"{n}_bias") for n, on in used.items() if on}
 
     @property
     def shares_recurrence(self) -> bool:
@@ -242,35 +233,29 @@ class TitansConfig(MixerConfig):
         """Returns the mixer's rows of the level table."""
         rule = self.learning_rule.words
         rule += ", momentum" if self.momentum else ""
-        objective = self.inner_objective.name.replace("_", " ")
-
-        def row(name, prefix, fast, period, runs=""):
-            return token_level(
+        rule += ", decay" if self.decay else ""
+        made = f"generators ({', '.join(self.generated)})"
+        kinds = {
+            made: (state.generators, self.chunk_size, ""),
+            "memory": (state.memory, self.memory_chunk_size, self._runs(state)),
+        }
+        return [
+            token_level(
                 name=f"titans.{name}",
                 memory_of="keys to own values",
                 architecture=self.memory_architecture.name,
-                objective=objective,
-                rule=rule + (", decay" if self.decay else ""),
+                objective=self.inner_objective.name.replace("_", " "),
+                rule=rule,
                 period=period,
-                params=[v for k, v in params.items() if k.startswith(prefix)],
+                params=[
+                    leaf
+                    for key, leaf in params.items()
+                    if key.startswith(f"{name.split()[0]}_")
+                ],
                 state=fast,
                 runs=runs,
             )
-
-        return [
-            row(
-                f"generators ({', '.join(self.generated)})",
-                "generators_",
-                state.generators,
-                self.chunk_size,
-            ),
-            row(
-                "memory",
-                "memory_",
-                state.memory,
-                self.memory_chunk_size,
-                self._runs(state),
-            ),
+            for name, (fast, period, runs) in kinds.items()
         ]
 
     def learned(self, state):
