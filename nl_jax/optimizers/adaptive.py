@@ -229,7 +229,8 @@ def scale_by_adagrad_memory(
                 m, _ = as_matrices(moments[i], dims)
                 # Overflow gives a zero update, as it does on the diagonal.
                 finite = jnp.isfinite(keys[i]).all((-2, -1), keepdims=True)
-                h = jnp.where(finite, keys[i], jnp.eye(keys[i].shape[-1]))
+                identity = jnp.eye(keys[i].shape[-1], dtype=keys[i].dtype)
+                h = jnp.where(finite, keys[i], identity)
                 root = jnp.where(finite, inverse_root(h, eps), 0)
                 u = back(root @ m)
             out.append(u.astype(g.dtype))

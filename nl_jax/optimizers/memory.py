@@ -57,10 +57,10 @@ class ScaleByMemoryState(NamedTuple):
 
     @property
     def memory(self) -> tuple[Any, ...]:
-        """Weights, a tree like the parameters for each matrix of the memory.
+        """A tree like the parameters for each matrix of the memory.
 
-        Their leaves are ``[b, d_in, d_out]``; a linear memory's one tree is
-        of arrays like the parameters.
+        Leaves are ``[b, d_in, d_out]``; those of a linear memory are like the
+        parameters.
         """
         return self.level.params[0]
 
@@ -227,9 +227,6 @@ def scale_by_memory(
             )
         return back(y if output is None else output(y))
 
-    def read(memory, updates):
-        return optax.tree.cast_like(each(answer, memory, updates), updates)
-
     def step(state, updates, extra):
         memory, said = state.params
         updates = state.gathered if waits else updates
@@ -239,13 +236,11 @@ def scale_by_memory(
             jax.tree.map(lambda m, s: retention * m + s, widen(memory), change),
             memory,
         )
-        said = read(memory, updates) if speaks_when_due else None
+        if speaks_when_due:
+            said = keep_dtypes(each(answer, memory, updates), said)
         return (memory, said), keep_dtypes(after, state.inner)
 
-    def gather(state, updates, extra):
-        del extra
-        return add_up(state, updates) if waits else None
-
+    gather = add_up if waits else lambda state, *seen: None
     level = Level(start, step, period, gather)
 
     def init(params):
@@ -257,7 +252,7 @@ def scale_by_memory(
         del params
         after = level.update(state.level, updates, extra)
         memory, said = after.params
-        out = said if speaks_when_due else read(memory, updates)
+        out = said if speaks_when_due else each(answer, memory, updates)
         return optax.tree.cast_like(out, updates), ScaleByMemoryState(
             optax.safe_increment(state.count), after, state.facts
         )

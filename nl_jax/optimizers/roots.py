@@ -31,7 +31,7 @@ def inverse_root(h, eps):
     """
     identity = jnp.eye(h.shape[-1], dtype=h.dtype)
     # Rounding hides eigenvalues below this share of the norm.
-    share = jnp.finfo(h.dtype).eps
+    share = 4 * jnp.finfo(h.dtype).eps
     h = h + jnp.maximum(eps, share * safe_norm(h, (-2, -1))) * identity
     size = safe_norm(h, (-2, -1))
 

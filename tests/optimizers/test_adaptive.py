@@ -103,3 +103,11 @@ def test_matrix_adagrad(momentum):
         values, vectors = np.linalg.eigh(h + 1e-7 * np.eye(3))
         expected.append({"w": vectors / np.sqrt(values) @ vectors.T @ m})
     assert_same(run(tx, grads), expected, rtol=1e-7)
+
+
+def test_matrix_adagrad_of_large_gradients_that_lack_a_rank():
+    """The first step is the polar factor, though squares of H overflow."""
+    for size in (1e4, 1e12):
+        g = {"w": size * gradients(1, {"w": (3, 2)})[0]["w"]}
+        (out,) = run(nl.scale_by_adagrad_memory("matrix"), [g], "float32")
+        np.testing.assert_allclose(out["w"], polar(g["w"]), atol=2e-3)

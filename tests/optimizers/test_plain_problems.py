@@ -60,6 +60,7 @@ def with_inputs(lr):
 
 
 DEFAULTS = {case.factory.__name__: case.factory for case in CASES.values()}
+del DEFAULTS["every"], DEFAULTS["continuum"]  # Wrap one that users choose.
 DEFAULTS |= {"adam": optax.adam, "delta_gradient_descent": with_inputs}
 
 
