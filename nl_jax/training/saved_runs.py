@@ -217,6 +217,10 @@ def check_same_config(
         fixed = name.startswith(_FIXED_FIELDS)
         if name.startswith(_FREE_FIELDS) or (name == "init_from" and not new):
             continue
+        if name == "model.cms.token_periods" and same_periods(
+            old, new, config.model
+        ):
+            continue
         if config.accept_new_config and not fixed:
             continue
         remedy = "use another --workdir"
@@ -247,6 +251,14 @@ def check_text(workdir, saved: str, sha256: str, *, accept: bool) -> None:
             "between Python versions); restore it, use another --workdir, or "
             "go on with --config.accept_new_config=True"
         )
+
+
+def same_periods(old: list[int], new: list[int], model: ModelConfig) -> bool:
+    """Returns whether default periods stand for the others.
+
+    Earlier versions saved the numbers that defaults stand for.
+    """
+    return {(), model.cms.periods} == {tuple(old), tuple(new)}
 
 
 def differences(
