@@ -54,7 +54,7 @@ def test_a_signal_ends_a_script(running, code, name):
         [
             sys.executable,
             "-c",
-            (RUNNING if running else AS_SCRIPT) + "\n" + code,
+            (RUNNING if running else IMPORTING) + code,
         ],
         cwd=ROOT,
         capture_output=True,
