@@ -106,7 +106,7 @@ class _StateReader:
             self._add([row], covered, label)
         factor: float = 1
         if isinstance(node, EveryState):
-            factor = int(node.period)
+            factor = node.period.calls
         elif isinstance(node, optax.MultiStepsState):
             factor = next(self._accumulations, math.nan)
         moves = math.nan if kind in _RARE else factor
