@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.checks import leaf_name
+from nl_jax.checks import is_integer, leaf_name
 from nl_jax.models import LanguageModel
 
 ALL_MIXERS = "mixers"
@@ -66,8 +66,7 @@ def check_level(model: LanguageModel, level: Any) -> None:
             f"{ALL_MIXERS!r}"
         )
     count = len(cms.periods)
-    known = isinstance(level, int) and not isinstance(level, bool)
-    if not known or not 1 <= level <= count:
+    if not is_integer(level) or not 1 <= level <= count:
         raise ValueError(
             f"level={level!r} must be from 1, the fastest, to {count}, or "
             f"{ALL_MIXERS!r}"

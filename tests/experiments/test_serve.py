@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import pytest
 
 from experiments.serving import serve
@@ -177,6 +178,13 @@ def test_sessions_outlive_the_server(loaded, tmp_path):
     with serving(later, tmp_path / "a") as server:
         status, (line,) = ask(server, "/sessions/ann", {"tokens": 1})
         assert status == 409 and "meta.step=3, this one 4" in line["error"]
+    other = jax.tree.map(lambda leaf: leaf + 1, loaded.variables)
+    with serving(loaded._replace(variables=other), tmp_path / "a") as server:
+        status, (line,) = ask(server, "/sessions/ann", {"tokens": 1})
+        assert (
+            status == 409
+            and "another model: it has meta.weights" in (line["error"])
+        )
 
 
 def test_a_state_is_a_file_for_the_user(loaded, server, tmp_path):
