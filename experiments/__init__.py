@@ -8,15 +8,24 @@ share ``experiments/shared``: kinds of flags, a sweep that continues where it
 was stopped, records, tables and plots.
 """
 
+import os
+import signal
 import sys
+from typing import NoReturn
 
 
-def _brief(kind, error, trace, usual=sys.excepthook):
-    """Shows one line for Ctrl-C while a script is still being imported."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("\nstopped by SIGINT", file=sys.stderr)
-    else:
-        usual(kind, error, trace)
+def stop(number: int, frame: object = None) -> NoReturn:
+    """Ends the process at a signal, with one line and the status of shells."""
+    try:
+        sys.stdout.flush()
+        name = signal.Signals(number).name
+        os.write(2, f"\nstopped by {name}\n".encode())
+    finally:
+        os._exit(128 + number)
 
 
-sys.excepthook = _brief
+# Python is finding the script that it was asked to run. Nothing is open yet
+# while its imports are under way, and an exception could be swallowed there.
+if sys.argv[:1] == ["-m"]:
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)

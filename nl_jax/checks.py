@@ -35,8 +35,18 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises ``InputError`` unless ``value`` is an integer >= ``least``.
+def is_integer(value: Any) -> bool:
+    """Returns whether ``value`` is an integer of Python or NumPy.
+
+    Example:
+        >>> is_integer(2), is_integer(np.int64(2)), is_integer(True)
+        (True, True, False)
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Returns ``value`` if it is an integer >= ``least``, or ``InputError``.
 
     An array, as ``optax.inject_hyperparams`` makes of every number, is none.
 
@@ -51,9 +61,9 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
             f"{name} is an array, but it must be static: "
             f"optax.inject_hyperparams(..., static_args={name!r})"
         )
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < least:
+    if not is_integer(value) or value < least:
         raise InputError(f"{name}={value!r} must be an integer >= {least}")
+    return int(value)
 
 
 def default_count(
@@ -70,8 +80,7 @@ def default_count(
     """
     if value is None:
         return default
-    check_count(name, value, least)
-    return value
+    return check_count(name, value, least)
 
 
 def is_number(value: Any) -> bool:
@@ -121,7 +130,8 @@ def check_fields(
 
     Those are ``Literal``, ``bool``, ``int``, ``float``, ``str``, and each of
     them or ``None``. Integers must be at least 1, or what ``least`` says of
-    their name; numbers must be finite. Fields in ``free`` are left out.
+    their name, and become Python's; numbers must be finite. Fields in ``free``
+    are left out.
 
     Raises:
         InputError: naming the field, with ``prefix``, and what is allowed.
@@ -148,7 +158,8 @@ def check_fields(
         if get_origin(kind) is Literal:
             check_choice(shown, value, get_args(kind))
         elif kind is int:
-            check_count(shown, value, least.get(name, 1))
+            count = check_count(shown, value, least.get(name, 1))
+            object.__setattr__(config, name, count)
         elif kind is float:
             check_number(shown, value)
         elif kind in (bool, str) and not isinstance(value, kind):

@@ -148,9 +148,10 @@ def _pairs(path, text, label):
         source = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text") from error
-    if path.suffix in (".jsonl", ".ndjson"):
+    ending = path.suffix.lower()
+    if ending in (".jsonl", ".ndjson", ".jsonlines"):
         rows = [_json(path, i, x) for i, x in _numbered(source.splitlines())]
-    elif path.suffix == ".csv":
+    elif ending == ".csv":
         rows = list(_numbered(csv.DictReader(source.splitlines(True))))
     else:
         raise InputError(f"{path}: the name must end in .csv or .jsonl")

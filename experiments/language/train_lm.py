@@ -67,6 +67,12 @@ def main(values: flags.FlagValues) -> None:
     if values.list_steps:
         print_steps(values.workdir)
         return
+    given = getattr(values.config, "keys", tuple)()
+    if set(given) != set(training.flag_config()):
+        raise InputError(
+            "get_config of --config must return what "
+            "nl_jax.training.flag_config returns"
+        )
     if values.distributed:
         jax.distributed.initialize()
     if values.init_from:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
@@ -49,8 +50,13 @@ def _run(script, argv):
         rest = values(sys.argv)
     except OSError as error:
         _fail(f"cannot load --config: {str(error).strip().splitlines()[-1]}")
-    except _FLAG_ERRORS as error:
-        _fail(_flag_message(error))
+    except Exception as error:  # A configuration file may raise any.
+        place = _place_in_config(error)
+        if not place and not isinstance(error, _FLAG_ERRORS):
+            raise
+        _fail(
+            f"cannot load --config: {place}" if place else _flag_message(error)
+        )
     _take_positional(script, values, rest[1:])
     try:
         script.main(values)
@@ -90,6 +96,26 @@ def _log_to_stdout() -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def _place_in_config(error: BaseException | None) -> str:
+    """Returns the line of a configuration file that raised an error, if any."""
+    while error:
+        why = f"{type(error).__name__}: {error}"
+        # ml_collections gives this name to the module.
+        lines = [
+            f"{frame.f_code.co_filename}, line {number}: {why}"
+            for frame, number in traceback.walk_tb(error.__traceback__)
+            if frame.f_globals.get("__name__") == "config_config"
+        ]
+        if lines:
+            return lines[-1]
+        if getattr(error, "name", None) == "get_config":
+            return "it has no function get_config"
+        if isinstance(error, SyntaxError) and error.filename != "<unknown>":
+            return f"it is not Python: {error}"
+        error = error.__context__
+    return ""
 
 
 def _flag_message(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import secrets
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -29,12 +30,16 @@ from nl_jax.training.saved_runs import differences, same_periods
 _FORMAT = "nl_jax state 1"
 _DAMAGED = (
     KeyError,
+    AttributeError,
     TypeError,
     ValueError,
     EOFError,
     OSError,
     NotImplementedError,
     RuntimeError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -77,7 +82,7 @@ def save_state(
         "meta": dict(meta or {}),
     }
     arrays = {f"leaf_{i}": _plain(leaf) for i, leaf in enumerate(leaves)}
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).absolute()
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with beside.open("xb") as file:

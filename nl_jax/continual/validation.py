@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from nl_jax.checks import is_integer
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
 
@@ -37,8 +38,7 @@ def check_level(model: LanguageModel, level: Any) -> None:
             "with cms={'objective': 'next_token'}"
         )
     count = len(cms.periods)
-    known = isinstance(level, int) and not isinstance(level, bool)
-    if not known or not 1 <= level <= count:
+    if not is_integer(level) or not 1 <= level <= count:
         raise InputError(
             f"level={level!r} must be from 1, the fastest, to {count}, or "
             f"{ALL_MIXERS!r}"

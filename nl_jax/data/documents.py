@@ -1,4 +1,4 @@
-"""Documents of text and JSONL files, gzipped or not."""
+"""Documents of text and JSONL files (JSON lines), gzipped or not."""
 
 import contextlib
 import gzip
@@ -10,12 +10,16 @@ from collections.abc import Iterator, Sequence
 from nl_jax.errors import InputError
 
 _GZIP, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 
 
 def read_documents(
     field: str, paths: Sequence[str], text_field: str
 ) -> list[bytes]:
     """Reads the documents of text and JSONL files; all of a text file is one.
+
+    Files whose names end with ``.jsonl``, ``.ndjson`` or ``.jsonlines``, in any
+    case, are JSONL.
 
     Args:
         field: name of the configuration's field, for error messages.
@@ -28,20 +32,9 @@ def read_documents(
     """
     documents = []
     for name in paths:
-        path = pathlib.Path(name).expanduser()
-        if not name or not path.exists():
-            raise InputError(
-                f"{field}: {name!r} does not exist; give files or directories"
-            )
-        files = [path]
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file())
-            files = [p for p in files if not _hidden(p.relative_to(path))]
-        if not files:
-            raise InputError(f"{field}: {name} has no files in it")
-        for file in files:
+        for file in _files(field, name):
             text = _read(field, file)
-            if file.name.endswith((".jsonl", ".jsonl.gz")):
+            if file.name.lower().removesuffix(".gz").endswith(_JSON_LINES):
                 documents += _json_lines(field, file, text, text_field)
             else:
                 documents.append(text)
@@ -52,6 +45,32 @@ def read_documents(
             "not empty"
         )
     return documents
+
+
+def _files(field: str, name: str) -> list[pathlib.Path]:
+    """Returns a file, or the files in a folder."""
+    path = pathlib.Path(name).expanduser()
+    try:
+        if not path.exists():
+            raise InputError(
+                f"{field}: {name!r} does not exist; give files or directories"
+            )
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise InputError(
+                f"{field}: {name!r} is a pipe or device; give files or "
+                "directories"
+            )
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    except OSError as error:
+        raise InputError(
+            f"{field}: cannot read {error.filename or name} ({error.strerror})"
+        ) from error
+    files = [p for p in files if not _hidden(p.relative_to(path))]
+    if not files:
+        raise InputError(f"{field}: {name} has no files in it")
+    return files
 
 
 def _hidden(path: pathlib.Path) -> bool:

@@ -94,6 +94,13 @@ class BPETokenizer:
             ) from error
         self._hash = hashlib.sha256(canonical.encode()).hexdigest()
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        owners = {token: content for content, token in ids.items()}
+        for content, token in ids.items():
+            if owners[token] != content:
+                raise InputError(
+                    f"the tokenizer's tokens {content!r} and "
+                    f"{owners[token]!r} share the id {token}"
+                )
         self.vocab_size = max(ids.values()) + 1
         added = {t["content"]: t["id"] for t in self._model["added_tokens"]}
         alphabet = byte_alphabet()
@@ -133,7 +140,10 @@ class BPETokenizer:
             InputError: if it cannot be read, or as for the constructor.
         """
         try:
-            return cls(pathlib.Path(path).expanduser().read_text("utf-8"))
+            file = pathlib.Path(path).expanduser()
+            if file.exists() and not file.is_file():
+                raise InputError("it is not a file; give a tokenizer.json")
+            return cls(file.read_text("utf-8-sig"))
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         except (OSError, UnicodeDecodeError) as error:
@@ -203,7 +213,7 @@ def from_json(saved: dict) -> Tokenizer:
     if saved.get("kind") == "byte":
         return ByteTokenizer()
     if saved.get("kind") == "bpe":
-        return BPETokenizer(json.dumps(saved["model"]))
+        return BPETokenizer(json.dumps(saved.get("model")))
     raise InputError(
         f"the checkpoint's tokenizer has kind {saved.get('kind')!r}; this "
         "version knows 'byte' and 'bpe'"

@@ -61,7 +61,7 @@ class Architecture:
         keys = jax.random.split(rng, len(shapes))
         return tuple(
             jax.random.normal(key, (*lead, *shape), dtype)
-            * (gain / shape[0] ** 0.5)
+            * (gain / max(shape[0], 1) ** 0.5)
             for key, shape, gain in zip(keys, shapes, self.gains, strict=True)
         )
 

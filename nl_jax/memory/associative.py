@@ -4,8 +4,9 @@ arXiv 2512.24695, Def. 1 and section 5. Gradients are taken at the weights of
 the chunk's start (eq. 90).
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from nl_jax.memory.state import (
 )
 from nl_jax.memory.token_wise import advance_by_token
 from nl_jax.memory.walk import chunk_scan, with_start, without_start
-from nl_jax.nested import LevelRow
+from nl_jax.nested.level_table import LevelRow, count_bytes, count_parameters
 from pallas_kernels.mlp_memory import memory_scan
 
 Read = Literal["before", "after", "chunk"]
@@ -50,6 +51,19 @@ class Memory(NamedTuple):
     def levels(self) -> list[LevelRow]:
         """Returns the rows of the level table."""
         return [self.row]
+
+    def levels_of(self, weights: Any) -> list[LevelRow]:
+        """Returns the same with sizes, if ``weights`` are a tuple or list."""
+        if not isinstance(weights, (tuple, list)):
+            return [self.row]
+        state = jax.eval_shape(self.init, tuple(weights))
+        return [
+            dataclasses.replace(
+                self.row,
+                parameters=count_parameters(weights),
+                state_bytes=count_bytes(state),
+            )
+        ]
 
     def scan_rows(
         self, state, k, v, q, gates, *, aligned: bool

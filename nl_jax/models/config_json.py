@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from nl_jax.errors import InputError
 from nl_jax.layers import CMS_OBJECTIVES, CMSObjective, mixer_name
 from nl_jax.memory import TABLES, saved_name
@@ -50,6 +52,8 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def _plain(value):
+    if isinstance(value, np.generic):
+        return value.item()
     for kind, table in _TABLES.items():
         if isinstance(value, kind):
             return saved_name(value, table)

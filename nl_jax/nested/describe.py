@@ -6,7 +6,7 @@ Nothing here knows a model. An object that wants rows in the table answers
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -22,9 +22,10 @@ from nl_jax.nested.level_table import (
     SupportsLevels,
     count_bytes,
     count_parameters,
+    shapes_of,
 )
 from nl_jax.nested.module_levels import module_levels, nnx_levels
-from nl_jax.nested.optimizer_levels import accumulations, optimizer_levels
+from nl_jax.nested.optimizer_levels import optimizer_levels
 
 
 def describe(
@@ -38,7 +39,8 @@ def describe(
     Args:
         *objects: each answers ``levels()``, or is a ``Level``, a
             ``NestedSystem``, a Flax module (Linen or NNX), an optax
-            transformation or the state of one, or an ``nnx.Optimizer``.
+            transformation or the state of one, an ``nnx.Optimizer`` or a
+            ``TrainState`` of Flax.
         params: parameters, or their shapes, that optimizers and levels among
             the objects are applied to, by default those of a model among them;
             without, levels have no sizes. Those of a system by level.
@@ -47,7 +49,8 @@ def describe(
     Raises:
         TypeError: for an object that is none of these.
         InputError: for an optimizer without ``params``, a module without
-            ``inputs``, or parameters that are not those of a system.
+            ``inputs``, parameters that are not those of a system, or a state
+            with leaves that are neither arrays nor numbers.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -57,13 +60,21 @@ def describe(
     models: list[LevelRow] = []
     others: list[LevelRow] = []
     optimizers = []
+    if params is not None:
+        params = shapes_of("params", params)
+    given = params
     for item in objects:
         if isinstance(item, optax.MultiSteps):
             item = item.gradient_transformation()
-        if isinstance(item, nnx.Optimizer):
-            item = item.tx
-        if isinstance(item, SupportsLevels):
-            models += item.levels()
+        if hasattr(item, "tx") and hasattr(item, "opt_state"):
+            optimizers.append((item.tx, item.opt_state))
+            if params is None and hasattr(item, "params"):
+                params = shapes_of("params", item.params)
+        elif isinstance(item, SupportsLevels):
+            if given is not None and hasattr(item, "levels_of"):
+                models += item.levels_of(given)
+            else:
+                models += item.levels()
             if params is None and hasattr(item, "parameter_shapes"):
                 params = item.parameter_shapes()
         elif isinstance(item, (nn.Module, nnx.Module)):
@@ -78,7 +89,8 @@ def describe(
         elif isinstance(item, NestedSystem):
             others += _system_rows(item, params)
         elif isinstance(item, optax.GradientTransformation) or _is_state(item):
-            optimizers.append(item)
+            transforms = isinstance(item, optax.GradientTransformation)
+            optimizers.append((item, None) if transforms else (None, item))
         else:
             raise TypeError(
                 f"{type(item).__name__} has no levels() and is no level, no "
@@ -86,18 +98,23 @@ def describe(
                 "or state"
             )
     periods: dict[tuple[str, ...], float] = {}
-    for item in optimizers:
-        calls: Iterable[float] = ()
-        if isinstance(item, optax.GradientTransformation):
-            if params is None:
-                raise InputError("an optimizer is described with params=...")
-            calls = accumulations(item)
-            item = jax.eval_shape(item.init, params)
-        rows, own = optimizer_levels(item, params, calls)
+    for optimizer, state in optimizers:
+        if optimizer is not None and params is not None:
+            state = jax.eval_shape(optimizer.init, params)
+        elif state is None:
+            raise InputError("an optimizer is described with params=...")
+        state = shapes_of("state", state)
+        rows, own = optimizer_levels(state, params, optimizer)
         others += rows
         periods |= {at: n * periods.get(at, 1) for at, n in own.items()}
     rows = [*_as_moved(models, periods), *others]
-    rows.sort(key=lambda row: (row.unit != "tokens", row.period))
+    rows.sort(  # Unknown periods, which do not compare, are last.
+        key=lambda row: (
+            row.unit != "tokens",
+            math.isnan(row.period),
+            row.period,
+        )
+    )
     return LevelTable(tuple(rows))
 
 
@@ -116,7 +133,10 @@ def _as_moved(rows, periods):
     for row in rows:
         own = {n for path, n in periods.items() if owns(row, path[-1])}
         if row.unit == "steps" and own:
-            row = dataclasses.replace(row, period=min(own))
+            unknown = any(map(math.isnan, own))
+            row = dataclasses.replace(
+                row, period=math.nan if unknown else min(own)
+            )
         yield row
 
 

@@ -4,6 +4,7 @@ r"""Update frequency as a gradient transformation (arXiv 2512.24695, eq. 71).
    \text{ every } C \text{ steps, else } \theta_t
 """
 
+import dataclasses
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,6 +12,15 @@ import optax
 
 from nl_jax.checks import check_choice, check_count, check_real
 from nl_jax.nested.level import Level, LevelState, fresh_level, keep_dtypes
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class EveryPeriod:
+    """Static description in a state; states are alike whatever it says."""
+
+    calls: int = dataclasses.field(compare=False)
+    """Calls between two updates."""
 
 
 class EveryState(NamedTuple):
@@ -22,8 +32,8 @@ class EveryState(NamedTuple):
     """Sum of the gradients of these calls."""
     inner: optax.OptState
     """State of the inner transformation; moves only when it is due."""
-    period: int
-    """Calls between two updates."""
+    period: EveryPeriod
+    """Of the transformation that has made the state."""
 
 
 def every(
@@ -38,7 +48,8 @@ def every(
     In between, updates are zero and the inner transformation does not run at
     all (``optax.MultiSteps`` runs it at every step and masks the result), so
     what it costs is paid at its own frequency, and schedules inside it count
-    real updates. ``period=1`` is the transformation itself.
+    real updates. ``period=1`` is the transformation itself. ``update`` takes
+    states of other periods and keeps what they have gathered.
 
     Args:
         period: calls between two updates, at least 1.
@@ -61,15 +72,14 @@ def every(
         >>> float(first), float(second)
         (0.0, -3.0)
     """
-    check_count("period", period)
+    period = check_count("period", period)
     check_choice("reduce", reduce, ("sum", "mean"))
     inner = optax.with_extra_args_support(transformation)
-    if period == 1:
-        return inner
-    divisor = period if reduce == "mean" else 1
 
     def step(state, updates, params, extra):
-        gathered = jax.tree.map(lambda g: g / divisor, state.gathered)
+        gathered = state.gathered
+        if reduce == "mean":  # Of so many, if the period has changed.
+            gathered = jax.tree.map(lambda g: g / state.since, gathered)
         gathered = optax.tree.cast_like(gathered, updates)
         out, after = inner.update(gathered, state.inner, params, **extra)
         return (
@@ -81,24 +91,34 @@ def every(
         return fresh_level(params, inner.init(params), state_dtype=state_dtype)
 
     level = Level(start, step, period)
+    described = EveryPeriod(period)
 
     def init(params):
         check_real(params)
         _, gathered, inner_state, calls = level.init(params)
-        return EveryState(calls, gathered, inner_state, _Static(period))
+        return EveryState(calls, gathered, inner_state, described)
+
+    def own(state, like):
+        if period > 1 or not isinstance(state, EveryState):
+            return isinstance(state, EveryState)
+        # It may also be that of an inner ``every``.
+        return not isinstance(jax.eval_shape(inner.init, like), EveryState)
 
     def update(updates, state, params=None, **extra):
         # What the level changes are the updates, which are zero in between.
         waiting = optax.tree.zeros_like(updates)
-        before = LevelState(waiting, state.gathered, state.inner, state.calls)
+        if own(state, updates):
+            calls, gathered, inner_state, _ = state
+            before = LevelState(waiting, gathered, inner_state, calls)
+        elif period == 1:
+            return inner.update(updates, state, params, **extra)
+        else:  # The state is one of period 1, which is the inner one.
+            before = fresh_level(waiting, state, state_dtype=state_dtype)
         out, gathered, inner_state, calls = level.update(
             before, updates, params, extra
         )
-        return out, EveryState(calls, gathered, inner_state, state.period)
+        return out, EveryState(calls, gathered, inner_state, described)
 
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-@jax.tree_util.register_static
-class _Static(int):
-    """An integer that is part of a tree's structure, not one of its leaves."""
+    return optax.GradientTransformationExtraArgs(
+        inner.init if period == 1 else init, update
+    )

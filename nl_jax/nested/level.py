@@ -222,7 +222,7 @@ def gradient_level(
         >>> float(level.update(state, {}, jnp.array(3.0)).params)
         3.0
     """
-    check_count("period", period, least=0)
+    period = check_count("period", period, least=0)
 
     def init(params):
         return fresh_level(params, optimizer.init(params) if period else ())

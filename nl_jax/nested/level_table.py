@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from flax import nnx
+
+from nl_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +116,30 @@ class LevelTable:
             axes.spines[side].set_visible(False)
         figure.tight_layout()
         figure.savefig(path, dpi=120)
+
+
+def shapes_of(name: str, tree: Any) -> Any:
+    """Returns the shapes of a tree of arrays, numbers or NNX variables.
+
+    Raises:
+        InputError: for any other leaf, naming it and the tree.
+    """
+
+    def shape(path, leaf):
+        if isinstance(leaf, nnx.Variable):
+            (leaf,) = jax.tree.leaves(leaf)
+        try:
+            return jax.eval_shape(lambda x: x, leaf)
+        except TypeError:
+            where = name + jax.tree_util.keystr(path)
+            kind = type(leaf).__name__
+            raise InputError(
+                f"{where} is a {kind}, not an array or a number"
+            ) from None
+
+    return jax.tree_util.tree_map_with_path(
+        shape, tree, is_leaf=lambda node: isinstance(node, nnx.Variable)
+    )
 
 
 def count_parameters(tree: Any) -> int:

@@ -1,6 +1,8 @@
 """Rows of the level table for Flax modules that contain memories."""
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 
 import flax.linen as nn
@@ -9,15 +11,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nl_jax.errors import InputError
-from nl_jax.nested.level_table import LevelRow, count_parameters
+from nl_jax.nested.level_table import LevelRow, count_parameters, shapes_of
 
 
 def module_levels(module: nn.Module, inputs: Any) -> tuple[list[LevelRow], Any]:
-    """Returns a module's rows and the shapes of its variables.
+    """Returns a module's rows and the shapes of its parameters.
 
     The modules in it whose ``config`` has ``levels(params, state)``, as the
     layers of this library have, are its memories; all other parameters are one
-    row.
+    row. A layer that is called several times is one memory, and copies of a
+    layer that Flax scans or maps are counted together.
 
     Args:
         module: a Linen module.
@@ -34,7 +37,7 @@ def module_levels(module: nn.Module, inputs: Any) -> tuple[list[LevelRow], Any]:
                 "inputs=..., arrays that it can be called with, or their shapes"
             )
         inputs = jax.ShapeDtypeStruct((1, 1, module.d_model), jnp.float32)
-    found: list[tuple[Any, list[LevelRow]]] = []
+    found: dict[tuple[str, ...], tuple[int, list[LevelRow]]] = {}
     inside: list[nn.Module] = []
 
     def watch(call, args, options, context):
@@ -48,7 +51,7 @@ def module_levels(module: nn.Module, inputs: Any) -> tuple[list[LevelRow], Any]:
         if hasattr(layer, "initial_state"):
             state = _shapes(layer.initial_state(1))
         params = _shapes(layer.variables.get("params", {}))
-        found.append((layer.path, levels(params, state)))
+        found[layer.path] = count_parameters(params), levels(params, state)
         inside.pop()
         return out
 
@@ -57,9 +60,15 @@ def module_levels(module: nn.Module, inputs: Any) -> tuple[list[LevelRow], Any]:
             return nn.meta.unbox(module.init(rng, *inputs))
 
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    shapes = jax.eval_shape(init, jax.random.key(0), inputs)
-    rows = [_named(row, path) for path, levels in found for row in levels]
-    return [*rows, _others(shapes, rows)], shapes
+    shapes = jax.eval_shape(init, jax.random.key(0), inputs).get("params", {})
+    rows = []
+    for path, (one, levels) in found.items():
+        copies = 1
+        if one:
+            whole = functools.reduce(operator.getitem, path, shapes)
+            copies = count_parameters(whole) // one
+        rows += [_named(row, path, copies) for row in levels]
+    return [*rows, _others(shapes, rows)], {"params": shapes}
 
 
 def nnx_levels(module: nnx.Module, inputs: Any) -> tuple[list[LevelRow], Any]:
@@ -73,12 +82,17 @@ def nnx_levels(module: nnx.Module, inputs: Any) -> tuple[list[LevelRow], Any]:
         if linen is not None:
             *inner, _ = module_levels(linen, inputs)[0]
             rows += [_named(row, path) for row in inner]
-    params = _shapes(nnx.pure(nnx.state(module, nnx.Param)))
+    params = shapes_of("module", nnx.state(module, nnx.Param))
     return [*rows, _others(params, rows)], params
 
 
-def _named(row, path):
-    return dataclasses.replace(row, name=".".join((*map(str, path), row.name)))
+def _named(row, path, copies=1):
+    return dataclasses.replace(
+        row,
+        name=".".join((*map(str, path), row.name)),
+        parameters=row.parameters * copies,
+        state_bytes=row.state_bytes * copies,
+    )
 
 
 def _others(params, rows):

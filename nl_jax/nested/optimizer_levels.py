@@ -7,8 +7,8 @@ name.
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import optax
 from nl_jax.nested.frequency import EveryState
 from nl_jax.nested.level import LevelState
 from nl_jax.nested.level_table import LevelRow, SupportsLevels, count_bytes
+from nl_jax.nested.optimizer_functions import accumulations, still_parameters
 
 STATES: dict[str, tuple[str, str, str]] = {
     "ScaleByAdamState": ("adam", "vector", "closed form (101-105)"),
@@ -35,67 +36,34 @@ STATES: dict[str, tuple[str, str, str]] = {
     "ScheduleFreeState": ("schedule-free", "vector", "steps without mean"),
     "EveryState": ("gathered gradients", "vector", "sum over a period"),
     "MultiStepsState": ("gathered gradients", "vector", "mean over a period"),
+    "ApplyEvery": ("gathered updates", "vector", "sum over a period"),
 }
 """Words for states by their type: name, architecture and rule."""
 
+_RARE = {"ApplyEvery", "ConditionallyMaskState"}
+"""States of what moves parameters at times that the state does not tell."""
+
 
 def optimizer_levels(
-    state: Any, params: Any = None, accumulations: Iterable[float] = ()
+    state: Any,
+    params: Any = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> tuple[list[LevelRow], dict[tuple[str, ...], float]]:
     """Returns the rows of an optimizer and the period of each parameter.
 
     Args:
         state: state of the optimizer, or its shapes.
         params: parameters that it is applied to, or their shapes.
-        accumulations: calls per step of each ``optax.MultiSteps``, in order.
+        optimizer: the optimizer, if known.
     """
-    reader = _StateReader(params, iter(accumulations))
+    reader = _StateReader(params, accumulations(optimizer))
     reader.read(state, 1, "")
-    return reader.rows, dict(zip(reader.paths, reader.periods, strict=True))
-
-
-def accumulations(optimizer: Any) -> Iterator[float]:
-    """Yields the calls per step of each ``optax.MultiSteps`` in an optimizer.
-
-    States do not hold this number. It is what the object says before its first
-    step, and is found by way of the functions that refer to it.
-
-    Example:
-        >>> chain = optax.chain(optax.MultiSteps(optax.sgd(1.0), 4))
-        >>> list(accumulations(chain))
-        [4]
-    """
-
-    def parts(item):
-        if isinstance(item, optax.MultiSteps):
-            return [item._opt]
-        if isinstance(item, optax.GradientTransformation):
-            return [item.init]
-        if isinstance(item, functools.partial):
-            return [item.func, *item.args, *item.keywords.values()]
-        if isinstance(item, dict):  # Keys of pytrees are sorted.
-            return [item[key] for key in sorted(item, key=str)]
-        if isinstance(item, (list, tuple)):
-            return item
-        cells = getattr(item, "__closure__", None) or ()
-        return [getattr(item, "__self__", None), *map(_content, cells)]
-
-    def walk(item, *above):
-        if any(item is other for other in above):
-            return
-        if isinstance(item, optax.MultiSteps):
-            yield int(item._every_k_schedule(0))
-        for part in parts(item):
-            yield from walk(part, item, *above)
-
-    return walk(optimizer)
-
-
-def _content(cell):
-    try:
-        return cell.cell_contents
-    except ValueError:  # It is empty as yet.
-        return None
+    periods = dict(zip(reader.paths, reader.periods, strict=True))
+    if optimizer is not None and params is not None:
+        still = still_parameters(optimizer, state, params)
+        stay = zip(reader.paths, still, strict=True)
+        periods |= {path: math.inf for path, never in stay if never}
+    return reader.rows, periods
 
 
 class _StateReader:
@@ -106,7 +74,7 @@ class _StateReader:
         self.paths = [tuple(map(_key, path)) for path, _ in leaves]
         self.periods: list[float] = [1] * len(leaves)
         self.rows: list[LevelRow] = []
-        self._treedef = jax.tree.structure(params)
+        self._params = params
         self._shape = leaves[0][1].shape if leaves else None
         self._accumulations = accumulations
 
@@ -138,12 +106,13 @@ class _StateReader:
             self._add([row], covered, label)
         factor: float = 1
         if isinstance(node, EveryState):
-            factor = int(node.period)
+            factor = node.period.calls
         elif isinstance(node, optax.MultiStepsState):
-            factor = next(self._accumulations, float("nan"))
-        if factor != 1:
-            for index, own in enumerate(covered or ()):
-                self.periods[index] *= factor if own else 1
+            factor = next(self._accumulations, math.nan)
+        moves = math.nan if kind in _RARE else factor
+        if moves != 1:
+            for index, own in enumerate(covered or [True] * len(self.paths)):
+                self.periods[index] *= moves if own else 1
         for key, state in states:
             self.read(state, period * factor, key or label)
 
@@ -155,7 +124,9 @@ class _StateReader:
         for key, child in _children(node):
             if self._covered(child) or not _children(child):
                 own.append(child)
-            elif type(child) in (dict, list, tuple, LevelState):
+            elif isinstance(child, Mapping) or (
+                type(child) in (list, tuple, LevelState)
+            ):
                 inner, deeper = self._split(child)
                 own += inner
                 states += [(k or key, state) for k, state in deeper]
@@ -167,12 +138,13 @@ class _StateReader:
         """Which parameters a tree like them has an entry for, else ``None``."""
         if not self.paths:
             return None
-        if jax.tree_util.treedef_is_leaf(self._treedef):
+        if _flatten(self._params) is None:
             alike = getattr(tree, "shape", None) == self._shape
-            return [True] if alike and tree.dtype.kind != "i" else None
+            counts = alike and not tree.shape and tree.dtype.kind == "i"
+            return [True] if alike and not counts else None
         try:
-            parts = self._treedef.flatten_up_to(tree)
-        except (ValueError, TypeError, KeyError):
+            parts = list(_parts(tree, self._params))
+        except ValueError:
             return None
         covered = [not isinstance(part, optax.MaskedNode) for part in parts]
         arrays = all(
@@ -233,13 +205,36 @@ def _children(node):
     """Returns the parts of a node with their keys; none for an array."""
     if type(node) is dict:
         return [(str(key), node[key]) for key in sorted(node, key=str)]
-    found = jax.tree_util.default_registry.flatten_one_level(node)
+    found = _flatten(node)
     return [] if found is None else [("", child) for child in found[0]]
 
 
+def _parts(tree, params):
+    """Yields what a tree like the parameters has in place of each of them.
+
+    A masked node in place of a subtree stands for all parameters in it.
+    """
+    if isinstance(tree, optax.MaskedNode):
+        yield from [tree] * len(jax.tree.leaves(params))
+        return
+    like, own = _flatten(params), _flatten(tree)
+    if like is None:
+        yield tree
+        return
+    if type(tree) is not type(params) or own is None or own[1] != like[1]:
+        raise ValueError("not like the parameters")
+    for part, below in zip(own[0], like[0], strict=True):
+        yield from _parts(part, below)
+
+
+def _flatten(node):
+    return jax.tree_util.default_registry.flatten_one_level(node)
+
+
 def _is_memory(leaf):
-    """Whether an array is neither a number nor a random key."""
-    return bool(leaf.ndim) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    """Whether an array is neither a number, a count nor a random key."""
+    kinds = jnp.inexact if leaf.dtype.itemsize >= 4 else jnp.generic
+    return bool(leaf.ndim) and jnp.issubdtype(leaf.dtype, kinds)
 
 
 def _is_state(node):

@@ -11,15 +11,18 @@ from nl_jax.nested.level_table import LevelRow, count_bytes
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class MemoryFacts:
-    """Static description of a memory, part of its state but not a leaf."""
+    """Static description of a memory, part of its state but not a leaf.
+
+    States are alike whatever objective, rule and period it names.
+    """
 
     architecture: str
     """Name of the memory's architecture."""
-    objective: str
+    objective: str = dataclasses.field(compare=False)
     """Name of its objective."""
-    rule: str
+    rule: str = dataclasses.field(compare=False)
     """Description of its learning rule."""
-    period: int = 1
+    period: int = dataclasses.field(default=1, compare=False)
     """Steps between two writes."""
 
 

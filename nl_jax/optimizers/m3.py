@@ -61,7 +61,7 @@ class ScaleByM3State(NamedTuple):
     second: optax.Updates
     """``V``."""
     slow: LevelState
-    """``M2``, with ``NS(M2)`` as the state of its rule."""
+    """``M2``, with ``NS(M2)`` and its number of steps as its rule's state."""
     facts: MemoryFacts
     """Description of the slow momentum."""
 
@@ -70,7 +70,11 @@ class ScaleByM3State(NamedTuple):
         fast = dataclasses.replace(self.facts, period=1)
         return [
             level_row("M3, fast", fast, (self.fast, self.second)),
-            level_row("M3, slow", self.facts, self.slow[:3]),
+            level_row(
+                "M3, slow",
+                self.facts,
+                (self.slow.params, self.slow.gathered, self.slow.inner[0]),
+            ),
         ]
 
 
@@ -174,28 +178,30 @@ def scale_by_m3(
         share = jnp.where(valid, jnp.sqrt(x) / jnp.where(valid, size, 1), 1)
         return back(damping + (1 - damping) * share) + eps
 
-    def move(state, grads, count):
+    def move(state, grads):
         del grads
         taken = state.gathered
         if ema:
-            taken = jax.tree.map(lambda g: g / period, taken)
+            taken = jax.tree.map(lambda g: g / state.since, taken)
         slow = add(state.params, taken, b3)
-        said = orthogonal(corrected(slow, b3, count // period))
-        return slow, optax.tree.cast_like(said, slow)
+        steps_made = optax.safe_increment(state.inner[1])
+        said = orthogonal(corrected(slow, b3, steps_made))
+        return slow, (optax.tree.cast_like(said, slow), steps_made)
 
     def start(params):
         slow, said = (state_zeros(params, state_dtype) for _ in range(2))
-        return fresh_level(slow, said, state_dtype=state_dtype)
+        inner = (said, jnp.zeros((), jnp.int32))
+        return fresh_level(slow, inner, state_dtype=state_dtype)
 
     level = Level(start, move, period)
+    facts = MemoryFacts(
+        "linear", "dot product", "momentum, orthogonalised", period
+    )
 
     def init(params):
         check_real(params)
         fast, second = (state_zeros(params, state_dtype) for _ in range(2))
         count = jnp.zeros((), jnp.int32)
-        facts = MemoryFacts(
-            "linear", "dot product", "momentum, orthogonalised", period
-        )
         return ScaleByM3State(count, fast, second, level.init(params), facts)
 
     def update(updates, state, params=None, **extra):
@@ -210,12 +216,12 @@ def scale_by_m3(
             ).astype(g.dtype),
             updates,
             orthogonal(corrected(fast, b1, count)),
-            state.slow.inner,  # Of the period before, as in Algorithm 1.
+            state.slow.inner[0],  # Of the period before, as in Algorithm 1.
             corrected(second, b2, count),
             dimensions_tree(dimension_numbers, updates),
         )
-        slow = level.update(state.slow, grads, count)
-        return out, ScaleByM3State(count, fast, second, slow, state.facts)
+        slow = level.update(state.slow, grads)
+        return out, ScaleByM3State(count, fast, second, slow, facts)
 
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
 

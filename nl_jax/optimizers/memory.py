@@ -111,7 +111,7 @@ def scale_by_memory(
             :math:`\|\phi(G)^\top \phi(G)\|`, a bound on its curvature, so that
             the inner rate depends on neither the number nor the size of rows.
         period: number of steps between writes, over which gradients are summed;
-            ``None`` is 1.
+            ``None`` is 1. States of other periods may be gone on from.
         dimension_numbers: tree of ``optax.contrib.MuonDimensionNumbers``, a
             prefix of one, or a function from the parameters to it. By default
             the last two axes form the matrix, and earlier ones are batch axes;
@@ -149,7 +149,6 @@ def scale_by_memory(
     inner = optax.with_extra_args_support(inner)
     linear = function is ARCHITECTURES["linear"]
     waits = period > 1
-    speaks_when_due = waits and linear
     facts = MemoryFacts(
         function.name, goal.name.replace("_", " "), rule, period
     )
@@ -192,7 +191,7 @@ def scale_by_memory(
         )
         output, gathered = (
             optax.tree.zeros_like(params) if needed else None
-            for needed in (speaks_when_due, waits)
+            for needed in (waits and linear, waits)
         )
         count = jnp.zeros((), jnp.int32)
         return LevelState((memory, output), gathered, inner.init(memory), count)
@@ -229,18 +228,20 @@ def scale_by_memory(
 
     def step(state, updates, extra):
         memory, said = state.params
-        updates = state.gathered if waits else updates
+        updates = updates if state.gathered is None else state.gathered
         grads = apart(each(surprise, memory, updates), updates)
         change, after = inner.update(grads, state.inner, widen(memory), **extra)
         memory = keep_dtypes(
             jax.tree.map(lambda m, s: retention * m + s, widen(memory), change),
             memory,
         )
-        if speaks_when_due:
+        if said is not None:
             said = keep_dtypes(each(answer, memory, updates), said)
         return (memory, said), keep_dtypes(after, state.inner)
 
-    gather = add_up if waits else lambda state, *seen: None
+    def gather(state, *seen):
+        return None if state.gathered is None else add_up(state, *seen)
+
     level = Level(start, step, period, gather)
 
     def init(params):
@@ -250,11 +251,18 @@ def scale_by_memory(
 
     def update(updates, state, params=None, **extra):
         del params
-        after = level.update(state.level, updates, extra)
+        before = state.level
+        if waits and before.gathered is None:  # It had the period 1.
+            memory, said = before.params
+            gathered = state_zeros(updates, state_dtype)
+            if linear:
+                said = keep_dtypes(each(answer, memory, updates), gathered)
+            before = before._replace(params=(memory, said), gathered=gathered)
+        after = level.update(before, updates, extra)
         memory, said = after.params
-        out = said if speaks_when_due else each(answer, memory, updates)
+        out = each(answer, memory, updates) if said is None else said
         return optax.tree.cast_like(out, updates), ScaleByMemoryState(
-            optax.safe_increment(state.count), after, state.facts
+            optax.safe_increment(state.count), after, facts
         )
 
     return optax.GradientTransformationExtraArgs(init, keep_shardings(update))
@@ -262,7 +270,7 @@ def scale_by_memory(
 
 def _per_curvature(slope, x):
     """Returns ``slope / |x^T x|``, with ``x`` scaled before it is squared."""
-    largest = jnp.max(jnp.abs(x), (-2, -1), keepdims=True)
+    largest = jnp.max(jnp.abs(x), (-2, -1), keepdims=True, initial=0)
     unit = jnp.where(largest > 0, 1 / norm_unit(largest), 1)
     x = x * unit
     gram = x.mT @ x if x.shape[-1] <= x.shape[-2] else x @ x.mT

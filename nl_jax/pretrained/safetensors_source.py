@@ -42,7 +42,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         InputError: if the file is missing or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(
             f"cannot read {path} ({error.strerror or error})"

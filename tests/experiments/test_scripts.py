@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import types
 
 import jax
@@ -65,6 +66,31 @@ def test_wrong_flags_are_one_line(script, tmp_path, flag, words):
     assert err.startswith("error: ") and err.count("\n") == 1
     assert words in err
     assert not (tmp_path / "new" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("hello there", "it is not Python: invalid syntax (own.py, line 1)"),
+        ("import nowhere", "own.py, line 1: ModuleNotFoundError: No module"),
+        ("x = 1", "it has no function get_config"),
+        ("def get_config():\n  {}['k']", "own.py, line 2: KeyError: 'k'"),
+        ("def get_config():\n  int('k')", "own.py, line 2: ValueError: inv"),
+        ("def get_config():\n  1 / 0", "own.py, line 2: ZeroDivisionError: "),
+        ("def get_config():\n  return 5", "get_config of --config must return"),
+    ],
+)
+def test_a_wrong_configuration_file_is_one_line(
+    script, monkeypatch, tmp_path, code, words
+):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    (tmp_path / "own.py").write_text(code)
+    new = tmp_path / "new"
+    status, _, err = script(
+        train_lm, f"--config={tmp_path / 'own.py'}", f"--workdir={new}"
+    )
+    assert status == 2 and err.count("\n") == 1 and not new.exists()
+    assert err.startswith("error: ") and words in err
 
 
 def test_too_little_memory_is_one_line(script):

@@ -1,5 +1,7 @@
 """Normalisations, the short convolution, attention, the continuum memory."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from nl_jax.layers import (
     rms_norm,
     short_conv,
 )
+from nl_jax.models import to_json
 
 D, HEADS, WINDOW = 8, 2, 5
 
@@ -186,6 +189,7 @@ def test_levels_are_a_chain_and_rows_have_their_own_fast_weights():
         (lambda: AttentionConfig(rope_base=1.0), "rope_base=1.0 must be above"),
         (lambda: CMSConfig(step_periods=()), r"cms.step_periods=\(\) must"),
         (lambda: CMSConfig(step_periods=(4, 6)), "4 does not divide 6"),
+        (lambda: CMSConfig(token_periods=(True,)), r"=\(True,\) must hold"),
         (lambda: CMSConfig(token_periods=4), "token_periods=4 must be a tuple"),
         (
             lambda: CMSConfig(objective="next_token", token_periods=(1,)),
@@ -204,6 +208,16 @@ def test_levels_are_a_chain_and_rows_have_their_own_fast_weights():
 def test_bad_choices_are_named(run, message):
     with pytest.raises(ValueError, match=message):
         run()
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    config = CMSConfig(
+        token_periods=[np.int64(2)], least=np.int32(1), rate=np.float32(0.5)
+    )
+    same = CMSConfig(token_periods=(2,), rate=0.5)
+    assert json.dumps(to_json(config)) == json.dumps(to_json(same))
+    kinds = {type(n) for n in (*config.token_periods, config.least)}
+    assert kinds == {int}
 
 
 def unboxed(variables):

@@ -12,7 +12,6 @@ import pytest
 
 from nl_jax.layers import CMSConfig, CMSObjective, ContinuumMemory, rms_norm
 from nl_jax.layers.continuum.level_mlp import read_levels
-from nl_jax.layers.continuum.steps import begin
 from nl_jax.models import build
 
 D, LENGTH = 4, 11
@@ -35,12 +34,7 @@ def make(**choices):
     params = jax.tree.map(
         lambda a: jnp.asarray(a + 0.1 * draw.normal(size=a.shape)), params
     )
-    fast = jax.tree.map(
-        lambda a: jnp.stack([a, a]),
-        ContinuumMemory.initial_fast(params, config),
-    )
-    state = begin(config, jax.tree.map(lambda a: a[:, None], fast), (), ())
-    state = state.with_blocks(jax.tree.map(lambda a: a[:, 0], state.by_block))
+    state = layer.apply({"params": params}, 2, method="initial_state")
     return config, layer, params, x, state
 
 

@@ -262,6 +262,11 @@ def test_what_cannot_be_described_is_named():
             describe(wrong)
     with pytest.raises(ValueError, match="params="):
         describe(optax.adam(1e-3))
+    assert rows(Mine({"a": 3}), params={"a": 1.0})["Mine"].state_bytes == 4
+    with pytest.raises(ValueError, match=r"state.speed\['a'\] is a str"):
+        describe(Mine({"a": "x"}))
+    with pytest.raises(ValueError, match=r"params\['a'\] is a str"):
+        describe(optax.adam(0.1), params={"a": "x"})
 
 
 def test_deep_optimizers_describe_themselves():

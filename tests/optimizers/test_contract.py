@@ -358,6 +358,21 @@ def test_what_is_not_finite_stays_visible(name, value):
 
 
 @every_case
+def test_leaves_without_elements_change_nothing(name):
+    full = {"w": jnp.ones((3, 2)), "b": jnp.ones((2,))}
+    empty = {
+        str(shape): jnp.zeros(shape)
+        for shape in ((0,), (0, 3), (3, 0), (2, 0, 2))
+    }
+    tx, update = compiled(name)
+    both = {**full, **empty}
+    out, _ = jax.jit(tx.update)(both, tx.init(both), both)
+    assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, both)
+    alone, _ = update(full, tx.init(full), full)
+    assert_same({key: out[key] for key in full}, alone, rtol=1e-6)
+
+
+@every_case
 @pytest.mark.parametrize("dtype", ["int32", "complex64"])
 def test_only_real_numbers_are_taken(name, dtype):
     params = {"a": jnp.ones(2), "odd": jnp.ones(2, dtype)}

@@ -1,5 +1,7 @@
 """``every`` and ``continuum``: frequency composes with any optax pipeline."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import optax
 import pytest
 
 from nl_jax.errors import InputError
-from nl_jax.optimizers import continuum, every
+from nl_jax.nested import describe
+from nl_jax.optimizers import continuum, every, preconditioned_momentum
 
 PARAMS = {"w": jnp.ones((3, 2)), "b": jnp.zeros((2,)), "none": None}
 
@@ -160,8 +163,75 @@ def test_a_state_of_a_longer_period_is_due_at_once():
     assert (out["w"] == -1).all() and state.calls == 0
 
 
+def go_on(before, after, steps, more):
+    """Updates of ones by ``after``, once ``before`` has had ``steps``."""
+    one, outs = {"w": jnp.ones(1)}, []
+    txs = itertools.chain([before] * steps, [after] * more)
+    state = before.init(one)
+    for tx in txs:
+        out, state = tx.update(one, state, one)
+        outs.append(float(out["w"][0]))
+    return outs[steps:], describe(state, params=one).rows[-1].period
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize(
+    ("periods", "steps", "windows"),
+    [
+        ((4, 2), 3, [4, 0, 2, 0]),
+        ((2, 3), 1, [0, 3, 0, 0]),
+        ((4, 1), 3, [4, 1, 1]),
+        ((1, 3), 2, [0, 0, 3, 0]),
+    ],
+)
+def test_a_period_may_change(reduce, periods, steps, windows):
+    """Each update has what came since the one before, whatever its number."""
+    # A momentum that forgets at once, for a row in the table.
+    rule = optax.sgd(1.0, momentum=0.0)
+    before, after = (every(n, rule, reduce=reduce) for n in periods)
+    outs, period = go_on(before, after, steps, len(windows))
+    want = windows if reduce == "sum" else [min(n, 1) for n in windows]
+    assert outs == [-n for n in want]
+    assert period == periods[1]
+
+
+def test_a_period_changes_behind_a_guard_and_in_a_loop():
+    params = {"w": jnp.ones(2)}
+    four, two = (
+        optax.apply_if_finite(every(n, optax.sgd(1.0)), 3) for n in (4, 2)
+    )
+
+    def step(state, _):
+        out, state = two.update(params, state)
+        return state, out["w"][0]
+
+    _, outs = jax.lax.scan(step, four.init(params), length=4)
+    assert outs.tolist() == [0, -2, 0, -2]
+
+
+def test_every_call_of_a_longer_period_is_that_period():
+    nested = every(1, every(2, optax.sgd(1.0)))
+    assert go_on(nested, nested, 0, 4) == ([0, -2, 0, -2], 1)
+
+
+def test_the_period_of_a_memory_may_change():
+    """Momentum that halves; its output holds until the next write."""
+    for periods, steps, wanted in (
+        ((4, 1), 2, [3, 2.5, 2.25]),
+        ((1, 2), 2, [1.5, 2.75, 2.75]),
+        ((4, 2), 3, [4, 4, 4]),
+    ):
+        before, after = (
+            preconditioned_momentum(1.0, retention=0.5, period=n)
+            for n in periods
+        )
+        outs, period = go_on(before, after, steps, len(wanted))
+        assert outs == [-n for n in wanted]
+        assert period == periods[1]
+
+
 def test_init_on_shapes_and_vmap():
-    tx = every(2, optax.adam(0.1))
+    tx = every(np.int64(2), optax.adam(0.1))
     shape = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
     state = jax.eval_shape(tx.init, shape)
     assert state.gathered["w"].shape == (3,)
@@ -175,6 +245,7 @@ def test_init_on_shapes_and_vmap():
     ("make", "message"),
     [
         (lambda: every(0, optax.sgd(1.0)), "period=0 must be"),
+        (lambda: every(True, optax.sgd(1.0)), "period=True must be"),
         (lambda: every(2, optax.sgd(1.0), reduce="max"), "reduce='max'"),
         (
             lambda: continuum({"a": 1}, {"b": optax.sgd(1.0)}, {}),

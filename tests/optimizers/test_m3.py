@@ -62,6 +62,18 @@ def test_m3(accumulation, second_moment):
                 np.testing.assert_allclose(ours[t][name], expected, rtol=1e-6)
 
 
+def test_m3_goes_on_with_another_period():
+    """The slow momentum of ones is a mean of ones, whatever the windows."""
+    ones, state = jnp.ones(2), nl.scale_by_m3(period=8).init(jnp.ones(2))
+    for period in (8, 8, 8, 1, 1, np.int64(2), 2):
+        tx = nl.scale_by_m3(period=period)
+        _, state = tx.update(ones, state)
+        assert state.levels()[1].period == period
+    said, steps = state.slow.inner
+    assert steps == 3
+    np.testing.assert_allclose(said, 1, rtol=1e-6)
+
+
 def test_m3_relates_each_matrix_of_a_stack_to_itself():
     """A layer whose gradients are small is divided by its own mean alone."""
     g = gradients(1, {"stack": (2, 4, 3)})[0]

@@ -1,12 +1,15 @@
 """Text as people have it: packed, repeated, without lines, with marks."""
 
+import errno
 import gzip
 import hashlib
 import json
+import os
+import pathlib
 
 import pytest
 
-from nl_jax.data import DataConfig, load_corpus, read_blocks
+from nl_jax.data import BPETokenizer, DataConfig, load_corpus, read_blocks
 from nl_jax.errors import InputError
 
 BOM = b"\xef\xbb\xbf"
@@ -77,7 +80,7 @@ def test_one_path_may_be_given_without_a_tuple(tmp_path):
     assert DataConfig(held_out_paths="xy").held_out_paths == ("xy",)
     with pytest.raises(InputError, match="'xy' does not exist"):
         load_corpus(DataConfig(paths="xy"))
-    with pytest.raises(InputError, match="'' does not exist"):
+    with pytest.raises(InputError, match="must be paths of files"):
         load_corpus(DataConfig(paths=""))
 
 
@@ -90,6 +93,35 @@ def test_byte_order_marks_are_left_out(tmp_path):
     line = json.dumps({"text": lines(99).decode()})
     (tmp_path / "c.jsonl").write_bytes(BOM + line.encode())
     assert corpus(tmp_path / "c.jsonl") == corpus(plain)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.ndjson", "a.JSONL", "a.jsonlines", "a.NDJSON.GZ"]
+)
+def test_json_lines_have_several_endings(tmp_path, name):
+    """Their text is read, not their quotes and field names."""
+    line = json.dumps({"text": lines(99).decode()}).encode()
+    zipped = name.endswith("GZ")
+    (tmp_path / name).write_bytes(gzip.compress(line) if zipped else line)
+    found = corpus(tmp_path / name)
+    assert found.train + found.held_out == lines(99)
+
+
+def test_what_is_no_file_is_refused(tmp_path, monkeypatch):
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=r"paths: .*pipe.txt' is a pipe"):
+        corpus(pipe)
+    with pytest.raises(InputError, match=r"pipe.txt: it is not a file"):
+        BPETokenizer.from_file(pipe)
+
+    def denied(self):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    (tmp_path / "a.txt").write_bytes(lines(99))
+    monkeypatch.setattr(pathlib.Path, "is_file", denied)
+    with pytest.raises(InputError, match=r"^data.paths: cannot read .*denied"):
+        corpus(tmp_path)
 
 
 def test_gzipped_text_is_read(tmp_path):

@@ -161,6 +161,11 @@ def without(*shown):
     return changed("model", vocab=kept, merges=[])
 
 
+def shared_id(token, taken):
+    vocab = BPE.to_json()["model"]["model"]["vocab"]
+    return changed("model", vocab=vocab | {token: taken})
+
+
 SEQUENCE = {"type": "Sequence", "normalizers": [{"type": "NFC"}]}
 SPLIT = {"type": "Split", "pattern": {"String": "x"}, "invert": False}
 
@@ -207,6 +212,7 @@ SPLIT = {"type": "Split", "pattern": {"String": "x"}, "invert": False}
             "'<s>' cannot have the id 999",
         ),
         (changed(added_tokens=added("é", id=165)), "not stand for bytes"),
+        (shared_id("wo", 5), r"tokens '.+' and '.+' share the id 5"),
         (changed(pre_tokenizer=5), "damaged"),
         (changed(model={"type": "BPE", "vocab": 3}), "byte-level"),
         ("{", "damaged"),
@@ -259,6 +265,8 @@ def vocab_with_gap():
 def test_a_file(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(BPE.to_json()["model"], indent=1), "utf-8")
+    assert BPETokenizer.from_file(path).to_json() == BPE.to_json()
+    path.write_text("\ufeff" + path.read_text())
     assert BPETokenizer.from_file(path).to_json() == BPE.to_json()
     with pytest.raises(InputError, match="cannot read the tokenizer nowhere"):
         BPETokenizer.from_file("nowhere.json")

@@ -11,6 +11,7 @@ from nl_jax.checks import (
     check_count,
     check_fields,
     choose,
+    is_integer,
     require,
 )
 from nl_jax.errors import InputError
@@ -99,7 +100,7 @@ class CMSConfig:
         for name in ("step_periods", "token_periods"):
             given = getattr(self, name)
             _check_periods(f"cms.{name}", given)
-            object.__setattr__(self, name, tuple(given))
+            object.__setattr__(self, name, tuple(map(int, given)))
         if isinstance(self.inner, list):
             object.__setattr__(self, "inner", tuple(self.inner))
         for name, allowed in _CHOICES.items():
@@ -288,7 +289,7 @@ def _check_periods(name, periods):
     )
     for period in periods:
         require(
-            isinstance(period, int) and period >= 1,
+            is_integer(period) and period >= 1,
             f"{name}={periods} must hold integers >= 1",
         )
     for fast, slow in itertools.pairwise(periods):

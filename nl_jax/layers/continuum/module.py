@@ -117,6 +117,22 @@ class ContinuumMemory(nn.Module):
         own: Any = [{}] * len(levels) if fast is None else fast
         return read_levels(levels, own, x)[0]
 
+    def initial_state(self, batch_size: int) -> CMSState | None:
+        """Returns the state of levels that learn in context in this layer."""
+        config = self.config
+        if not config.learns:
+            return None
+        params = nn.meta.unbox(self.variables["params"])
+        fast = jax.tree.map(
+            lambda a: jnp.broadcast_to(a, (batch_size, 1, *a.shape)),
+            self.initial_fast(params, config),
+        )
+        state = config.goal.initial_state(config, fast, ())
+        # Without the axis of blocks: this is one.
+        return state.with_blocks(
+            jax.tree.map(lambda a: a[:, 0], state.by_block)
+        )
+
     @staticmethod
     def initial_fast(
         params: Any, config: CMSConfig, n_layers: int | None = None
