@@ -23,9 +23,10 @@ import numpy as np
 from nl_jax.continual.sampling import SamplerState, first_state
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel, ModelConfig, to_json
+from nl_jax.models.config_json import same_periods
 from nl_jax.models.language_model import ModelState
 from nl_jax.models.state_check import check_state
-from nl_jax.training.saved_runs import differences, same_periods
+from nl_jax.training.saved_runs import differences
 
 _FORMAT = "nl_jax state 1"
 _DAMAGED = (

@@ -51,6 +51,14 @@ def to_json(config: Any) -> dict[str, Any]:
     return out
 
 
+def same_periods(old: list[int], new: list[int], model: ModelConfig) -> bool:
+    """Returns whether default periods stand for the others.
+
+    Earlier versions saved the numbers that defaults stand for.
+    """
+    return {(), model.cms.periods} == {tuple(old), tuple(new)}
+
+
 def _plain(value):
     if isinstance(value, np.generic):
         return value.item()

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from nl_jax.data import DataConfig, Tokenizer, from_json
 from nl_jax.errors import DamagedError, InputError
 from nl_jax.models import LanguageModel, ModelConfig, configure, to_json
+from nl_jax.models.config_json import same_periods
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.checksums import array_sums, json_sum
 from nl_jax.training.metric_writers import read_json_lines
@@ -300,14 +301,6 @@ def check_text(workdir, saved: str, sha256: str, *, accept: bool) -> None:
             "between Python versions); restore it, use another --workdir, or "
             "go on with --config.accept_new_config=True"
         )
-
-
-def same_periods(old: list[int], new: list[int], model: ModelConfig) -> bool:
-    """Returns whether default periods stand for the others.
-
-    Earlier versions saved the numbers that defaults stand for.
-    """
-    return {(), model.cms.periods} == {tuple(old), tuple(new)}
 
 
 def differences(
