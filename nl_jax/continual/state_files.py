@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import secrets
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -20,21 +21,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.continual.sampling import SamplerState, first_state
-from nl_jax.continual.validation import check_state
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel, ModelConfig, to_json
+from nl_jax.models.config_json import same_periods
 from nl_jax.models.language_model import ModelState
+from nl_jax.models.state_check import check_state
 from nl_jax.training.saved_runs import differences
 
 _FORMAT = "nl_jax state 1"
 _DAMAGED = (
     KeyError,
+    AttributeError,
     TypeError,
     ValueError,
     EOFError,
     OSError,
     NotImplementedError,
     RuntimeError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -77,7 +83,7 @@ def save_state(
         "meta": dict(meta or {}),
     }
     arrays = {f"leaf_{i}": _plain(leaf) for i, leaf in enumerate(leaves)}
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).absolute()
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with beside.open("xb") as file:
@@ -147,6 +153,8 @@ def load_state(
         raise InputError(f"{path} holds a {found_kind}, not a {kind.__name__}")
     own = _config(model) | {"meta": dict(meta or {})}
     for name, old, new in differences(found, own, to_json(ModelConfig())):
+        if name == "cms.token_periods" and same_periods(old, new, model.config):
+            continue
         raise InputError(
             f"{path} is the state of another model: it has {name}={old!r}, "
             f"this one {new!r}"

@@ -213,7 +213,7 @@ def from_json(saved: dict) -> Tokenizer:
     if saved.get("kind") == "byte":
         return ByteTokenizer()
     if saved.get("kind") == "bpe":
-        return BPETokenizer(json.dumps(saved["model"]))
+        return BPETokenizer(json.dumps(saved.get("model")))
     raise InputError(
         f"the checkpoint's tokenizer has kind {saved.get('kind')!r}; this "
         "version knows 'byte' and 'bpe'"

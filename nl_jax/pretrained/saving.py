@@ -65,7 +65,9 @@ def save_pretrained(
         files["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast"
         }
-    fresh = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+    target = folder.resolve()
+    beside = target if target.is_dir() else target.parent
+    fresh = beside / f"{target.name}.{secrets.token_hex(4)}.tmp"
     try:
         fresh.mkdir(parents=True)
         for name, content in files.items():
@@ -81,7 +83,11 @@ def save_pretrained(
             path.chmod(mode)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        os.replace(fresh, folder)
+        if target.is_dir():  # It stays: it may be one that others are in.
+            for path in fresh.iterdir():
+                os.replace(path, target / path.name)
+        else:
+            os.replace(fresh, target)
     except (OSError, safetensors.SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"could not save {folder} ({why})") from error

@@ -13,6 +13,7 @@ import logging
 import pathlib
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,17 @@ from nl_jax.training.step import TrainState
 _LOG = logging.getLogger(__name__)
 _ORBAX_ERRORS = (KeyError, ValueError, TypeError, OSError, RuntimeError)
 """What Orbax and TensorStore raise for damaged files and failed writes."""
+_ENTRIES: dict[str, dict[str, type]] = {
+    "config": {"model": dict, "data": dict, "optimizer": dict, "steps": int},
+    "tokenizer": {"kind": str, "hash": str},
+    "data": {"iterator": dict, "sha256": str},
+    "versions": {},
+    "evaluated": {},
+    "sums": {"meta": str, "variables": dict, "optimizer": dict},
+}
+"""Entries of the metadata, and what those hold at least."""
+_NEWER = ("evaluated", "sums")
+"""Entries that the first checkpoints lack."""
 
 
 class Checkpoints:
@@ -45,6 +57,8 @@ class Checkpoints:
     def __init__(self, workdir, *, every: int | None = None, keep: int = 3):
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
         self._saving: int | None = None
+        self.unverified: set[int] = set()
+        """Steps that were read, from before there were checksums."""
         self._reading = every is None
         missing = InputError(
             f"{workdir} holds no checkpoint; give the --workdir of a training "
@@ -188,6 +202,13 @@ class Checkpoints:
             good = self._sound_before(step, abstract)
             gc.collect()
         remedy = "start again in another --workdir"
+        if good is None and "optimizer" in abstract:
+            with contextlib.suppress(*_ORBAX_ERRORS):
+                self._read(self.steps[-1], {"variables": abstract["variables"]})
+                remedy += (
+                    f", with its weights, which are intact: "
+                    f"--init_from={self.directory.parent}"
+                )
         if good is not None:
             flag = f"--step={good}" if self._reading else "--skip_damaged"
             remedy = f"that of step {good} is intact: go on with {flag}"
@@ -209,14 +230,21 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """Reads the metadata and what ``abstract`` names, and verifies both."""
-        found = self._checkpointer.load_checkpointables(
-            step, {"meta": None, **abstract}
-        )
+        try:
+            found = self._checkpointer.load_checkpointables(
+                step, {"meta": None, **abstract}
+            )
+        except _ORBAX_ERRORS as error:
+            parts = " and ".join(abstract or ["metadata"])
+            why = getattr(error, "strerror", None)
+            raise ValueError(
+                f"its {parts} cannot be read" + (f": {why}" if why else "")
+            ) from error
         meta = found["meta"]
-        if not isinstance(meta, dict) or not {"config", "tokenizer"} <= {*meta}:
-            raise ValueError("it is not one of nl_jax")
+        _check_entries(meta)
         sums = meta.pop("sums", None)
         if sums is None:
+            self.unverified.add(step)
             if abstract:
                 _LOG.warning(
                     "the checkpoint of step %d is from before there were "
@@ -228,7 +256,7 @@ class Checkpoints:
             raise ValueError("its metadata has another checksum")
         for part in abstract:
             for name, value in array_sums(found[part]).items():
-                if sums[part][name] != value:
+                if sums[part].get(name) != value:
                     raise ValueError(f"{part}/{name} has another checksum")
         return found
 
@@ -243,15 +271,37 @@ class Checkpoints:
         ) from error
 
 
+def _check_entries(meta: Any) -> None:
+    """Raises ``ValueError`` unless metadata has the entries of this library."""
+    if not isinstance(meta, dict) or not {"config", "tokenizer"} <= {*meta}:
+        raise ValueError("it is not one of nl_jax")
+    for name in sorted(meta.keys() - _ENTRIES.keys()):
+        raise ValueError(f"its metadata has {name!r}, an unknown entry")
+    for name, types in _ENTRIES.items():
+        if name not in meta and name in _NEWER:
+            continue
+        entry = meta.get(name)
+        if types and not (
+            isinstance(entry, dict)
+            and all(isinstance(entry.get(k), t) for k, t in types.items())
+        ):
+            raise ValueError(f"the entry {name!r} of its metadata is damaged")
+
+
 @contextlib.contextmanager
 def _without_tracebacks():
     """Hides pages about the coroutines and callbacks of a failed read."""
     hooks = sys.unraisablehook, sys.excepthook
+    log = logging.getLogger("asyncio")
     sys.unraisablehook = lambda _: None
     sys.excepthook = lambda *_: None
+    log.disabled = True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
     finally:
+        log.disabled = False
         sys.unraisablehook, sys.excepthook = hooks
 
 

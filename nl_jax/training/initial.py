@@ -8,11 +8,14 @@ from ml_collections import config_dict
 
 from nl_jax.data import DataConfig, Tokenizer
 from nl_jax.errors import InputError
-from nl_jax.models import ModelConfig, configure
 from nl_jax.pretrained import Pretrained, load_pretrained, tokenizer_text
-from nl_jax.pretrained.safetensors_source import read_json
 from nl_jax.pretrained.tokenizer_json import BYTES_JSON
-from nl_jax.training.saved_runs import load_model
+from nl_jax.training.saved_runs import (
+    is_file_name,
+    load_model,
+    saved_config,
+    saved_sizes,
+)
 from nl_jax.training.train_config import TrainConfig, freeze
 
 _LOG = logging.getLogger(__name__)
@@ -47,7 +50,8 @@ def begin_run(
 
     With ``config.init_from``, fields of the model that are not set, and the
     tokenizer, are those of the model there. A run in ``workdir`` that began so
-    goes on with its own, whether ``init_from`` is set and exists or not.
+    goes on with its own, whether ``init_from`` is set and exists or not, and
+    needs no ``tokenizer.json`` any more.
 
     Args:
         config: configuration from :func:`flag_config`, with changes.
@@ -57,16 +61,16 @@ def begin_run(
         InputError: if a value is not allowed or the weights cannot be loaded.
     """
     config = config.copy_and_resolve_references()
-    folder, saved = pathlib.Path(workdir), {}
-    file = folder / "config.json"
-    if any((folder / "checkpoints").glob("[0-9]*")) and file.is_file():
-        saved = read_json(file)
+    saved = saved_config(pathlib.Path(workdir))
+    if saved and is_file_name(config.data.tokenizer):
+        # The file may be gone.
+        model = config.model
+        model.vocab_size = model.vocab_size or saved["model"].get("vocab_size")
     if saved.get("init_from"):
         config.init_from = config.init_from or saved["init_from"]
         if config.data.tokenizer == DataConfig.tokenizer:
             config.data.tokenizer = saved["data"]["tokenizer"]
-        base = configure(ModelConfig(), **saved["model"])
-        return freeze(config, base), None
+        return freeze(config, saved_sizes(workdir, saved)), None
     if saved or not config.init_from:
         return freeze(config), None
     found = load_weights(config.init_from)

@@ -39,6 +39,7 @@ from nl_jax.training.saved_runs import (
     check_text,
     check_tokenizer,
     restore_newest,
+    resumed_data,
 )
 from nl_jax.training.step import (
     TrainState,
@@ -144,7 +145,10 @@ class _Run:
             began = meta["config"].get("init_from", "")
             config = dataclasses.replace(config, init_from=began)
             self.config = config
-        self.data: Dataset = prepare(config.data, config.seq_len, saved)
+        data = config.data
+        if meta is not None:
+            data = resumed_data(data, meta["config"])
+        self.data: Dataset = prepare(data, config.seq_len, saved)
         tokenizer = self.data.tokenizer
         trained = (saved or tokenizer).to_json()
         check_tokenizer(

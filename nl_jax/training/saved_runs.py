@@ -1,5 +1,7 @@
 """Loading a trained model, and checks that a run can be resumed."""
 
+import contextlib
+import dataclasses
 import json
 import logging
 import pathlib
@@ -9,10 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nl_jax.data import Tokenizer, from_json
+from nl_jax.data import DataConfig, Tokenizer, from_json
 from nl_jax.errors import DamagedError, InputError
 from nl_jax.models import LanguageModel, ModelConfig, configure, to_json
+from nl_jax.models.config_json import same_periods
 from nl_jax.training.checkpoint import Checkpoints
+from nl_jax.training.checksums import array_sums, json_sum
 from nl_jax.training.metric_writers import read_json_lines
 from nl_jax.training.process import versions
 from nl_jax.training.step import TrainState
@@ -54,6 +58,7 @@ class LoadedModel(NamedTuple):
         return {
             "tokenizer": self.tokenizer.to_json()["hash"],
             "step": self.meta["step"],
+            "weights": json_sum(array_sums(self.variables)),
         }
 
 
@@ -90,13 +95,7 @@ def saved_model(
     Raises:
         InputError: if another version of this library has written it.
     """
-    try:
-        config = configure(ModelConfig(), **meta["config"]["model"])
-    except ValueError as error:
-        raise InputError(
-            f"{workdir} holds a model of another version: {error}"
-        ) from error
-    model = LanguageModel(config)
+    model = LanguageModel(saved_sizes(workdir, meta["config"]))
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
     )
@@ -105,6 +104,16 @@ def saved_model(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device),
         shapes,
     )
+
+
+def saved_sizes(workdir, config: Mapping[str, Any]) -> ModelConfig:
+    """Returns the model of a run's configuration; errors as above."""
+    try:
+        return configure(ModelConfig(), **config["model"])
+    except (TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{workdir} holds a model of another version: {error}"
+        ) from error
 
 
 def restore_newest(
@@ -148,6 +157,21 @@ def restore_newest(
                 meta["versions"],
             )
         return meta, state
+
+
+def saved_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the configuration of the run in a folder; empty if there is none.
+
+    It is that of the newest checkpoint whose metadata can be read.
+    """
+    with (
+        contextlib.suppress(InputError),
+        contextlib.closing(Checkpoints(workdir)) as checkpoints,
+    ):
+        for step in reversed(checkpoints.steps):
+            with contextlib.suppress(DamagedError):
+                return checkpoints.meta(step)["config"]
+    return {}
 
 
 def check_folder(workdir: pathlib.Path) -> None:
@@ -217,6 +241,12 @@ def check_same_config(
         fixed = name.startswith(_FIXED_FIELDS)
         if name.startswith(_FREE_FIELDS) or (name == "init_from" and not new):
             continue
+        if name == "model.cms.token_periods" and same_periods(
+            old, new, config.model
+        ):
+            continue
+        if name == "data.tokenizer" and is_file_name(old) and is_file_name(new):
+            continue  # Their hashes are compared.
         if config.accept_new_config and not fixed:
             continue
         remedy = "use another --workdir"
@@ -226,6 +256,30 @@ def check_same_config(
             f"{workdir} holds a run with {name}={old!r}, but now "
             f"{name}={new!r}; {remedy}"
         )
+
+
+def is_file_name(tokenizer: Any) -> bool:
+    """Returns whether ``data.tokenizer`` is the path of a tokenizer."""
+    return str(tokenizer).endswith(".json")
+
+
+def resumed_data(data: DataConfig, saved: Mapping[str, Any]) -> DataConfig:
+    """Returns the data of a run that goes on.
+
+    Args:
+        data: data of the current configuration.
+        saved: configuration in the checkpoint.
+
+    Returns:
+        The data, with the tokenizer of the checkpoint in place of a file that
+        is gone.
+    """
+    file = data.tokenizer
+    gone = is_file_name(file) and is_file_name(saved["data"]["tokenizer"])
+    if not gone or pathlib.Path(file).expanduser().exists():
+        return data
+    _LOG.warning("%s is gone; its copy in the checkpoint is used", file)
+    return dataclasses.replace(data, tokenizer="bpe")
 
 
 def check_text(workdir, saved: str, sha256: str, *, accept: bool) -> None:

@@ -24,8 +24,7 @@ class SavedStep(NamedTuple):
     n_bytes: int
     """Size on the disk."""
     problem: str
-    """Why it cannot be read; empty if all of it can be, and its checksums hold
-    or it is from before there were any."""
+    """Why it cannot be read or verified; empty if all of it is as saved."""
 
 
 def list_steps(workdir) -> list[SavedStep]:
@@ -43,6 +42,8 @@ def list_steps(workdir) -> list[SavedStep]:
         try:
             shapes = _shapes(workdir, checkpoints.meta(step))
             checkpoints.restore(step, shapes)
+            if step in checkpoints.unverified:
+                problem = "not verified: it is from before there were checksums"
         except DamagedError as error:
             problem = error.reason
         out.append(SavedStep(step, saved, n_bytes, problem))

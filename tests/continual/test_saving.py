@@ -1,6 +1,7 @@
 """Saved weights: the same logits again, here and in transformers."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -180,9 +181,13 @@ def test_stacked_and_consolidated_models(tmp_path):
         continual.unstack_levels(plain)
 
 
-def test_bfloat16_rounds_to_nearest(tmp_path):
+def test_bfloat16_rounds_to_nearest(tmp_path, monkeypatch):
     found = transformer({}, {"scale_embeddings": False})
-    save_pretrained(found, tmp_path / "m", dtype="bfloat16")
+    # An empty folder stays the current one of whoever is in it.
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path / "m")
+    save_pretrained(found, ".", dtype="bfloat16")
+    assert sorted(os.listdir(".")) == ["config.json", "model.safetensors"]
     half = (tmp_path / "m" / "model.safetensors").stat().st_size
     modes = {path.stat().st_mode for path in (tmp_path / "m").iterdir()}
     assert len(modes) == 1

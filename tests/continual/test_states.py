@@ -79,7 +79,9 @@ def test_files_that_are_no_such_state(learning, static, state, tmp_path):
     whole = path.read_bytes()
     middle = len(whole) // 2
     garbled = whole[:middle] + bytes(99) + whole[middle + 99 :]
-    for damaged in (b"", b"hello", whole[:middle], garbled):
+    unbalanced = whole.replace(b"(), }", b"((, }", 1)
+    assert unbalanced != whole
+    for damaged in (b"", b"hello", whole[:middle], garbled, unbalanced):
         other = tmp_path / "damaged"
         other.write_bytes(damaged)
         with pytest.raises(InputError, match="damaged or not a saved state"):
@@ -121,6 +123,10 @@ def test_a_failed_save_leaves_the_file_as_it_was(
         save_state(tmp_path / "no" / "folder", learning.model, state)
     with pytest.raises(InputError, match="could not save"):
         save_state(tmp_path, learning.model, state)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="could not save"):
+        save_state(".", learning.model, state)
+    assert os.listdir(tmp_path) == ["state"]
     shutil.rmtree(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints that are not what was saved, and folders in use."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from nl_jax.training import (
     checkpoint,
     list_steps,
     load_model,
+    load_weights,
     make_mesh,
     train,
 )
@@ -115,23 +117,65 @@ def test_a_number_that_changed_is_found(copy, run, tiny, part, monkeypatch):
     assert (copy / "damaged" / "6").is_dir()
 
 
+def edit_metadata(workdir, change):
+    """Changes the metadata of step 6."""
+    for path in (workdir / "checkpoints" / "6" / "meta").iterdir():
+        text = path.read_text()
+        if '"versions"' in text:
+            meta = json.loads(text)
+            change(meta)
+            path.write_text(json.dumps(meta))
+
+
 def test_metadata_that_changed_is_found(copy, tiny):
     """Such as the position in the data, by one digit."""
-    for path in (copy / "checkpoints" / "6" / "meta").iterdir():
-        text = path.read_text()
-        if '"iterator"' in text:
-            assert '"seed": 0' in text
-            path.write_text(text.replace('"seed": 0', '"seed": 1'))
+    edit_metadata(copy, lambda meta: meta["config"].update(seed=1))
     with pytest.raises(DamagedError, match="metadata has another checksum"):
         load_model(copy)
     with pytest.raises(DamagedError, match=r"step 4 is intact"):
         train(tiny(seed=1), copy)
 
 
+def test_checksums_are_missing_from_the_first_checkpoints_only(copy):
+    edit_metadata(copy, lambda meta: meta.update(sumt=meta.pop("sums")))
+    reason = "its metadata has 'sumt', an unknown entry"
+    assert [saved.problem for saved in list_steps(copy)] == ["", "", reason]
+    with pytest.raises(DamagedError, match=reason):
+        load_model(copy)
+    edit_metadata(copy, lambda meta: meta.pop("sumt"))
+    assert "not verified" in list_steps(copy)[-1].problem
+    assert load_model(copy).meta["step"] == 6
+    for name in ("config", "tokenizer", "data"):
+        kept = {}
+
+        def spoil(meta, name=name, kept=kept):
+            kept[name] = meta[name]
+            meta[name] = [1]
+
+        edit_metadata(copy, spoil)
+        with pytest.raises(DamagedError, match=f"entry '{name}' of its"):
+            load_model(copy)
+        edit_metadata(copy, lambda meta, kept=kept: meta.update(kept))
+    edit_metadata(copy, lambda meta: meta["config"]["model"].update(cms=5))
+    with pytest.raises(InputError, match="holds a model of another version"):
+        load_model(copy)
+
+
+def test_weights_are_left_if_only_the_optimizer_is_damaged(copy, tiny):
+    for step in (2, 4, 6):
+        shutil.rmtree(copy / "checkpoints" / str(step) / "optimizer" / "d")
+    words = "its variables and optimizer cannot be read); start again in "
+    with pytest.raises(DamagedError) as error:
+        train(tiny(), copy)
+    assert words in str(error.value)
+    assert str(error.value).endswith(f"are intact: --init_from={copy}")
+    assert load_weights(copy).model.config == tiny().model
+
+
 def test_nothing_is_set_aside_if_nothing_is_intact(copy, tiny):
     for step in (2, 4, 6):
         shutil.rmtree(copy / "checkpoints" / str(step) / "variables" / "d")
-    with pytest.raises(DamagedError, match="start again in another --workdir"):
+    with pytest.raises(DamagedError, match=r"again in another --workdir$"):
         train(tiny(), copy, skip_damaged=True)
     assert steps_in(copy) == [2, 4, 6]
 

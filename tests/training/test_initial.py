@@ -57,6 +57,7 @@ def test_a_run_begins_with_the_weights_and_resumes_without_them(
     assert first.records[0]["loss"] == pytest.approx(float(losses.mean()))
 
     shutil.rmtree(folder)
+    (tmp_path / "run" / "config.json").write_text("{")  # The run needs none.
     later = flags(text_file, "", accept_new_config=True)
     later.steps = 2
     config, initial = begin_run(later, tmp_path / "run")

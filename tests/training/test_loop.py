@@ -16,11 +16,14 @@ import pytest
 
 from nl_jax.data import BPETokenizer, DataConfig, load_corpus
 from nl_jax.errors import InputError
+from nl_jax.memory import OBJECTIVES
 from nl_jax.models import configure
 from nl_jax.training import (
     MeshConfig,
     OptimizerConfig,
+    begin_run,
     checkpoint,
+    flag_config,
     load_model,
     loop,
     train,
@@ -185,6 +188,17 @@ def test_a_run_with_bpe_tokens_goes_on(tiny, tmp_path):
         loaded = load_model(workdir).tokenizer.to_json()
         assert loaded == tokenizer.to_json()
     assert before == losses(tmp_path / "run bpe")
+    moved = dataclasses.replace(data, tokenizer=str(tmp_path / "m.json"))
+    file.rename(moved.tokenizer)
+    flags = flag_config(data={"tokenizer": str(file)})
+    assert begin_run(flags, workdir)[0].model.vocab_size == 300
+    for found in (data, moved):  # Gone, and in another place.
+        train(dataclasses.replace(config, data=found), workdir)
+    plain = dataclasses.replace(data, tokenizer="byte")
+    with pytest.raises(InputError, match=r"data.tokenizer=.*'byte'"):
+        train(dataclasses.replace(config, data=plain), workdir)
+    with pytest.raises(InputError, match="cannot read the tokenizer"):
+        train(config, tmp_path / "new")
     other = BPETokenizer.train(b"other words", 270)
     file.write_text(json.dumps(other.to_json()["model"]))
     with pytest.raises(InputError, match="not the one that the checkpoint"):
@@ -408,5 +422,11 @@ def test_an_optimizer_of_levels_without_a_name_is_refused(tiny, tmp_path):
     model = configure("lstm", d_model=8, n_heads=1, cms=cms)
     config = dataclasses.replace(tiny(), model=model)
     with pytest.raises(InputError, match="holds an optax transformation"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    mine = dataclasses.replace(OBJECTIVES["l2"], name="mine")
+    model = configure("titans", d_model=8, n_heads=1, deep={"objective": mine})
+    config = dataclasses.replace(tiny(), model=model)
+    with pytest.raises(InputError, match="objective='mine' must be one of"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
