@@ -210,7 +210,10 @@ def test_bpe_tokens_from_training_to_evaluation(script, tmp_path):
         (["--step=77"], "step=77: "),
         (["--step=77"], "has checkpoints of the steps 2, 4"),
         (["--step=0"], "step"),
-        (["--seed=4294967296"], "--seed=4294967296 must be in [0, 2**32)"),
+        (
+            ["--seed=4294967296"],
+            "is not an integer in the range [0, 4",
+        ),
         (["--temperature=nan"], "temperature"),
         (["--workdir=nowhere"], "holds no checkpoint"),
     ],
