@@ -29,7 +29,7 @@ FLAGS = {
     "lengths": flags.integers([64, 128, 256, 512, 1024], "Tokens.", 1),
     "batch": flags.integer(4, "Sequences."),
     "seed": flags.integer(0, "Of model and tokens.", None),
-    "out": flags.string("runs/gradient_growth", "Folder of results."),
+    "out": flags.folder("runs/gradient_growth", "Folder of results."),
 }
 
 

@@ -13,7 +13,9 @@ line with ``finish``. docs/serving.md describes all requests and limits.
 import contextlib
 import pathlib
 
-from experiments.serving.handler import Limits, Server, is_loopback
+from experiments.serving.connection import is_loopback
+from experiments.serving.handler import Server
+from experiments.serving.requests import Limits
 from experiments.serving.sessions import Sessions
 from experiments.shared import flags
 from nl_jax import training
@@ -29,12 +31,9 @@ FLAGS = {
     "states": flags.string(None, "Folder; default sessions in the workdir."),
     "max_bytes": flags.integer(65_536, "Of the body of a request."),
     "max_tokens": flags.integer(1000, "Drawn for one request."),
-    "max_seconds": flags.number(60.0, "For one request.", 0),
+    "max_seconds": flags.number(60.0, "For one request.", 1),
     "max_requests": flags.integer(32, "Answered at the same time."),
     "max_sessions": flags.integer(1000, "Sessions that may exist."),
-    "in_memory": flags.integer(
-        64, "Sessions kept in memory; all are in files."
-    ),
 }
 
 
@@ -54,16 +53,16 @@ def _serve(values, loaded, folder):
     limits = Limits(**flags.pick(values, Limits._fields))
     try:
         server = Server((values.host, values.port), loaded, sessions, limits)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise InputError(
             f"cannot listen on --host={values.host} --port={values.port}: "
             f"{getattr(error, 'strerror', None) or error}"
         ) from error
     with server, contextlib.suppress(KeyboardInterrupt):
-        server.engine.warm_up()
-        host, port = server.server_address[:2]
-        print(f"serving step {loaded.meta['step']} on http://{host}:{port}")
-        if not is_loopback(str(host)):
+        host, port = map(str, server.server_address[:2])
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        print(f"serving step {loaded.meta['step']} on http://{place}")
+        if not is_loopback(host):
             print("warning: all who reach it can read and change all sessions")
         print(f"states are in {folder}; Ctrl-C stops", flush=True)
         server.serve_forever()

@@ -6,6 +6,7 @@ below, called with the default and the help text.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,28 @@ def string(default: str | None, text: str) -> Flag:
     return lambda name, values: flags.DEFINE_string(
         name, default, text, flag_values=values
     )
+
+
+def folder(default: str | None, text: str) -> Flag:
+    """A folder to write into, which need not exist."""
+
+    def usable(path):
+        while path and not os.path.lexists(path):
+            path = os.path.dirname(os.path.abspath(path))
+        return path is None or (
+            os.path.isdir(path) and os.access(path, os.W_OK)
+        )
+
+    def define(name, values):
+        flags.DEFINE_string(name, default, text, flag_values=values)
+        flags.register_validator(
+            name,
+            usable,
+            "must be a folder that can be written to, or a new one",
+            flag_values=values,
+        )
+
+    return define
 
 
 def switch(text: str) -> Flag:

@@ -51,7 +51,7 @@ FLAGS = {
     "rate_limit": flags.number(
         0.1, "Allowed distance of a window's median rate, as a share."
     ),
-    "out": flags.string("runs/stream_speed", "Folder of results."),
+    "out": flags.folder("runs/stream_speed", "Folder of results."),
 }
 
 

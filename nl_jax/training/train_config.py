@@ -321,6 +321,8 @@ def _placeholders(config) -> config_dict.ConfigDict:
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if not field.init:
+            continue
         if dataclasses.is_dataclass(value):
             out[field.name] = _placeholders(value)
         else:

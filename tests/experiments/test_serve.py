@@ -6,13 +6,16 @@ import json
 import socket
 import struct
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
 
 from experiments.serving import serve
-from experiments.serving.handler import Limits, Server
+from experiments.serving.engine import Engine
+from experiments.serving.handler import Server
+from experiments.serving.requests import Limits
 from experiments.serving.sessions import Sessions
 from nl_jax.continual import Sampler, SamplerState, load_state
 from nl_jax.data import ByteTokenizer
@@ -31,10 +34,10 @@ def loaded():
 
 
 @contextlib.contextmanager
-def serving(loaded, folder, most=100, **limits):
+def serving(loaded, folder, most=100, host="127.0.0.1", **limits):
     sessions = Sessions(folder, loaded, most)
     limits = LIMITS._replace(**limits)
-    with Server(("127.0.0.1", 0), loaded, sessions, limits) as server:
+    with Server((host, 0), loaded, sessions, limits) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -52,7 +55,8 @@ def server(loaded, tmp_path):
 
 def ask(server, path, body=None, method=None, headers=JSON):
     """Returns the status of the answer and its lines."""
-    connection = http.client.HTTPConnection(*server.server_address, timeout=60)
+    host, port = server.server_address[:2]
+    connection = http.client.HTTPConnection(host, port, timeout=60)
     method = method or ("GET" if body is None else "POST")
     content = json.dumps(body) if isinstance(body, dict) else body
     connection.request(method, path, content, headers)
@@ -69,6 +73,22 @@ def generate(server, name, text="", tokens=8, **options):
     assert status == 200 and last["finish"] == "tokens", last
     assert last["drawn"] == tokens == len(drawn)
     return [line["token"] for line in drawn], last
+
+
+def begin(server, path, body, size=None):
+    """Sends a request, which may lack the end; returns the connection."""
+    client = socket.create_connection(server.server_address, timeout=60)
+    client.sendall(
+        f"POST {path} HTTP/1.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {size or len(body)}\r\n\r\n{body}".encode()
+    )
+    return client
+
+
+def received(client):
+    """Returns all of an answer."""
+    with client, client.makefile("rb") as file:
+        return file.read()
 
 
 def content(server, name):
@@ -199,10 +219,7 @@ def test_a_client_that_leaves_changes_nothing(server, monkeypatch):
             tried.append(token)
 
     monkeypatch.setattr(server.engine, "draw", slow)
-    client = socket.create_connection(server.server_address)
-    head = "POST /sessions/ann HTTP/1.1\r\nContent-Type: application/json\r\n"
-    body = '{"tokens": 40}'
-    client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    client = begin(server, "/sessions/ann", '{"tokens": 40}')
     while b"token" not in client.recv(1000):
         pass
     busy = ask(server, "/sessions/ann", {"tokens": 1})
@@ -279,12 +296,13 @@ def test_requests_of_other_origins_are_refused(ready):
     ):
         found, (line,) = ask(server, "/sessions/ann", "{}", None, headers)
         assert found == status and line["error"]
-    assert ask(server, "/", headers={"Host": "[::1]:80"})[0] == 200
+    for host in ("[::1]:80", "[::1]", "LOCALHOST", "LocalHost:80", "127.9.9.9"):
+        assert ask(server, "/", headers={"Host": host})[0] == 200
     assert ask(server, "/", method="PUT")[0] == 501
 
 
-def test_limits(loaded, tmp_path):
-    limits = {"most": 1, "max_seconds": 0.0, "max_requests": 1}
+def test_limits(loaded, tmp_path, monkeypatch):
+    limits = {"most": 1, "max_seconds": 0.3, "max_requests": 1}
     with serving(loaded, tmp_path, **limits) as server:
         server.sessions.put("ann", server.engine.sampler().state)
         for path, body in (
@@ -293,6 +311,12 @@ def test_limits(loaded, tmp_path):
         ):
             status, (line,) = ask(server, path, body)
             assert status == 507 and "1 sessions, which is" in line["error"]
+        sampler = server.engine.sampler
+        monkeypatch.setattr(
+            server.engine,
+            "sampler",
+            lambda *options: time.sleep(0.3) or sampler(*options),
+        )
         status, (line,) = ask(server, "/sessions/ann", {"text": "xyz"})
         assert status == 503 and "only 0 of the text's 3" in line["error"]
         status, (line,) = ask(server, "/sessions/ann", {"tokens": 2})
@@ -300,6 +324,157 @@ def test_limits(loaded, tmp_path):
         with server.places:
             status, (line,) = ask(server, "/sessions/ann", {"tokens": 2})
             assert status == 503 and "1 requests are at work" in line["error"]
+
+
+def test_requests_at_the_same_time_begin_no_more_sessions_than_allowed(
+    loaded, tmp_path, monkeypatch
+):
+    with serving(loaded, tmp_path, most=2) as server:
+        generate(server, "ann", "x", 0)
+        draw, go_on = server.engine.draw, threading.Event()
+        monkeypatch.setattr(
+            server.engine,
+            "draw",
+            lambda *given, **options: (
+                go_on.wait(10) and draw(*given, **options)
+            ),
+        )
+        body = '{"text": "x", "tokens": 1}'
+        slow = begin(server, "/sessions/bob", body)
+        assert slow.recv(8) == b"HTTP/1.1"  # It is about to draw.
+        for path, sent in (("cy", body), ("ann/fork", {"to": "cy"})):
+            status, (line,) = ask(server, f"/sessions/{path}", sent)
+            assert status == 507 and "2 sessions" in line["error"]
+        go_on.set()
+        assert b"finish" in received(slow)
+        assert server.sessions.names() == ["ann", "bob"]
+        # A session that could not be begun leaves its room to others.
+        assert ask(server, "/sessions/bob", method="DELETE")[0] == 200
+        assert ask(server, "/sessions/cy", {"tokens": 1})[0] == 400
+        generate(server, "dee", "x", 0)
+
+
+def test_slow_clients_take_no_place_and_are_refused_in_time(loaded, tmp_path):
+    with serving(loaded, tmp_path, max_seconds=1.0, max_requests=1) as server:
+        start = time.monotonic()
+        body = begin(server, "/sessions/a", "{", 1000)
+        refused = begin(server, "/sessions/a", "{", 100_000)
+        head = socket.create_connection(server.server_address, timeout=60)
+        head.sendall(b"GET / HTTP/1.1\r\nX: ")
+        assert ask(server, "/")[0] == 200
+        for _ in range(3):
+            time.sleep(0.05)
+            for client in (body, refused, head):
+                client.sendall(b" ")
+        assert b" 408 " in received(body)
+        assert b" 413 " in received(refused)
+        assert received(head) == b""
+        assert time.monotonic() - start < 5
+
+
+def test_a_client_that_left_before_the_end_changes_nothing(server, monkeypatch):
+    generate(server, "ann", "hello")
+    before, read = content(server, "ann"), server.engine.read
+    gone = threading.Event()
+    monkeypatch.setattr(
+        server.engine, "read", lambda *given: gone.wait(60) and read(*given)
+    )
+    paths, body = ("/sessions/ann", "/sessions/b"), '{"text": "x", "tokens": 0}'
+    clients = [begin(server, path, body) for path in paths]
+    while len(server.sessions._held) < 2:
+        time.sleep(0.01)
+    # A third announces more than it sends.
+    clients.append(begin(server, "/sessions/ann/reset", "{}", 3))
+    for client in clients:
+        client.close()
+    gone.set()
+    while server.sessions._held:
+        time.sleep(0.01)
+    assert server.sessions.names() == ["ann"]
+    assert content(server, "ann") == before
+
+
+def test_a_server_that_stops_says_so_to_its_clients(
+    loaded, tmp_path, monkeypatch, capfd
+):
+    stopped, ended = threading.Event(), []
+    with serving(loaded, tmp_path) as server:
+        generate(server, "ann", "x", 0)
+        before = content(server, "ann")
+        draw, close = server.engine.draw, server.engine.close
+
+        def slow(*given, **options):
+            for token in draw(*given, **options):
+                yield token
+                stopped.wait(60)
+                time.sleep(0.1)
+                ended.append(token)
+
+        monkeypatch.setattr(server.engine, "draw", slow)
+        monkeypatch.setattr(
+            server.engine, "close", lambda: (close(), stopped.set())
+        )
+        client = begin(server, "/sessions/ann", '{"tokens": 9}')
+        while b"token" not in client.recv(1000):
+            pass
+    assert ended  # The server has waited for what it says to its clients.
+    *_, last = received(client).splitlines()
+    assert "server is stopping" in json.loads(last)["error"]
+    assert content(server, "ann") == before
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_is_no_session_is_neither_listed_nor_counted(loaded, tmp_path):
+    (tmp_path / "odd.npz").mkdir()
+    (tmp_path / "Bad.Name.npz").touch()
+    with serving(loaded, tmp_path, most=1) as server:
+        generate(server, "ann", "x", 0)
+        assert server.sessions.names() == ["ann"]
+        for path, body, method in (
+            ("odd", {"text": "x"}, None),
+            ("odd", None, "DELETE"),
+            ("odd/state", None, None),
+            ("odd/reset", {}, None),
+            ("ann/fork", {"to": "odd"}, None),
+        ):
+            status, (line,) = ask(server, f"/sessions/{path}", body, method)
+            assert status == 409 and "odd.npz in" in line["error"]
+
+
+def test_files_that_fail_are_an_answer(server, tmp_path, monkeypatch):
+    gone = tmp_path / "gone.npz"
+    monkeypatch.setattr(server.sessions, "existing", lambda name: gone)
+    for path, method in (("a/state", "GET"), ("a", "DELETE")):
+        status, (line,) = ask(server, f"/sessions/{path}", method=method)
+        assert status == 500 and "No such file" in line["error"]
+
+
+def test_no_client_connects_before_all_is_compiled(
+    loaded, tmp_path, monkeypatch
+):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()
+    tried = []
+
+    def warm_up(engine):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        tried.append(engine)
+
+    monkeypatch.setattr(Engine, "warm_up", warm_up)
+    with Server(address, loaded, Sessions(tmp_path, loaded), LIMITS) as server:
+        socket.create_connection(address).close()
+        assert tried == [server.engine]
+
+
+def test_a_server_listens_on_ipv6(loaded, tmp_path):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serving(loaded, tmp_path, host="::1") as server:
+        assert server.server_address[0] == "::1"
+        assert ask(server, "/")[0] == 200
 
 
 def test_the_command(script, workdir, tmp_path, monkeypatch):
@@ -316,6 +491,8 @@ def test_the_command(script, workdir, tmp_path, monkeypatch):
         for flags, words in (
             ([f"--port={port}"], f"--port={port}: Address already in use"),
             (["--port=70000"], "--port=70000"),
+            (["--host=a..b"], "--host=a..b"),
+            (["--in_memory=1"], "in_memory"),
             (["more"], "unexpected argument 'more'"),
         ):
             status, _, errors = script(serve, str(workdir), states, *flags)

@@ -16,6 +16,7 @@ from nl_jax.training import (
     flag_config,
     freeze,
 )
+from nl_jax.training.saved_runs import check_same_config
 
 
 def test_every_field_has_a_flag():
@@ -218,3 +219,15 @@ def test_nonsense_is_refused_by_name(flag, words):
     node[last] = (value,) if kind is tuple else kind(value)
     with pytest.raises(InputError, match=re.escape(words)):
         freeze(whole)
+
+
+def test_default_periods_are_those_that_were_once_saved():
+    cms = {"objective": "next_token"}
+    config = TrainConfig(model=configure("hope", cms=cms))
+    saved = to_json(config)
+    check_same_config("runs/mine", saved, config)
+    saved["model"]["cms"]["token_periods"] = [16, 64]
+    check_same_config("runs/mine", saved, config)
+    saved["model"]["cms"]["token_periods"] = [32, 64]
+    with pytest.raises(InputError, match=r"cms\.token_periods=\[32, 64\], but"):
+        check_same_config("runs/mine", saved, config)
