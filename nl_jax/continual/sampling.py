@@ -78,7 +78,7 @@ class Sampler:
         most = model.config.vocab_size
         self._allowed = most if vocab_size is None else vocab_size
         check_count("vocab_size", self._allowed)
-        check_count("seed", seed, 0)
+        check_count("seed", seed, 0, 2**32)
         if self._allowed > most:
             raise InputError(f"vocab_size={vocab_size} must be at most {most}")
         self.state: SamplerState = _first(model, variables, seed)

@@ -195,6 +195,9 @@ def test_every_field_refuses_values_of_other_types():
     ("flag", "words"),
     [
         ("seed=4294967296", "seed=4294967296 must be less than 2**32"),
+        ("seed=99999999999999999999", "must be less than 2**32"),
+        ("steps=99999999999999999999", "must be less than 2**31"),
+        ("model.d_model=2147483648", "d_model=2147483648 must be less than"),
         ("sample.top_p=2", "top_p=2.0 must be in (0, 1]"),
         ("sample.top_p=nan", "top_p=nan must be a finite number"),
         ("sample.temperature=-1", "temperature=-1.0 must be >= 0"),

@@ -289,8 +289,8 @@ def _check_periods(name, periods):
     )
     for period in periods:
         require(
-            is_integer(period) and period >= 1,
-            f"{name}={periods} must hold integers >= 1",
+            is_integer(period) and 1 <= period < 2**31,
+            f"{name}={periods} must hold integers >= 1 and < 2**31",
         )
     for fast, slow in itertools.pairwise(periods):
         require(
