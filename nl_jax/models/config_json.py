@@ -56,7 +56,8 @@ def same_periods(old: list[int], new: list[int], model: ModelConfig) -> bool:
 
     Earlier versions saved the numbers that defaults stand for.
     """
-    return {(), model.cms.periods} == {tuple(old), tuple(new)}
+    default = configure(model, cms={"token_periods": ()}).cms.periods
+    return {(), default} == {tuple(old), tuple(new)}
 
 
 def _plain(value):

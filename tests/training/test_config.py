@@ -231,6 +231,15 @@ def test_default_periods_are_those_that_were_once_saved():
     check_same_config("runs/mine", saved, config)
     saved["model"]["cms"]["token_periods"] = [16, 64]
     check_same_config("runs/mine", saved, config)
+    numbers = configure(config.model, cms={"token_periods": (16, 32)})
+    with pytest.raises(
+        InputError, match=r"now model.cms.token_periods=\[16, 3"
+    ):
+        check_same_config(
+            "runs/mine",
+            to_json(config),
+            dataclasses.replace(config, model=numbers),
+        )
     saved["model"]["cms"]["token_periods"] = [32, 64]
     with pytest.raises(InputError, match=r"cms\.token_periods=\[32, 64\], but"):
         check_same_config("runs/mine", saved, config)
