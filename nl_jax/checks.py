@@ -1,7 +1,7 @@
 """Checks of arguments, with error messages of one form."""
 
-import math
 import numbers
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import (
@@ -45,9 +45,12 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def check_count(name: str, value: Any, least: int = 1) -> int:
-    """Returns ``value`` if it is an integer >= ``least``, or ``InputError``.
+def check_count(
+    name: str, value: Any, least: int = 1, below: int = 2**31
+) -> int:
+    """Returns ``value`` if it is an integer in ``[least, below)``.
 
+    ``below`` is a power of 2; JAX's integers have 32 bits, seeds without sign.
     An array, as ``optax.inject_hyperparams`` makes of every number, is none.
 
     Example:
@@ -55,6 +58,9 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
         Traceback (most recent call last):
         ...
         nl_jax.errors.InputError: period=0 must be an integer >= 1
+
+    Raises:
+        InputError: for any other value.
     """
     if isinstance(value, jax.Array):
         raise InputError(
@@ -63,6 +69,9 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
         )
     if not is_integer(value) or value < least:
         raise InputError(f"{name}={value!r} must be an integer >= {least}")
+    if value >= below:
+        power = below.bit_length() - 1
+        raise InputError(f"{name}={value!r} must be less than 2**{power}")
     return int(value)
 
 
@@ -89,9 +98,11 @@ def is_number(value: Any) -> bool:
     Example:
         >>> is_number(0.1), is_number("0.1"), is_number(float("nan"))
         (True, False, False)
+        >>> is_number(10**400)
+        False
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    return number and bool(abs(value) <= sys.float_info.max)
 
 
 def check_number(name: str, value: Any) -> None:
@@ -130,8 +141,8 @@ def check_fields(
 
     Those are ``Literal``, ``bool``, ``int``, ``float``, ``str``, and each of
     them or ``None``. Integers must be at least 1, or what ``least`` says of
-    their name, and become Python's; numbers must be finite. Fields in ``free``
-    are left out.
+    their name, and less than 2**31 (``seed``: 2**32), and become Python's;
+    numbers must be finite. Fields in ``free`` are left out.
 
     Raises:
         InputError: naming the field, with ``prefix``, and what is allowed.
@@ -158,7 +169,8 @@ def check_fields(
         if get_origin(kind) is Literal:
             check_choice(shown, value, get_args(kind))
         elif kind is int:
-            count = check_count(shown, value, least.get(name, 1))
+            below = 2**32 if name == "seed" else 2**31
+            count = check_count(shown, value, least.get(name, 1), below)
             object.__setattr__(config, name, count)
         elif kind is float:
             check_number(shown, value)

@@ -95,7 +95,7 @@ FLAGS = {
     "learners": flags.words(list(LEARNERS), known=LEARNERS),
     "seeds": flags.seeds([0, 1, 2], "Of the order of classes and texts."),
     **_SETTINGS,
-    "out": flags.string("runs/class_incremental", "Folder."),
+    "out": flags.folder("runs/class_incremental", "Folder."),
 }
 
 

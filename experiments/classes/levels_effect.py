@@ -66,7 +66,7 @@ FLAGS = {
     "slowest": flags.integers([256, 1024, 4096], "Periods, in texts.", 2),
     "seeds": flags.seeds([0, 1, 2], "Of the order of classes and texts."),
     **_SETTINGS,
-    "out": flags.string("runs/levels_effect", "Folder."),
+    "out": flags.folder("runs/levels_effect", "Folder."),
 }
 
 

@@ -55,7 +55,7 @@ FLAGS = {
     ),
     "rounds": flags.integer(7, "Rounds of each of two repeats."),
     "calls": flags.integer(10, "Calls in a round, inside one program."),
-    "out": flags.string("runs/benchmark_kernels", "Folder."),
+    "out": flags.folder("runs/benchmark_kernels", "Folder."),
 }
 
 

@@ -24,7 +24,7 @@ FLAGS = {
     "list_steps": LIST_STEPS,
     "file": flags.string(None, "UTF-8 text to read."),
     "chunk": flags.integer(512, "Tokens per call."),
-    "out": flags.string(None, "Folder for results; default workdir."),
+    "out": flags.folder(None, "Folder for results; default workdir."),
 }
 
 

@@ -22,7 +22,7 @@ FLAGS = {
         "runs/default", "Folder of a training run, or pretrained weights."
     ),
     "step": flags.integer(None, "Which checkpoint; default newest.", None),
-    "out": flags.string(None, "New folder."),
+    "out": flags.folder(None, "New folder."),
     "dtype": flags.choice("float32", DTYPES, "Type of the weights."),
     "static": flags.switch("Save a transformer without levels that learn."),
 }

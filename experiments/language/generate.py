@@ -26,7 +26,7 @@ FLAGS = {
         0.8, "Divides the logits; 0 takes the likeliest token.", 0
     ),
     "top_p": flags.number(0.95, "Probability mass to draw from."),
-    "seed": flags.integer(0, "Of what is drawn.", None),
+    "seed": flags.seed("Of what is drawn."),
     "save_state": flags.string(None, "File to save the state in."),
     "load_state": flags.string(None, "File of a saved state."),
 }
@@ -41,8 +41,6 @@ def main(values: flags.FlagValues) -> None:
         raise InputError(
             f"--top_p={values.top_p} must be in (0, 1]; 1 allows every token"
         )
-    if not 0 <= values.seed < 2**32:
-        raise InputError(f"--seed={values.seed} must be in [0, 2**32)")
     prompt = values.prompt
     if prompt is None:
         prompt = "" if values.load_state else "The "

@@ -102,7 +102,7 @@ FLAGS = {
     ),
     "seeds": flags.seeds([0]),
     **_SETTINGS,
-    "out": flags.string("runs/formal_languages", "Folder."),
+    "out": flags.folder("runs/formal_languages", "Folder."),
 }
 
 

@@ -68,7 +68,7 @@ FLAGS = {
     "runs": flags.words(list(LEVELS), known=LEVELS),
     "seeds": flags.seeds([0, 1, 2], "Of languages and parameters."),
     **_SETTINGS,
-    "out": flags.string("runs/novel_languages", "Folder."),
+    "out": flags.folder("runs/novel_languages", "Folder."),
 }
 
 

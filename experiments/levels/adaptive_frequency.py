@@ -84,7 +84,7 @@ FLAGS = {
         "needs a number above 0",
     ),
     **_SETTINGS,
-    "out": flags.string("runs/adaptive_frequency", "Folder of results."),
+    "out": flags.folder("runs/adaptive_frequency", "Folder of results."),
 }
 
 

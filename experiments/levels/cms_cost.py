@@ -69,7 +69,7 @@ FLAGS = {
         [256, 4096], "Tokens, multiples of --chunk, rising.", 1
     ),
     **_SETTINGS,
-    "out": flags.string("runs/cms_cost", "Folder of results."),
+    "out": flags.folder("runs/cms_cost", "Folder of results."),
 }
 
 

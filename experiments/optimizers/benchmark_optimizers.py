@@ -67,7 +67,7 @@ _SETTINGS = {
 FLAGS = {
     **_SETTINGS,
     "optimizers": flags.words(list(OPTIMIZERS), "Which to time.", OPTIMIZERS),
-    "out": flags.string("runs/benchmark_optimizers", "Folder."),
+    "out": flags.folder("runs/benchmark_optimizers", "Folder."),
 }
 
 

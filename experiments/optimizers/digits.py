@@ -69,7 +69,7 @@ FLAGS = {
     "seeds": flags.seeds([0, 1, 2], "Seeds."),
     "rates": flags.integer(5, "Learning rates tried for each optimizer."),
     **_SETTINGS,
-    "out": flags.string("runs/digits", "Folder."),
+    "out": flags.folder("runs/digits", "Folder."),
 }
 
 

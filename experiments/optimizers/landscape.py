@@ -35,7 +35,7 @@ FLAGS = {
     "omega": flags.numbers([0.5, 1, 2, 3, 5], "Waves of the valley."),
     **_SETTINGS,
     "rates": flags.integer(13, "Learning rates tried, from 1e-4 to 1e-1."),
-    "out": flags.string("runs/landscape", "Folder of results."),
+    "out": flags.folder("runs/landscape", "Folder of results."),
 }
 
 

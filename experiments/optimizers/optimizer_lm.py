@@ -63,7 +63,7 @@ FLAGS = {
     "seeds": flags.seeds([0], "Seeds."),
     "rates": flags.integer(3, "Learning rates tried for each optimizer."),
     **_SETTINGS,
-    "out": flags.string("runs/optimizer_lm", "Folder."),
+    "out": flags.folder("runs/optimizer_lm", "Folder."),
 }
 
 

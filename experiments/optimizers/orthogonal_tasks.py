@@ -77,7 +77,7 @@ _SETTINGS = {
 FLAGS = {
     "optimizers": flags.words(list(OPTIMIZERS), known=OPTIMIZERS),
     **_SETTINGS,
-    "out": flags.string("runs/orthogonal_tasks", "Folder."),
+    "out": flags.folder("runs/orthogonal_tasks", "Folder."),
 }
 
 

@@ -28,8 +28,8 @@ FLAGS = {
     "runs": flags.words(["hope", "hope-linear"], known=RUNS),
     "lengths": flags.integers([64, 128, 256, 512, 1024], "Tokens.", 1),
     "batch": flags.integer(4, "Sequences."),
-    "seed": flags.integer(0, "Of model and tokens.", None),
-    "out": flags.string("runs/gradient_growth", "Folder of results."),
+    "seed": flags.seed("Of model and tokens."),
+    "out": flags.folder("runs/gradient_growth", "Folder of results."),
 }
 
 

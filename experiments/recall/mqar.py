@@ -52,7 +52,7 @@ FLAGS = {
     "runs": flags.words(["hope", "deltanet"], known=RUNS),
     "seeds": flags.seeds([0]),
     **_SETTINGS,
-    "out": flags.string("runs/mqar", "Folder of the results."),
+    "out": flags.folder("runs/mqar", "Folder of the results."),
 }
 
 

@@ -1,6 +1,8 @@
 """Runs a script: flags, log lines, and errors on one line."""
 
 import logging
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -60,6 +62,10 @@ def _run(script, argv):
     _take_positional(script, values, rest[1:])
     try:
         script.main(values)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(128 + signal.SIGPIPE)
     except InputError as error:
         _fail(error)
     except jax.errors.JaxRuntimeError as error:
@@ -90,12 +96,27 @@ def _take_positional(script, values, given):
 def _log_to_stdout() -> None:
     # Orbax logs each of its steps; problems that matter raise errors.
     absl_logging.set_verbosity(absl_logging.FATAL)
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Lines(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("nl_jax")
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+class _Lines(logging.StreamHandler):
+    """Writes log lines while anyone reads them; a run goes on without."""
+
+    def handleError(self, record):
+        if isinstance(sys.exception(), BrokenPipeError):
+            _drop_output()
+        else:
+            super().handleError(record)
+
+
+def _drop_output() -> None:
+    # Whoever read it has gone, and Python would complain at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _place_in_config(error: BaseException | None) -> str:

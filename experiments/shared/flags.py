@@ -6,11 +6,13 @@ below, called with the default and the help text.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
+_LAST_SEED = 2**32 - 1
 FlagValues = flags.FlagValues
 Flag = Callable[[str, FlagValues], Any]
 """A function of a name and values that defines the flag."""
@@ -20,13 +22,16 @@ def integer(
     default: int | None,
     text: str,
     least: int | None = 1,
+    most: int = 2**31 - 1,
     *,
     multiple_of: int = 1,
 ) -> Flag:
-    """An integer with a lower bound, or a multiple of another integer."""
+    """An integer between bounds, or a multiple of another integer."""
 
     def define(name, values):
-        flags.DEFINE_integer(name, default, text, least, flag_values=values)
+        flags.DEFINE_integer(
+            name, default, text, least, most, flag_values=values
+        )
         if multiple_of > 1:
             flags.register_validator(
                 name,
@@ -61,6 +66,28 @@ def string(default: str | None, text: str) -> Flag:
     )
 
 
+def folder(default: str | None, text: str) -> Flag:
+    """A folder to write into, which need not exist."""
+
+    def usable(path):
+        while path and not os.path.lexists(path):
+            path = os.path.dirname(os.path.abspath(path))
+        return path is None or (
+            os.path.isdir(path) and os.access(path, os.W_OK)
+        )
+
+    def define(name, values):
+        flags.DEFINE_string(name, default, text, flag_values=values)
+        flags.register_validator(
+            name,
+            usable,
+            "must be a folder that can be written to, or a new one",
+            flag_values=values,
+        )
+
+    return define
+
+
 def switch(text: str) -> Flag:
     """A switch that is off by default."""
     return lambda name, values: flags.DEFINE_bool(
@@ -91,12 +118,14 @@ def words(
     return _listed(default, text, check)
 
 
-def integers(default: Sequence[int], text: str, least: int) -> Flag:
-    """Integers separated by commas, with a lower bound."""
+def integers(
+    default: Sequence[int], text: str, least: int, most: int = 2**31 - 1
+) -> Flag:
+    """Integers separated by commas, between bounds."""
 
     def parse(word):
-        if not (word.isdecimal() and int(word) >= least):
-            raise ValueError(f"must be integers >= {least}")
+        if not (word.isdecimal() and least <= int(word) <= most):
+            raise ValueError(f"must be integers >= {least} and <= {most}")
         return int(word)
 
     return _listed(default, text, parse)
@@ -124,7 +153,12 @@ def numbers(
 
 def seeds(default: Sequence[int], text: str = "One run each.") -> Flag:
     """Seeds separated by commas."""
-    return integers(default, text, 0)
+    return integers(default, text, 0, _LAST_SEED)
+
+
+def seed(text: str) -> Flag:
+    """A seed, 0 by default."""
+    return integer(0, text, 0, _LAST_SEED)
 
 
 def pick(values: FlagValues, names: Iterable[str]) -> dict[str, Any]:

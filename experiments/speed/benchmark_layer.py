@@ -51,7 +51,7 @@ FLAGS = {
     "rounds": flags.integer(7, "Rounds of each."),
     "calls": flags.integer(5, "Calls per round."),
     **_SETTINGS,
-    "out": flags.string("runs/benchmark_layer", "Folder of the result."),
+    "out": flags.folder("runs/benchmark_layer", "Folder of the result."),
 }
 
 

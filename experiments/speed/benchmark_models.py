@@ -69,7 +69,7 @@ FLAGS = {
         1,
     ),
     "overtaker": flags.string("hope/16", "Compared with transformer."),
-    "out": flags.string("runs/benchmark_models", "Folder."),
+    "out": flags.folder("runs/benchmark_models", "Folder."),
 }
 
 

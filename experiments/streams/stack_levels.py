@@ -62,8 +62,8 @@ FLAGS = {
     ),
     "tuning": flags.integer(3, "Documents to choose on."),
     "count": flags.integer(16, "Documents to report.", 2),
-    "seed": flags.integer(0, "Of the choice of documents.", None),
-    "out": flags.string("runs/stack_levels", "Folder of results."),
+    "seed": flags.seed("Of the choice of documents."),
+    "out": flags.folder("runs/stack_levels", "Folder of results."),
 }
 
 

@@ -46,12 +46,12 @@ FLAGS = {
     "chunk": flags.integer(
         1024, "Tokens of each row per call; a multiple of 16 is fast."
     ),
-    "seed": flags.integer(0, "Of the parameters.", None),
+    "seed": flags.seed("Of the parameters."),
     "memory_limit": flags.number(10.0, "Allowed growth in MB."),
     "rate_limit": flags.number(
         0.1, "Allowed distance of a window's median rate, as a share."
     ),
-    "out": flags.string("runs/stream_speed", "Folder of results."),
+    "out": flags.folder("runs/stream_speed", "Folder of results."),
 }
 
 

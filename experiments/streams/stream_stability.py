@@ -26,7 +26,7 @@ FLAGS = {
     "chunk": flags.integer(512, "Tokens per call."),
     "norm_limit": flags.number(4.0, "Allowed growth of a norm."),
     "memory_limit": flags.number(50.0, "Allowed growth in MB."),
-    "out": flags.string(None, "Folder for results; default workdir."),
+    "out": flags.folder(None, "Folder for results; default workdir."),
 }
 
 

@@ -19,17 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nl_jax.checks import check_number
 from nl_jax.continual.rows import replace_rows
 from nl_jax.continual.validation import (
     ALL_MIXERS,
     check_level,
     check_rows,
-    check_state,
     fresh_state,
 )
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
 from nl_jax.models.language_model import ModelState
+from nl_jax.models.state_check import check_state, params_of
 
 
 def reset_level(
@@ -126,6 +127,7 @@ def consolidate(
     """
     check_level(model, level)
     count = check_state(model, state)
+    check_number("share", share)
     if not 0 < share <= 1:
         raise InputError(f"share={share} must be in (0, 1]")
     part, own, learned = _learned(model, state, level)
@@ -139,7 +141,8 @@ def consolidate(
             )
         (row,) = check_rows(row or 0, count)
         learned = jax.tree.map(lambda leaf: leaf[row], learned)
-    blocks = variables["params"]["blocks"]
+    params = params_of(variables)
+    blocks = params["blocks"]
 
     def move(old, new):
         """Replaces the leaves of ``old`` that ``new`` has."""
@@ -151,7 +154,7 @@ def consolidate(
         return old.at[own].set(new.astype(old.dtype))
 
     blocks = blocks | {part: move(blocks[part], learned)}
-    return variables | {"params": variables["params"] | {"blocks": blocks}}
+    return variables | {"params": params | {"blocks": blocks}}
 
 
 def _learned(model, state, level):
@@ -193,7 +196,12 @@ def _with(levels, index, level):
 
 
 def _weights(weights, count, row):
-    found = np.asarray(weights, float)
+    try:
+        found = np.asarray(weights, float)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"weights={weights!r} must be numbers, one per row"
+        ) from None
     if row is not None:
         raise InputError(f"row={row} and weights are given; give one of them")
     if found.shape != (count,):

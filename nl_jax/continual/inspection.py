@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nl_jax.continual.validation import check_state, fresh_state
+from nl_jax.continual.validation import fresh_state
 from nl_jax.models import LanguageModel
 from nl_jax.models.language_model import ModelState
+from nl_jax.models.state_check import check_state
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,6 +78,7 @@ class Sampler:
         most = model.config.vocab_size
         self._allowed = most if vocab_size is None else vocab_size
         check_count("vocab_size", self._allowed)
+        check_count("seed", seed, 0, 2**32)
         if self._allowed > most:
             raise InputError(f"vocab_size={vocab_size} must be at most {most}")
         self.state: SamplerState = _first(model, variables, seed)
@@ -88,7 +89,8 @@ class Sampler:
         Raises:
             InputError: if not all tokens are ids of the model; none is read.
         """
-        ids = np.asarray(tokens if hasattr(tokens, "ndim") else list(tokens))
+        listed = isinstance(tokens, Iterable) and not hasattr(tokens, "ndim")
+        ids = np.asarray(list(tokens) if listed else tokens)
         if ids.size:
             if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
                 raise InputError(

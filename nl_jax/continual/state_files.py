@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.continual.sampling import SamplerState, first_state
-from nl_jax.continual.validation import check_state
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel, ModelConfig, to_json
+from nl_jax.models.config_json import same_periods
 from nl_jax.models.language_model import ModelState
+from nl_jax.models.state_check import check_state
 from nl_jax.training.saved_runs import differences
 
 _FORMAT = "nl_jax state 1"
@@ -152,6 +153,8 @@ def load_state(
         raise InputError(f"{path} holds a {found_kind}, not a {kind.__name__}")
     own = _config(model) | {"meta": dict(meta or {})}
     for name, old, new in differences(found, own, to_json(ModelConfig())):
+        if name == "cms.token_periods" and same_periods(old, new, model.config):
+            continue
         raise InputError(
             f"{path} is the state of another model: it has {name}={old!r}, "
             f"this one {new!r}"

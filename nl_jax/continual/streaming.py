@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.checks import check_count, check_ids
-from nl_jax.continual.validation import check_state, fresh_state
+from nl_jax.continual.validation import fresh_state
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
+from nl_jax.models.state_check import check_state
 from nl_jax.training import token_losses
 
 _CHUNK = 256
@@ -160,6 +161,8 @@ def _pieces(source, vocab_size, rows):
         raise InputError("the source is text; give token ids or bytes")
     if hasattr(source, "ndim"):
         source = [source]
+    if not isinstance(source, Iterable):
+        raise InputError(f"the source is {source!r}; needs an array or ids")
     for number, given in enumerate(source):
         piece = np.asarray(given)
         if piece.size == 0 and piece.ndim in (1, 2):

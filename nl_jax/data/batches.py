@@ -175,7 +175,7 @@ def make_iterator(
             f"batch_size={batch_size} must be a multiple of the "
             f"{process_count} processes"
         )
-    check_count("seed", seed, 0)
+    check_count("seed", seed, 0, 2**32)
     # One sequence less than would fit leaves room for the shift.
     count = (len(tokens) - 1) // seq_len - 1
     if count < 1:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.array_typing import Channels
-from nl_jax.checks import check_choice, check_count, check_fields
+from nl_jax.checks import check_choice, check_count, check_fields, is_number
 from nl_jax.errors import InputError
 
 
@@ -42,6 +42,11 @@ class RopeScaling:
 
     def __post_init__(self):
         check_fields(self, "rope_scaling.")
+        listed = isinstance(self.table, (tuple, list))
+        if not listed or not all(map(is_number, self.table)):
+            raise InputError(
+                f"rope_scaling.table={self.table!r} must be a tuple of numbers"
+            )
         object.__setattr__(self, "table", tuple(self.table))
         kinds = ("none", "linear", "llama3", "table")
         check_choice("rope_scaling.kind", self.kind, kinds)

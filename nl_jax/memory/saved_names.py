@@ -22,7 +22,9 @@ TABLES: dict[type, Mapping[str, Any]] = {
 
 
 def saved_name(choice: Any, table: Mapping[str, Any]) -> str:
-    """Returns the name of an object, which loading looks up in the table.
+    """Returns the name under which loading finds an object in the table.
+
+    That is its key, or its own name if it is not in the table yet.
 
     Raises:
         InputError: if the table has another object under that name.
@@ -32,10 +34,14 @@ def saved_name(choice: Any, table: Mapping[str, Any]) -> str:
         >>> saved_name(mine, OBJECTIVES)
         'mine'
     """
-    if table.get(choice.name, choice) != choice:
+    for key, entry in table.items():
+        if entry is choice or entry == choice:
+            return key
+    name = getattr(choice, "name", type(choice).__name__)
+    if name in table:
         raise InputError(
-            f"an own {type(choice).__name__} is called {choice.name!r}, which "
+            f"an own {type(choice).__name__} is called {name!r}, which "
             "stands for another in its table; what is saved by name needs a "
             "name of its own: dataclasses.replace(..., name=...)"
         )
-    return choice.name
+    return name

@@ -23,6 +23,7 @@ from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import declare_norm, normalize
 from nl_jax.models.block import Block, level_rows
 from nl_jax.models.model_config import ModelConfig, configure
+from nl_jax.models.state_check import check_state, params_of
 from nl_jax.nested import LevelRow
 
 Variables = dict[str, Any]
@@ -81,7 +82,7 @@ class LanguageModel:
                 {"params": params}, batch_size, method="initial_state"
             )
 
-        params = variables["params"]
+        params = params_of(variables)
         mixers = jax.vmap(initial)(params["blocks"])
         mixers = _batch_first(mixers)
         cms = None
@@ -115,7 +116,8 @@ class LanguageModel:
 
         Raises:
             InputError: if ``tokens`` is not a ``[B, T]`` array of ids of the
-                model, or ``state`` has another number of rows.
+                model, or ``state`` has another number of rows or is of another
+                model.
         """
         tokens = check_tokens("tokens", tokens, self.config.vocab_size)
         if not isinstance(state, ModelState | None):
@@ -123,12 +125,14 @@ class LanguageModel:
                 f"state is a {type(state).__name__}; needs a ModelState, from "
                 "init_state or apply"
             )
-        rows = {leaf.shape[0] for leaf in jax.tree.leaves(state)}
-        if rows - {len(tokens)}:
-            raise InputError(
-                f"tokens has {len(tokens)} rows, but state {max(rows)}"
-            )
-        params = variables["params"]
+        params = params_of(variables)
+        if jax.tree.leaves(state):
+            one = jax.eval_shape(lambda v: self.init_state(v, 1), variables)
+            rows = check_state(self, state, one)
+            if rows != len(tokens):
+                raise InputError(
+                    f"tokens has {len(tokens)} rows, but state {rows}"
+                )
         fresh = state is None
         if not self.learns_in_context:
             mixers = None if state is None else state.mixers

@@ -266,29 +266,21 @@ def configure(
         >>> configure("hope", d_model=64, titans={"chunk_size": 8}).d_model
         64
     """
-    if isinstance(name_or_config, ModelConfig):
-        return _merge(name_or_config, overrides, "")
-    if name_or_config not in MODELS:
-        raise ValueError(
-            f"model {name_or_config!r} does not exist; there are "
-            f"{', '.join(names())}"
-        )
-    if preset not in PRESETS:
-        raise ValueError(
-            f"preset={preset!r} must be one of {', '.join(PRESETS)}"
-        )
-    config = ModelConfig(name=name_or_config)
-    fields = _nested(PRESETS[preset], MODELS[name_or_config])
-    return _merge(config, _nested(fields, overrides), "")
-
-
-def _nested(base: Mapping, top: Mapping) -> dict:
-    """Merges mappings recursively; ``top`` takes precedence."""
-    out = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = _nested(out[key], value) if both else value
-    return out
+    base = name_or_config
+    if not isinstance(base, ModelConfig):
+        if base not in MODELS:
+            raise ValueError(
+                f"model {base!r} does not exist; there are {', '.join(names())}"
+            )
+        if preset not in PRESETS:
+            raise ValueError(
+                f"preset={preset!r} must be one of {', '.join(PRESETS)}"
+            )
+        sized = _merge(ModelConfig(name=base), PRESETS[preset], "")
+        base = _merge(sized, MODELS[base], "")
+    config = _merge(base, overrides, "")
+    config.cms.check_units(overrides.get("cms", {}), base.cms)
+    return config
 
 
 def _changed(present, value, name):
@@ -304,7 +296,7 @@ def _changed(present, value, name):
 
 
 def _merge(config, overrides, prefix):
-    known = {field.name for field in dataclasses.fields(config)}
+    known = {f.name for f in dataclasses.fields(config) if f.init}
     changes = {}
     for name, value in overrides.items():
         if name not in known:

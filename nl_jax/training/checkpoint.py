@@ -203,10 +203,12 @@ class Checkpoints:
             gc.collect()
         remedy = "start again in another --workdir"
         if good is None and "optimizer" in abstract:
-            with contextlib.suppress(*_ORBAX_ERRORS):
-                self._read(self.steps[-1], {"variables": abstract["variables"]})
+            variables = {"variables": abstract["variables"]}
+            with _without_tracebacks():
+                weights = self._sound_before(step + 1, variables)
+            if weights is not None:
                 remedy += (
-                    f", with its weights, which are intact: "
+                    f", with the weights of step {weights}, which are intact: "
                     f"--init_from={self.directory.parent}"
                 )
         if good is not None:

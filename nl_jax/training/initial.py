@@ -7,7 +7,7 @@ import pathlib
 from ml_collections import config_dict
 
 from nl_jax.data import DataConfig, Tokenizer
-from nl_jax.errors import InputError
+from nl_jax.errors import DamagedError, InputError
 from nl_jax.pretrained import Pretrained, load_pretrained, tokenizer_text
 from nl_jax.pretrained.tokenizer_json import BYTES_JSON
 from nl_jax.training.saved_runs import (
@@ -73,7 +73,7 @@ def begin_run(
         return freeze(config, saved_sizes(workdir, saved)), None
     if saved or not config.init_from:
         return freeze(config), None
-    found = load_weights(config.init_from)
+    found = _weights(config.init_from)
     unset = config.data.tokenizer == DataConfig.tokenizer
     if unset and found.tokenizer_json not in (None, BYTES_JSON):
         config.data.tokenizer = "bpe"
@@ -83,7 +83,21 @@ def begin_run(
 
 def initial_weights(config: TrainConfig) -> Pretrained | None:
     """Loads the weights of ``config.init_from``, if any."""
-    return load_weights(config.init_from) if config.init_from else None
+    return _weights(config.init_from) if config.init_from else None
+
+
+def _weights(path: str) -> Pretrained:
+    """Loads weights; an error has no ``--step``, which training lacks."""
+    try:
+        return load_weights(path)
+    except DamagedError as error:
+        if error.intact is None:
+            raise
+        raise InputError(
+            f"the newest checkpoint of {path} is damaged ({error.reason}); "
+            f"save that of step {error.intact}, which is intact, with "
+            f"experiments.export --step={error.intact}, and begin with that"
+        ) from error
 
 
 def initial_tokenizer(

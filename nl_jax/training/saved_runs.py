@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from nl_jax.data import DataConfig, Tokenizer, from_json
 from nl_jax.errors import DamagedError, InputError
 from nl_jax.models import LanguageModel, ModelConfig, configure, to_json
+from nl_jax.models.config_json import same_periods
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.checksums import array_sums, json_sum
 from nl_jax.training.metric_writers import read_json_lines
@@ -239,6 +240,10 @@ def check_same_config(
     for name, old, new in differences(saved, to_json(config), defaults):
         fixed = name.startswith(_FIXED_FIELDS)
         if name.startswith(_FREE_FIELDS) or (name == "init_from" and not new):
+            continue
+        if name == "model.cms.token_periods" and same_periods(
+            old, new, config.model
+        ):
             continue
         if name == "data.tokenizer" and is_file_name(old) and is_file_name(new):
             continue  # Their hashes are compared.

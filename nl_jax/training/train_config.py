@@ -202,7 +202,6 @@ class TrainConfig:
 
     def __post_init__(self):
         check_fields(self, seed=0, eval_every=0)
-        require(self.seed < 2**32, f"seed={self.seed} must be less than 2**32")
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"accumulate={self.accumulate} must divide "
@@ -321,6 +320,8 @@ def _placeholders(config) -> config_dict.ConfigDict:
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if not field.init:
+            continue
         if dataclasses.is_dataclass(value):
             out[field.name] = _placeholders(value)
         else:

@@ -1,7 +1,10 @@
 """Each script from its command line: what it prints, writes and refuses."""
 
 import json
+import logging
+import os
 import shutil
+import signal
 import sys
 import types
 
@@ -91,6 +94,24 @@ def test_a_wrong_configuration_file_is_one_line(
     )
     assert status == 2 and err.count("\n") == 1 and not new.exists()
     assert err.startswith("error: ") and words in err
+
+
+def test_a_reader_that_stops_ends_a_script_quietly(script, monkeypatch):
+    def main(values):
+        for i in range(3):  # Log lines are let go, and the run goes on.
+            logging.getLogger("nl_jax").info(f"line {i}")
+        done.append(True)
+        os.dup2(pipe, out.fileno())
+        out.write("found")
+
+    done: list[bool] = []
+    reader, pipe = os.pipe()
+    os.close(reader)
+    with open(os.dup(pipe), "w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        status, _, err = script(types.SimpleNamespace(FLAGS={}, main=main))
+    os.close(pipe)
+    assert (status, err, done) == (128 + signal.SIGPIPE, "", [True])
 
 
 def test_too_little_memory_is_one_line(script):
@@ -189,7 +210,10 @@ def test_bpe_tokens_from_training_to_evaluation(script, tmp_path):
         (["--step=77"], "step=77: "),
         (["--step=77"], "has checkpoints of the steps 2, 4"),
         (["--step=0"], "step"),
-        (["--seed=4294967296"], "--seed=4294967296 must be in [0, 2**32)"),
+        (
+            ["--seed=4294967296"],
+            "is not an integer in the range [0, 4",
+        ),
         (["--temperature=nan"], "temperature"),
         (["--workdir=nowhere"], "holds no checkpoint"),
     ],
@@ -217,6 +241,9 @@ def test_evaluating_a_file(script, workdir, tmp_path):
     for flags, words in (
         ([], "--file is missing"),
         ([f"--file={tmp_path / 'none'}"], "is not a file"),
+        ([f"--out={text}"], f"--out={text}: must be a folder"),
+        ([f"--out={text}/new"], "must be a folder"),
+        (["--out="], "must be a folder"),
     ):
         status, _, err = script(evaluate, f"--workdir={workdir}", *flags)
         assert status == 2 and words in err

@@ -67,6 +67,8 @@ def test_defaults_and_values_have_the_types_of_their_flags(parse):
         ("--rate=2", "--rate=2"),
         ("--runs=a,c", "--runs=a,c: allowed are a, b"),
         ("--seeds=-1", "--seeds=-1: must be integers >= 0"),
+        ("--seeds=4294967296", "--seeds=4294967296: must be integers >= 0"),
+        ("--width=2147483648", "--width=2147483648: 2147483648 is not an int"),
         ("--shares=2", "--shares=2: must be <= 1"),
         ("--shares=x", "--shares=x: must be <= 1; could not convert"),
         ("--kind=three", "--kind=three"),

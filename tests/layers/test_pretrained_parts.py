@@ -95,6 +95,8 @@ def test_layer_norm_and_gelu_equal_numpy():
         (lambda: AttentionConfig(head_dim=3), "head_dim=3 must be even"),
         (lambda: RopeScaling("yarn"), "rope_scaling.kind='yarn' must be one"),
         (lambda: RopeScaling("linear", 0.0), "rope_scaling.factor=0.0 must"),
+        (lambda: RopeScaling("table", table=3), "table=3 must be a tuple of"),
+        (lambda: RopeScaling("table", table="ab"), "table='ab' must be a tup"),
         (lambda: RopeScaling("table"), "goes with kind='table', which needs"),
         (
             lambda: RopeScaling("llama3", 8.0, 4.0, 4.0),

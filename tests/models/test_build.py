@@ -1,10 +1,21 @@
 """Configurations of models: presets, bad choices, changes."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from nl_jax.models import PRESETS, ModelConfig, build, configure, names
+from nl_jax.errors import InputError
+from nl_jax.layers import CMSConfig
+from nl_jax.models import (
+    PRESETS,
+    ModelConfig,
+    build,
+    configure,
+    names,
+    to_json,
+)
 
 LEVELS = {"objective": "next_token", "token_periods": (4, 8), "rate": 0.1}
 MILLIONS = {"125m": (90, 180), "760m": (600, 1000), "1.3b": (1000, 1700)}
@@ -90,10 +101,61 @@ def test_an_objective_alone_makes_levels_learn_in_context(objective, preset):
         assert first >= 16 and first % config.cycle == 0
         assert first < 16 + config.cycle
         assert periods[-1] == first * 4 ** (len(periods) - 1)
-        # The choice is written down, and can be undone.
-        assert config.cms.token_periods == periods
+        # The default is no choice, and can be undone.
+        assert config.cms.token_periods == ()
         again = configure(config, cms={"objective": "outer"})
         assert again.cms.periods == static.cms.periods
+
+
+def test_default_periods_follow_what_is_configured_later():
+    config = configure("hope", cms={"objective": "next_token"})
+    assert config.cms.periods == (16, 64)
+    fields = json.loads(json.dumps(to_json(config)))
+    saved = configure(ModelConfig(), **fields)
+    assert saved == config
+    chunks = {"chunk_size": 64, "memory_chunk_size": 64}
+    for one in (config, saved):
+        assert configure(one, titans=chunks).cms.periods == (64, 256)
+        three = configure(one, cms={"step_periods": (1, 4, 16)})
+        assert three.cms.periods == (16, 64, 256)
+    fields["cms"]["token_periods"] = [32, 64]  # As numbers were once saved.
+    given = configure(ModelConfig(), **fields)
+    assert given.cms.periods == (32, 64)
+    with pytest.raises(ValueError, match="32, must be a multiple of 64 tokens"):
+        configure(given, titans=chunks)
+    with pytest.raises(ValueError, match=r"unknown field cms\.cycle"):
+        configure(config, cms={"cycle": 2})
+
+
+@pytest.mark.parametrize(
+    ("cms", "message"),
+    [
+        ({"token_periods": (16, 64)}, "token_periods.* are in steps"),
+        (CMSConfig(token_periods=(16,)), "token_periods.* are in steps"),
+        (
+            {"objective": "next_token", "step_periods": (16, 64, 256)},
+            "step_periods.* are in tokens",
+        ),
+        (
+            {"objective": "local", "step_periods": (1, 8)},
+            "step_periods.* are in tokens",
+        ),
+    ],
+)
+def test_periods_in_the_wrong_unit_alone_are_refused(cms, message):
+    with pytest.raises(InputError, match=message):
+        configure("hope", cms=cms)
+    if isinstance(cms, dict):
+        both = {"step_periods": (1, 4), "token_periods": (16, 64)} | cms
+        assert configure("hope", cms=both)
+
+
+def test_the_objective_may_be_switched():
+    learning = configure("hope", cms=LEVELS | {"objective": "local"})
+    outer = configure(learning, cms={"objective": "outer"})
+    assert outer.cms.periods == (1, 4)
+    again = configure(outer, cms={"objective": "local"})
+    assert again == learning
 
 
 def test_periods_without_a_unit_are_pointed_to_those_with_one():

@@ -28,6 +28,7 @@ from nl_jax.memory import (
     lp,
 )
 from nl_jax.models import build, configure, to_json
+from nl_jax.models.config_json import check_named
 from nl_jax.nested import describe
 from nl_jax.optimizers import NAMED, NamedOptimizer
 from nl_jax.training import TrainConfig
@@ -161,6 +162,22 @@ def test_choices_are_saved_by_name(monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "mine", own("objective"))
     again = configure("titans", **saved)
     assert again.deep.inner_objective == config.deep.objective
+
+
+def test_choices_are_saved_under_the_key_of_their_table(monkeypatch):
+    config = configure("titans", deep={"objective": own("objective")})
+    with pytest.raises(ValueError, match="loaded again: objective='mine' must"):
+        check_named(config)
+    monkeypatch.setitem(OBJECTIVES, "other", own("objective"))
+    check_named(config)
+    saved = json.loads(json.dumps(to_json(config)))
+    assert saved["deep"]["objective"] == "other"
+    again = configure("titans", **saved)
+    assert again.deep.inner_objective == config.deep.objective
+    nameless = type("Nameless", (CMSObjective,), {})()
+    config = configure("hope", cms={"objective": nameless})
+    with pytest.raises(ValueError, match=r"cms\.objective='Nameless' must be"):
+        check_named(config)
 
 
 def test_an_objective_of_levels_is_saved_by_name(monkeypatch):

@@ -168,8 +168,14 @@ def test_weights_are_left_if_only_the_optimizer_is_damaged(copy, tiny):
     with pytest.raises(DamagedError) as error:
         train(tiny(), copy)
     assert words in str(error.value)
-    assert str(error.value).endswith(f"are intact: --init_from={copy}")
+    remedy = f"of step 6, which are intact: --init_from={copy}"
+    assert str(error.value).endswith(remedy)
     assert load_weights(copy).model.config == tiny().model
+    shutil.rmtree(copy / "checkpoints" / "6" / "variables" / "d")
+    with pytest.raises(DamagedError, match=r"step 4, which are intact: --init"):
+        train(tiny(), copy)
+    with pytest.raises(InputError, match=r"step 4, .*export --step=4, and"):
+        train(tiny(init_from=str(copy)))
 
 
 def test_nothing_is_set_aside_if_nothing_is_intact(copy, tiny):

@@ -16,6 +16,7 @@ from nl_jax.training import (
     flag_config,
     freeze,
 )
+from nl_jax.training.saved_runs import check_same_config
 
 
 def test_every_field_has_a_flag():
@@ -194,6 +195,9 @@ def test_every_field_refuses_values_of_other_types():
     ("flag", "words"),
     [
         ("seed=4294967296", "seed=4294967296 must be less than 2**32"),
+        ("seed=99999999999999999999", "must be less than 2**32"),
+        ("steps=99999999999999999999", "must be less than 2**31"),
+        ("model.d_model=2147483648", "d_model=2147483648 must be less than"),
         ("sample.top_p=2", "top_p=2.0 must be in (0, 1]"),
         ("sample.top_p=nan", "top_p=nan must be a finite number"),
         ("sample.temperature=-1", "temperature=-1.0 must be >= 0"),
@@ -218,3 +222,15 @@ def test_nonsense_is_refused_by_name(flag, words):
     node[last] = (value,) if kind is tuple else kind(value)
     with pytest.raises(InputError, match=re.escape(words)):
         freeze(whole)
+
+
+def test_default_periods_are_those_that_were_once_saved():
+    cms = {"objective": "next_token"}
+    config = TrainConfig(model=configure("hope", cms=cms))
+    saved = to_json(config)
+    check_same_config("runs/mine", saved, config)
+    saved["model"]["cms"]["token_periods"] = [16, 64]
+    check_same_config("runs/mine", saved, config)
+    saved["model"]["cms"]["token_periods"] = [32, 64]
+    with pytest.raises(InputError, match=r"cms\.token_periods=\[32, 64\], but"):
+        check_same_config("runs/mine", saved, config)

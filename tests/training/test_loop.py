@@ -16,6 +16,7 @@ import pytest
 
 from nl_jax.data import BPETokenizer, DataConfig, load_corpus
 from nl_jax.errors import InputError
+from nl_jax.memory import OBJECTIVES
 from nl_jax.models import configure
 from nl_jax.training import (
     MeshConfig,
@@ -421,5 +422,11 @@ def test_an_optimizer_of_levels_without_a_name_is_refused(tiny, tmp_path):
     model = configure("lstm", d_model=8, n_heads=1, cms=cms)
     config = dataclasses.replace(tiny(), model=model)
     with pytest.raises(InputError, match="holds an optax transformation"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    mine = dataclasses.replace(OBJECTIVES["l2"], name="mine")
+    model = configure("titans", d_model=8, n_heads=1, deep={"objective": mine})
+    config = dataclasses.replace(tiny(), model=model)
+    with pytest.raises(InputError, match="objective='mine' must be one of"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -14,6 +14,7 @@ from nl_jax.checks import (
     is_integer,
     require,
 )
+from nl_jax.errors import InputError
 from nl_jax.layers.continuum.adaptation import check_adaptive
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.cms_objectives import CMS_OBJECTIVES
@@ -90,6 +91,9 @@ class CMSConfig:
     """Chunks of the fastest level between such steps, at least."""
     threshold: float = 1.0
     """Of that signal; for coherence at most 1."""
+    cycle: int = dataclasses.field(default=1, init=False, repr=False)
+    """Tokens of which default ``token_periods`` are multiples: :meth:`on_grid`.
+    Set by models; no choice."""
 
     def __post_init__(self):
         check_fields(self, "cms.", layers=0)
@@ -137,7 +141,9 @@ class CMSConfig:
         """Distances between updates of each level, in the objective's unit."""
         if self.goal.unit == "steps":
             return self.step_periods
-        return self.token_periods or self.on_grid(1).token_periods
+        first = -(-16 // self.cycle) * self.cycle
+        count = range(len(self.step_periods))
+        return self.token_periods or tuple(first * 4**level for level in count)
 
     @property
     def shown_periods(self) -> str:
@@ -146,19 +152,51 @@ class CMSConfig:
         return f"cms.{unit}_periods={self.periods}"
 
     def on_grid(self, cycle: int) -> "CMSConfig":
-        """Fills in ``token_periods`` that are multiples of ``cycle`` tokens.
+        """Makes default ``token_periods`` multiples of ``cycle`` tokens.
 
         Example:
-            >>> CMSConfig(step_periods=(1, 4)).on_grid(24).token_periods
+            >>> CMSConfig((1, 4), objective="local").on_grid(24).periods
             (24, 96)
         """
-        if self.token_periods:
-            return self
-        first = -(-16 // cycle) * cycle
-        count = range(len(self.step_periods))
-        return dataclasses.replace(
-            self, token_periods=tuple(first * 4**level for level in count)
-        )
+        config = dataclasses.replace(self)
+        object.__setattr__(config, "cycle", cycle)
+        return config
+
+    def check_units(self, given: Any, before: "CMSConfig") -> None:
+        """Checks that periods are in the unit of the objective.
+
+        Args:
+            given: fields that are chosen, or a whole configuration.
+            before: configuration that they change.
+
+        Raises:
+            InputError: if only periods in the other unit are chosen, to no
+                effect.
+        """
+        if isinstance(given, CMSConfig):
+            before = CMSConfig()
+            given = {
+                name
+                for name in ("step_periods", "token_periods")
+                if getattr(given, name) != getattr(before, name)
+            }
+        chosen = {"step_periods", "token_periods"} & {*given}
+        steps, old = self.step_periods, before.step_periods
+        if self.goal.unit == "steps":
+            idle = chosen == {"token_periods"} and self.token_periods != ()
+        else:
+            # Without periods in tokens, their number is that of the levels.
+            number = steps[0] == 1 and (steps == old or len(steps) != len(old))
+            idle = chosen == {"step_periods"} and not (
+                self.token_periods or number
+            )
+        if idle:
+            (name,) = chosen
+            raise InputError(
+                f"cms.{name}={getattr(self, name)} has no effect: with "
+                f"cms.objective={self.objective!r} periods are in "
+                f"{self.goal.unit}, {self.shown_periods}"
+            )
 
     @property
     def goal(self) -> CMSObjective:
@@ -251,8 +289,8 @@ def _check_periods(name, periods):
     )
     for period in periods:
         require(
-            is_integer(period) and period >= 1,
-            f"{name}={periods} must hold integers >= 1",
+            is_integer(period) and 1 <= period < 2**31,
+            f"{name}={periods} must hold integers >= 1 and < 2**31",
         )
     for fast, slow in itertools.pairwise(periods):
         require(
