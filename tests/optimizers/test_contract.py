@@ -1,8 +1,5 @@
 """What every optimizer must do, from one table."""
 
-import functools
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,60 +7,20 @@ import optax
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from nl_jax import optimizers as nl
-from nl_jax.errors import InputError
 from tests.optimizers.cases import (
     CASES,
     KEEP_DTYPE,
     NOT_LIKE_PARAMETERS,
     RATES,
-    VARIANTS,
 )
-
-PARAMS = {
-    "w": jnp.ones((3, 2)),
-    "b": jnp.zeros((2,)),
-    "s": jnp.zeros(()),
-    "none": None,
-}
-NAMES = [
-    pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name
-    for name in CASES
-]
-every_case = pytest.mark.parametrize("name", NAMES)
-
-
-def gradients(seed, like=PARAMS):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), like
-    )
-
-
-@functools.cache
-def compiled(name, lr=0.1):
-    tx = CASES[name](lr)
-    return tx, jax.jit(tx.update)
-
-
-def run(tx, update, count, params=PARAMS):
-    state = tx.init(params)
-    for seed in range(count):
-        updates, state = update(gradients(seed, params), state, params)
-        params = optax.apply_updates(params, updates)
-    return params, state
-
-
-def run_once(tx):
-    grads = gradients(1)
-    return jax.jit(lambda g: tx.update(g, tx.init(PARAMS), PARAMS)[0])(grads)
-
-
-def assert_same(a, b, **tolerance):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
-        np.testing.assert_allclose(x, y, **tolerance)
-
+from tests.optimizers.contract import (
+    PARAMS,
+    assert_same,
+    compiled,
+    every_case,
+    gradients,
+    run,
+)
 
 TARGETS = {
     "parabola": (lambda w: 0.5 * jnp.sum(w**2), jnp.array([1.0, -2.0])),
@@ -136,77 +93,6 @@ def test_state_is_found_by_tree_map_params(name):
     tagged = optax.tree.map_params(tx, lambda leaf: "parameter", state)
     leaves = jax.tree.leaves(tagged)
     assert "parameter" in leaves or name in NOT_LIKE_PARAMETERS, leaves
-
-
-@every_case
-def test_inject_hyperparams_changes_nothing(name):
-    tx, update = compiled(name)
-    injected = CASES[name].injected(0.1)
-    own = jax.jit(injected.update)
-    assert_same(
-        run(tx, update, 3)[0],
-        run(injected, own, 3)[0],
-        rtol=1e-5,
-        atol=1e-6,
-    )
-    # The next updates are those of the values that the state now holds.
-    state = injected.init(PARAMS)
-    for key in set(state.hyperparams) - {"initial"}:
-        state.hyperparams[key] *= 0.75
-    values = {k: float(v) for k, v in state.hyperparams.items()}
-    rate = values.pop("learning_rate" if "learning_rate" in values else "lr")
-    case = CASES[name]
-    changed = case.factory(rate, **{**case.options, **values})
-    assert_same(
-        own(gradients(1), state, PARAMS)[0],
-        run_once(changed),
-        rtol=1e-5,
-        atol=1e-6,
-    )
-
-
-@pytest.mark.parametrize(
-    "factory",
-    {
-        case.factory: None
-        for case in CASES.values()
-        if case.factory.__module__.startswith("nl_jax.")
-    },
-    ids=lambda factory: factory.__name__,
-)
-def test_inject_hyperparams_takes_factories_at_their_defaults(factory):
-    tx = optax.inject_hyperparams(factory)(0.1)
-    state = jax.eval_shape(tx.init, PARAMS)
-    jax.eval_shape(tx.update, PARAMS, state, PARAMS)
-    with pytest.raises(InputError, match=r"^learning_rate='0.1' must be a f"):
-        factory("0.1")
-    with pytest.raises(InputError, match=r"^learning_rate=nan must be a fin"):
-        factory(float("nan"))
-
-
-def test_factories_have_the_options_of_what_they_chain():
-    names = [
-        name.removeprefix("scale_by_")
-        for name in nl.__all__
-        if name.startswith("scale_by_") and name != "scale_by_memory"
-    ]
-    assert len(names) == 10
-    for name in names:
-        options, factory = (
-            inspect.signature(getattr(nl, prefix + name)).parameters
-            for prefix in ("scale_by_", "")
-        )
-        assert "state_dtype" in options
-        assert {"learning_rate", *options} <= {*factory}, name
-        for key, option in options.items():
-            assert factory[key].default == option.default, (name, key)
-            assert factory[key].annotation == option.annotation, (name, key)
-
-
-def test_integers_must_be_static_under_inject_hyperparams():
-    tx = optax.inject_hyperparams(nl.m3)(0.1, period=2)
-    with pytest.raises(InputError, match=r"static_args='period'\)$"):
-        tx.init(PARAMS)
 
 
 @every_case
@@ -302,62 +188,6 @@ def test_saved_and_restored(name, tmp_path):
 
 
 @every_case
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
-def test_extreme_gradients(name, scale):
-    """No gradient that is finite makes what is not a number."""
-    tx, update = compiled(name)
-    state = tx.init(PARAMS)
-    for seed in range(3):
-        grads = jax.tree.map(lambda g: g * scale, gradients(seed))
-        out, state = update(grads, state, PARAMS)
-        for leaf in jax.tree.leaves(out):
-            assert not np.isnan(leaf).any()
-    # The delta rule forgets along its inputs, whatever the gradient says.
-    if scale == 0 and name != "delta-gradient-descent":
-        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(out))
-
-
-@every_case
-def test_one_bad_step_poisons_nothing_behind_a_guard(name):
-    """NaN and infinity behind ``apply_if_finite``, huge behind a clip."""
-    tx, _ = compiled(name)
-    guarded = optax.apply_if_finite(tx, 5)
-    update = jax.jit(guarded.update)
-    state = guarded.init(PARAMS)
-    _, state = update(gradients(0), state, PARAMS)
-    for value in (jnp.nan, jnp.inf):
-        bad = jax.tree.map(lambda g, v=value: g.at[...].set(v), gradients(1))
-        out, after = update(bad, state, PARAMS)
-        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(out))
-        assert_same(after.inner_state, state.inner_state, rtol=0)
-        state = after
-    clipped = optax.chain(optax.clip_by_global_norm(1.0), tx)
-    update = jax.jit(clipped.update)
-    state = clipped.init(PARAMS)
-    for scale in (1e30, 1.0, 1.0, 1.0):
-        grads = jax.tree.map(lambda g, s=scale: g * s, gradients(0))
-        out, state = update(grads, state, PARAMS)
-    leaves = jax.tree.leaves((out, state))
-    assert all(np.isfinite(leaf).all() for leaf in leaves)
-    assert np.any(out["w"] != 0)
-
-
-@every_case
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_stays_visible(name, value):
-    """Without a guard: in the update or in the state, of its leaf alone."""
-    tx, update = compiled(name)
-    grads = gradients(0)
-    grads["w"] = grads["w"].at[0, 0].set(value)
-    state = tx.init(PARAMS)
-    for _ in range(2):
-        out, state = update(grads, state, PARAMS)
-        assert np.isfinite(out["b"]).all() and np.isfinite(out["s"])
-    leaves = jax.tree.leaves((out, state))
-    assert not all(np.isfinite(leaf).all() for leaf in leaves)
-
-
-@every_case
 def test_leaves_without_elements_change_nothing(name):
     full = {"w": jnp.ones((3, 2)), "b": jnp.ones((2,))}
     empty = {
@@ -370,20 +200,3 @@ def test_leaves_without_elements_change_nothing(name):
     assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, both)
     alone, _ = update(full, tx.init(full), full)
     assert_same({key: out[key] for key in full}, alone, rtol=1e-6)
-
-
-@every_case
-@pytest.mark.parametrize("dtype", ["int32", "complex64"])
-def test_only_real_numbers_are_taken(name, dtype):
-    params = {"a": jnp.ones(2), "odd": jnp.ones(2, dtype)}
-    with pytest.raises(InputError, match=rf"\['odd'\] has dtype {dtype}, .*"):
-        CASES[name](0.1).init(params)
-
-
-def test_parts_of_complex_leaves_are_optimised():
-    params = {"z": jnp.array([1 + 2j, 3 - 4j])}
-    tx = optax.contrib.split_real_and_imaginary(nl.adam_memory(0.5))
-    updates, _ = tx.update(params, tx.init(params), params)
-    np.testing.assert_allclose(
-        updates["z"], [-0.5 - 0.5j, -0.5 + 0.5j], rtol=1e-5
-    )

@@ -9,7 +9,7 @@ from flax import nnx
 
 from nl_jax import optimizers as nl
 from tests.optimizers.cases import CASES
-from tests.optimizers.test_contract import every_case
+from tests.optimizers.contract import every_case
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(64, 6)), jnp.float32)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.optimizers.test_contract import compiled, every_case, gradients
+from tests.optimizers.contract import compiled, every_case, gradients
 
 PARAMS = {"w": jnp.ones((3, 2)), "b": jnp.zeros((2,)), "s": jnp.zeros(())}
 
