@@ -50,6 +50,8 @@ def _run(script, argv):
             print(values.get_help())
             return
         rest = values(sys.argv)
+        _take_positional(script, values, rest[1:])
+        values.validate_all_flags()
     except OSError as error:
         _fail(f"cannot load --config: {str(error).strip().splitlines()[-1]}")
     except Exception as error:  # A configuration file may raise any.
@@ -59,7 +61,6 @@ def _run(script, argv):
         _fail(
             f"cannot load --config: {place}" if place else _flag_message(error)
         )
-    _take_positional(script, values, rest[1:])
     try:
         script.main(values)
         sys.stdout.flush()

@@ -36,6 +36,7 @@ def test_a_run_is_saved_and_another_begins_with_it(script, workdir, tmp_path):
     assert config["init_from"] == str(out)
     for words, *arguments in (
         ("already; give a new folder", str(workdir), str(out)),
+        ("must be a folder", str(workdir), str(tuned / "config.json")),
         ("--out is missing", str(workdir)),
         ("nowhere does not exist", str(tmp_path / "nowhere"), "x"),
         ("unexpected argument 'y'", str(workdir), "x", "y"),

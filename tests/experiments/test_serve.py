@@ -374,6 +374,7 @@ def test_slow_clients_take_no_place_and_are_refused_in_time(loaded, tmp_path):
 
 def test_a_client_that_left_before_the_end_changes_nothing(server, monkeypatch):
     generate(server, "ann", "hello")
+    assert ask(server, "/sessions/ann/fork", {"to": "cy"})[0] == 201
     before, read = content(server, "ann"), server.engine.read
     gone = threading.Event()
     monkeypatch.setattr(
@@ -384,14 +385,14 @@ def test_a_client_that_left_before_the_end_changes_nothing(server, monkeypatch):
     while len(server.sessions._held) < 2:
         time.sleep(0.01)
     # A third announces more than it sends.
-    clients.append(begin(server, "/sessions/ann/reset", "{}", 3))
+    clients.append(begin(server, "/sessions/cy/reset", "{}", 3))
     for client in clients:
         client.close()
     gone.set()
     while server.sessions._held:
         time.sleep(0.01)
-    assert server.sessions.names() == ["ann"]
-    assert content(server, "ann") == before
+    assert server.sessions.names() == ["ann", "cy"]
+    assert content(server, "ann") == content(server, "cy") == before
 
 
 def test_a_server_that_stops_says_so_to_its_clients(
