@@ -1,7 +1,7 @@
 """Checks of arguments, with error messages of one form."""
 
+import math
 import numbers
-import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import (
@@ -101,8 +101,12 @@ def is_number(value: Any) -> bool:
         >>> is_number(10**400)
         False
     """
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return number and bool(abs(value) <= sys.float_info.max)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # An integer that no float holds.
+        return False
 
 
 def check_number(name: str, value: Any) -> None:
