@@ -327,7 +327,7 @@ def test_bfloat16_stays_close_to_float32():
         ({"eta_max": 3.0}, r"eta_max=3.0 must be in \(0, 2\]"),
         ({"read": "never"}, "read='never' must be one of"),
         ({"gain": float("nan")}, "gain=nan must be a finite number"),
-        ({"momentum": "no"}, "momentum='no' must be one of True, False"),
+        ({"momentum": "no"}, "momentum='no' must be True or False"),
         ({"gates": "own"}, "gates='own' must be one of 'readout', 'direct'"),
         ({"generator_targets": "l2"}, "must be one of 'unit', 'rms'"),
         ({"implementation": "cuda"}, "implementation='cuda' must be one of"),
