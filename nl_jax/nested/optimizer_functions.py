@@ -1,7 +1,6 @@
 """What an optimizer's functions say that its state does not."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,15 +14,15 @@ _LINEAR = {
 """Operations whose result is zero where all their operands are."""
 
 
-def accumulations(optimizer: Any) -> Iterator[float]:
-    """Yields the calls per step of each ``optax.MultiSteps`` in an optimizer.
+def accumulations(optimizer: Any) -> list[int]:
+    """Returns the calls per step of each ``optax.MultiSteps`` in an optimizer.
 
     States do not hold this number. It is what the object says before its first
     step, and is found by way of the functions that refer to it.
 
     Example:
         >>> chain = optax.chain(optax.MultiSteps(optax.sgd(1.0), 4))
-        >>> list(accumulations(chain))
+        >>> accumulations(chain)
         [4]
     """
 
@@ -43,13 +42,18 @@ def accumulations(optimizer: Any) -> Iterator[float]:
 
     def walk(item, *above):
         if any(item is other for other in above):
-            return
-        if isinstance(item, optax.MultiSteps):
-            yield int(item._every_k_schedule(0))
+            return []
+        found = [item] if isinstance(item, optax.MultiSteps) else []
         for part in parts(item):
-            yield from walk(part, item, *above)
+            new = walk(part, item, *above)
+            # Several variables of a function, or functions of a level, may
+            # lead there.
+            if callable(item) or hasattr(item, "_fields"):
+                new = [i for i in new if all(i is not old for old in found)]
+            found += new
+        return found
 
-    return walk(optimizer)
+    return [int(item._every_k_schedule(0)) for item in walk(optimizer)]
 
 
 def _content(cell):

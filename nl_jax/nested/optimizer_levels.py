@@ -56,7 +56,7 @@ def optimizer_levels(
         params: parameters that it is applied to, or their shapes.
         optimizer: the optimizer, if known.
     """
-    reader = _StateReader(params, accumulations(optimizer))
+    reader = _StateReader(params, iter(accumulations(optimizer)))
     reader.read(state, 1, "")
     periods = dict(zip(reader.paths, reader.periods, strict=True))
     if optimizer is not None and params is not None:

@@ -155,6 +155,10 @@ def test_accumulated_steps_have_their_period():
     both = optax.partition(groups, {"a": "b", "b": {"c": "a"}})
     table = rows(every(2, both), params=PARAMS)
     assert table["a adam"].period == 6 and table["b adam"].period == 8
+    inner = every(2, optax.MultiSteps(optax.trace(0.9), 2))
+    chain = optax.chain(inner, optax.MultiSteps(optax.adam(0.1), 3))
+    table = rows(chain, params=PARAMS)
+    assert table["momentum"].period == 4 and table["adam"].period == 3
 
 
 def test_rows_say_which_parameters_they_belong_to():
