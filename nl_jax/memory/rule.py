@@ -135,7 +135,8 @@ class LearningRule:
                 # One division per token is faster than one per channel.
                 x = x * divide(1.0, size)[..., None].astype(x.dtype)
                 step = divide(step, jnp.maximum(size, 1.0))
-                erase = erase * size / jnp.maximum(size, 1.0)
+                if affine:
+                    erase = erase * size / jnp.maximum(size, 1.0)
                 excess = divide(bound, _norm(delta))
                 step = step * jnp.minimum(1.0, excess)
             has_delta = self.delta and (
