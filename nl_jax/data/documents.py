@@ -158,10 +158,8 @@ def read_blocks(path, size: int = 1 << 16) -> Iterator[bytes]:
             cut = block.rfind(b"\n") + 1
             if not cut and len(block) > 16 * size:
                 # Split a very long line, so that it does not fill the memory.
-                cut = len(block)
-                while cut and block[cut - 1] & 0xC0 == 0x80:
-                    cut -= 1
-                cut -= 1
+                # At 0 it is no text, which is said at once.
+                cut = character_start(block, len(block) - 1) or len(block)
             if cut:
                 yield _utf8(path, block[:cut])
             rest = block[cut:]
@@ -169,6 +167,13 @@ def read_blocks(path, size: int = 1 << 16) -> Iterator[bytes]:
         yield _utf8(path, rest)
     if not found:
         raise InputError(f"{path} is empty; give a text file")
+
+
+def character_start(text: bytes, cut: int) -> int:
+    """Moves a cut in UTF-8 text back to the start of a character."""
+    while 0 < cut < len(text) and text[cut] & 0xC0 == 0x80:
+        cut -= 1
+    return cut
 
 
 def _utf8(path, block: bytes) -> bytes:

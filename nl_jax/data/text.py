@@ -10,8 +10,8 @@ import sysconfig
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from nl_jax.checks import check_count, check_fields
-from nl_jax.data.documents import read_documents
+from nl_jax.checks import check_fields
+from nl_jax.data.documents import character_start, read_documents
 from nl_jax.data.tokenizers import BPETokenizer
 from nl_jax.errors import InputError
 
@@ -55,15 +55,13 @@ class DataConfig:
                 )
             object.__setattr__(self, name, tuple(map(str, paths)))
         object.__setattr__(self, "tokenizer", str(self.tokenizer))
-        check_fields(self, "data.")
+        check_fields(self, "data.", bpe_vocab_size=256)
         known = self.tokenizer in ("byte", "bpe")
         if not known and not self.tokenizer.endswith(".json"):
             raise InputError(
                 f"data.tokenizer={self.tokenizer!r} must be one of 'byte', "
                 "'bpe', or the path of a tokenizer.json"
             )
-        check_count("data.bpe_vocab_size", self.bpe_vocab_size, 256)
-        check_count("data.max_held_out_bytes", self.max_held_out_bytes)
         if not 0 < self.held_out < 1:
             raise InputError(f"data.held_out={self.held_out} must be in (0, 1)")
 
@@ -123,7 +121,7 @@ def load_corpus(config: DataConfig) -> Corpus:
         text = b"\n".join(train_by_hash.values())
         cut = _cut(text, round(len(text) * (1 - config.held_out)))
         train, held_out = text[:cut], text[cut:]
-    held_out = held_out[: _whole(held_out, config.max_held_out_bytes)]
+    held_out = held_out[: character_start(held_out, config.max_held_out_bytes)]
     if not train.strip() or not held_out.strip():
         raise InputError(
             f"the text has {len(text)} bytes, too few to hold out "
@@ -153,14 +151,7 @@ def _cut(text: bytes, cut: int) -> int:
         found = text.rfind(separator, max(least, 0), cut)
         if found >= 0:
             return found + 1
-    return _whole(text, cut)
-
-
-def _whole(text: bytes, cut: int) -> int:
-    """Moves a cut back to the start of a character."""
-    while 0 < cut < len(text) and text[cut] & 0xC0 == 0x80:
-        cut -= 1
-    return cut
+    return character_start(text, cut)
 
 
 def gzip_bits_per_byte(text: bytes) -> float:

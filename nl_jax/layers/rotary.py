@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.array_typing import Channels
-from nl_jax.checks import check_choice, check_count, check_fields, is_number
+from nl_jax.checks import check_fields, is_number
 from nl_jax.errors import InputError
 
 
@@ -48,9 +48,6 @@ class RopeScaling:
                 f"rope_scaling.table={self.table!r} must be a tuple of numbers"
             )
         object.__setattr__(self, "table", tuple(self.table))
-        kinds = ("none", "linear", "llama3", "table")
-        check_choice("rope_scaling.kind", self.kind, kinds)
-        check_count("rope_scaling.original_context", self.original_context)
         numbers = {"factor": self.factor} | {
             f"table[{i}]": value for i, value in enumerate(self.table)
         }

@@ -8,7 +8,6 @@ import optax
 
 from nl_jax.checks import (
     check_choice,
-    check_count,
     check_fields,
     choose,
     is_integer,
@@ -19,19 +18,11 @@ from nl_jax.layers.continuum.adaptation import check_adaptive
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.cms_objectives import CMS_OBJECTIVES
 from nl_jax.layers.continuum.cms_table import cms_level_rows
-from nl_jax.layers.continuum.level_mlp import MATRICES
 from nl_jax.nested import LevelRow
 from nl_jax.optimizers import NAMED
 
 Inner: TypeAlias = str | optax.GradientTransformation
 """``"dgd"``, a name in ``NAMED``, or any transformation of optax."""
-
-_CHOICES = {
-    "form": ("sequential", "independent", "nested"),
-    "mlp": MATRICES,
-    "placement": ("block", "depth"),
-    "adaptive": ("none", "coherence", "surprise"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +94,6 @@ class CMSConfig:
             object.__setattr__(self, name, tuple(map(int, given)))
         if isinstance(self.inner, list):
             object.__setattr__(self, "inner", tuple(self.inner))
-        for name, allowed in _CHOICES.items():
-            check_choice(f"cms.{name}", getattr(self, name), allowed)
         for inner in self.inners:
             if not isinstance(inner, optax.GradientTransformation):
                 check_choice("cms.inner", inner, (*NAMED, "dgd"))
@@ -129,12 +118,10 @@ class CMSConfig:
             f"are a chain of blocks, not {self.form!r}",
         )
         self.goal.check(self)
-        check_count("cms.least", self.least)
         if self.adaptive != "none":
             check_adaptive(self)
         require(self.hidden > 0, f"cms.hidden={self.hidden} must be positive")
         require(self.rate >= 0, f"cms.rate={self.rate} must not be negative")
-        check_count("cms.layers", self.layers, 0)
 
     @property
     def periods(self) -> tuple[int, ...]:
