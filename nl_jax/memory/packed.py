@@ -67,9 +67,9 @@ class Packed(NamedTuple):
         """Returns the tokens of its document before each token, ``[B, T]``.
 
         Args:
-            position: tokens of the state's document already read, ``[B]``.
+            position: tokens of the state's document already read, ``[B, 1]``.
         """
-        continued = position[:, None] + self.column
+        continued = position + self.column
         return jnp.where(self.first < 0, continued, self.since)
 
     def advance(self, position: jax.Array) -> jax.Array:
@@ -194,7 +194,7 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     batch, length = packed.first.shape
     pieces = min(length, -(-length * 5 // (4 * size)) + 2)
     valid, starts = packed.valid, packed.starts
-    place = packed.place(position)
+    place = packed.place(position[:, None])
     begins = starts | (place % size == 0) | (packed.column == 0)
     piece = jnp.cumsum(begins, 1) - 1
     slot = jnp.where(valid, piece * size + place % size, pieces * size)

@@ -164,13 +164,7 @@ class LanguageModel:
         return logits, mixers
 
     def _pass(
-        self,
-        params,
-        tokens,
-        mixers=None,
-        fast=None,
-        aligned=False,
-        packed=None,
+        self, params, tokens, mixers=None, fast=None, aligned=False, packed=None
     ):
         """Runs :meth:`forward`, and returns the states of local levels too."""
         embedding = params["embedding"]
@@ -271,11 +265,8 @@ class LanguageModel:
 
     def _positions(self, params, tokens, mixers, packed):
         """Returns the learned vector of each token's position in the window."""
-        at = jnp.arange(tokens.shape[1])[None]
-        seen = jnp.zeros(len(tokens), jnp.int32)
-        if mixers is not None:
-            seen = mixers.seen[:, 0]  # Equal in every block.
-            at = at + seen[:, None]
+        seen: Any = 0 if mixers is None else mixers.seen[:, :1]  # In any block.
+        at = seen + jnp.arange(tokens.shape[1])[None]
         if packed is not None:
             at = packed.place(seen)
         table = params["positions"]
