@@ -53,7 +53,7 @@ def _document_step(step, initial, axis):
     return read
 
 
-def read_documents(step, state, inputs, layout, *, initial, axis, remat):
+def scan_documents(step, state, inputs, layout, *, initial, axis, remat):
     """Scans documents piece by piece; see ``walk.chunk_scan``."""
     first, back = axes(axis)
     read = _document_step(step, initial, axis)

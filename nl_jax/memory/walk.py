@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from nl_jax.checks import check_count
 from nl_jax.errors import InputError
-from nl_jax.memory.document_walk import axes, read_documents, time_first
+from nl_jax.memory.document_walk import axes, scan_documents, time_first
 from nl_jax.memory.packed import Layout
 from nl_jax.memory.remat import Carry, flat, join_parts, remat_scan
 from nl_jax.memory.state import MemoryState
@@ -89,7 +89,7 @@ def chunk_scan(
         raise InputError("a scan needs at least one token; there are 0")
     if layout is not None:
         options = {"initial": initial, "axis": axis, "remat": remat}
-        return read_documents(step, state, inputs, layout, **options)
+        return scan_documents(step, state, inputs, layout, **options)
     fresh = isinstance(position, int) and position % size == 0
     if not fresh and length == 1:
         return step(state, inputs, None, (position + 1) % size == 0)
