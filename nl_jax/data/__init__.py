@@ -6,7 +6,6 @@ from nl_jax.data.batches import (
     make_iterator,
     prepare,
 )
-from nl_jax.data.documents import read_blocks
 from nl_jax.data.sources import (
     Document,
     DocumentsInMemory,
@@ -19,6 +18,7 @@ from nl_jax.data.text import (
     gzip_bits_per_byte,
     load_corpus,
 )
+from nl_jax.data.text_files import read_blocks
 from nl_jax.data.tokenizers import (
     BPETokenizer,
     ByteTokenizer,

@@ -14,10 +14,10 @@ from nl_jax.checks import check_fields
 from nl_jax.data.documents import (
     TextDocument,
     TextFields,
-    character_start,
     read_documents,
     text_digest,
 )
+from nl_jax.data.text_files import character_start
 from nl_jax.data.tokenizers import BPETokenizer
 from nl_jax.errors import InputError
 
