@@ -6,6 +6,8 @@ from nl_jax.data.batches import (
     make_iterator,
     prepare,
 )
+from nl_jax.data.corpora import Corpora, open_corpora
+from nl_jax.data.prepared import PreparedCorpus, is_prepared, open_prepared
 from nl_jax.data.sources import (
     Document,
     DocumentsInMemory,
@@ -29,18 +31,23 @@ from nl_jax.data.tokenizers import (
 __all__ = [
     "BPETokenizer",
     "ByteTokenizer",
+    "Corpora",
     "Corpus",
     "DataConfig",
     "Dataset",
     "Document",
     "DocumentSource",
     "DocumentsInMemory",
+    "PreparedCorpus",
     "Tokenizer",
     "from_json",
     "gzip_bits_per_byte",
     "held_out_batches",
+    "is_prepared",
     "load_corpus",
     "make_iterator",
+    "open_corpora",
+    "open_prepared",
     "prepare",
     "read_blocks",
     "tokenize",
