@@ -123,9 +123,9 @@ def _choose(
         needed = chosen.to_json()
         if own["hash"] != needed["hash"]:
             raise InputError(
-                f"data.paths: {paths[0]} has the tokenizer {_words(own)}, but the "
-                f"run has {_words(needed)}; leave data.tokenizer at 'auto', or "
-                "prepare the text with that one"
+                f"data.paths: {paths[0]} has the tokenizer {_words(own)}, but "
+                f"the run has {_words(needed)}; leave data.tokenizer at "
+                "'auto', or prepare the text with that one"
             )
     if chosen is None and config.tokenizer == "bpe":
         sample = bounded_sample(
