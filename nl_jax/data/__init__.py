@@ -1,5 +1,6 @@
 """Text corpora, tokenizers and batches of tokens."""
 
+from nl_jax.data.batch import Batch
 from nl_jax.data.batches import (
     Dataset,
     held_out_batches,
@@ -30,6 +31,7 @@ from nl_jax.data.tokenizers import (
 
 __all__ = [
     "BPETokenizer",
+    "Batch",
     "ByteTokenizer",
     "Corpora",
     "Corpus",
