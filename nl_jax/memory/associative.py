@@ -71,36 +71,30 @@ class Memory(NamedTuple):
     def scan_rows(
         self,
         state,
-        k,
-        v,
-        q,
-        gates,
-        *,
+        *inputs,
         aligned: bool,
         packed: Packed | None = None,
         initial: MemoryState | None = None,
     ) -> tuple[jax.Array, StreamState]:
-        """Scans a batch, the first axis of every array.
+        """Scans k, v, q and gates of a batch, the first axis of every array.
 
         If all rows are ``aligned``, one call scans them together: the kernels
         support batch and head axes. Each document of ``packed`` begins with
         the ``initial`` memory, which has no axis of rows.
         """
         if packed is not None:
-            size = self.row.period
             layout = lay(packed, state.position, self.parallel)
 
-            def scan(state, k, v, q, gates, layout):
-                options = {"layout": layout, "initial": initial}
-                return self.scan(state, k, v, q, gates, **options)
+            def scan(layout, *inputs):
+                return self.scan(*inputs, layout=layout, initial=initial)
 
-            axes = (0, 0, 0, 0, 0, layout.rows)
-            y, after = jax.vmap(scan, axes)(state, k, v, q, gates, layout)
-            position = packed.advance(state.position) % size
-            return y, StreamState(after.memory, position)
+            axes = (layout.rows, *[0] * (1 + len(inputs)))
+            y, after = jax.vmap(scan, axes)(layout, state, *inputs)
+            position = packed.advance(state.position) % self.row.period
+            return y, after._replace(position=position)
         if aligned:
-            return self.scan(state, k, v, q, gates, aligned=True)
-        return jax.vmap(self.scan)(state, k, v, q, gates)
+            return self.scan(state, *inputs, aligned=True)
+        return jax.vmap(self.scan)(state, *inputs)
 
 
 def associative_memory(
@@ -133,8 +127,7 @@ def associative_memory(
     * ``scan(state, k, v, q, gates, aligned=False) -> (o, state)``: writes and
       reads causally. Any split of a sequence into calls gives the same numbers.
       ``aligned=True`` asserts that the state is at a chunk boundary, as a new
-      one is, and saves a chunk of work. For documents side by side, see
-      ``scan_rows``;
+      one is, and saves a chunk of work. For documents, see ``scan_rows``;
     * ``step(memory, k, v, q, gates, valid=None, closes=True) -> (o, memory)``:
       the same for tokens of one chunk, where ``memory`` is that field of a
       state, for custom loops with :func:`nl_jax.memory.walk.chunk_scan`. Not
@@ -284,9 +277,7 @@ def associative_memory(
         )
         return with_start(parts.unflatten(state)), o
 
-    def scan(
-        state, k, v, q, gates, *, aligned=False, layout=None, initial=None
-    ):
+    def scan(state, k, v, q, gates, *, aligned=False, **documents):
         if affine:
             check_curvature(goal)
         inputs = {"k": (k, arch.width(state.memory.weights))}
@@ -299,9 +290,10 @@ def associative_memory(
         position = 0 if aligned or affine else state.position
         if keep.mean:
             # D_i = ((i - 1) D_{i-1} + g_i) / i since the chunk's start.
-            place = position + jnp.arange(length)
-            place = place if layout is None else layout.slot
-            share = 1 / (place % chunk_size + 1)
+            slot = position + jnp.arange(length)
+            if documents:
+                slot = documents["layout"].slot
+            share = 1 / (slot % chunk_size + 1)
             kept = jnp.log1p(-share) + 0 * gates.log_alpha
             gates = gates._replace(eta=gates.eta * share, log_alpha=kept)
         leads = {a.shape[:-2] for a in (*state.memory.weights, k, v)}
@@ -317,8 +309,7 @@ def associative_memory(
             remat=remat,
             whole=whole if fused else None,
             drop_start=True,
-            layout=layout,
-            initial=initial,
+            **documents,
         )
         return o, StreamState(memory, (state.position + length) % chunk_size)
 
