@@ -7,6 +7,12 @@ from nl_jax.data.batches import (
     prepare,
 )
 from nl_jax.data.documents import read_blocks
+from nl_jax.data.sources import (
+    Document,
+    DocumentsInMemory,
+    DocumentSource,
+    tokenize,
+)
 from nl_jax.data.text import (
     Corpus,
     DataConfig,
@@ -26,6 +32,9 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "Dataset",
+    "Document",
+    "DocumentSource",
+    "DocumentsInMemory",
     "Tokenizer",
     "from_json",
     "gzip_bits_per_byte",
@@ -34,4 +43,5 @@ __all__ = [
     "make_iterator",
     "prepare",
     "read_blocks",
+    "tokenize",
 ]

@@ -11,7 +11,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from nl_jax.checks import check_fields
-from nl_jax.data.documents import character_start, read_documents
+from nl_jax.data.documents import (
+    TextDocument,
+    TextFields,
+    character_start,
+    read_documents,
+    text_digest,
+)
 from nl_jax.data.tokenizers import BPETokenizer
 from nl_jax.errors import InputError
 
@@ -29,6 +35,9 @@ class DataConfig:
     """Add the standard library's top-level ``*.py`` to the default text."""
     text_field: str = "text"
     """Name of the field with the text in each line of a JSONL file."""
+    prompt_field: str = ""
+    """Name of the field with a prompt that comes before the text and is no
+    target, in each line of a JSONL file; empty if there is none."""
     tokenizer: str = "byte"
     """``"byte"``, ``"bpe"`` for a BPE trained on the training text, or the path
     of a ``tokenizer.json`` with a byte-level BPE."""
@@ -83,6 +92,11 @@ class Corpus(NamedTuple):
     """Text for evaluation only."""
     sha256: str
     """Hash of the whole text; the default text varies with Python's version."""
+    train_documents: tuple[TextDocument, ...]
+    """The documents of the training text, which newlines join."""
+    held_out_documents: tuple[TextDocument, ...]
+    """The documents of the text for evaluation; the first may be the rest of
+    the last one of the training text."""
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -95,16 +109,15 @@ def load_corpus(config: DataConfig) -> Corpus:
     Raises:
         InputError: if a file is missing, empty, binary or invalid JSONL.
     """
+    fields = TextFields(config.text_field, config.prompt_field)
     if config.paths:
-        documents = read_documents(
-            "data.paths", config.paths, config.text_field
-        )
+        documents = read_documents("data.paths", config.paths, fields)
     else:
         documents = _default_text(config)
     train_by_hash = _shuffled(documents)
     if config.held_out_paths:
         found = read_documents(
-            "data.held_out_paths", config.held_out_paths, config.text_field
+            "data.held_out_paths", config.held_out_paths, fields
         )
         held_out_by_hash = _shuffled(found)
         for digest in held_out_by_hash:
@@ -114,30 +127,56 @@ def load_corpus(config: DataConfig) -> Corpus:
                 "data.held_out_paths hold all documents of data.paths; leave "
                 "some to train on"
             )
-        train = b"\n".join(train_by_hash.values())
-        held_out = b"\n".join(held_out_by_hash.values())
+        train_documents = tuple(train_by_hash.values())
+        held_out_documents = tuple(held_out_by_hash.values())
+        train, held_out = _joined(train_documents), _joined(held_out_documents)
         text = train + b"\0" + held_out
     else:
-        text = b"\n".join(train_by_hash.values())
+        documents = list(train_by_hash.values())
+        text = _joined(documents)
         cut = _cut(text, round(len(text) * (1 - config.held_out)))
         train, held_out = text[:cut], text[cut:]
-    held_out = held_out[: character_start(held_out, config.max_held_out_bytes)]
+        train_documents, held_out_documents = _split(documents, cut)
+    most = character_start(held_out, config.max_held_out_bytes)
+    held_out = held_out[:most]
+    held_out_documents, _ = _split(held_out_documents, most)
     if not train.strip() or not held_out.strip():
         raise InputError(
             f"the text has {len(text)} bytes, too few to hold out "
             f"{config.held_out:.0%}; give more text in data.paths"
         )
-    return Corpus(train, held_out, hashlib.sha256(text).hexdigest())
+    sha256 = hashlib.sha256(text).hexdigest()
+    return Corpus(train, held_out, sha256, train_documents, held_out_documents)
 
 
-def _shuffled(documents: list[bytes]) -> dict[bytes, bytes]:
+def _joined(documents: Iterable[TextDocument]) -> bytes:
+    return b"\n".join(document.text for document in documents)
+
+
+def _split(
+    documents: Iterable[TextDocument], cut: int
+) -> tuple[tuple[TextDocument, ...], tuple[TextDocument, ...]]:
+    """Splits documents, joined with newlines, at a byte."""
+    before, after = [], []
+    for document in documents:
+        text, prompt = document
+        here = min(max(cut, 0), len(text))
+        if here:
+            before.append(TextDocument(text[:here], min(prompt, here)))
+        if text[here:]:
+            after.append(TextDocument(text[here:], max(prompt - here, 0)))
+        cut -= len(text) + 1
+    return tuple(before), tuple(after)
+
+
+def _shuffled(documents: list[TextDocument]) -> dict[bytes, TextDocument]:
     """Returns different documents by their hashes, in a fixed random order."""
     # Documents with similar names are often similar: without shuffling, the
     # end would not represent the text.
     random.Random(0).shuffle(documents)
-    out: dict[bytes, bytes] = {}
+    out: dict[bytes, TextDocument] = {}
     for document in documents:
-        out.setdefault(hashlib.sha256(document.strip()).digest(), document)
+        out.setdefault(text_digest(document.text), document)
     return out
 
 
@@ -164,12 +203,15 @@ def gzip_bits_per_byte(text: bytes) -> float:
     return len(gzip.compress(text, 9)) * 8 / len(text)
 
 
-def _default_text(config: DataConfig) -> list[bytes]:
+def _default_text(config: DataConfig) -> list[TextDocument]:
     from pydoc_data import topics
 
-    documents = [topic.encode() for _, topic in sorted(topics.topics.items())]
+    documents = [
+        TextDocument(topic.encode())
+        for _, topic in sorted(topics.topics.items())
+    ]
     if config.stdlib:
         folder = pathlib.Path(sysconfig.get_path("stdlib"))
         files = map(str, sorted(folder.glob("*.py")))
-        documents += read_documents("data.stdlib", [*files], "")
+        documents += read_documents("data.stdlib", [*files], TextFields())
     return documents
