@@ -1,12 +1,13 @@
 """Text corpora, tokenizers and batches of tokens."""
 
+from nl_jax.data.batch import Batch
 from nl_jax.data.batches import (
     Dataset,
     held_out_batches,
-    make_iterator,
     prepare,
 )
 from nl_jax.data.documents import read_blocks
+from nl_jax.data.iterator import make_iterator
 from nl_jax.data.sources import (
     Document,
     DocumentsInMemory,
@@ -28,6 +29,7 @@ from nl_jax.data.tokenizers import (
 
 __all__ = [
     "BPETokenizer",
+    "Batch",
     "ByteTokenizer",
     "Corpus",
     "DataConfig",

@@ -19,7 +19,7 @@ class _Reading(NamedTuple):
     """Where a row goes on."""
 
     corpus: int
-    index: int
+    document: int
     start: int
     """Position in the document of the row's next first token."""
     segment: int
@@ -29,7 +29,9 @@ class _Reading(NamedTuple):
 
 
 class ContiguousRows:
-    """Endless sequence of the rows of a batch, each of which reads on.
+    """Endless sequence of the rows of batches, each of which reads on.
+
+    Rows come batch by batch, in order.
 
     A row reads a document to its end and goes on, in the same window, with the
     next one in the order. The last token of a window is also the first of the
@@ -94,37 +96,37 @@ class ContiguousRows:
         marks = [r * packed_rows // batch_size for r in range(batch_size + 1)]
         self._is_packed = [marks[r + 1] > marks[r] for r in range(batch_size)]
         self._rows = [_Reading(-1, -1, 0, 0, 0)] * batch_size
+        self._number = 0  # Which row is next.
 
     @property
     def blocks(self) -> int:
         """Number of blocks of windows that were packed."""
         return self._packed.blocks
 
-    def __next__(self) -> list[Row]:
-        rows = []
-        for number, is_packed in enumerate(self._is_packed):
-            if is_packed:
-                # New ids in each window: nothing of the last one goes on.
-                last = self._rows[number]
-                row = next(self._packed)._replace(first_id=last.segment + 1)
-                segment = last.segment + len(row.pieces)
-                self._rows[number] = last._replace(segment=segment)
-            else:
-                row, self._rows[number] = self._read(self._rows[number])
-            rows.append(row)
-        return rows
+    def __next__(self) -> Row:
+        number = self._number
+        self._number = (number + 1) % len(self._rows)
+        before = self._rows[number]
+        if not self._is_packed[number]:
+            row, self._rows[number] = self._read(before)
+            return row
+        # New ids in each window: nothing of the last one goes on.
+        row = next(self._packed)._replace(first_id=before.segment + 1)
+        segment = before.segment + len(row.pieces)
+        self._rows[number] = before._replace(segment=segment)
+        return row
 
     def _read(self, at: _Reading) -> tuple[Row, _Reading]:
         """Returns a row's next window and where the row goes on after it."""
-        if at.index < 0:
+        if at.document < 0:
             at = self._new(at.segment)
         elif at.windows and at.windows == self._carry_windows:
             at = at._replace(segment=at.segment + 1, windows=0)
         pieces, first_id, room = [], at.segment, self._seq_len + 1
         while True:
-            length = int(self._order.lengths[at.corpus][at.index])
+            length = int(self._order.lengths[at.corpus][at.document])
             size = min(length - at.start, room)
-            pieces.append(Piece(at.corpus, at.index, at.start, size))
+            pieces.append(Piece(at.corpus, at.document, at.start, size))
             # A piece of the last token alone is only in the next window read.
             windows = at.windows + (room > 1)
             room -= size
@@ -139,10 +141,10 @@ class ContiguousRows:
 
     def _new(self, segment: int) -> _Reading:
         draw = next(self._order)
-        return _Reading(draw.corpus, draw.index, 0, segment + 1, 0)
+        return _Reading(draw.corpus, draw.document, 0, segment + 1, 0)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the position, for :meth:`set_state`, as JSON values."""
+        """Returns the position after a whole batch, for :meth:`set_state`."""
         packed = self._packed.get_state()
         rows = [[*row] for row in self._rows]
         return {"order": self._order.get_state(), **packed, "rows": rows}
@@ -162,3 +164,4 @@ class ContiguousRows:
         self._packed.set_state(state)
         self._order.set_state(state["order"])
         self._rows = [_Reading(*row) for row in state["rows"]]
+        self._number = 0

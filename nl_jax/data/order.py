@@ -5,7 +5,9 @@ without holding it in memory. Corpora are mixed by tokens: the next document is
 always one of the corpus that is furthest behind its share.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+import random
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -14,13 +16,16 @@ import numpy as np
 from nl_jax.checks import check_count, is_number
 from nl_jax.errors import InputError
 
+_GRAIN_COUNT = 1024
+"""Below it, Grain's shuffle takes up to milliseconds for each document."""
+
 
 class Draw(NamedTuple):
     """A document that is read next."""
 
     corpus: int
     """Which corpus it is from."""
-    index: int
+    document: int
     """Its index in that corpus."""
     length: int
     """Its tokens."""
@@ -37,7 +42,7 @@ class DocumentOrder:
     Args:
         lengths: tokens of each document, for each corpus.
         weights: shares of the corpora in the tokens, in any unit; empty for
-            equal shares.
+            their own tokens, so that their epochs end at about the same time.
         seed: seed of the order, at least 0.
         least: fewest tokens of a document that is read.
 
@@ -47,8 +52,8 @@ class DocumentOrder:
 
     Example:
         >>> order = DocumentOrder([np.array([5, 3, 9])], (), seed=0)
-        >>> [next(order).index for _ in range(6)]
-        [0, 1, 2, 0, 2, 1]
+        >>> [next(order).document for _ in range(6)]
+        [1, 2, 0, 2, 1, 0]
         >>> order.get_state()
         {'drawn': [6], 'tokens': [34]}
     """
@@ -71,12 +76,11 @@ class DocumentOrder:
                 )
         # Views read single numbers of a memory map much faster.
         self.lengths = [np.asarray(corpus) for corpus in lengths]
-        self._weights = list(weights) or [1.0] * len(lengths)
-        self._least = least
-        self._shuffled = [
-            grain.MapDataset.range(len(corpus)).seed(seed).shuffle().repeat()
-            for corpus in lengths
+        self._weights = list(weights) or [
+            float(corpus.sum(dtype=np.int64)) for corpus in self.lengths
         ]
+        self._least = least
+        self._shuffled = [_shuffled(len(corpus), seed) for corpus in lengths]
         zeros = [0] * len(lengths)
         self.set_state({"drawn": zeros, "tokens": zeros})
 
@@ -86,8 +90,8 @@ class DocumentOrder:
     def __next__(self) -> Draw:
         corpus = 0
         if len(self.lengths) > 1:
-            behind = map(float.__truediv__, map(float, self._tokens), self._weights)
-            behind = [*behind]
+            shares = zip(self._tokens, self._weights, strict=True)
+            behind = [tokens / weight for tokens, weight in shares]
             corpus = behind.index(min(behind))
         draw = self._next[corpus]
         self._tokens[corpus] += draw.length
@@ -100,7 +104,7 @@ class DocumentOrder:
         lengths, shuffled = self.lengths[corpus], self._shuffled[corpus]
         while True:
             drawn = self._drawn[corpus]
-            index = shuffled[drawn]
+            index = shuffled(drawn)
             length = int(lengths[index])
             if length >= self._least:
                 return Draw(corpus, index, length, drawn // len(lengths))
@@ -120,6 +124,19 @@ class DocumentOrder:
         self._drawn = [*state["drawn"]]
         self._tokens = [*state["tokens"]]
         self._next = [self._look(k) for k in range(len(self.lengths))]
+
+
+def _shuffled(count: int, seed: int) -> Callable[[int], int]:
+    """Returns the order of an endless repetition of ``range(count)``."""
+    if count >= _GRAIN_COUNT:
+        dataset = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+        return dataset.__getitem__
+
+    @functools.lru_cache(maxsize=1)
+    def order(epoch: int) -> list[int]:
+        return random.Random(f"{seed}/{epoch}").sample(range(count), count)
+
+    return lambda drawn: order(drawn // count)[drawn % count]
 
 
 def check_weights(weights: Sequence[float], corpora: int) -> None:

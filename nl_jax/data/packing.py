@@ -6,10 +6,10 @@ reads documents to learn their lengths, so each process packs its own; this plan
 is the same on all processes and does not depend on their number.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 
 from nl_jax.data.order import DocumentOrder
@@ -22,7 +22,7 @@ class Piece(NamedTuple):
 
     corpus: int
     """Which corpus the document is from."""
-    index: int
+    document: int
     """Index of the document in that corpus."""
     start: int
     """Position of the first token in the document."""
@@ -82,8 +82,9 @@ class PackedWindows:
 
     Documents longer than a window are cut into pieces that overlap by one
     token, so that each token but a document's first is a target once. Blocks of
-    about 4 million tokens are packed at a time, and the windows of a block come
-    in a random order. The blocks of one corpus end at its epochs' ends.
+    about 4 million tokens, and no more than there are, are packed at a time,
+    and the windows of a block come in a random order. The blocks of one corpus
+    end at its epochs' ends.
 
     The state is the position of the block in the order, and in the block.
 
@@ -95,6 +96,7 @@ class PackedWindows:
 
     def __init__(self, order: DocumentOrder, seq_len: int, seed: int):
         self._order, self._seq_len, self._seed = order, seq_len, seed
+        self._tokens = sum(int(n.sum(dtype=np.int64)) for n in order.lengths)
         self._windows: list[Sequence[Piece]] = []
         self._start = order.get_state()
         self._read = 0
@@ -105,20 +107,15 @@ class PackedWindows:
         if self._read == len(self._windows):
             self._pack()
             self._read = 0
-        index = grain.experimental.index_shuffle(
-            self._read,
-            max_index=len(self._windows) - 1,
-            seed=(self._seed + sum(self._start["drawn"])) % 2**32,
-            rounds=4,
-        )
         self._read += 1
-        return Row(self._windows[index])
+        return Row(self._windows[self._read - 1])
 
     def _pack(self) -> None:
         order, capacity = self._order, self._seq_len + 1
         self._start = order.get_state()
         epoch = order.epoch
         room = max(_BLOCK_TOKENS, _BLOCK_WINDOWS * capacity)
+        room = min(room, self._tokens)
         pieces: list[Piece] = []
         while room > 0 and len(pieces) < _BLOCK_PIECES and order.epoch == epoch:
             corpus, index, length, _ = next(order)
@@ -129,6 +126,7 @@ class PackedWindows:
             room -= length
         packed = best_fit([piece.length for piece in pieces], capacity)
         self._windows = [[pieces[i] for i in window] for window in packed]
+        random.Random(f"{self._seed}/{self._start}").shuffle(self._windows)
         self.blocks += 1
 
     def get_state(self) -> dict[str, Any]:

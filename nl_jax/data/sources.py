@@ -28,6 +28,8 @@ class DocumentSource(Protocol):
 
     lengths: np.ndarray
     """Tokens of each document, int32 ``[documents]``."""
+    weighted: bool
+    """Whether documents have weights."""
 
     def __len__(self) -> int:
         """Returns the number of documents."""
@@ -51,6 +53,7 @@ class DocumentsInMemory:
         ]
         lengths = [len(document.tokens) for document in self._documents]
         self.lengths = np.asarray(lengths, np.int32)
+        self.weighted = any(d.weights is not None for d in self._documents)
 
     def __len__(self) -> int:
         return len(self._documents)

@@ -103,6 +103,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, mesh, workdir, writers, stack):
         self.config, self.mesh, self.workdir = config, mesh, workdir
+        self._stack = stack
         self.writers: list[MetricsWriter] = writers
         self.records: list[dict] = []
         self.checkpoints: Checkpoints | None = None
@@ -161,9 +162,14 @@ class _Run:
             seq_len=config.seq_len,
             batch_size=config.batch_size,
             seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            reading=data.reading,
+            weights=data.weights,
+            carry_windows=data.carry_windows,
+            packed_share=data.packed_share,
+            separator=self.data.separator,
+            rows=mesh_lib.process_rows(self.mesh, config.batch_size),
         )
+        self._stack.callback(self.iterator.close)
         self.tokens_before = 0
         if meta is not None:
             check_text(
@@ -271,7 +277,8 @@ class _Run:
             if step == config.steps or not self.evaluated:
                 held_out = evaluate()
             while step < config.steps:
-                batch = mesh_lib.global_batch(self.mesh, next(self.iterator))
+                tokens_read = next(self.iterator).tokens
+                batch = mesh_lib.global_batch(self.mesh, tokens_read)
                 state, metrics = programs.train_step(state, batch)
                 step += 1
                 # The device computes this step while the last is recorded.

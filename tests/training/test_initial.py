@@ -48,8 +48,16 @@ def test_a_run_begins_with_the_weights_and_resumes_without_them(
     assert config.init_from == str(folder)
     first = train(config, tmp_path / "run", initial=initial)
 
-    tokens = prepare(config.data, 16).train
-    batch = next(make_iterator(tokens, seq_len=16, batch_size=4, seed=0))
+    data = prepare(config.data, 16)
+    batches = make_iterator(
+        data.train,
+        seq_len=16,
+        batch_size=4,
+        seed=0,
+        separator=data.separator,
+    )
+    batch = next(batches).tokens
+    batches.close()
     logits, _ = found.model.apply(found.variables, batch[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(
         logits, batch[:, 1:]

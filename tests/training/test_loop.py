@@ -71,6 +71,9 @@ def before_step(monkeypatch, step, action):
             def get_state(self):
                 return iterator.get_state()
 
+            def close(self):
+                iterator.close()
+
         return Acting()
 
     monkeypatch.setattr(loop, "make_iterator", wrapped)
