@@ -4,29 +4,32 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nl_jax.data.sources import DocumentsInMemory, DocumentSource, tokenize
-from nl_jax.data.text import Corpus, DataConfig, load_corpus
-from nl_jax.data.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
+from nl_jax.data.corpora import Corpora, open_corpora
+from nl_jax.data.sources import DocumentsInMemory, DocumentSource
+from nl_jax.data.text import DataConfig
+from nl_jax.data.tokenizers import Tokenizer
+from nl_jax.data.windows import JoinedDocuments
 from nl_jax.errors import InputError
 
 
 class Dataset(NamedTuple):
-    """A tokenized corpus."""
+    """Tokenized text of a run."""
 
-    corpus: Corpus
+    corpus: Corpora
     tokenizer: Tokenizer
-    train: tuple[DocumentSource, ...]
+    train: list[DocumentSource]
     """Training documents of each corpus."""
     separator: np.ndarray
     """What joins the documents in windows: a newline's tokens, int32."""
     held_out: np.ndarray
-    """Held-out tokens, int32, after one training token as their context."""
+    """Held-out documents, joined, after one training token as their context,
+    int32."""
 
 
 def prepare(
     config: DataConfig, seq_len: int, tokenizer: Tokenizer | None = None
 ) -> Dataset:
-    """Reads and tokenizes the text.
+    """Opens or reads the text of a run, and tokenizes what is not prepared.
 
     Args:
         config: which text to read, and which tokenizer to use.
@@ -34,29 +37,29 @@ def prepare(
         tokenizer: BPE of a checkpoint, instead of training one.
 
     Raises:
-        InputError: as for :func:`load_corpus`, or if the text is too short.
+        InputError: as for :func:`open_corpora`, or if the text is too short.
     """
-    corpus = load_corpus(config)
-    if config.tokenizer == "byte":
-        tokenizer = ByteTokenizer()
-    elif config.tokenizer != "bpe":
-        tokenizer = BPETokenizer.from_file(config.tokenizer)
-    elif tokenizer is None:
-        tokenizer = BPETokenizer.train(corpus.train, config.bpe_vocab_size)
-    train = DocumentsInMemory(
-        tokenize(document, tokenizer) for document in corpus.train_documents
-    )
-    count = int(train.lengths.sum())
+    corpora = open_corpora(config, tokenizer, separate=bool(config.weights))
+    tokenizer, train = corpora.tokenizer, corpora.train
+    count = sum(int(c.lengths.sum(dtype=np.int64)) for c in train)
     if count <= 2 * seq_len:
         raise InputError(
             f"the training text has {count} tokens; seq_len={seq_len} "
             f"needs more than {2 * seq_len}: give more text in data.paths or "
             "a smaller seq_len"
         )
-    held_out = tokenizer.encode(corpus.held_out)
-    held_out = np.concatenate([train[len(train) - 1].tokens[-1:], held_out])
     separator = tokenizer.encode("\n")
-    return Dataset(corpus, tokenizer, (train,), separator, held_out)
+    held_out = JoinedDocuments(
+        DocumentsInMemory(
+            c[i] for c in corpora.held_out for i in range(len(c))
+        ),
+        separator,
+    )
+    last = train[-1]
+    end = int(last.lengths[-1])
+    context = last.read(len(last) - 1, end - 1, end).tokens
+    joined = np.concatenate([context, held_out[0].tokens])
+    return Dataset(corpora, tokenizer, train, separator, joined)
 
 
 def held_out_batches(tokens: np.ndarray, *, seq_len: int, batch_size: int):

@@ -98,11 +98,6 @@ class ContiguousRows:
         self._rows = [_Reading(-1, -1, 0, 0, 0)] * batch_size
         self._number = 0  # Which row is next.
 
-    @property
-    def blocks(self) -> int:
-        """Number of blocks of windows that were packed."""
-        return self._packed.blocks
-
     def __next__(self) -> Row:
         number = self._number
         self._number = (number + 1) % len(self._rows)

@@ -8,7 +8,7 @@ is saved in checkpoints, and does not depend on the number of processes.
 import logging
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -18,8 +18,8 @@ from nl_jax.checks import check_choice
 from nl_jax.data.batch import Batch
 from nl_jax.data.contiguous import ContiguousRows
 from nl_jax.data.order import DocumentOrder
-from nl_jax.data.packing import PackedWindows, Piece, Row
-from nl_jax.data.sources import Document, DocumentSource
+from nl_jax.data.packing import PackedWindows, Row
+from nl_jax.data.sources import DocumentSource
 from nl_jax.data.windows import JoinedDocuments, JoinedWindows
 from nl_jax.errors import InputError
 
@@ -27,44 +27,11 @@ _LOG = logging.getLogger(__name__)
 
 
 class _Plan(Protocol):
-    @property
-    def blocks(self) -> int:
-        """How many blocks of documents were planned as one."""
-
     def __next__(self) -> Row: ...
 
     def get_state(self) -> dict[str, Any]: ...
 
     def set_state(self, state: Mapping[str, Any]) -> None: ...
-
-
-class _PieceReader:
-    """Reads pieces of documents, and keeps documents for their next pieces.
-
-    Those are in other windows of the same block, or in the next ones of the
-    same contiguous row.
-    """
-
-    def __init__(self, sources: Sequence[DocumentSource], plan: _Plan):
-        self._sources, self._plan, self._blocks = sources, plan, 0
-        self._kept: dict[tuple[int, int], Document] = {}
-
-    def __call__(self, piece: Piece) -> Document:
-        if self._blocks != self._plan.blocks:
-            self._blocks = self._plan.blocks
-            self._kept.clear()
-        key = (piece.corpus, piece.document)
-        document = self._kept.pop(key, None)
-        if document is None:
-            document = self._sources[piece.corpus][piece.document]
-        tokens, weights = document
-        end = piece.start + piece.length
-        if end < len(tokens):
-            self._kept[key] = document
-        here = slice(piece.start, end)
-        return Document(
-            tokens[here], None if weights is None else weights[here]
-        )
 
 
 class BatchIterator:
@@ -73,19 +40,19 @@ class BatchIterator:
     def __init__(
         self,
         plan: _Plan,
-        read: Callable[[Piece], Document],
+        sources: Sequence[DocumentSource],
         *,
         batch_size: int,
         rows: Sequence[int],
         seq_len: int,
         order: str,
         segmented: bool,
-        weighted: bool,
     ):
-        self._plan, self._read, self._order = plan, read, order
+        self._plan, self._sources, self._order = plan, sources, order
         self._batch_size, self._rows = batch_size, rows
         self._shape = (len(rows), seq_len + 1)
-        self._segmented, self._weighted = segmented, weighted
+        self._segmented = segmented
+        self._weighted = any(source.weighted for source in sources)
 
     def __iter__(self) -> "BatchIterator":
         return self
@@ -100,7 +67,10 @@ class BatchIterator:
             for segment, piece in enumerate(
                 planned[number].pieces, planned[number].first_id
             ):
-                document, end = self._read(piece), at + piece.length
+                end = at + piece.length
+                document = self._sources[piece.corpus].read(
+                    piece.document, piece.start, piece.start + piece.length
+                )
                 tokens[row, at:end] = document.tokens
                 if ids is not None:
                     ids[row, at:end] = segment
@@ -190,7 +160,7 @@ def make_iterator(
         InputError: if arguments do not fit, or there are too few documents.
 
     Example:
-        >>> from nl_jax.data import DocumentsInMemory
+        >>> from nl_jax.data import Document, DocumentsInMemory
         >>> ids = np.arange(9, dtype=np.int32)
         >>> three = DocumentsInMemory(map(Document, [ids, ids[:4], ids[:5]]))
         >>> batches = make_iterator(
@@ -207,15 +177,12 @@ def make_iterator(
             f"rows={rows!r} must be rows of batch_size={batch_size}"
         )
     lengths = [source.lengths for source in sources]
-    read: Callable[[Piece], Document]
     plan: _Plan
     if reading == "windows":
         none = np.zeros(0, np.int32) if separator is None else separator
-        joined = [JoinedDocuments(source, none) for source in sources]
-        plan = JoinedWindows([*map(len, joined)], weights, seq_len, seed)
-
-        def read(piece: Piece) -> Document:
-            return joined[piece.corpus].read(piece.start, piece.length)
+        sources = [JoinedDocuments(source, none) for source in sources]
+        sizes = [int(source.lengths[0]) for source in sources]
+        plan = JoinedWindows(sizes, weights, seq_len, seed)
     else:
         documents = DocumentOrder(lengths, weights, seed)
         _check_tokens(lengths, seq_len, batch_size)
@@ -230,7 +197,6 @@ def make_iterator(
                 carry_windows=carry_windows,
                 packed_share=packed_share,
             )
-        read = _PieceReader(sources, plan)
     choices = [seq_len, seed, reading, *weights]
     if reading == "contiguous":
         choices += [carry_windows, packed_share]
@@ -239,13 +205,12 @@ def make_iterator(
         text = zlib.crc32(np.ascontiguousarray(corpus).data, text)
     batches = BatchIterator(
         plan,
-        read,
+        sources,
         batch_size=batch_size,
         rows=rows,
         seq_len=seq_len,
         order="/".join([f"{text:08x}", *map(str, choices)]),
         segmented=reading != "windows",
-        weighted=any(source.weighted for source in sources),
     )
     return PrefetchedBatches(batches, prefetch_buffer_size=2)
 

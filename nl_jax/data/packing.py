@@ -100,8 +100,6 @@ class PackedWindows:
         self._windows: list[Sequence[Piece]] = []
         self._start = order.get_state()
         self._read = 0
-        self.blocks = 0
-        """Number of blocks that were packed."""
 
     def __next__(self) -> Row:
         if self._read == len(self._windows):
@@ -127,7 +125,6 @@ class PackedWindows:
         packed = best_fit([piece.length for piece in pieces], capacity)
         self._windows = [[pieces[i] for i in window] for window in packed]
         random.Random(f"{self._seed}/{self._start}").shuffle(self._windows)
-        self.blocks += 1
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position, for :meth:`set_state`, as JSON values."""

@@ -37,6 +37,12 @@ class DocumentSource(Protocol):
     def __getitem__(self, index: int) -> Document:
         """Returns a document, which may be read from a file."""
 
+    def read(self, index: int, start: int, stop: int) -> Document:
+        """Returns the tokens ``[start, stop)`` of a document.
+
+        Of a long document in a file, only these are read.
+        """
+
 
 class DocumentsInMemory:
     """Source of documents that are held in memory; empty ones are left out.
@@ -60,6 +66,14 @@ class DocumentsInMemory:
 
     def __getitem__(self, index: int) -> Document:
         return self._documents[index]
+
+    def read(self, index: int, start: int, stop: int) -> Document:
+        """Returns the tokens ``[start, stop)`` of a document."""
+        tokens, weights = self._documents[index]
+        here = slice(start, stop)
+        return Document(
+            tokens[here], None if weights is None else weights[here]
+        )
 
 
 def tokenize(document: TextDocument, tokenizer: Tokenizer) -> Document:

@@ -13,7 +13,7 @@ from nl_jax.errors import InputError
 
 
 class JoinedDocuments:
-    """All documents of a source in their order, as if they were one.
+    """Source of one document: all documents of a source, joined in their order.
 
     Args:
         source: the documents.
@@ -24,34 +24,44 @@ class JoinedDocuments:
         >>> ids = np.arange(4, dtype=np.int32)
         >>> two = DocumentsInMemory([Document(ids), Document(ids + 4)])
         >>> joined = JoinedDocuments(two, np.array([99], np.int32))
-        >>> len(joined), joined.read(2, 5).tokens.tolist()
-        (9, [2, 3, 99, 4, 5])
+        >>> joined.lengths.tolist(), joined.read(0, 2, 7).tokens.tolist()
+        ([9], [2, 3, 99, 4, 5])
     """
 
     def __init__(self, source: DocumentSource, separator: np.ndarray):
-        self._source, self._separator = source, Document(separator)
-        lengths = np.asarray(source.lengths, np.int64)
-        self._ends = np.cumsum(lengths + len(separator))
+        self._source, self._separator = source, separator
+        ends = np.cumsum(np.asarray(source.lengths, np.int64) + len(separator))
+        self._starts = np.concatenate([[0], ends[:-1]])
+        self.lengths = ends[-1:] - len(separator)
+        self.weighted = source.weighted
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) - len(self._separator.tokens)
+        return 1
 
-    def read(self, start: int, length: int) -> Document:
-        """Returns ``length`` tokens from ``start`` on, as a document."""
-        index = int(np.searchsorted(self._ends, start, "right"))
-        start -= int(self._ends[index - 1]) if index else 0
-        parts: list[Document] = []
-        while length > 0:
-            for part in (self._source[index], self._separator):
-                tokens = part.tokens[start : start + length]
-                weights = np.ones(len(tokens), np.float32)
-                if part.weights is not None:
-                    weights = part.weights[start : start + length]
-                parts.append(Document(tokens, weights))
-                length -= len(tokens)
-                start = max(start - len(part.tokens), 0)
-            index += 1
-        return Document(*map(np.concatenate, zip(*parts, strict=True)))
+    def __getitem__(self, index: int) -> Document:
+        return self.read(index, 0, int(self.lengths[index]))
+
+    def read(self, index: int, start: int, stop: int) -> Document:
+        """Returns the tokens ``[start, stop)`` of the joined documents."""
+        tokens = np.empty(stop - start, np.int32)
+        weights = np.ones(stop - start, np.float32) if self.weighted else None
+        number = int(np.searchsorted(self._starts, start, "right")) - 1
+        at = start
+        while at < stop:
+            begin = int(self._starts[number])
+            end = begin + int(self._source.lengths[number])
+            if at < end:
+                upto = min(stop, end)
+                found = self._source.read(number, at - begin, upto - begin)
+                tokens[at - start : upto - start] = found.tokens
+                if weights is not None and found.weights is not None:
+                    weights[at - start : upto - start] = found.weights
+                at = upto
+            rest = self._separator[at - end : stop - end]
+            tokens[at - start : at - start + len(rest)] = rest
+            at += len(rest)
+            number += 1
+        return Document(tokens, weights)
 
 
 class JoinedWindows:
@@ -90,8 +100,6 @@ class JoinedWindows:
         ]
         self._order = DocumentOrder(windows, weights, seed, least=1)
         self._seq_len, self._seed = seq_len, seed
-
-    blocks = 0
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position, for :meth:`set_state`, as JSON values."""
