@@ -5,6 +5,7 @@ from nl_jax.data.batches import (
     Dataset,
     held_out_batches,
     prepare,
+    train_batches,
 )
 from nl_jax.data.corpora import Corpora, open_corpora
 from nl_jax.data.iterator import make_iterator
@@ -53,4 +54,5 @@ __all__ = [
     "prepare",
     "read_blocks",
     "tokenize",
+    "train_batches",
 ]

@@ -1,10 +1,11 @@
 """Tokenized text for training, and batches of it for evaluation."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nl_jax.data.corpora import Corpora, open_corpora
+from nl_jax.data.iterator import PrefetchedBatches, make_iterator
 from nl_jax.data.sources import DocumentsInMemory, DocumentSource
 from nl_jax.data.text import DataConfig
 from nl_jax.data.tokenizers import Tokenizer
@@ -24,6 +25,10 @@ class Dataset(NamedTuple):
     held_out: np.ndarray
     """Held-out documents, joined, after one training token as their context,
     int32."""
+
+    def held_out_text(self) -> bytes:
+        """Returns the held-out text."""
+        return self.tokenizer.decode(self.held_out[1:])
 
 
 def prepare(
@@ -60,6 +65,27 @@ def prepare(
     context = last.read(len(last) - 1, end - 1, end).tokens
     joined = np.concatenate([context, held_out[0].tokens])
     return Dataset(corpora, tokenizer, train, separator, joined)
+
+
+def train_batches(
+    dataset: Dataset, config: DataConfig, **options: Any
+) -> PrefetchedBatches:
+    """Returns the batches of a run from :func:`make_iterator`.
+
+    Args:
+        dataset: text from :func:`prepare`.
+        config: says how to read it.
+        **options: ``seq_len``, ``batch_size``, ``seed`` and ``rows``.
+    """
+    return make_iterator(
+        dataset.train,
+        reading=config.reading,
+        weights=config.weights,
+        carry_windows=config.carry_windows,
+        packed_share=config.packed_share,
+        separator=dataset.separator,
+        **options,
+    )
 
 
 def held_out_batches(tokens: np.ndarray, *, seq_len: int, batch_size: int):

@@ -15,8 +15,8 @@ from nl_jax.data import (
     Dataset,
     from_json,
     gzip_bits_per_byte,
-    make_iterator,
     prepare,
+    train_batches,
 )
 from nl_jax.errors import DivergedError
 from nl_jax.models import LanguageModel, to_json
@@ -158,16 +158,12 @@ class _Run:
             trained if meta is None else meta["tokenizer"],
             self.model,
         )
-        self.iterator = make_iterator(
-            self.data.train,
+        self.iterator = train_batches(
+            self.data,
+            data,
             seq_len=config.seq_len,
             batch_size=config.batch_size,
             seed=config.seed,
-            reading=data.reading,
-            weights=data.weights,
-            carry_windows=data.carry_windows,
-            packed_share=data.packed_share,
-            separator=self.data.separator,
             rows=mesh_lib.process_rows(self.mesh, config.batch_size),
         )
         self._stack.callback(self.iterator.close)
@@ -306,7 +302,6 @@ class _Run:
                     break
             if saver is not None:
                 saver.wait()
-        text = self.data.tokenizer.decode(self.data.held_out[1:])
         return TrainResult(
             model=self.model,
             variables=state.variables,
@@ -314,7 +309,7 @@ class _Run:
             step=step,
             records=self.records,
             held_out_bits_per_byte=held_out,
-            gzip_bits_per_byte=gzip_bits_per_byte(text),
+            gzip_bits_per_byte=gzip_bits_per_byte(self.data.held_out_text()),
             text_sha256=self.data.corpus.sha256,
             compile_seconds=programs.compile_seconds,
             train_seconds=time.monotonic() - began,

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from nl_jax.data import BPETokenizer, ByteTokenizer, make_iterator, prepare
+from nl_jax.data import BPETokenizer, ByteTokenizer, prepare, train_batches
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import Pretrained, save_pretrained, tokenizer_text
@@ -49,13 +49,7 @@ def test_a_run_begins_with_the_weights_and_resumes_without_them(
     first = train(config, tmp_path / "run", initial=initial)
 
     data = prepare(config.data, 16)
-    batches = make_iterator(
-        data.train,
-        seq_len=16,
-        batch_size=4,
-        seed=0,
-        separator=data.separator,
-    )
+    batches = train_batches(data, config.data, seq_len=16, batch_size=4, seed=0)
     batch = next(batches).tokens
     batches.close()
     logits, _ = found.model.apply(found.variables, batch[:, :-1])

@@ -54,7 +54,7 @@ def copy(finished, tmp_path):
 
 def before_step(monkeypatch, step, action):
     """Makes the data of one step do something first."""
-    real = loop.make_iterator
+    real = loop.train_batches
 
     def wrapped(*arguments, **options):
         iterator = real(*arguments, **options)
@@ -76,7 +76,7 @@ def before_step(monkeypatch, step, action):
 
         return Acting()
 
-    monkeypatch.setattr(loop, "make_iterator", wrapped)
+    monkeypatch.setattr(loop, "train_batches", wrapped)
 
 
 def steps_in(workdir):
