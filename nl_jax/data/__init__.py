@@ -8,6 +8,7 @@ from nl_jax.data.batches import (
     prepare,
 )
 from nl_jax.data.corpora import Corpora, open_corpora
+from nl_jax.data.documents import TextDocument
 from nl_jax.data.prepared import PreparedCorpus, is_prepared, open_prepared
 from nl_jax.data.sources import (
     Document,
@@ -41,6 +42,7 @@ __all__ = [
     "DocumentSource",
     "DocumentsInMemory",
     "PreparedCorpus",
+    "TextDocument",
     "Tokenizer",
     "from_json",
     "gzip_bits_per_byte",
