@@ -1,12 +1,14 @@
 """Text corpora, tokenizers and batches of tokens."""
 
+from nl_jax.data.batch import Batch
 from nl_jax.data.batches import (
     Dataset,
     held_out_batches,
     make_iterator,
     prepare,
 )
-from nl_jax.data.documents import read_blocks
+from nl_jax.data.corpora import Corpora, open_corpora
+from nl_jax.data.prepared import PreparedCorpus, is_prepared, open_prepared
 from nl_jax.data.sources import (
     Document,
     DocumentsInMemory,
@@ -19,6 +21,7 @@ from nl_jax.data.text import (
     gzip_bits_per_byte,
     load_corpus,
 )
+from nl_jax.data.text_files import read_blocks
 from nl_jax.data.tokenizers import (
     BPETokenizer,
     ByteTokenizer,
@@ -28,19 +31,25 @@ from nl_jax.data.tokenizers import (
 
 __all__ = [
     "BPETokenizer",
+    "Batch",
     "ByteTokenizer",
+    "Corpora",
     "Corpus",
     "DataConfig",
     "Dataset",
     "Document",
     "DocumentSource",
     "DocumentsInMemory",
+    "PreparedCorpus",
     "Tokenizer",
     "from_json",
     "gzip_bits_per_byte",
     "held_out_batches",
+    "is_prepared",
     "load_corpus",
     "make_iterator",
+    "open_corpora",
+    "open_prepared",
     "prepare",
     "read_blocks",
     "tokenize",

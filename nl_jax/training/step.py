@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from nl_jax.array_typing import Ids, Logits, Losses
-from nl_jax.data import held_out_batches
+from nl_jax.data import Batch, held_out_batches
 from nl_jax.models import LanguageModel
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.matching import put_weights
@@ -64,12 +64,19 @@ def bits_per_byte(sums: LossSums) -> float:
 
 
 class TrainState(NamedTuple):
-    """Parameters and optimizer state, updated by each training step."""
+    """What each training step updates."""
 
     variables: Any
     """Parameters of the model, ``{"params": ...}``."""
     optimizer: Any
     """State of the optimizer."""
+    memory: Any = None
+    """The model's state after each row of the batch, from which the row's next
+    window goes on; ``None`` if all windows start from nothing."""
+
+    def parts(self) -> dict[str, Any]:
+        """Returns what there is, by name, as a checkpoint holds it."""
+        return {k: v for k, v in self._asdict().items() if v is not None}
 
 
 def make_train_step(
@@ -78,45 +85,62 @@ def make_train_step(
     byte_lengths: np.ndarray,
     accumulate: int = 1,
 ) -> Callable:
-    """Returns ``(state, tokens [B, T + 1]) -> (state, metrics)``.
+    """Returns ``(state, batch) -> (state, metrics)``.
+
+    The loss is the mean over all targets of the batch that count, by weight.
+    With ``state.memory`` a row whose first segment id is the last one of its
+    memory goes on from there; gradients stop at that cut.
 
     Args:
-        model: model whose ``apply`` starts a new context in every row.
+        model: a model, of which ``apply`` is used.
         optimizer: complete optimizer, learning rate included.
         byte_lengths: bytes of each token, padded to the model's vocabulary.
         accumulate: number of parts a batch is processed in; must divide ``B``.
     """
 
-    def loss(variables, tokens):
-        losses, targets = _predict(model, variables, tokens)
-        return losses.mean(), LossSums.of(losses, targets, byte_lengths)
+    def loss(variables, batch, memory, count):
+        """Returns a share of the mean loss: ``count`` is the whole batch's."""
+        losses, targets, after = _predict(model, variables, batch, memory)
+        weights = batch.target_weights()
+        sums = LossSums.of(losses, targets, byte_lengths, weights)
+        # What nothing goes on from is not kept.
+        return sums.nats / count, (sums, None if memory is None else after)
 
-    def gradients(variables, tokens):
+    def gradients(variables, batch, memory):
+        weights = batch.target_weights()
+        count = batch.tokens[:, 1:].size
+        if weights is not None:
+            total = weights.sum()
+            count = jnp.where(total == 0, 1.0, total)
+        differentiate = jax.grad(loss, has_aux=True)
         if accumulate == 1:
-            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(
-                variables, tokens
-            )
-            return grads, sums
+            return differentiate(variables, batch, memory, count)
         # A part takes rows from all over the batch: each stays on its device.
-        parts = tokens.reshape(-1, accumulate, tokens.shape[1]).swapaxes(0, 1)
+        parts = jax.tree.map(
+            lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1),
+            (batch, memory),
+        )
 
         def add(total, part):
-            grads, sums = jax.grad(loss, has_aux=True)(variables, part)
-            return jax.tree.map(jnp.add, total, (grads, sums)), None
+            grads, (sums, after) = differentiate(variables, *part, count)
+            return jax.tree.map(jnp.add, total, (grads, sums)), after
 
         zeros = jax.tree.map(jnp.zeros_like, variables)
         sums = LossSums(*jnp.zeros((3,), jnp.float32))
-        (grads, sums), _ = jax.lax.scan(add, (zeros, sums), parts)
-        return jax.tree.map(lambda g: g / accumulate, grads), sums
+        (grads, sums), after = jax.lax.scan(add, (zeros, sums), parts)
+        after = jax.tree.map(
+            lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), after
+        )
+        return grads, (sums, after)
 
-    def step(state: TrainState, tokens):
-        grads, sums = gradients(state.variables, tokens)
+    def step(state: TrainState, batch: Batch):
+        grads, (sums, memory) = gradients(state.variables, batch, state.memory)
         updates, opt_state = optimizer.update(
             grads, state.optimizer, state.variables
         )
         variables = optax.apply_updates(state.variables, updates)
         metrics = {"sums": sums, "grad_norm": optax.global_norm(grads)}
-        return TrainState(variables, opt_state), metrics
+        return TrainState(variables, opt_state, memory), metrics
 
     return step
 
@@ -125,23 +149,27 @@ def make_eval_step(model: Any, byte_lengths: np.ndarray) -> Callable:
     """Returns ``(variables, tokens [B, T + 1], weights [B, T]) -> sums``."""
 
     def step(variables, tokens, weights):
-        losses, targets = _predict(model, variables, tokens)
+        losses, targets, _ = _predict(model, variables, Batch(tokens))
         return LossSums.of(losses, targets, byte_lengths, weights)
 
     return step
 
 
-def _predict(model, variables, tokens):
-    targets = tokens[:, 1:]
-    logits, _ = model.apply(variables, tokens[:, :-1])
-    return token_losses(logits, targets), targets
+def _predict(model, variables, batch, memory=None):
+    """Returns the losses of a batch, its targets and the model's state."""
+    targets = batch.tokens[:, 1:]
+    ids = {}
+    if batch.segment_ids is not None:
+        ids = {"segment_ids": batch.segment_ids[:, :-1]}
+    logits, memory = model.apply(variables, batch.tokens[:, :-1], memory, **ids)
+    return token_losses(logits, targets), targets, memory
 
 
 class Programs(NamedTuple):
     """The compiled steps of a run."""
 
     train_step: Callable
-    """``(state, tokens [B, T + 1]) -> (state, metrics)``; donates ``state``."""
+    """``(state, batch) -> (state, metrics)``; donates ``state``."""
     eval_step: Callable
     """``(variables, tokens [B, T + 1], weights [B, T]) -> LossSums``."""
     compile_seconds: dict[str, float]
@@ -206,6 +234,7 @@ def compile_programs(
     mesh: jax.sharding.Mesh,
     shapes: TrainState,
     byte_lengths: np.ndarray,
+    batch: Batch,
 ) -> Programs:
     """Compiles the steps of a run ahead of time, and times the compilation.
 
@@ -216,6 +245,7 @@ def compile_programs(
         mesh: devices to compile for.
         shapes: shapes and shardings of the state, from :func:`plan_state`.
         byte_lengths: bytes of each token, ``[V]``.
+        batch: this process's rows of a batch; others are of the same shapes.
 
     Raises:
         InputError: if the batch cannot be split evenly over the devices.
@@ -225,7 +255,12 @@ def compile_programs(
     lengths[: len(byte_lengths)] = byte_lengths
     where = mesh_lib.batch_sharding(mesh)
     rows, length = config.batch_size, config.seq_len
-    tokens = jax.ShapeDtypeStruct((rows, length + 1), jnp.int32, sharding=where)
+    batch = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(
+            (rows, *a.shape[1:]), a.dtype, sharding=where
+        ),
+        batch,
+    )
     weights = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=where)
     seconds: dict[str, float] = {}
 
@@ -242,9 +277,13 @@ def compile_programs(
     out = (_layout(shapes), None)
     step = jax.jit(step, donate_argnums=0, out_shardings=out)
     return Programs(
-        timed("train_step", step, shapes, tokens),
+        timed("train_step", step, shapes, batch),
         timed(
-            "eval_step", jax.jit(evaluate), shapes.variables, tokens, weights
+            "eval_step",
+            jax.jit(evaluate),
+            shapes.variables,
+            batch.tokens,
+            weights,
         ),
         seconds,
     )
