@@ -8,7 +8,7 @@ import pathlib
 import random
 import sysconfig
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from nl_jax.checks import check_fields
 from nl_jax.data.documents import (
@@ -48,6 +48,8 @@ class DataConfig:
     with ``held_out_paths``."""
     max_held_out_bytes: int = 1_048_576
     """Number of bytes of the held-out text that are evaluated, at most."""
+
+    reading: Literal["windows", "packed", "contiguous"] = "windows"
 
     def __post_init__(self):
         for name in ("paths", "held_out_paths"):
