@@ -1,6 +1,10 @@
 """Rows that read documents on: their memory goes from step to step."""
 
+import contextlib
+import dataclasses
 import functools
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +12,23 @@ import numpy as np
 import optax
 import pytest
 
-from nl_jax.data import Batch
-from nl_jax.models import build
-from nl_jax.training import TrainState, make_train_step
+from nl_jax.data import Batch, DataConfig, make_iterator, prepare
+from nl_jax.errors import DamagedError, InputError
+from nl_jax.models import LanguageModel, build
+from nl_jax.training import (
+    Checkpoints,
+    TrainState,
+    list_steps,
+    load_model,
+    make_mesh,
+    make_train_step,
+    train,
+)
+from nl_jax.training.step import plan_state
 from nl_jax.training.train_state import begin_memory
 from tests.training.conftest import LENGTHS, draw
+from tests.training.test_checkpoint import off_by_a_quarter
+from tests.training.test_loop import losses
 
 ROWS, WINDOW, WINDOWS = 2, 64, 2
 IDS = np.ones((ROWS, WINDOW * WINDOWS + 1), np.int32)
@@ -108,3 +124,106 @@ def test_gradients_stop_where_windows_meet(accumulate, name="mamba"):
         state.optimizer,
         expected,
     )
+
+
+@pytest.fixture(scope="module")
+def config(tiny, tmp_path_factory):
+    """A run in rows that read documents of 10 to 90 tokens on, by 16 tokens."""
+    path = tmp_path_factory.mktemp("text") / "documents.jsonl"
+    lines = [{"text": f"{i} " * (5 + i % 40)} for i in range(90)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = DataConfig(
+        paths=(str(path),), reading="contiguous", max_held_out_bytes=256
+    )
+    return tiny("mamba", data=data)
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    """It with checkpoints of steps 2, 4 and 6; not to be changed."""
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    return workdir, train(config, workdir)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def saved_state(workdir, config, step):
+    model = LanguageModel(config.model)
+    _, shapes = plan_state(config, model, make_mesh(config.mesh))
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        return checkpoints.restore(step, shapes)
+
+
+def test_a_restart_goes_on_with_the_memory(copy, run, config):
+    """Bit for bit, and that memory is what predicts: without it losses
+    differ."""
+    shutil.rmtree(copy / "checkpoints" / "6")
+    train(config, copy)
+    assert losses(copy) == losses(run[0])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        saved_state(copy, config, 6),
+        saved_state(run[0], config, 6),
+    )
+    assert {saved.problem for saved in list_steps(copy)} == {""}
+
+
+@pytest.mark.parametrize(
+    ("seed", "goes_on"), [(0, True), (1, False)], ids=["on", "anew"]
+)
+def test_the_next_window_is_read_with_the_memory(copy, config, seed, goes_on):
+    """Step 7 by hand; with another seed reading begins anew, from nothing."""
+    state = saved_state(copy, config, 6)
+    longer = dataclasses.replace(
+        config, steps=7, seed=seed, accept_new_config=True
+    )
+    train(longer, copy)
+    model, data = LanguageModel(config.model), prepare(config.data, 16)
+    batches = training_batches(data, longer)
+    for _ in range(7 if goes_on else 1):
+        batch = next(batches)
+    assert (batch.segment_ids[:, 0] == state.memory.segment).any()
+    logits, _ = jax.jit(model.apply)(
+        state.variables,
+        batch.tokens[:, :-1],
+        state.memory if goes_on else None,
+        segment_ids=batch.segment_ids[:, :-1],
+    )
+    same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
+    expected = token_nats(logits, batch).sum() / same.sum()
+    np.testing.assert_allclose(losses(copy)[-1][1], expected, rtol=1e-5)
+
+
+def test_a_damaged_memory_is_found(copy, run, config, monkeypatch):
+    name = off_by_a_quarter(copy, config, 6, "memory", monkeypatch)
+    found = f"memory/{name} has another checksum"
+    with pytest.raises(DamagedError, match=found):
+        train(config, copy)
+    assert [saved.problem for saved in list_steps(copy)] == ["", "", found]
+    shutil.rmtree(copy / "checkpoints" / "6" / "memory")
+    with pytest.raises(DamagedError, match=r"\(its memory is missing\); that "):
+        train(config, copy)
+    assert load_model(copy).meta["step"] == 6  # Which needs none.
+    assert train(config, copy, skip_damaged=True).step == 6
+    assert losses(copy) == losses(run[0])
+
+
+def test_how_a_run_reads_stays(copy, config, tiny, tmp_path):
+    """Rows cannot go on from a memory that is not there, or of others."""
+    windows = dataclasses.replace(config.data, reading="windows")
+    plain = dataclasses.replace(config, data=windows, accept_new_config=True)
+    with pytest.raises(InputError, match=r"reading='contiguous', but now"):
+        train(plain, copy)
+    more = dataclasses.replace(config, batch_size=8, accept_new_config=True)
+    with pytest.raises(InputError, match=r"batch_size=4, but now .*=8; use an"):
+        train(more, copy)
+    train(dataclasses.replace(plain, steps=2), tmp_path / "plain")
+    with pytest.raises(InputError, match=r"'windows', but now .*'contiguous'"):
+        train(
+            dataclasses.replace(config, accept_new_config=True),
+            tmp_path / "plain",
+        )
