@@ -75,6 +75,13 @@ def carried(name, accumulate=1):
     return nats, state
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def read(model, variables, batch, state):
+    ids = batch.segment_ids[:, :-1]
+    tokens = batch.tokens[:, :-1]
+    return model.apply(variables, tokens, state, segment_ids=ids)
+
+
 def token_nats(logits, batch):
     """Cross-entropy of the targets that are in the document before them."""
     chosen = jax.nn.one_hot(batch.tokens[:, 1:], 256)
@@ -85,9 +92,7 @@ def token_nats(logits, batch):
 @pytest.mark.parametrize("name", ["mamba"])
 def test_windows_that_carry_are_one_long_window(name):
     model, variables, tokens = drawn(name)
-    logits, end = jax.jit(model.apply)(
-        variables, tokens[:, :-1], segment_ids=IDS[:, :-1]
-    )
+    logits, end = read(model, variables, Batch(tokens, IDS), None)
     nats = token_nats(logits, Batch(tokens, IDS))
     expected = nats.reshape(ROWS, WINDOWS, WINDOW).sum((0, 2))
     found, state = carried(name)
@@ -108,12 +113,7 @@ def test_gradients_stop_where_windows_meet(name):
         state, total = None, 0.0
         for batch in windows(tokens, IDS):
             state = jax.lax.stop_gradient(state)
-            logits, state = model.apply(
-                variables,
-                batch.tokens[:, :-1],
-                state,
-                segment_ids=batch.segment_ids[:, :-1],
-            )
+            logits, state = read(model, variables, batch, state)
             nats = token_nats(logits, batch)
             same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
             total = total + nats.sum() / same.sum()
@@ -179,12 +179,9 @@ def test_the_next_window_is_read_with_the_memory(copy, config, seed, goes_on):
     for _ in range(7 if goes_on else 1):
         batch = next(batches)
     assert (batch.segment_ids[:, 0] == state.memory.segment).any()
-    logits, _ = jax.jit(model.apply)(
-        state.variables,
-        batch.tokens[:, :-1],
-        state.memory if goes_on else None,
-        segment_ids=batch.segment_ids[:, :-1],
-    )
+    new = begin_memory(model, state.variables, "contiguous", 4)
+    memory = state.memory if goes_on else new
+    logits, _ = read(model, state.variables, batch, memory)
     same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
     expected = token_nats(logits, batch).sum() / same.sum()
     np.testing.assert_allclose(losses(copy)[-1][1], expected, rtol=1e-5)
