@@ -123,6 +123,19 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
         )
 
 
+def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """Returns the rows of a batch that this process's devices hold.
+
+    Raises:
+        InputError: if the batch cannot be split evenly over the devices.
+    """
+    check_batch(mesh, batch_size)
+    where = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    rows = np.arange(batch_size)
+    held = np.concatenate([rows[piece] for piece in where.values()])
+    return np.unique(held).tolist()
+
+
 def global_batch(mesh: Mesh, local: Any) -> Any:
     """Assembles global arrays from the rows that each process holds."""
     sharding = batch_sharding(mesh)
