@@ -164,11 +164,11 @@ def _texts(field, path, document_bytes, separator) -> Iterator[bytes]:
             held = b""
             for block in read_blocks(path, min(document_bytes, 1 << 16)):
                 *whole, held = (held + block).split(separator)
-                yield from whole
+                yield from (text.strip(b"\r\n") for text in whole)
                 if len(held) > document_bytes:
                     yield held
                     held = b""
-            yield held
+            yield held.strip(b"\r\n")
     except InputError as error:
         raise InputError(f"{field}: {error}") from error
 

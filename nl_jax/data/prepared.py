@@ -131,6 +131,8 @@ def read_manifest(
         InputError: if it is missing, damaged or that of another version.
     """
     folder = pathlib.Path(path).expanduser()
+    if not is_prepared(folder):
+        raise InputError(f"{field}: {folder} has no {MANIFEST}")
     try:
         text = (folder / MANIFEST).read_bytes()
         manifest = json.loads(text)
@@ -230,13 +232,12 @@ class PreparedDocuments:
             self._prompts = np.concatenate([found[:, 1] for found in index])
         counts = record_counts(self.lengths, self._record_tokens)
         self._first = np.cumsum(counts) - counts
-        files = []
+        self._files = []
         for shard in shards:
             path = str(folder / shard["records"]["file"])
             count = shard["records"]["count"]
-            files.append(_WholeFile(path, 0, count, count))
-        self._records = grain.sources.ArrayRecordDataSource(files)
-        self._folder = folder
+            self._files.append(_WholeFile(path, 0, count, count))
+        self._records = grain.sources.ArrayRecordDataSource(self._files)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -258,9 +259,11 @@ class PreparedDocuments:
                 for number in range(start // size, end)
             ]
         except (RuntimeError, ValueError, OSError) as error:
+            ends = np.cumsum([file.take for file in self._files])
+            name = self._files[int(np.searchsorted(ends, first, "right"))][0]
             raise InputError(
-                f"data.paths: {self._folder} is damaged, or was changed while "
-                f"it was read ({error})"
+                f"data.paths: {name} is damaged, or was changed since it was "
+                f"opened ({error})"
             ) from error
         at = start - start // size * size
         tokens = np.concatenate(parts)[at : at + stop - start].astype(np.int32)
