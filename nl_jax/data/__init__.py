@@ -4,11 +4,12 @@ from nl_jax.data.batch import Batch
 from nl_jax.data.batches import (
     Dataset,
     held_out_batches,
-    make_iterator,
     prepare,
+    train_batches,
 )
 from nl_jax.data.corpora import Corpora, open_corpora
 from nl_jax.data.documents import TextDocument
+from nl_jax.data.iterator import make_iterator
 from nl_jax.data.prepared import PreparedCorpus, is_prepared, open_prepared
 from nl_jax.data.sources import (
     Document,
@@ -55,4 +56,5 @@ __all__ = [
     "prepare",
     "read_blocks",
     "tokenize",
+    "train_batches",
 ]

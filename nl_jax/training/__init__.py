@@ -3,7 +3,7 @@
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.initial import begin_run, load_weights
 from nl_jax.training.loop import train
-from nl_jax.training.mesh import RULES, make_mesh
+from nl_jax.training.mesh import make_mesh
 from nl_jax.training.metric_writers import (
     JsonLines,
     MetricsWriter,
@@ -23,7 +23,6 @@ from nl_jax.training.saved_runs import LoadedModel, load_model
 from nl_jax.training.saved_steps import SavedStep, list_steps
 from nl_jax.training.step import (
     LossSums,
-    TrainState,
     bits_per_byte,
     make_eval_step,
     make_train_step,
@@ -38,9 +37,9 @@ from nl_jax.training.train_config import (
     freeze,
 )
 from nl_jax.training.train_result import TrainResult
+from nl_jax.training.train_state import TrainState
 
 __all__ = [
-    "RULES",
     "Checkpoints",
     "JsonLines",
     "LoadedModel",

@@ -12,12 +12,11 @@ from collections.abc import Iterable
 import jax
 
 from nl_jax.data import (
-    Batch,
     Dataset,
     from_json,
     gzip_bits_per_byte,
-    make_iterator,
     prepare,
+    train_batches,
 )
 from nl_jax.errors import DivergedError
 from nl_jax.models import LanguageModel, to_json
@@ -43,7 +42,6 @@ from nl_jax.training.saved_runs import (
     resumed_data,
 )
 from nl_jax.training.step import (
-    TrainState,
     bits_per_byte,
     compile_programs,
     draw_state,
@@ -52,6 +50,7 @@ from nl_jax.training.step import (
 )
 from nl_jax.training.train_config import TrainConfig
 from nl_jax.training.train_result import TrainResult
+from nl_jax.training.train_state import TrainState
 
 _LOG = logging.getLogger(__name__)
 
@@ -104,6 +103,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, mesh, workdir, writers, stack):
         self.config, self.mesh, self.workdir = config, mesh, workdir
+        self._stack = stack
         self.writers: list[MetricsWriter] = writers
         self.records: list[dict] = []
         self.checkpoints: Checkpoints | None = None
@@ -132,9 +132,10 @@ class _Run:
         self.optimizer, self.shapes = plan_state(config, self.model, self.mesh)
         meta = None
         if self.checkpoints is not None and self.checkpoints.steps:
-            meta, self.state = restore_newest(
+            meta, restored = restore_newest(
                 self.checkpoints, config, self.shapes, skip_damaged
             )
+            self.state = restored
             # Older checkpoints do not say whether the step was evaluated.
             self.start = meta["step"]
             self.evaluated = meta.get("evaluated", True)
@@ -158,14 +159,15 @@ class _Run:
             trained if meta is None else meta["tokenizer"],
             self.model,
         )
-        self.iterator = make_iterator(
-            self.data.train,
+        self.iterator = train_batches(
+            self.data,
+            data,
             seq_len=config.seq_len,
             batch_size=config.batch_size,
             seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=mesh_lib.process_rows(self.mesh, config.batch_size),
         )
+        self._stack.callback(self.iterator.close)
         if meta is not None:
             check_text(
                 workdir,
@@ -173,7 +175,10 @@ class _Run:
                 self.data.corpus.sha256,
                 accept=config.accept_new_config,
             )
-            self.iterator.set_state(meta["data"]["iterator"])
+            position = meta["data"]["iterator"]
+            self.iterator.set_state(position)
+            if self.iterator.get_state()["order"] != position["order"]:
+                self.state = restored.forget()  # Reading begins anew.
             self.tokens = meta["data"]["tokens"]
         if jax.process_index() != 0:
             self.writers = []
@@ -192,13 +197,6 @@ class _Run:
             self.model, self.optimizer, params=self.shapes.variables
         )
         _LOG.info("%s", table)
-        if config.optimizer.warmup_steps > config.steps:
-            _LOG.warning(
-                "the learning rate rises until the last step: "
-                "optimizer.warmup_steps=%d is more than steps=%d",
-                config.optimizer.warmup_steps,
-                config.steps,
-            )
         if self.state is not None:
             _LOG.info("going on from step %d in %s", self.start, self.workdir)
             state, self.state = self.state, None
@@ -211,7 +209,7 @@ class _Run:
                 self.shapes,
                 found and found.variables,
             )
-        batch = Batch(next(self.iterator))
+        batch = next(self.iterator)
         programs = compile_programs(
             config,
             self.model,
@@ -222,11 +220,12 @@ class _Run:
             batch,
         )
         schedule = make_schedule(config.optimizer, config.steps)
-        tokens = config.batch_size * config.seq_len
         step, held_out = self.start, None
         pending: list[tuple] = []
         began = time.monotonic()
-        progress = Progress(config.steps, step, tokens)
+        progress = Progress(
+            config.steps, step, config.batch_size * config.seq_len
+        )
         saver = self.checkpoints
 
         def record() -> None:
@@ -277,7 +276,7 @@ class _Run:
                 held_out = evaluate()
             while step < config.steps:
                 if step > self.start:
-                    batch = Batch(next(self.iterator))
+                    batch = next(self.iterator)
                 rows = mesh_lib.global_batch(self.mesh, batch)
                 state, metrics = programs.train_step(state, rows)
                 step += 1
@@ -308,7 +307,7 @@ class _Run:
             step=step,
             records=self.records,
             held_out_bits_per_byte=held_out,
-            gzip_bits_per_byte=gzip_bits_per_byte(self.data.corpus.held_out),
+            gzip_bits_per_byte=gzip_bits_per_byte(self.data.held_out_text()),
             text_sha256=self.data.corpus.sha256,
             compile_seconds=programs.compile_seconds,
             train_seconds=time.monotonic() - began,
