@@ -7,6 +7,7 @@ from nl_jax.data.batches import (
     prepare,
 )
 from nl_jax.data.documents import read_blocks
+from nl_jax.data.repeats import quoted, without_repeats
 from nl_jax.data.text import (
     Corpus,
     DataConfig,
@@ -33,5 +34,7 @@ __all__ = [
     "load_corpus",
     "make_iterator",
     "prepare",
+    "quoted",
     "read_blocks",
+    "without_repeats",
 ]

@@ -6,14 +6,19 @@ import hashlib
 import os
 import pathlib
 import random
+import re
 import sysconfig
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from nl_jax.checks import check_fields
 from nl_jax.data.documents import character_start, read_documents
+from nl_jax.data.repeats import without_repeats
 from nl_jax.data.tokenizers import BPETokenizer
 from nl_jax.errors import InputError
+
+_RULED_LINE = re.compile(r"^[^\w\n]{40,}\n", re.MULTILINE)
+"""A line that tables or headings are drawn with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,9 @@ class DataConfig:
     """Add the standard library's top-level ``*.py`` to the default text."""
     text_field: str = "text"
     """Name of the field with the text in each line of a JSONL file."""
+    unique_paragraphs: bool = False
+    """Keep only one of paragraphs of 40 bytes or more that occur repeatedly, so
+    that the held-out text quotes the training text less."""
     tokenizer: str = "byte"
     """``"byte"``, ``"bpe"`` for a BPE trained on the training text, or the path
     of a ``tokenizer.json`` with a byte-level BPE."""
@@ -89,36 +97,34 @@ def load_corpus(config: DataConfig) -> Corpus:
     """Reads the text, shuffles its documents in a fixed order and splits it.
 
     Of documents that occur more than once only one is kept, in the held-out
-    text if it occurs there. The default text is ``pydoc_data.topics``, English
-    included in CPython.
+    text if it occurs there; with ``unique_paragraphs``, of paragraphs too. The
+    default text is ``pydoc_data.topics``, English included in CPython, which
+    quotes itself so much that this is always done to it.
 
     Raises:
         InputError: if a file is missing, empty, binary or invalid JSONL.
     """
-    if config.paths:
-        documents = read_documents(
-            "data.paths", config.paths, config.text_field
-        )
-    else:
-        documents = _default_text(config)
-    train_by_hash = _shuffled(documents)
+    default, each = not config.paths, config.unique_paragraphs
+    documents = (
+        _default_text(config)
+        if default
+        else read_documents("data.paths", config.paths, config.text_field)
+    )
+    seen: set[bytes] = set()
     if config.held_out_paths:
         found = read_documents(
             "data.held_out_paths", config.held_out_paths, config.text_field
         )
-        held_out_by_hash = _shuffled(found)
-        for digest in held_out_by_hash:
-            train_by_hash.pop(digest, None)
-        if not train_by_hash:
+        held_out = _joined(found, seen, each)
+        train = _joined(documents, seen, default or each)
+        if not train:
             raise InputError(
                 "data.held_out_paths hold all documents of data.paths; leave "
                 "some to train on"
             )
-        train = b"\n".join(train_by_hash.values())
-        held_out = b"\n".join(held_out_by_hash.values())
         text = train + b"\0" + held_out
     else:
-        text = b"\n".join(train_by_hash.values())
+        text = _joined(documents, seen, default or each)
         cut = _cut(text, round(len(text) * (1 - config.held_out)))
         train, held_out = text[:cut], text[cut:]
     held_out = held_out[: character_start(held_out, config.max_held_out_bytes)]
@@ -130,15 +136,14 @@ def load_corpus(config: DataConfig) -> Corpus:
     return Corpus(train, held_out, hashlib.sha256(text).hexdigest())
 
 
-def _shuffled(documents: list[bytes]) -> dict[bytes, bytes]:
-    """Returns different documents by their hashes, in a fixed random order."""
+def _joined(
+    documents: list[bytes], seen: set[bytes], paragraphs: bool
+) -> bytes:
+    """Joins what is new in documents, in a fixed random order."""
     # Documents with similar names are often similar: without shuffling, the
     # end would not represent the text.
     random.Random(0).shuffle(documents)
-    out: dict[bytes, bytes] = {}
-    for document in documents:
-        out.setdefault(hashlib.sha256(document.strip()).digest(), document)
-    return out
+    return b"\n".join(without_repeats(documents, seen, paragraphs=paragraphs))
 
 
 def _cut(text: bytes, cut: int) -> int:
@@ -167,7 +172,10 @@ def gzip_bits_per_byte(text: bytes) -> float:
 def _default_text(config: DataConfig) -> list[bytes]:
     from pydoc_data import topics
 
-    documents = [topic.encode() for _, topic in sorted(topics.topics.items())]
+    documents = [
+        _RULED_LINE.sub("", topic).encode()
+        for _, topic in sorted(topics.topics.items())
+    ]
     if config.stdlib:
         folder = pathlib.Path(sysconfig.get_path("stdlib"))
         files = map(str, sorted(folder.glob("*.py")))

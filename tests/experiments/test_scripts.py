@@ -11,7 +11,7 @@ import types
 import jax
 import pytest
 
-from experiments.language import evaluate, generate, train_lm
+from experiments.language import evaluate, generate, quotations, train_lm
 from experiments.streams import stream_stability
 from tests.experiments.conftest import SMALL
 
@@ -247,6 +247,24 @@ def test_evaluating_a_file(script, workdir, tmp_path):
     ):
         status, _, err = script(evaluate, f"--workdir={workdir}", *flags)
         assert status == 2 and words in err
+
+
+def test_quotations_are_counted_and_printed(script, tmp_path):
+    """10 of the 11 last bytes are a quotation, in 3 of 4 windows of 8."""
+    (tmp_path / "train.txt").write_text("one two three four five six")
+    (tmp_path / "held_out.txt").write_text("two three ?")
+    flags = (
+        f"--config.data.paths={tmp_path / 'train.txt'}",
+        f"--config.data.held_out_paths={tmp_path / 'held_out.txt'}",
+    )
+    status, out, _ = script(quotations, *flags, "--length=8")
+    assert status == 0
+    assert out == (
+        "75.0% of the held-out windows of 8 bytes occur in the training text "
+        "(11 and 27 bytes)\n10 bytes: two three\n"
+    )
+    status, _, err = script(quotations, *flags)
+    assert status == 2 and "has 11 bytes, fewer than --length=40" in err
 
 
 def test_a_stream_stays_bounded(script, workdir, tmp_path):
