@@ -2,10 +2,10 @@
 
 from nl_jax.data.batches import (
     Dataset,
-    held_out_batches,
     make_iterator,
     prepare,
 )
+from nl_jax.data.contexts import CONTEXTS, Piece, pieces
 from nl_jax.data.documents import read_blocks
 from nl_jax.data.repeats import quoted, without_repeats
 from nl_jax.data.text import (
@@ -22,17 +22,19 @@ from nl_jax.data.tokenizers import (
 )
 
 __all__ = [
+    "CONTEXTS",
     "BPETokenizer",
     "ByteTokenizer",
     "Corpus",
     "DataConfig",
     "Dataset",
+    "Piece",
     "Tokenizer",
     "from_json",
     "gzip_bits_per_byte",
-    "held_out_batches",
     "load_corpus",
     "make_iterator",
+    "pieces",
     "prepare",
     "quoted",
     "read_blocks",

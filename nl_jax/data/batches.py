@@ -1,4 +1,4 @@
-"""Batches of tokens for training, from a Grain pipeline, and for evaluation.
+"""Batches of tokens for training, from a Grain pipeline.
 
 Training sequences come in an order that depends only on the text, their length
 and the seed. The whole state is the number of those that were read: saved in a
@@ -202,24 +202,3 @@ def make_iterator(
     rows = range(process_index * share, (process_index + 1) * share)
     order = f"{text:08x}/{seq_len}/{seed}"
     return SequenceIterator(sequences, order, batch_size, rows)
-
-
-def held_out_batches(tokens: np.ndarray, *, seq_len: int, batch_size: int):
-    """Cuts held-out tokens into batches of equal shape.
-
-    Yields:
-        ``(tokens [B, seq_len + 1], weights [B, seq_len])``: each held-out
-        token is a target once, with weight 1; padding has weight 0.
-    """
-    count = len(tokens) - 1
-    rows = -(-count // seq_len)
-    rows = -(-rows // batch_size) * batch_size
-    padded = np.zeros(rows * seq_len + 1, np.int32)
-    padded[: count + 1] = tokens
-    weights = (np.arange(rows * seq_len) < count).astype(np.float32)
-    weights = weights.reshape(rows, seq_len)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, seq_len + 1)
-    windows = windows[::seq_len]
-    for row in range(0, rows, batch_size):
-        chosen = slice(row, row + batch_size)
-        yield windows[chosen], weights[chosen]

@@ -25,6 +25,7 @@ from nl_jax.nested import describe
 from nl_jax.pretrained import Pretrained
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
+from nl_jax.training.evaluation import bits_per_byte, evaluate_held_out
 from nl_jax.training.initial import initial_tokenizer, initial_weights
 from nl_jax.training.metric_writers import (
     JsonLines,
@@ -43,10 +44,8 @@ from nl_jax.training.saved_runs import (
 )
 from nl_jax.training.step import (
     TrainState,
-    bits_per_byte,
     compile_programs,
     draw_state,
-    evaluate_held_out,
     plan_state,
 )
 from nl_jax.training.train_config import TrainConfig
@@ -251,9 +250,10 @@ class _Run:
 
         def evaluate() -> float | None:
             bits = evaluate_held_out(
-                programs,
+                programs.eval_step,
                 state.variables,
-                self.data.held_out,
+                [self.data.held_out],
+                self.data.tokenizer.byte_lengths,
                 config,
                 self.mesh,
                 lambda: stop.asked,

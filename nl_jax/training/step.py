@@ -14,53 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nl_jax.array_typing import Ids, Logits, Losses
-from nl_jax.data import held_out_batches
 from nl_jax.models import LanguageModel
 from nl_jax.training import mesh as mesh_lib
+from nl_jax.training.evaluation import LossSums, predict
 from nl_jax.training.matching import put_weights
 from nl_jax.training.optimizer import make_optimizer
 from nl_jax.training.train_config import TrainConfig
 
 _LOG = logging.getLogger(__name__)
-
-
-class LossSums(NamedTuple):
-    """Loss, tokens and bytes summed over a set of targets."""
-
-    nats: jax.Array
-    """Sum of cross-entropies, in nats."""
-    tokens: jax.Array
-    """Number of targets."""
-    n_bytes: jax.Array
-    """Number of bytes of text in the targets."""
-
-    @classmethod
-    def of(
-        cls,
-        losses: Losses,
-        targets: Ids,
-        byte_lengths: np.ndarray,
-        weights: Losses | None = None,
-    ) -> "LossSums":
-        """Sums over all targets; a weight of 0 leaves a target out."""
-        weights = jnp.ones_like(losses) if weights is None else weights
-        lengths = jnp.asarray(byte_lengths, jnp.float32)[targets]
-        return cls(
-            (losses * weights).sum(), weights.sum(), (lengths * weights).sum()
-        )
-
-
-def token_losses(logits: Logits, targets: Ids) -> Losses:
-    """Returns the cross-entropy of each target in nats, float32."""
-    return optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), targets
-    )
-
-
-def bits_per_byte(sums: LossSums) -> float:
-    """Returns the loss in bits per byte, comparable across tokenizers."""
-    return float(sums.nats) / float(np.log(2)) / max(float(sums.n_bytes), 1.0)
 
 
 class TrainState(NamedTuple):
@@ -88,8 +49,8 @@ def make_train_step(
     """
 
     def loss(variables, tokens):
-        losses, targets = _predict(model, variables, tokens)
-        return losses.mean(), LossSums.of(losses, targets, byte_lengths)
+        losses, _ = predict(model, variables, tokens)
+        return losses.mean(), LossSums.of(losses, tokens[:, 1:], byte_lengths)
 
     def gradients(variables, tokens):
         if accumulate == 1:
@@ -121,29 +82,13 @@ def make_train_step(
     return step
 
 
-def make_eval_step(model: Any, byte_lengths: np.ndarray) -> Callable:
-    """Returns ``(variables, tokens [B, T + 1], weights [B, T]) -> sums``."""
-
-    def step(variables, tokens, weights):
-        losses, targets = _predict(model, variables, tokens)
-        return LossSums.of(losses, targets, byte_lengths, weights)
-
-    return step
-
-
-def _predict(model, variables, tokens):
-    targets = tokens[:, 1:]
-    logits, _ = model.apply(variables, tokens[:, :-1])
-    return token_losses(logits, targets), targets
-
-
 class Programs(NamedTuple):
     """The compiled steps of a run."""
 
     train_step: Callable
     """``(state, tokens [B, T + 1]) -> (state, metrics)``; donates ``state``."""
     eval_step: Callable
-    """``(variables, tokens [B, T + 1], weights [B, T]) -> LossSums``."""
+    """``(variables, tokens [B, T + 1]) -> (losses [B, T], None)``."""
     compile_seconds: dict[str, float]
     """Compile time of each step, by its name."""
 
@@ -226,7 +171,6 @@ def compile_programs(
     where = mesh_lib.batch_sharding(mesh)
     rows, length = config.batch_size, config.seq_len
     tokens = jax.ShapeDtypeStruct((rows, length + 1), jnp.int32, sharding=where)
-    weights = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=where)
     seconds: dict[str, float] = {}
 
     def timed(name: str, function, *arguments: Any) -> Callable:
@@ -237,49 +181,19 @@ def compile_programs(
         return compiled
 
     step = make_train_step(model, optimizer, lengths, config.accumulate)
-    evaluate = make_eval_step(model, lengths)
+    # Every process gets all losses, not only those of its rows.
+    evaluate = jax.jit(
+        lambda variables, tokens: (predict(model, variables, tokens)[0], None),
+        out_shardings=(mesh_lib.replicated(mesh), None),
+    )
     # Fixed shardings, so that every step's output fits the next step's input.
     out = (_layout(shapes), None)
     step = jax.jit(step, donate_argnums=0, out_shardings=out)
     return Programs(
         timed("train_step", step, shapes, tokens),
-        timed(
-            "eval_step", jax.jit(evaluate), shapes.variables, tokens, weights
-        ),
+        timed("eval_step", evaluate, shapes.variables, tokens),
         seconds,
     )
-
-
-def evaluate_held_out(
-    programs: Programs,
-    variables: Any,
-    tokens: np.ndarray,
-    config: TrainConfig,
-    mesh: jax.sharding.Mesh,
-    stopped: Callable[[], bool],
-) -> float | None:
-    """Returns bits per byte of held-out text.
-
-    Args:
-        programs: compiled steps.
-        variables: parameters of the model.
-        tokens: held-out tokens, after one token as their context.
-        config: configuration of the run.
-        mesh: devices of the run.
-        stopped: whether to give up, and return ``None``.
-    """
-    total = np.zeros(3)
-    share = config.batch_size // jax.process_count()
-    rows = slice(*(share * (jax.process_index() + i) for i in (0, 1)))
-    for batch, weights in held_out_batches(
-        tokens, seq_len=config.seq_len, batch_size=config.batch_size
-    ):
-        if stopped():
-            return None
-        local = mesh_lib.global_batch(mesh, (batch[rows], weights[rows]))
-        sums = programs.eval_step(variables, *local)
-        total += np.asarray(jax.device_get(sums))
-    return bits_per_byte(LossSums(*total))
 
 
 def _draw(config: TrainConfig, model: LanguageModel) -> Any:

@@ -7,7 +7,6 @@ import pytest
 from nl_jax.data import (
     DataConfig,
     gzip_bits_per_byte,
-    held_out_batches,
     load_corpus,
     make_iterator,
     prepare,
@@ -132,16 +131,6 @@ def test_another_seed_is_another_order():
     first = take(make_iterator(TOKENS, **READ), 3)
     other = take(make_iterator(TOKENS, **(READ | {"seed": 1})), 3)
     assert (first != other).any()
-
-
-def test_held_out_tokens_are_predicted_once_each():
-    seen = []
-    for tokens, weights in held_out_batches(
-        TOKENS[:101], seq_len=16, batch_size=3
-    ):
-        assert tokens.shape == (3, 17)
-        seen += tokens[:, 1:][weights > 0].tolist()
-    assert seen == list(range(1, 101))
 
 
 def test_gzip():
