@@ -15,17 +15,29 @@ Documents are text files or the lines of JSONL files. The first token of each
 has nothing before it, so it is not counted; with ``stream`` the first of all.
 """
 
-import itertools
+import dataclasses
 import pathlib
+import re
 import time
+from collections.abc import Iterable
 
 from experiments.language.steps import LIST_STEPS, print_steps
 from experiments.shared import flags, table
 from experiments.shared.records import write
 from nl_jax import training
-from nl_jax.data import CONTEXTS
+from nl_jax.data import (
+    CONTEXTS,
+    DataConfig,
+    Document,
+    prepare,
+    read_blocks,
+    tokenize,
+)
+from nl_jax.data.documents import TextFields, read_documents
 from nl_jax.errors import InputError
 
+_DOCUMENTS = re.compile(r"\.(jsonl|ndjson|jsonlines|parquet)(\.gz|\.zst)?$")
+"""Ends of the names of files that hold several documents."""
 FLAGS = {
     "workdir": flags.string("runs/default", "Folder of a training run."),
     "step": flags.integer(None, "Which checkpoint; default newest."),
@@ -40,3 +52,95 @@ FLAGS = {
     "chunk": flags.integer(512, "Tokens per call, except in windows."),
     "out": flags.folder(None, "Folder for results; default workdir."),
 }
+
+
+def main(values: flags.FlagValues) -> None:
+    """Evaluates, prints a table and writes results."""
+    if values.list_steps:
+        print_steps(values.workdir)
+        return
+    loaded = training.load_model(values.workdir, values.step)
+    config = loaded.meta["config"]
+    window = values.context == "window"
+    file = pathlib.Path(values.file or "")
+    several = file.is_dir() or _DOCUMENTS.search(file.name.lower())
+    streamed = not (window or several)
+    if values.file is None:
+        documents = _held_out(loaded)
+    elif streamed:
+        documents = _blocks(file, loaded.tokenizer)
+    else:
+        documents = _documents(values, loaded.tokenizer)
+    began = time.monotonic()
+    positions = training.evaluate(
+        loaded.model,
+        loaded.variables,
+        documents,
+        loaded.tokenizer.byte_lengths,
+        # The only document of a text file is the stream.
+        context="stream" if streamed else values.context,
+        length=config["seq_len"] if window else values.chunk,
+        rows=config["batch_size"],
+    )
+    seconds = time.monotonic() - began
+    source = values.file or "the held-out text"
+    if not positions.tokens:
+        raise InputError(
+            f"{source} has no document of 2 tokens; give a longer text"
+        )
+    lines = table.markdown(
+        ["from byte", "bytes", "bits per byte"],
+        [
+            [row["start"], row["bytes"], f"{row['bits_per_byte']:.3f}"]
+            for row in positions.rows()
+        ],
+    )
+    record = {
+        "file": values.file,
+        "context": values.context,
+        "bits_per_byte": positions.total(),
+        "tokens": positions.tokens,
+        "seconds": round(seconds, 2),
+        "by_position": positions.rows(),
+        "peak_memory_bytes": training.peak_memory_bytes(),
+        "step": loaded.meta["step"],
+        "config": config,
+        "seed": config["seed"],
+    }
+    out = pathlib.Path(values.out or values.workdir)
+    write(out, "evaluation", lines, record)
+    training.plot_positions(out / "evaluation.png", positions.rows())
+    print(
+        f"{source}, context {values.context}: {positions.total():.3f} bits per "
+        f"byte, {positions.tokens} tokens, "
+        f"{positions.tokens / seconds:,.0f} tokens/s"
+    )
+
+
+def _blocks(file, tokenizer) -> Iterable[Document]:
+    """Yields a text file, which may be larger than memory, in pieces."""
+    for block in read_blocks(file):
+        yield Document(tokenizer.encode(block))
+
+
+def _documents(values, tokenizer) -> Iterable[Document]:
+    found = read_documents(
+        "--file", [values.file], TextFields(values.text_field)
+    )
+    return (tokenize(document, tokenizer) for document in found)
+
+
+def _held_out(loaded) -> list[Document]:
+    """Returns the text that was held out in training."""
+    saved = loaded.meta["config"]
+    known = [field.name for field in dataclasses.fields(DataConfig)]
+    fields = {k: v for k, v in saved["data"].items() if k in known}
+    if fields["tokenizer"].endswith(".json"):
+        fields["tokenizer"] = "bpe"  # That of the checkpoint.
+    data = prepare(DataConfig(**fields), saved["seq_len"], loaded.tokenizer)
+    if data.corpus.sha256 != loaded.meta["data"]["sha256"]:
+        raise InputError(
+            "the text of the run has changed since it was trained on; give "
+            "--file"
+        )
+    return [Document(data.held_out)]

@@ -23,8 +23,8 @@ FLAGS = {
 
 def main(values: flags.FlagValues) -> None:
     """Counts and prints."""
-    train, held_out, _ = load_corpus(training.freeze(values.config).data)
-    length = values.length
+    corpus = load_corpus(training.freeze(values.config).data)
+    train, held_out, length = corpus.train, corpus.held_out, values.length
     found = quoted(train, held_out, length)
     if not found.size:
         raise InputError(

@@ -30,7 +30,7 @@ from nl_jax.continual.validation import (
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
 from nl_jax.models.language_model import ModelState
-from nl_jax.models.state_check import check_state, params_of
+from nl_jax.models.model_state import check_state, params_of
 
 
 def reset_level(

@@ -10,7 +10,7 @@ import numpy as np
 from nl_jax.continual.validation import fresh_state
 from nl_jax.models import LanguageModel
 from nl_jax.models.language_model import ModelState
-from nl_jax.models.state_check import check_state
+from nl_jax.models.model_state import check_state
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from nl_jax.continual.validation import check_rows, fresh_state
 from nl_jax.models import LanguageModel
-from nl_jax.models.state_check import check_state
+from nl_jax.models.model_state import check_state
 from nl_jax.nested.level import select_rows
 
 T = TypeVar("T")

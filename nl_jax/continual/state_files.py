@@ -25,7 +25,7 @@ from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel, ModelConfig, to_json
 from nl_jax.models.config_json import same_periods
 from nl_jax.models.language_model import ModelState
-from nl_jax.models.state_check import check_state
+from nl_jax.models.model_state import check_state
 from nl_jax.training.saved_runs import differences
 
 _FORMAT = "nl_jax state 1"

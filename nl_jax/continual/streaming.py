@@ -20,7 +20,7 @@ from nl_jax.checks import check_count, check_ids
 from nl_jax.continual.validation import fresh_state
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
-from nl_jax.models.state_check import check_state
+from nl_jax.models.model_state import check_state
 from nl_jax.training import token_losses
 
 _CHUNK = 256

@@ -1,5 +1,6 @@
 """Text corpora, tokenizers and batches of tokens."""
 
+from nl_jax.data.batch import Batch
 from nl_jax.data.batches import (
     Dataset,
     make_iterator,
@@ -8,6 +9,12 @@ from nl_jax.data.batches import (
 from nl_jax.data.contexts import CONTEXTS, Piece, pieces
 from nl_jax.data.documents import read_blocks
 from nl_jax.data.repeats import quoted, without_repeats
+from nl_jax.data.sources import (
+    Document,
+    DocumentsInMemory,
+    DocumentSource,
+    tokenize,
+)
 from nl_jax.data.text import (
     Corpus,
     DataConfig,
@@ -24,10 +31,14 @@ from nl_jax.data.tokenizers import (
 __all__ = [
     "CONTEXTS",
     "BPETokenizer",
+    "Batch",
     "ByteTokenizer",
     "Corpus",
     "DataConfig",
     "Dataset",
+    "Document",
+    "DocumentSource",
+    "DocumentsInMemory",
     "Piece",
     "Tokenizer",
     "from_json",
@@ -38,5 +49,6 @@ __all__ = [
     "prepare",
     "quoted",
     "read_blocks",
+    "tokenize",
     "without_repeats",
 ]

@@ -2,10 +2,12 @@
 
 import contextlib
 import gzip
+import hashlib
 import json
 import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from nl_jax.errors import InputError
 
@@ -13,9 +15,28 @@ _GZIP, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 
 
+class TextDocument(NamedTuple):
+    """The text of one document, before it is tokenized."""
+
+    text: bytes
+    prompt_bytes: int = 0
+    """How many bytes at its beginning are a prompt, which is no target."""
+
+
+class TextFields(NamedTuple):
+    """Names of the fields that hold the text of a record."""
+
+    text: str = "text"
+    """Name of the field with the text, or the answer to a prompt."""
+    prompt: str = ""
+    """Name of the field with the prompt, if there is one."""
+    settings: str = "data."
+    """What the settings' names begin with, for error messages."""
+
+
 def read_documents(
-    field: str, paths: Sequence[str], text_field: str
-) -> list[bytes]:
+    field: str, paths: Sequence[str], fields: TextFields
+) -> list[TextDocument]:
     """Reads the documents of text and JSONL files; all of a text file is one.
 
     Files whose names end with ``.jsonl``, ``.ndjson`` or ``.jsonlines``, in any
@@ -24,21 +45,21 @@ def read_documents(
     Args:
         field: name of the configuration's field, for error messages.
         paths: files or folders; hidden files in folders are left out.
-        text_field: name of the field with the text in JSONL files.
+        fields: which fields of JSONL files hold the text.
 
     Raises:
         InputError: if a file is missing, binary or invalid JSONL, or no file
             has text.
     """
-    documents = []
+    documents: list[TextDocument] = []
     for name in paths:
         for file in _files(field, name):
             text = _read(field, file)
             if file.name.lower().removesuffix(".gz").endswith(_JSON_LINES):
-                documents += _json_lines(field, file, text, text_field)
+                documents += _json_lines(field, file, text, fields)
             else:
-                documents.append(text)
-    documents = [text for text in documents if text.strip()]
+                documents.append(TextDocument(text))
+    documents = [found for found in documents if found.text.strip()]
     if not documents:
         raise InputError(
             f"{field}: {', '.join(paths)} hold no text; give files that are "
@@ -110,31 +131,51 @@ def _read(field: str, path: pathlib.Path) -> bytes:
 
 
 def _json_lines(
-    field: str, path: pathlib.Path, text: bytes, text_field: str
-) -> list[bytes]:
-    documents = []
+    field: str, path: pathlib.Path, text: bytes, fields: TextFields
+) -> Iterator[TextDocument]:
     for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        place = f"{field}: {path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{place} is not JSON: {error}") from error
-        found = record.get(text_field) if isinstance(record, dict) else None
+        if line.strip():
+            yield parse_line(f"{field}: {path}, line {number}", line, fields)
+
+
+def parse_line(place: str, line: bytes, fields: TextFields) -> TextDocument:
+    """Reads a line of a JSONL file.
+
+    Args:
+        place: of the line, for error messages.
+        line: a JSON object.
+        fields: which of its fields hold the text.
+
+    Raises:
+        InputError: if it is not JSON, or a field is missing or not text.
+
+    Example:
+        >>> fields = TextFields("answer", "prompt")
+        >>> parse_line("", b'{"prompt": "1+1=", "answer": "2"}', fields)
+        TextDocument(text=b'1+1=2', prompt_bytes=4)
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place} is not JSON: {error}") from error
+    parts = []
+    for setting in ("prompt", "text") if fields.prompt else ("text",):
+        name = getattr(fields, setting)
+        found = record.get(name) if isinstance(record, dict) else None
         if not isinstance(found, str):
             raise InputError(
-                f"{place} has no text in {text_field!r}; name the field with "
-                "data.text_field"
+                f"{place} has no text in {name!r}; name the field with "
+                f"{fields.settings}{setting}_field"
             )
         try:
-            documents.append(found.encode())
+            parts.append(found.encode())
         except UnicodeEncodeError as error:
             raise InputError(
                 f"{place} has a lone surrogate, {found[error.start]!r}, which "
                 "no text can hold; leave it out"
             ) from error
-    return documents
+    text = b"".join(parts)
+    return TextDocument(text, len(text) - len(parts[-1]))
 
 
 def read_blocks(path, size: int = 1 << 16) -> Iterator[bytes]:
@@ -167,6 +208,14 @@ def read_blocks(path, size: int = 1 << 16) -> Iterator[bytes]:
         yield _utf8(path, rest)
     if not found:
         raise InputError(f"{path} is empty; give a text file")
+
+
+def text_digest(text: bytes) -> bytes:
+    """Returns 16 bytes that are equal for documents of equal text.
+
+    Space around the text does not count.
+    """
+    return hashlib.sha256(text.strip()).digest()[:16]
 
 
 def character_start(text: bytes, cut: int) -> int:

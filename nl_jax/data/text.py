@@ -12,7 +12,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from nl_jax.checks import check_fields
-from nl_jax.data.documents import character_start, read_documents
+from nl_jax.data.documents import (
+    TextDocument,
+    TextFields,
+    character_start,
+    read_documents,
+)
 from nl_jax.data.repeats import without_repeats
 from nl_jax.data.tokenizers import BPETokenizer
 from nl_jax.errors import InputError
@@ -34,6 +39,9 @@ class DataConfig:
     """Add the standard library's top-level ``*.py`` to the default text."""
     text_field: str = "text"
     """Name of the field with the text in each line of a JSONL file."""
+    prompt_field: str = ""
+    """Name of the field with a prompt that comes before the text and is no
+    target, in each line of a JSONL file; empty if there is none."""
     unique_paragraphs: bool = False
     """Keep only one of paragraphs of 40 bytes or more that occur repeatedly, so
     that the held-out text quotes the training text less."""
@@ -91,6 +99,11 @@ class Corpus(NamedTuple):
     """Text for evaluation only."""
     sha256: str
     """Hash of the whole text; the default text varies with Python's version."""
+    train_documents: tuple[TextDocument, ...]
+    """The documents of the training text, which newlines join."""
+    held_out_documents: tuple[TextDocument, ...]
+    """The documents of the text for evaluation; the first may be the rest of
+    the last one of the training text."""
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -104,46 +117,73 @@ def load_corpus(config: DataConfig) -> Corpus:
     Raises:
         InputError: if a file is missing, empty, binary or invalid JSONL.
     """
-    default, each = not config.paths, config.unique_paragraphs
-    documents = (
-        _default_text(config)
-        if default
-        else read_documents("data.paths", config.paths, config.text_field)
-    )
+    fields = TextFields(config.text_field, config.prompt_field)
+    if config.paths:
+        documents = read_documents("data.paths", config.paths, fields)
+    else:
+        documents = _default_text(config)
     seen: set[bytes] = set()
+    unique = config.unique_paragraphs
+    each = unique or not config.paths
     if config.held_out_paths:
         found = read_documents(
-            "data.held_out_paths", config.held_out_paths, config.text_field
+            "data.held_out_paths", config.held_out_paths, fields
         )
-        held_out = _joined(found, seen, each)
-        train = _joined(documents, seen, default or each)
-        if not train:
+        held_out_documents = _shuffled(found, seen, unique)
+        train_documents = _shuffled(documents, seen, each)
+        if not train_documents:
             raise InputError(
                 "data.held_out_paths hold all documents of data.paths; leave "
                 "some to train on"
             )
+        train, held_out = _joined(train_documents), _joined(held_out_documents)
         text = train + b"\0" + held_out
     else:
-        text = _joined(documents, seen, default or each)
+        shuffled = _shuffled(documents, seen, each)
+        text = _joined(shuffled)
         cut = _cut(text, round(len(text) * (1 - config.held_out)))
         train, held_out = text[:cut], text[cut:]
-    held_out = held_out[: character_start(held_out, config.max_held_out_bytes)]
+        train_documents, held_out_documents = _split(shuffled, cut)
+    most = character_start(held_out, config.max_held_out_bytes)
+    held_out = held_out[:most]
+    held_out_documents, _ = _split(held_out_documents, most)
     if not train.strip() or not held_out.strip():
         raise InputError(
             f"the text has {len(text)} bytes, too few to hold out "
             f"{config.held_out:.0%}; give more text in data.paths"
         )
-    return Corpus(train, held_out, hashlib.sha256(text).hexdigest())
+    sha256 = hashlib.sha256(text).hexdigest()
+    return Corpus(train, held_out, sha256, train_documents, held_out_documents)
 
 
-def _joined(
-    documents: list[bytes], seen: set[bytes], paragraphs: bool
-) -> bytes:
-    """Joins what is new in documents, in a fixed random order."""
+def _joined(documents: Iterable[TextDocument]) -> bytes:
+    return b"\n".join(document.text for document in documents)
+
+
+def _split(
+    documents: Iterable[TextDocument], cut: int
+) -> tuple[tuple[TextDocument, ...], tuple[TextDocument, ...]]:
+    """Splits documents, joined with newlines, at a byte."""
+    before, after = [], []
+    for document in documents:
+        text, prompt = document
+        here = min(max(cut, 0), len(text))
+        if here:
+            before.append(TextDocument(text[:here], min(prompt, here)))
+        if text[here:]:
+            after.append(TextDocument(text[here:], max(prompt - here, 0)))
+        cut -= len(text) + 1
+    return tuple(before), tuple(after)
+
+
+def _shuffled(
+    documents: list[TextDocument], seen: set[bytes], paragraphs: bool
+) -> tuple[TextDocument, ...]:
+    """Returns what is new in documents, in a fixed random order."""
     # Documents with similar names are often similar: without shuffling, the
     # end would not represent the text.
     random.Random(0).shuffle(documents)
-    return b"\n".join(without_repeats(documents, seen, paragraphs=paragraphs))
+    return tuple(without_repeats(documents, seen, paragraphs=paragraphs))
 
 
 def _cut(text: bytes, cut: int) -> int:
@@ -169,15 +209,15 @@ def gzip_bits_per_byte(text: bytes) -> float:
     return len(gzip.compress(text, 9)) * 8 / len(text)
 
 
-def _default_text(config: DataConfig) -> list[bytes]:
+def _default_text(config: DataConfig) -> list[TextDocument]:
     from pydoc_data import topics
 
     documents = [
-        _RULED_LINE.sub("", topic).encode()
+        TextDocument(_RULED_LINE.sub("", topic).encode())
         for _, topic in sorted(topics.topics.items())
     ]
     if config.stdlib:
         folder = pathlib.Path(sysconfig.get_path("stdlib"))
         files = map(str, sorted(folder.glob("*.py")))
-        documents += read_documents("data.stdlib", [*files], "")
+        documents += read_documents("data.stdlib", [*files], TextFields())
     return documents

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from nl_jax.layers.norms import rms_norm
 from nl_jax.layers.short_conv import silu_conv
+from nl_jax.memory.packed import Packed
 
 _RANK = 16
 
@@ -104,13 +105,15 @@ def mix(
     conv_width: int,
     widths: Mapping[str, int] | None = None,
     bias: bool = False,
+    packed: Packed | None = None,
 ):
     """Projects ``x``, ``[B, T, D]``, to q, k, v with convolutions and SiLU.
 
     ``tails`` are the raw q, k, v before ``x``, ``[B, conv_width - 1, D]`` each;
     ``conv_width=0`` only projects. q, k and v have ``widths`` channels, or
-    ``D`` each if ``None``; ``bias`` adds one to each projection. Returns
-    ``(mixed, tails)``, mappings with keys q, k and v.
+    ``D`` each if ``None``; ``bias`` adds one to each projection; ``packed``
+    tells documents apart. Returns ``(mixed, tails)``, mappings with keys q, k
+    and v.
     """
     d = x.shape[-1]
     mixed, after = {}, {}
@@ -122,7 +125,9 @@ def mix(
         mixed[name], after[name] = raw, tails[name]
         if conv_width:
             kernel = declare.taps(f"conv_{name}", conv_width, width)
-            mixed[name], after[name] = silu_conv(raw, kernel, tails[name])
+            mixed[name], after[name] = silu_conv(
+                raw, kernel, tails[name], packed
+            )
     return mixed, after
 
 

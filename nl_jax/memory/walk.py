@@ -4,26 +4,21 @@ Chunk boundaries are counted from the stream's first token. A call may begin and
 end anywhere; its part of one chunk is a *piece*. However a stream is split into
 calls, no piece crosses a boundary, so a step that may be interrupted anywhere
 inside a chunk gives the same numbers for every split.
-
-The derivative of a scan needs the carry before every step: here fast weights,
-one copy of a memory per chunk. Two nested scans keep the carry of every
-``n``-th step and recompute the others, one group at a time (Chen et al., arXiv
-1604.06174): ``T / n + n`` carries instead of ``T``, for one more forward pass.
-With ``n`` near the root of ``T``, memory grows with that root.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nl_jax.checks import check_count
 from nl_jax.errors import InputError
+from nl_jax.memory.document_walk import axes, scan_documents, time_first
+from nl_jax.memory.packed import Layout
+from nl_jax.memory.remat import Carry, flat, join_parts, remat_scan
 from nl_jax.memory.state import MemoryState
-
-Carry = TypeVar("Carry")
 
 
 def chunk_scan(
@@ -37,6 +32,8 @@ def chunk_scan(
     remat: int | None = 1,
     whole: Callable[[Carry, Any], tuple[Carry, Any]] | None = None,
     drop_start: bool = False,
+    layout: Layout | None = None,
+    initial: Any = None,
 ) -> tuple[Carry, Any]:
     """Scans a part of a stream, at most one chunk per step.
 
@@ -67,9 +64,14 @@ def chunk_scan(
         drop_start: whether the memories in ``state`` use these chunk
             boundaries. A scan of whole chunks then neither carries nor keeps
             their ``start``, which equals their weights.
+        layout: of documents, from :func:`nl_jax.memory.packed.lay` with the
+            same ``size``, in place of ``position``; its arrays have rows
+            exactly if inputs and state do.
+        initial: state with which each document of ``layout`` begins.
 
     Returns:
-        ``(state, outputs)``, the outputs of all tokens.
+        ``(state, outputs)``, the outputs of all tokens; those of padding are
+        arbitrary.
 
     Example:
         >>> import jax.numpy as jnp
@@ -81,25 +83,18 @@ def chunk_scan(
     """
     check_count("size", size)
 
-    def first(tree):
-        return jax.tree.map(lambda a: jnp.moveaxis(a, axis, 0), tree)
-
-    def back(tree):
-        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, axis), tree)
-
+    first, back = axes(axis)
     length = jax.tree.leaves(inputs)[0].shape[axis]
     if not length:
         raise InputError("a scan needs at least one token; there are 0")
+    if layout is not None:
+        options = {"initial": initial, "axis": axis, "remat": remat}
+        return scan_documents(step, state, inputs, layout, **options)
     fresh = isinstance(position, int) and position % size == 0
     if not fresh and length == 1:
         return step(state, inputs, None, (position + 1) % size == 0)
 
-    def piece(state, chunk, valid, closes):
-        if valid is not None and valid.ndim == 2 and axis:
-            valid = valid.T
-        state, out = step(state, back(chunk), valid, closes)
-        return state, first(out)
-
+    piece = time_first(step, axis)
     tokens = first(inputs)
     if not fresh:
         state, out = _on_grid(piece, state, tokens, size, position, remat)
@@ -124,7 +119,7 @@ def chunk_scan(
         last = last if remat == 0 else jax.checkpoint(last)
         state, out = last(state, jax.tree.map(lambda a: a[-rest:], tokens))
         parts.append(out)
-    return state, back(jax.tree.map(lambda *a: _join(a), *parts))
+    return state, back(jax.tree.map(lambda *a: join_parts(a), *parts))
 
 
 def _whole_chunks(step, state, inputs, size, remat, drop_start):
@@ -140,7 +135,7 @@ def _whole_chunks(step, state, inputs, size, remat, drop_start):
 
     chunks = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), inputs)
     state, out = remat_scan(body, drop(state), chunks, every=remat)
-    return restore(state), jax.tree.map(_flat, out)
+    return restore(state), jax.tree.map(flat, out)
 
 
 def _on_grid(step, state, inputs, size, position, remat):
@@ -161,7 +156,7 @@ def _on_grid(step, state, inputs, size, position, remat):
             jax.lax.dynamic_slice_in_dim, slice_size=length, axis=0
         )
         get = jax.vmap(get, (1, 0), 1) if offset.ndim else get
-        return get(_flat(a), offset)
+        return get(flat(a), offset)
 
     slots = slots[..., None] if offset.ndim else slots
     valid = (slots >= offset) & (slots < offset + length)
@@ -172,14 +167,6 @@ def _on_grid(step, state, inputs, size, position, remat):
     chunks = jax.tree.map(lay, inputs), valid, valid[:, -1]
     state, out = remat_scan(body, state, chunks, every=remat)
     return state, jax.tree.map(take, out)
-
-
-def _flat(a):
-    return a.reshape(-1, *a.shape[2:])
-
-
-def _join(parts):
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
 def without_start(state: Any) -> Any:
@@ -202,66 +189,3 @@ def _each_memory(start, state):
         state,
         is_leaf=lambda node: isinstance(node, MemoryState),
     )
-
-
-def remat_scan(
-    body: Callable[[Carry, Any], tuple[Carry, Any]],
-    init: Carry,
-    xs: Any,
-    *,
-    every: int | None = None,
-) -> tuple[Carry, Any]:
-    """Scans like ``jax.lax.scan``, recomputing ``body`` in the backward pass.
-
-    Args:
-        body: maps ``(carry, x)`` to ``(carry, y)``.
-        init: the first carry.
-        xs: arrays, scanned along their first axis.
-        every: steps per carry kept: 1 keeps all, for one more forward pass;
-            more than 1 costs two; 0 also keeps the activations inside ``body``,
-            for none. ``None`` is the root of the number of steps, rounded up.
-
-    Returns:
-        ``(carry, ys)`` as ``jax.lax.scan`` returns them.
-
-    Raises:
-        ValueError: for a negative ``every``.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> def body(carry, x):
-        ...     return carry * x, carry
-        >>> def product(xs):
-        ...     return remat_scan(body, 1.0, xs, every=2)[0]
-        >>> jax.grad(product)(jnp.array([2.0, 3.0, 4.0])).tolist()
-        [12.0, 8.0, 6.0]
-    """
-    steps = jax.tree.leaves(xs)[0].shape[0]
-    if every is None:
-        every = 1
-        while every * every < steps:
-            every += 1
-    check_count("every", every, 0)
-    if not every:
-        return jax.lax.scan(body, init, xs)
-    # Scans need no barrier against CSE, which would prevent fusions.
-    step = jax.checkpoint(body, prevent_cse=False)
-    groups, rest = divmod(steps, every)
-    if every == 1 or groups < 2:
-        return jax.lax.scan(step, init, xs)
-
-    def group(carry, xs):
-        return jax.lax.scan(step, carry, xs)
-
-    def cut(a):
-        return a[: groups * every].reshape(groups, every, *a.shape[1:])
-
-    carry, ys = jax.lax.scan(
-        jax.checkpoint(group, prevent_cse=False), init, jax.tree.map(cut, xs)
-    )
-    ys = jax.tree.map(_flat, ys)
-    if rest:
-        last = jax.tree.map(lambda a: a[-rest:], xs)
-        carry, more = group(carry, last)
-        ys = jax.tree.map(lambda *a: _join(a), ys, more)
-    return carry, ys

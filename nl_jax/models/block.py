@@ -31,21 +31,24 @@ class Block(nn.Module):
         """Returns the mixer's state before the first token."""
         return self.mixer.initial_state(batch_size)
 
-    def __call__(self, x, state=None, fast=None, *, aligned=False):
+    def __call__(self, x, state=None, fast=None, *, aligned=False, packed=None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
         With ``fast``, the state of levels that learn in context, outputs come
-        as a pair with its next value; see ``ContinuumMemory``.
+        as a pair with its next value; see ``ContinuumMemory``. ``packed``
+        tells documents apart.
         """
         choices = self.config.choices
+        documents = {} if packed is None else {"packed": packed}
         options = {"stream": x} if choices.takes_stream else {}
         options |= {"aligned": aligned} if choices.has_grid else {}
         y, state = self.mixer(
             normalize(self.config.norm, self.norm, "norm", x),
             state,
             **options,
+            **documents,
         )
-        return self.cms(x + y, fast, aligned=aligned), state
+        return self.cms(x + y, fast, aligned=aligned, **documents), state
 
 
 def level_rows(config: ModelConfig, params, state) -> list[LevelRow]:

@@ -7,7 +7,7 @@ so compile time does not grow with depth.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,27 +15,18 @@ import jax.numpy as jnp
 
 from nl_jax.array_typing import Ids, Logits
 from nl_jax.checks import check_count, check_tokens
-from nl_jax.errors import InputError
 from nl_jax.layers import ContinuumMemory
 from nl_jax.layers.continuum.cms_objective import Reader
 from nl_jax.layers.continuum.placement import join, segments
 from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import declare_norm, normalize
+from nl_jax.memory.packed import check_segment_ids, pack
 from nl_jax.models.block import Block, level_rows
 from nl_jax.models.model_config import ModelConfig, configure
-from nl_jax.models.state_check import check_state, params_of
+from nl_jax.models.model_state import ModelState, check_given, params_of
 from nl_jax.nested import LevelRow
 
 Variables = dict[str, Any]
-
-
-class ModelState(NamedTuple):
-    """A model's memory of a stream, batch first."""
-
-    mixers: Any
-    """State of every block's mixer, ``[B, n_layers, ...]``."""
-    cms: CMSState | None
-    """Fast weights of the levels that learn in context, if any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +91,8 @@ class LanguageModel:
         variables: Variables,
         tokens: Ids,
         state: ModelState | None = None,
+        *,
+        segment_ids: Ids | None = None,
     ) -> tuple[Logits, ModelState]:
         """Predicts the token after each of ``tokens``, learning in context.
 
@@ -110,47 +103,50 @@ class LanguageModel:
                 from the end and reads too large ones as the last.
             state: state after the previous tokens; ``None`` starts a new
                 context.
+            segment_ids: document of each token, ``[B, T]``, 0 for padding:
+                everything that a model remembers starts anew at the first
+                token of a document, and padding changes nothing. The document
+                of the state goes on where a row's first id is
+                ``state.segment``, or if that is ``None``. Ids may be any
+                positive numbers, but must not come back after another one.
 
         Returns:
-            ``(logits, state)``; logits are at least float32.
+            ``(logits, state)``; logits are at least float32, and arbitrary for
+            padding.
 
         Raises:
             InputError: if ``tokens`` is not a ``[B, T]`` array of ids of the
-                model, or ``state`` has another number of rows or is of another
-                model.
+                model, ``state`` has another number of rows or is of another
+                model, or ``segment_ids`` are not as described.
         """
         tokens = check_tokens("tokens", tokens, self.config.vocab_size)
-        if not isinstance(state, ModelState | None):
-            raise InputError(
-                f"state is a {type(state).__name__}; needs a ModelState, from "
-                "init_state or apply"
-            )
         params = params_of(variables)
-        if jax.tree.leaves(state):
-            one = jax.eval_shape(lambda v: self.init_state(v, 1), variables)
-            rows = check_state(self, state, one)
-            if rows != len(tokens):
-                raise InputError(
-                    f"tokens has {len(tokens)} rows, but state {rows}"
-                )
+        check_given(self, variables, state, len(tokens))
         fresh = state is None
+        segment = None if state is None else state.segment
+        packed = None
+        if segment_ids is not None:
+            ids = check_segment_ids(segment_ids, tokens.shape)
+            tokens, packed, segment = pack(tokens, ids, segment, fresh)
+        forward = functools.partial(self._pass, params)
         if not self.learns_in_context:
             mixers = None if state is None else state.mixers
-            logits, mixers = self.forward(params, tokens, mixers)
-            return logits, ModelState(mixers, None)
+            logits, mixers, _ = forward(tokens, mixers, packed=packed)
+            return logits, ModelState(mixers, None, segment)
         if state is None:
             state = self.init_state(variables, len(tokens))
         config = self.config.cms
         reader = Reader(
             config,
-            functools.partial(self._pass, params),
+            forward,
             self.fast_parameters(params)[1],
             jnp.dtype(self.config.dtype),
         )
+        documents = {} if packed is None else {"packed": packed}
         logits, mixers, cms = config.goal.read(
-            reader, tokens, state.mixers, state.cms, fresh=fresh
+            reader, tokens, state.mixers, state.cms, fresh=fresh, **documents
         )
-        return logits, ModelState(mixers, cms)
+        return logits, ModelState(mixers, cms, segment)
 
     def forward(self, params, tokens, mixers=None, fast=None, *, aligned=False):
         """Runs one pass with fixed weights; see :meth:`apply`.
@@ -167,7 +163,9 @@ class LanguageModel:
         logits, mixers, _ = self._pass(params, tokens, mixers, fast, aligned)
         return logits, mixers
 
-    def _pass(self, params, tokens, mixers, fast, aligned):
+    def _pass(
+        self, params, tokens, mixers=None, fast=None, aligned=False, packed=None
+    ):
         """Runs :meth:`forward`, and returns the states of local levels too."""
         embedding = params["embedding"]
         dtype = jnp.dtype(self.config.dtype)
@@ -175,20 +173,23 @@ class LanguageModel:
         if self.config.scale_embeddings:
             x = x * self.config.d_model**0.5
         if self.config.learned_positions:
-            x = x + self._positions(params, tokens, mixers).astype(dtype)
+            at = self._positions(params, tokens, mixers, packed)
+            x = x + at.astype(dtype)
         layers = params["blocks"], _layers_first(mixers)
         ends, learned = [], []
         levels, n_layers = self.config.cms, self.config.n_layers
         for blocks, cms, own in segments(levels, n_layers, fast):
             part = jax.tree.map(lambda a: a[blocks], layers)  # noqa: B023
-            step = self._step(cms, own, aligned)
+            step = self._step(cms, own, aligned, packed)
             x, (end, after) = jax.lax.scan(step, x, (*part, _by_layer(own)))
             ends.append(end)
             if after is not None:
                 learned.append(_batch_first(after))
         mixers = jax.tree.map(lambda *a: jnp.concatenate(a), *ends)
         if learned:
-            fast = join(fast, learned, tokens.shape[1], levels)
+            fast = join(fast, learned, tokens.shape[1], levels, packed)
+        if packed is not None:
+            x = packed.restore(x)
         x = normalize(self.config.norm, params, "norm", x)
         head = params.get("head", embedding)
         logits = jnp.einsum(
@@ -199,7 +200,7 @@ class LanguageModel:
         )
         return logits, _batch_first(mixers), fast
 
-    def _step(self, cms, own, aligned):
+    def _step(self, cms, own, aligned, packed):
         """Returns one block's step in the scan over blocks."""
         block = Block(dataclasses.replace(self.config, cms=cms))
         local = isinstance(own, CMSState)
@@ -209,7 +210,12 @@ class LanguageModel:
             if local:
                 fast = own.with_blocks(fast)
             x, state = block.apply(
-                {"params": params}, x, state, fast, aligned=aligned
+                {"params": params},
+                x,
+                state,
+                fast,
+                aligned=aligned,
+                packed=packed,
             )
             if not local:
                 return x, (state, None)
@@ -257,11 +263,12 @@ class LanguageModel:
         """Whether any level learns while the model reads."""
         return self.config.cms.learns
 
-    def _positions(self, params, tokens, mixers):
+    def _positions(self, params, tokens, mixers, packed):
         """Returns the learned vector of each token's position in the window."""
-        at = jnp.arange(tokens.shape[1])[None]
-        if mixers is not None:
-            at = at + mixers.seen[:, :1]  # Equal in every block.
+        seen: Any = 0 if mixers is None else mixers.seen[:, :1]  # In any block.
+        at = seen + jnp.arange(tokens.shape[1])[None]
+        if packed is not None:
+            at = packed.place(seen)
         table = params["positions"]
         return table[jnp.minimum(at, len(table) - 1)]
 

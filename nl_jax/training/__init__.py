@@ -1,15 +1,10 @@
 """Training of language models: loop, devices, checkpoints and metrics."""
 
 from nl_jax.training.checkpoint import Checkpoints
-from nl_jax.training.evaluation import (
-    LossSums,
-    PositionTable,
-    bits_per_byte,
-    evaluate,
-    token_losses,
-)
+from nl_jax.training.evaluation import PositionTable, evaluate
 from nl_jax.training.initial import begin_run, load_weights
 from nl_jax.training.loop import train
+from nl_jax.training.losses import LossSums, bits_per_byte, token_losses
 from nl_jax.training.mesh import RULES, make_mesh
 from nl_jax.training.metric_writers import (
     JsonLines,

@@ -129,7 +129,7 @@ class Checkpoints:
             self._fail(
                 step, f"it needs {need >> 10} KiB, {free >> 10} are free"
             )
-        parts = state._asdict()
+        parts = state.parts()
         sums: dict[str, Any] = {n: array_sums(p) for n, p in parts.items()}
         sums["meta"] = json_sum(meta)
         try:
@@ -174,8 +174,9 @@ class Checkpoints:
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
         """Reads the state, with the shardings of ``shapes``."""
-        found = self._load(step, shapes._asdict())
-        return TrainState(found["variables"], found["optimizer"])
+        parts = shapes.parts()
+        found = self._load(step, parts)
+        return TrainState(**{part: found[part] for part in parts})
 
     def variables(self, step: int, shapes: Any) -> Any:
         """Reads only the parameters, with the shardings of ``shapes``."""
@@ -232,6 +233,9 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """Reads the metadata and what ``abstract`` names, and verifies both."""
+        for part in abstract:
+            if not (self.directory / str(step) / part).is_dir():
+                raise ValueError(f"its {part} is missing")
         try:
             found = self._checkpointer.load_checkpointables(
                 step, {"meta": None, **abstract}

@@ -1,63 +1,18 @@
-"""Losses of predicted tokens, and bits per byte of the text that they spell.
-
-Bits per byte compare models with different tokenizers: the loss, as a code
-length, divided by the number of bytes of the predicted text. Targets that spell
-no text, such as BOS and other special tokens, count in neither.
-"""
+"""Bits per byte of held-out text, in a context that is named."""
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from nl_jax.array_typing import Ids, Logits, Losses
-from nl_jax.data import Piece, pieces
+from nl_jax.data import Batch, Dataset, Document, Piece, pieces
 from nl_jax.models import LanguageModel
 from nl_jax.training import mesh as mesh_lib
+from nl_jax.training.losses import LossSums, bits_per_byte
+from nl_jax.training.step import predict
 from nl_jax.training.train_config import TrainConfig
-
-
-class LossSums(NamedTuple):
-    """Loss, tokens and bytes summed over targets that spell text."""
-
-    nats: jax.Array
-    """Sum of cross-entropies, in nats."""
-    tokens: jax.Array
-    """Number of targets."""
-    n_bytes: jax.Array
-    """Number of bytes of text in the targets."""
-
-    @classmethod
-    def of(
-        cls,
-        losses: Losses,
-        targets: Ids,
-        byte_lengths: np.ndarray,
-        weights: Losses | None = None,
-    ) -> "LossSums":
-        """Sums over all targets; a weight of 0 leaves a target out."""
-        lengths = jnp.asarray(byte_lengths, jnp.float32)[targets]
-        text = (lengths > 0).astype(losses.dtype)
-        weights = text if weights is None else weights * text
-        return cls(
-            (losses * weights).sum(), weights.sum(), (lengths * weights).sum()
-        )
-
-
-def token_losses(logits: Logits, targets: Ids) -> Losses:
-    """Returns the cross-entropy of each target in nats, float32."""
-    return optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), targets
-    )
-
-
-def bits_per_byte(sums: LossSums) -> float:
-    """Returns the loss in bits per byte, comparable across tokenizers."""
-    return float(sums.nats) / float(np.log(2)) / max(float(sums.n_bytes), 1.0)
 
 
 class PositionTable:
@@ -120,25 +75,10 @@ class PositionTable:
         return bits_per_byte(LossSums(nats, self.tokens, n_bytes))
 
 
-def predict(
-    model: Any, variables: Any, tokens: Ids, state: Any = None
-) -> tuple[Losses, Any]:
-    """Returns the losses of ``tokens[:, 1:]``, and the state before the last.
-
-    Args:
-        model: model, of which ``apply`` is used.
-        variables: parameters of the model.
-        tokens: ids ``[B, n + 1]``.
-        state: state that the rows go on from; ``None`` starts new contexts.
-    """
-    logits, state = model.apply(variables, tokens[:, :-1], state)
-    return token_losses(logits, tokens[:, 1:]), state
-
-
 def evaluate(
     model: LanguageModel,
     variables: Any,
-    documents: Iterable[np.ndarray],
+    documents: Iterable[Document],
     byte_lengths: np.ndarray,
     *,
     context: str,
@@ -150,7 +90,7 @@ def evaluate(
     Args:
         model: model from :func:`nl_jax.models.build`.
         variables: parameters of the model.
-        documents: tokens of each, int32 ``[n]``.
+        documents: documents, in any order.
         byte_lengths: bytes of text in each id.
         context: what the model has read before each token; see
             :func:`nl_jax.data.pieces`.
@@ -163,8 +103,10 @@ def evaluate(
     Example:
         >>> from nl_jax.models import build
         >>> model = build("lstm", d_model=8, n_heads=1, n_layers=1)
-        >>> text = np.frombuffer(b"some text", np.uint8)
-        >>> variables = jax.jit(model.init)(jax.random.key(0), text[None])
+        >>> text = Document(np.frombuffer(b"some text", np.uint8))
+        >>> variables = jax.jit(model.init)(
+        ...     jax.random.key(0), text.tokens[None]
+        ... )
         >>> found = evaluate(
         ...     model, variables, [text], np.ones(256), context="document"
         ... )
@@ -175,7 +117,7 @@ def evaluate(
     def read(tokens, state):
         if state is None:
             state = _init(model, variables, len(tokens))
-        return _predict(model, variables, tokens, state)
+        return _predict(model, variables, Batch(tokens), state)
 
     found = measure(
         read, pieces(documents, context, rows=rows, length=length), byte_lengths
@@ -187,8 +129,7 @@ def evaluate(
 def evaluate_held_out(
     eval_step: Callable,
     variables: Any,
-    documents: Iterable[np.ndarray],
-    byte_lengths: np.ndarray,
+    data: Dataset,
     config: TrainConfig,
     mesh: jax.sharding.Mesh,
     stopped: Callable[[], bool],
@@ -198,8 +139,7 @@ def evaluate_held_out(
     Args:
         eval_step: compiled :func:`predict` of the rows of all processes.
         variables: parameters of the model.
-        documents: held-out tokens.
-        byte_lengths: bytes of text in each id.
+        data: held-out text, and its tokenizer.
         config: configuration of the run.
         mesh: devices of the run.
         stopped: whether to give up, and return ``None``.
@@ -211,9 +151,12 @@ def evaluate_held_out(
         return eval_step(variables, mesh_lib.global_batch(mesh, tokens[rows]))
 
     cut = pieces(
-        documents, "window", rows=config.batch_size, length=config.seq_len
+        [Document(data.held_out)],
+        "window",
+        rows=config.batch_size,
+        length=config.seq_len,
     )
-    found = measure(read, cut, byte_lengths, stopped)
+    found = measure(read, cut, data.tokenizer.byte_lengths, stopped)
     return None if found is None else found.total()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import jax
 
 from nl_jax.data import (
+    Batch,
     Dataset,
     from_json,
     gzip_bits_per_byte,
@@ -25,8 +26,9 @@ from nl_jax.nested import describe
 from nl_jax.pretrained import Pretrained
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
-from nl_jax.training.evaluation import bits_per_byte, evaluate_held_out
+from nl_jax.training.evaluation import evaluate_held_out
 from nl_jax.training.initial import initial_tokenizer, initial_weights
+from nl_jax.training.losses import bits_per_byte
 from nl_jax.training.metric_writers import (
     JsonLines,
     MetricsWriter,
@@ -106,6 +108,7 @@ class _Run:
         self.records: list[dict] = []
         self.checkpoints: Checkpoints | None = None
         self.start, self.evaluated = 0, True
+        self.tokens = 0  # Targets that counted, in all steps.
         self.seconds_before = 0.0
         self.state: TrainState | None = None
         self.model = LanguageModel(config.model)
@@ -163,7 +166,6 @@ class _Run:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        self.tokens_before = 0
         if meta is not None:
             check_text(
                 workdir,
@@ -172,7 +174,7 @@ class _Run:
                 accept=config.accept_new_config,
             )
             self.iterator.set_state(meta["data"]["iterator"])
-            self.tokens_before = meta["data"]["tokens"]
+            self.tokens = meta["data"]["tokens"]
         if jax.process_index() != 0:
             self.writers = []
         for writer in self.writers:
@@ -209,6 +211,7 @@ class _Run:
                 self.shapes,
                 found and found.variables,
             )
+        batch = Batch(next(self.iterator))
         programs = compile_programs(
             config,
             self.model,
@@ -216,6 +219,7 @@ class _Run:
             self.mesh,
             self.shapes,
             self.data.tokenizer.byte_lengths,
+            batch,
         )
         schedule = make_schedule(config.optimizer, config.steps)
         tokens = config.batch_size * config.seq_len
@@ -230,7 +234,9 @@ class _Run:
                 return
             step, metrics = pending.pop()
             sums, norm = jax.device_get((metrics["sums"], metrics["grad_norm"]))
-            loss = float(sums.nats) / float(sums.tokens)
+            # Of a batch that is all padding no target counts.
+            loss = float(sums.nats) / (float(sums.tokens) or 1.0)
+            self.tokens += round(float(sums.tokens))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._not_finite(step, loss, float(norm))
             bits = bits_per_byte(sums)
@@ -242,7 +248,7 @@ class _Run:
                     "bits_per_byte": bits,
                     "grad_norm": float(norm),
                     "learning_rate": float(schedule(step - 1)),
-                    "tokens": self._tokens(step),
+                    "tokens": self.tokens,
                     "seconds": round(seconds, 3),
                     "tokens_per_second": round(speed, 1),
                 }
@@ -252,8 +258,7 @@ class _Run:
             bits = evaluate_held_out(
                 programs.eval_step,
                 state.variables,
-                [self.data.held_out],
-                self.data.tokenizer.byte_lengths,
+                self.data,
                 config,
                 self.mesh,
                 lambda: stop.asked,
@@ -271,8 +276,10 @@ class _Run:
             if step == config.steps or not self.evaluated:
                 held_out = evaluate()
             while step < config.steps:
-                batch = mesh_lib.global_batch(self.mesh, next(self.iterator))
-                state, metrics = programs.train_step(state, batch)
+                if step > self.start:
+                    batch = Batch(next(self.iterator))
+                rows = mesh_lib.global_batch(self.mesh, batch)
+                state, metrics = programs.train_step(state, rows)
                 step += 1
                 # The device computes this step while the last is recorded.
                 record()
@@ -288,7 +295,7 @@ class _Run:
                     # Nothing is saved unless its loss is known to be finite.
                     record()
                     if saver is not None:
-                        saver.save(step, state, self._meta(step))
+                        saver.save(step, state, self._meta())
                 if stopping:
                     _LOG.info("stopped by a signal after step %d", step)
                     break
@@ -312,13 +319,7 @@ class _Run:
         for writer in self.writers:
             writer.write(step, values)
 
-    def _tokens(self, step: int) -> int:
-        """Returns the number of tokens read by the end of a step."""
-        config = self.config
-        new = (step - self.start) * config.batch_size * config.seq_len
-        return self.tokens_before + new
-
-    def _meta(self, step: int) -> dict:
+    def _meta(self) -> dict:
         """Returns the metadata of a checkpoint.
 
         All processes are at the same position in the data.
@@ -328,7 +329,7 @@ class _Run:
             "tokenizer": self.data.tokenizer.to_json(),
             "data": {
                 "iterator": self.iterator.get_state(),
-                "tokens": self._tokens(step),
+                "tokens": self.tokens,
                 "sha256": self.data.corpus.sha256,
             },
             "evaluated": self.evaluated,

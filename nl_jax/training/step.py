@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nl_jax.array_typing import Losses
+from nl_jax.data import Batch
 from nl_jax.models import LanguageModel
 from nl_jax.training import mesh as mesh_lib
-from nl_jax.training.evaluation import LossSums, predict
+from nl_jax.training.losses import LossSums, token_losses
 from nl_jax.training.matching import put_weights
 from nl_jax.training.optimizer import make_optimizer
 from nl_jax.training.train_config import TrainConfig
@@ -25,12 +27,19 @@ _LOG = logging.getLogger(__name__)
 
 
 class TrainState(NamedTuple):
-    """Parameters and optimizer state, updated by each training step."""
+    """What each training step updates."""
 
     variables: Any
     """Parameters of the model, ``{"params": ...}``."""
     optimizer: Any
     """State of the optimizer."""
+    memory: Any = None
+    """The model's state after each row of the batch, from which the row's next
+    window goes on; ``None`` if all windows start from nothing."""
+
+    def parts(self) -> dict[str, Any]:
+        """Returns what there is, by name, as a checkpoint holds it."""
+        return {k: v for k, v in self._asdict().items() if v is not None}
 
 
 def make_train_step(
@@ -39,54 +48,92 @@ def make_train_step(
     byte_lengths: np.ndarray,
     accumulate: int = 1,
 ) -> Callable:
-    """Returns ``(state, tokens [B, T + 1]) -> (state, metrics)``.
+    """Returns ``(state, batch) -> (state, metrics)``.
+
+    The loss is the mean over all targets of the batch that count, by weight.
+    With ``state.memory`` a row whose first segment id is the last one of its
+    memory goes on from there; gradients stop at that cut.
 
     Args:
-        model: model whose ``apply`` starts a new context in every row.
+        model: a model, of which ``apply`` is used.
         optimizer: complete optimizer, learning rate included.
         byte_lengths: bytes of each token, padded to the model's vocabulary.
         accumulate: number of parts a batch is processed in; must divide ``B``.
     """
 
-    def loss(variables, tokens):
-        losses, _ = predict(model, variables, tokens)
-        return losses.mean(), LossSums.of(losses, tokens[:, 1:], byte_lengths)
+    def loss(variables, batch, memory, count):
+        """Returns a share of the mean loss: ``count`` is the whole batch's."""
+        losses, after = predict(model, variables, batch, memory)
+        weights = batch.target_weights()
+        targets = batch.tokens[:, 1:]
+        sums = LossSums.of(losses, targets, byte_lengths, weights)
+        # Special tokens are learned too, though the sums leave them out.
+        nats = (losses if weights is None else losses * weights).sum()
+        # What nothing goes on from is not kept.
+        return nats / count, (sums, None if memory is None else after)
 
-    def gradients(variables, tokens):
+    def gradients(variables, batch, memory):
+        weights = batch.target_weights()
+        count = batch.tokens[:, 1:].size
+        if weights is not None:
+            total = weights.sum()
+            count = jnp.where(total == 0, 1.0, total)
+        differentiate = jax.grad(loss, has_aux=True)
         if accumulate == 1:
-            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(
-                variables, tokens
-            )
-            return grads, sums
+            return differentiate(variables, batch, memory, count)
         # A part takes rows from all over the batch: each stays on its device.
-        parts = tokens.reshape(-1, accumulate, tokens.shape[1]).swapaxes(0, 1)
+        parts = jax.tree.map(
+            lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1),
+            (batch, memory),
+        )
 
         def add(total, part):
-            grads, sums = jax.grad(loss, has_aux=True)(variables, part)
-            return jax.tree.map(jnp.add, total, (grads, sums)), None
+            grads, (sums, after) = differentiate(variables, *part, count)
+            return jax.tree.map(jnp.add, total, (grads, sums)), after
 
         zeros = jax.tree.map(jnp.zeros_like, variables)
         sums = LossSums(*jnp.zeros((3,), jnp.float32))
-        (grads, sums), _ = jax.lax.scan(add, (zeros, sums), parts)
-        return jax.tree.map(lambda g: g / accumulate, grads), sums
+        (grads, sums), after = jax.lax.scan(add, (zeros, sums), parts)
+        after = jax.tree.map(
+            lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), after
+        )
+        return grads, (sums, after)
 
-    def step(state: TrainState, tokens):
-        grads, sums = gradients(state.variables, tokens)
+    def step(state: TrainState, batch: Batch):
+        grads, (sums, memory) = gradients(state.variables, batch, state.memory)
         updates, opt_state = optimizer.update(
             grads, state.optimizer, state.variables
         )
         variables = optax.apply_updates(state.variables, updates)
         metrics = {"sums": sums, "grad_norm": optax.global_norm(grads)}
-        return TrainState(variables, opt_state), metrics
+        return TrainState(variables, opt_state, memory), metrics
 
     return step
+
+
+def predict(
+    model: Any, variables: Any, batch: Batch, state: Any = None
+) -> tuple[Losses, Any]:
+    """Returns the losses of a batch's targets, and the state before the last.
+
+    Args:
+        model: model, of which ``apply`` is used.
+        variables: parameters of the model.
+        batch: rows of tokens.
+        state: state that the rows go on from; ``None`` starts new contexts.
+    """
+    ids = {}
+    if batch.segment_ids is not None:
+        ids = {"segment_ids": batch.segment_ids[:, :-1]}
+    logits, state = model.apply(variables, batch.tokens[:, :-1], state, **ids)
+    return token_losses(logits, batch.tokens[:, 1:]), state
 
 
 class Programs(NamedTuple):
     """The compiled steps of a run."""
 
     train_step: Callable
-    """``(state, tokens [B, T + 1]) -> (state, metrics)``; donates ``state``."""
+    """``(state, batch) -> (state, metrics)``; donates ``state``."""
     eval_step: Callable
     """``(variables, tokens [B, T + 1]) -> (losses [B, T], None)``."""
     compile_seconds: dict[str, float]
@@ -151,6 +198,7 @@ def compile_programs(
     mesh: jax.sharding.Mesh,
     shapes: TrainState,
     byte_lengths: np.ndarray,
+    batch: Batch,
 ) -> Programs:
     """Compiles the steps of a run ahead of time, and times the compilation.
 
@@ -161,6 +209,7 @@ def compile_programs(
         mesh: devices to compile for.
         shapes: shapes and shardings of the state, from :func:`plan_state`.
         byte_lengths: bytes of each token, ``[V]``.
+        batch: this process's rows of a batch; others are of the same shapes.
 
     Raises:
         InputError: if the batch cannot be split evenly over the devices.
@@ -169,8 +218,13 @@ def compile_programs(
     lengths = np.ones(model.config.vocab_size, np.int32)
     lengths[: len(byte_lengths)] = byte_lengths
     where = mesh_lib.batch_sharding(mesh)
-    rows, length = config.batch_size, config.seq_len
-    tokens = jax.ShapeDtypeStruct((rows, length + 1), jnp.int32, sharding=where)
+    rows = config.batch_size
+    batch = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(
+            (rows, *a.shape[1:]), a.dtype, sharding=where
+        ),
+        batch,
+    )
     seconds: dict[str, float] = {}
 
     def timed(name: str, function, *arguments: Any) -> Callable:
@@ -183,15 +237,18 @@ def compile_programs(
     step = make_train_step(model, optimizer, lengths, config.accumulate)
     # Every process gets all losses, not only those of its rows.
     evaluate = jax.jit(
-        lambda variables, tokens: (predict(model, variables, tokens)[0], None),
+        lambda variables, tokens: (
+            predict(model, variables, Batch(tokens))[0],
+            None,
+        ),
         out_shardings=(mesh_lib.replicated(mesh), None),
     )
     # Fixed shardings, so that every step's output fits the next step's input.
     out = (_layout(shapes), None)
     step = jax.jit(step, donate_argnums=0, out_shardings=out)
     return Programs(
-        timed("train_step", step, shapes, tokens),
-        timed("eval_step", evaluate, shapes.variables, tokens),
+        timed("train_step", step, shapes, batch),
+        timed("eval_step", evaluate, shapes.variables, batch.tokens),
         seconds,
     )
 

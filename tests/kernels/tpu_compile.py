@@ -163,6 +163,7 @@ def compile_train_step(model):
     import numpy as np
     from jax.experimental import topologies
 
+    from nl_jax.data import Batch
     from nl_jax.models import build, configure
     from nl_jax.training import mesh as mesh_lib
     from nl_jax.training.step import make_train_step, plan_state
@@ -192,7 +193,7 @@ def compile_train_step(model):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         traced = jax.jit(
             step, donate_argnums=0, out_shardings=(where, None)
-        ).trace(shapes, tokens)
+        ).trace(shapes, Batch(tokens))
     return measure(traced.lower(lowering_platforms=("tpu",)).compile())
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from nl_jax.data import DataConfig
+from nl_jax.data import Batch, DataConfig
 from nl_jax.models import LanguageModel, configure
 from nl_jax.training import (
     OptimizerConfig,
@@ -43,7 +43,7 @@ def parts(config):
     variables = draw(model, jax.random.key(0), tokens[:1, :1])
     optimizer = outer_optimizer(config, model, variables)
     state = TrainState(variables, jax.jit(optimizer.init)(variables))
-    return model, state, optimizer, tokens
+    return model, state, optimizer, Batch(tokens)
 
 
 @pytest.fixture(scope="session")

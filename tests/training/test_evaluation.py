@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nl_jax.continual import stream
-from nl_jax.data import CONTEXTS, BPETokenizer, pieces
+from nl_jax.data import CONTEXTS, BPETokenizer, Document, pieces
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
 from nl_jax.training import LossSums, PositionTable, bits_per_byte, evaluate
@@ -19,10 +19,15 @@ from tests.training.test_tokenizers import BPE, added, changed
 
 TEXT = "naïve words, then more words and 日本; ".encode() * 9
 BYTES = np.frombuffer(TEXT, np.uint8).astype(np.int32)
-TABLES = ([11, 5, 30, 2, 1], [0, 7], [50])
+
+
+def split(tokens, sizes):
+    parts = np.split(tokens[: sum(sizes)], np.cumsum(sizes)[:-1])
+    return [Document(part) for part in parts]
+
+
 DOCUMENTS = {
-    tuple(sizes): np.split(BYTES[: sum(sizes)], np.cumsum(sizes)[:-1])
-    for sizes in TABLES
+    sizes: split(BYTES, sizes) for sizes in ((11, 5, 30, 2, 1), (0, 7), (50,))
 }
 
 
@@ -72,7 +77,12 @@ def test_known_code_lengths_of_bpe(context, special):
     ids = tokenizer.encode(mark.encode() + TEXT + mark.encode() + TEXT)
     assert (ids == BPE.vocab_size).sum() == 2
     found = evaluate(
-        model, {}, [ids], tokenizer.byte_lengths, context=context, length=16
+        model,
+        {},
+        [Document(ids)],
+        tokenizer.byte_lengths,
+        context=context,
+        length=16,
     )
     bits, n_bytes = 0.0, 0
     for token in ids[1:].tolist():
@@ -104,16 +114,16 @@ def from_nothing(trained, tokens):
 def test_each_context_is_what_it_says(trained):
     """Against one call of the model for each window, document and stream."""
     documents = DOCUMENTS[11, 5, 30, 2, 1]
-    whole = np.concatenate(documents)
+    texts = [document.tokens for document in documents]
     windows = [
-        document[start : start + 9]
-        for document in documents
-        for start in range(0, len(document), 8)
+        text[start : start + 9]
+        for text in texts
+        for start in range(0, len(text), 8)
     ]
     for context, parts in (
         ("window", windows),
-        ("document", documents),
-        ("stream", [whole]),
+        ("document", texts),
+        ("stream", [np.concatenate(texts)]),
     ):
         nats = [from_nothing(trained, part) for part in parts if len(part) > 1]
         nats = np.concatenate(nats)
@@ -128,7 +138,7 @@ def test_each_context_is_what_it_says(trained):
 def test_contexts_agree_where_they_are_the_same(trained):
     """One document that fits in a window, and the library's stream of it."""
     (document,) = DOCUMENTS[(50,)]
-    reads = stream(*trained, document, chunk=16)
+    reads = stream(*trained, document.tokens, chunk=16)
     nats = sum(float(read.nats.sum(dtype=np.float64)) for read in reads)
     for context in CONTEXTS:
         found = evaluate(
@@ -143,7 +153,7 @@ def test_contexts_agree_where_they_are_the_same(trained):
 @pytest.mark.parametrize("length", [1, 4, 64])
 def test_pieces_have_each_target_once(sizes, context, length):
     # Every token is another one, so that none stands for two.
-    documents = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    documents = split(np.arange(sum(sizes)), sizes)
     targets: list[int] = []
     begun, last = 0, None
     for piece in pieces(documents, context, rows=2, length=length):
@@ -162,9 +172,22 @@ def test_pieces_have_each_target_once(sizes, context, length):
     assert begun == 1 or context != "stream"
 
 
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_prompts_are_read_but_not_counted(context):
+    weights = np.ones(20)
+    weights[:7] = 0
+    documents = [Document(np.arange(20), weights), Document(np.arange(20, 25))]
+    targets = [
+        piece.tokens[:, 1:][piece.counts]
+        for piece in pieces(documents, context, rows=2, length=4)
+    ]
+    answer = [*range(7, 20), *range(20 + (context != "stream"), 25)]
+    assert sorted(np.concatenate(targets).tolist()) == answer
+
+
 def test_an_unknown_context_is_refused():
     with pytest.raises(InputError, match="context='file' must be one of"):
-        evaluate(Code(), {}, [BYTES], LENGTHS, context="file")
+        evaluate(Code(), {}, [Document(BYTES)], LENGTHS, context="file")
 
 
 def test_bits_per_byte_counts_bytes():

@@ -44,7 +44,7 @@ def gradients(tiny):
 
     It is compiled once, and each rule's update for itself.
     """
-    model, state, _, tokens = parts(tiny())
+    model, state, _, batch = parts(tiny())
     keep = optax.GradientTransformation(
         lambda params: params,
         lambda grads, _, params: (jax.tree.map(jnp.zeros_like, grads), grads),
@@ -52,7 +52,7 @@ def gradients(tiny):
     step = jax.jit(make_train_step(model, keep, LENGTHS))
 
     def find(variables):
-        (_, grads), metrics = step(TrainState(variables, variables), tokens)
+        (_, grads), metrics = step(TrainState(variables, variables), batch)
         sums = metrics["sums"]
         return grads, float(sums.nats / sums.tokens)
 

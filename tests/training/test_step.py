@@ -9,6 +9,7 @@ import pytest
 from nl_jax.models import LanguageModel
 from nl_jax.training import (
     OptimizerConfig,
+    TrainState,
     make_schedule,
     make_train_step,
 )
@@ -16,12 +17,12 @@ from tests.training.conftest import LENGTHS, outer_optimizer, parts
 
 
 def test_a_batch_is_learned_whole_or_in_accumulated_parts(tiny):
-    model, state, optimizer, tokens = parts(
+    model, state, optimizer, batch = parts(
         tiny(steps=30, optimizer=OptimizerConfig(warmup_steps=1))
     )
     whole = jax.jit(make_train_step(model, optimizer, LENGTHS))
     cut = jax.jit(make_train_step(model, optimizer, LENGTHS, accumulate=2))
-    (a, b), (c, d) = whole(state, tokens), cut(state, tokens)
+    (a, b), (c, d) = whole(state, batch), cut(state, batch)
     np.testing.assert_allclose(b["grad_norm"], d["grad_norm"], rtol=1e-5)
     np.testing.assert_allclose(b["sums"].nats, d["sums"].nats, rtol=1e-6)
     jax.tree.map(
@@ -31,15 +32,15 @@ def test_a_batch_is_learned_whole_or_in_accumulated_parts(tiny):
     )
     losses = []
     for _ in range(15):
-        state, metrics = whole(state, tokens)
+        state, metrics = whole(state, batch)
         losses.append(float(metrics["sums"].nats / metrics["sums"].tokens))
     assert losses[-1] < losses[0] - 0.1
 
 
 def test_bfloat16_keeps_float32_parameters(tiny):
-    model, state, optimizer, tokens = parts(tiny(model={"dtype": "bfloat16"}))
+    model, state, optimizer, batch = parts(tiny(model={"dtype": "bfloat16"}))
     step = jax.jit(make_train_step(model, optimizer, LENGTHS))
-    after, metrics = step(state, tokens)
+    after, metrics = step(state, batch)
     assert np.isfinite(metrics["sums"].nats)
     for leaf in jax.tree.leaves(after.variables):
         assert leaf.dtype == jnp.float32
@@ -127,3 +128,56 @@ def test_the_gradient_is_clipped(tiny):
     means = [x for path, x in leaves if ".mu" in jax.tree_util.keystr(path)]
     norm = optax.global_norm(means)
     np.testing.assert_allclose(norm, (1 - 0.9) * 1e-3, rtol=1e-4)
+
+
+def test_the_loss_is_the_mean_over_targets_that_count(tiny):
+    """Over the whole batch: its parts have 3 and 17 targets of 64.
+
+    The part of a target in the sums is its weight.
+    """
+    model, state, _, batch = parts(tiny())
+    weights = np.zeros((4, 17), np.float32)
+    weights[0, 2:5] = 1  # Rows 0 and 2 are the first part.
+    weights[1, 1:], weights[3, 9] = 1, 0.5
+    weights[:, 0] = 7  # Of tokens that are no targets.
+    batch = batch._replace(weights=weights)
+    lengths = np.arange(256)
+    keep = optax.GradientTransformation(
+        lambda params: params,
+        lambda grads, _, params: (jax.tree.map(jnp.zeros_like, grads), grads),
+    )
+
+    def mean(variables):
+        logits, _ = model.apply(variables, batch.tokens[:, :-1])
+        chosen = jax.nn.one_hot(batch.tokens[:, 1:], 256)
+        nats = -(jax.nn.log_softmax(logits) * chosen).sum(-1)
+        return jnp.vdot(nats, weights[:, 1:]) / 19.5
+
+    loss, expected = jax.jit(jax.value_and_grad(mean))(state.variables)
+    state = TrainState(state.variables, state.variables)
+    for accumulate in (1, 2):
+        step = make_train_step(model, keep, lengths, accumulate)
+        (_, grads, memory), metrics = jax.jit(step)(state, batch)
+        assert memory is None
+        sums = metrics["sums"]
+        assert float(sums.tokens) == 19.5
+        counted = np.asarray(batch.tokens) * weights
+        assert float(sums.n_bytes) == counted[:, 1:].sum()
+        np.testing.assert_allclose(sums.nats, 19.5 * loss, rtol=1e-5)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
+            grads,
+            expected,
+        )
+
+
+def test_a_batch_without_targets_moves_nothing(tiny):
+    model, state, _, batch = parts(tiny())
+    step = make_train_step(model, optax.sgd(1.0), LENGTHS)
+    state = state._replace(optimizer=optax.sgd(1.0).init(state.variables))
+    batch = batch._replace(weights=np.zeros((4, 17), np.float32))
+    after, metrics = jax.jit(step)(state, batch)
+    assert float(metrics["sums"].tokens) == float(metrics["grad_norm"]) == 0
+    jax.tree.map(
+        np.testing.assert_array_equal, after.variables, state.variables
+    )

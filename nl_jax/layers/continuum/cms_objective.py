@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from nl_jax.layers.continuum.level_mlp import SlowLevel
 from nl_jax.layers.continuum.steps import CMSState, begin
+from nl_jax.memory.packed import Packed
 
 
 class Reader(NamedTuple):
@@ -22,9 +23,9 @@ class Reader(NamedTuple):
     config: Any
     """The ``CMSConfig``."""
     forward: Callable[..., tuple[jax.Array, Any, Any]]
-    """``(tokens, mixers, fast, aligned) -> (logits, mixers, fast)``. ``fast``
-    is weights, which it returns unchanged, or a ``CMSState``, which the layers
-    update by ``read_layer``."""
+    """``(tokens, mixers, fast, aligned, packed) -> (logits, mixers, fast)``.
+    ``fast`` is weights, which it returns unchanged, or a ``CMSState``, which
+    the layers update by ``read_layer``."""
     rates: tuple[jax.Array, ...]
     """Inner rate of each level, ``[blocks]``."""
     dtype: jnp.dtype
@@ -88,6 +89,7 @@ class CMSObjective:
         cms: Any,
         *,
         fresh: bool,
+        packed: Packed | None = None,
     ) -> tuple[jax.Array, Any, Any]:
         """Reads tokens while the levels learn, by default layer by layer.
 
@@ -97,11 +99,13 @@ class CMSObjective:
             mixers: state of the mixers now.
             cms: state of the levels, a ``CMSState``.
             fresh: whether these are the first tokens, a Python ``bool``.
+            packed: documents in the rows, with which levels begin anew.
 
         Returns:
-            ``(logits, mixers, cms)``.
+            ``(logits, mixers, cms)``, logits in the order of the call.
         """
-        return reader.forward(tokens, None if fresh else mixers, cms, fresh)
+        mixers = None if fresh else mixers
+        return reader.forward(tokens, mixers, cms, fresh, packed)
 
     def read_layer(
         self,
@@ -111,6 +115,7 @@ class CMSObjective:
         state: CMSState,
         *,
         aligned: bool,
+        packed: Packed | None = None,
     ) -> tuple[jax.Array, CMSState]:
         """Reads tokens while one layer's levels learn.
 
@@ -120,6 +125,7 @@ class CMSObjective:
             x: ``[B, T, D]``.
             state: of this layer, ``[B, ...]`` in every leaf.
             aligned: whether all rows are at the start of a chunk.
+            packed: documents in the rows, with which levels begin anew.
 
         Returns:
             ``(y, state)``, ``y`` with the levels' outputs added to ``x``.

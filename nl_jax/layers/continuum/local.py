@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nl_jax.errors import InputError
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.level_mlp import read_levels
 from nl_jax.layers.continuum.probes import probed, writes
@@ -46,8 +47,10 @@ class Local(CMSObjective):
             for name in ("key", "value")
         }
 
-    def read_layer(self, config, levels, x, state, *, aligned):
+    def read_layer(self, config, levels, x, state, *, aligned, packed=None):
         """Reads tokens; see :meth:`CMSObjective.read_layer`."""
+        if packed is not None:
+            raise InputError("objective='local' takes no segment_ids yet")
 
         def step(state, x, valid, closes):
             del closes

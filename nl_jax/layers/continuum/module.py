@@ -31,6 +31,7 @@ from nl_jax.layers.continuum.level_mlp import (
 )
 from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import NormConfig, declare_norm, normalize
+from nl_jax.memory.packed import Packed
 
 
 class ContinuumMemory(nn.Module):
@@ -58,6 +59,7 @@ class ContinuumMemory(nn.Module):
         fast: tuple[FastLevel, ...] | CMSState | None = None,
         *,
         aligned: bool = False,
+        packed: Packed | None = None,
     ) -> Any:
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape.
 
@@ -67,6 +69,8 @@ class ContinuumMemory(nn.Module):
                 place of the slow ones; ``None`` for the slow ones. A state for
                 levels that learn in this layer meanwhile.
             aligned: rows stand where the fastest level's chunks begin.
+            packed: documents in the rows, at whose starts levels that learn in
+                this layer begin anew.
 
         Returns:
             The outputs; with a state, they and the state behind them.
@@ -113,7 +117,10 @@ class ContinuumMemory(nn.Module):
             mlp = MLPS[config.mlp]
             levels.append(SlowLevel(mlp, read, weights, extra, rate, share))
         if isinstance(fast, CMSState):
-            return goal.read_layer(config, levels, x, fast, aligned=aligned)
+            documents = {} if packed is None else {"packed": packed}
+            return goal.read_layer(
+                config, levels, x, fast, aligned=aligned, **documents
+            )
         own: Any = [{}] * len(levels) if fast is None else fast
         return read_levels(levels, own, x)[0]
 

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.checks import require
+from nl_jax.errors import InputError
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.probes import probed, writes
 from nl_jax.layers.continuum.steps import advance_levels, begin
@@ -63,8 +64,10 @@ class NextToken(CMSObjective):
         tokens = jnp.zeros((batch, config.periods[0]), jnp.int32)
         return begin(config, fast, tokens, mixers)
 
-    def read(self, reader, tokens, mixers, cms, *, fresh):
+    def read(self, reader, tokens, mixers, cms, *, fresh, packed=None):
         """Reads tokens; see :meth:`CMSObjective.read`."""
+        if packed is not None:
+            raise InputError("objective='next_token' takes no segment_ids yet")
         length, chunk = tokens.shape[1], reader.config.periods[0]
         if fresh:
             return _read_chunks(reader, tokens, mixers, cms)

@@ -4,6 +4,7 @@ from typing import Any
 
 from nl_jax.layers.continuum.cms_config import CMSConfig
 from nl_jax.layers.continuum.steps import CMSState
+from nl_jax.memory.packed import Packed
 
 Segment = tuple[slice, CMSConfig, Any]
 """A run of equal blocks, its levels, and their fast weights or state."""
@@ -32,11 +33,18 @@ def segments(config: CMSConfig, n_layers: int, fast: Any) -> list[Segment]:
 
 
 def join(
-    before: CMSState, learned: list[Any], length: int, config: CMSConfig
+    before: CMSState,
+    learned: list[Any],
+    length: int,
+    config: CMSConfig,
+    packed: Packed | None = None,
 ) -> CMSState:
     """Joins the levels of all segments, ``length`` tokens after ``before``."""
     parts = [sum(runs, ()) for runs in zip(*learned, strict=True)]
-    position = (before.position + length) % config.periods[-1]
+    position = before.position + length
+    if packed is not None:
+        position = packed.advance(before.position)
+    position = position % config.periods[-1]
     return before.with_blocks(parts)._replace(position=position)
 
 

@@ -81,7 +81,7 @@ class MambaState(NamedTuple):
     """Raw inputs of the convolution, ``[B, width - 1, E]``."""
 
 
-def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
+def selective_scan(h, x, delta, a, b, c, *, starts=None, chunk_size: int = 64):
     """Runs the recurrence above, without ``D``, over any length.
 
     Args:
@@ -91,6 +91,7 @@ def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
         a: rates, below 0, ``[E, N]``.
         b: input weights ``[B, T, N]``.
         c: output weights ``[B, T, N]``.
+        starts: tokens before which the state becomes 0, ``[B, T]``.
         chunk_size: tokens in parallel; results do not depend on it.
 
     Returns:
@@ -110,15 +111,18 @@ def selective_scan(h, x, delta, a, b, c, *, chunk_size: int = 64):
         return left[0] * kept, left[1] * kept + added
 
     def chunk(h, inputs, *_):
-        x, delta, b, c = (value.astype(h.dtype) for value in inputs)
+        *values, starts = inputs
+        x, delta, b, c = (value.astype(h.dtype) for value in values)
         kept = jnp.exp(delta[..., None] * a.astype(h.dtype))
+        if starts is not None:
+            kept = jnp.where(starts[..., None, None], 0, kept)
         added = (delta * x)[..., None] * b[:, :, None]
         # The first token also adds the decayed initial state.
         added = added.at[:, 0].add(kept[:, 0] * h)
         _, states = jax.lax.associative_scan(join, (kept, added), axis=1)
         return states[:, -1], jnp.einsum("bten,btn->bte", states, c)
 
-    inputs = (x, delta, b, c)
+    inputs = (x, delta, b, c, starts)
     h, y = chunk_scan(chunk, h, inputs, size=chunk_size, axis=1)
     return y, h
 
@@ -144,7 +148,7 @@ class Mamba(Mixer):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None):
+    def __call__(self, x: Stream, state=None, *, packed=None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, width = self.config, self.d_model, self.width
         rank, size = -(-d // config.step_rank), config.state_size
@@ -152,7 +156,7 @@ class Mamba(Mixer):
         raw = x @ declare.dense("w_in", d, width, "mixer")
         z = x @ declare.dense("w_gate", d, width, "mixer")
         kernel = declare.taps("conv", config.conv_width, width)
-        u, tail = silu_conv(raw, kernel, state.tail)
+        u, tail = silu_conv(raw, kernel, state.tail, packed)
 
         ports = u @ declare.dense(
             "w_ports", width, rank + 2 * size, None, "mixer"
@@ -161,12 +165,23 @@ class Mamba(Mixer):
         step = step @ declare.dense("w_step", rank, width, "mixer", None)
         bias = declare("b_step", _initial_steps, (width,), ("mixer",))
         delta = jax.nn.softplus((step + bias).astype(state.hidden.dtype))
+        starts = None
+        if packed is not None:
+            starts = packed.starts
+            delta = jnp.where(packed.valid[..., None], delta, 0)
         rates = declare(
             "log_rates", _initial_rates, (width, size), ("mixer", None)
         )
         a = -jnp.exp(rates.astype(state.hidden.dtype))
         y, hidden = selective_scan(
-            state.hidden, u, delta, a, b, c, chunk_size=config.chunk_size
+            state.hidden,
+            u,
+            delta,
+            a,
+            b,
+            c,
+            starts=starts,
+            chunk_size=config.chunk_size,
         )
         skip = declare("skip", nn.initializers.ones, (width,), ("mixer",))
         y = (y.astype(x.dtype) + skip * u) * jax.nn.silu(z)

@@ -46,8 +46,9 @@ class MixerConfig(abc.ABC):
         """Returns the module, usually a :class:`Mixer`.
 
         It has a method ``initial_state(batch_size)`` and is called as
-        ``(x, state=None) -> (y, state)`` on tokens ``x``, ``[B, T, D]``, and
-        the fast state after the previous tokens, ``None`` at the start. If
+        ``(x, state=None, packed=None) -> (y, state)`` on tokens ``x``,
+        ``[B, T, D]``, the fast state after the previous tokens, ``None`` at the
+        start, and the documents in the rows, with which it begins anew. If
         ``takes_stream``, it also takes ``stream``; if ``has_grid``,
         ``aligned``: whether every row of ``state`` is known to be at a chunk
         boundary, which saves work.

@@ -1,14 +1,27 @@
-"""Checks that states and variables are those of a model."""
+"""A model's memory of a stream, and checks that it is that of a model."""
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 
 from nl_jax.checks import leaf_name
 from nl_jax.errors import InputError
+from nl_jax.layers.continuum.steps import CMSState
+
+
+class ModelState(NamedTuple):
+    """A model's memory of a stream, batch first."""
+
+    mixers: Any
+    """State of every block's mixer, ``[B, n_layers, ...]``."""
+    cms: CMSState | None
+    """Fast weights of the levels that learn in context, if any."""
+    segment: jax.Array | None = None
+    """Segment id of each row's last document, int32 ``[B]``, 0 before the
+    first; ``None`` if no call had segment ids."""
 
 
 def params_of(variables: Any) -> Any:
@@ -38,6 +51,9 @@ def check_state(model: Any, state: Any, one: Any = None) -> int:
         InputError: if a leaf is missing or has another shape.
     """
     wanted = one or _shapes(model)
+    segment = getattr(state, "segment", None)
+    if segment is not None:
+        state = state._replace(segment=None)
     structure: Any = jax.tree.structure(state)
     if structure != jax.tree.structure(wanted):
         _refuse(model, "its levels and memories are others")
@@ -52,7 +68,27 @@ def check_state(model: Any, state: Any, one: Any = None) -> int:
                 model,
                 f"{leaf_name(path)} has shape {jnp.shape(leaf)}, not {shape}",
             )
+    if segment is not None and jnp.shape(segment) != (rows,):
+        _refuse(model, f"segment has shape {jnp.shape(segment)}, not {(rows,)}")
     return rows
+
+
+def check_given(model: Any, variables: Any, state: Any, rows: int) -> None:
+    """Checks a state that is given to a model with ``rows`` rows of tokens.
+
+    Raises:
+        InputError: if it is not one of the model, or has other rows.
+    """
+    if not isinstance(state, ModelState | None):
+        raise InputError(
+            f"state is a {type(state).__name__}; needs a ModelState, from "
+            "init_state or apply"
+        )
+    if jax.tree.leaves(state):
+        one = jax.eval_shape(lambda v: model.init_state(v, 1), variables)
+        found = check_state(model, state, one)
+        if found != rows:
+            raise InputError(f"tokens has {rows} rows, but state {found}")
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,0 +1,224 @@
+"""Documents side by side in the rows of a batch.
+
+A row of segment ids says which document each token is of. Before the first
+block tokens move in front of their row's padding, so that padding comes last
+everywhere in a model. What a mixer needs to know is a :class:`Packed`; if it
+has chunks, they start anew with each document, see :class:`Layout`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.array_typing import Ids
+from nl_jax.errors import InputError
+
+_BEFORE = -(2**30)
+"""Column of the first token of a document that began in an earlier call."""
+
+
+class Packed(NamedTuple):
+    """Documents in the rows of one call, batch first, padding last."""
+
+    first: jax.Array
+    """Column of the first token of each token's document, int32 ``[B, T]``; far
+    below 0 for the document that the state is of."""
+    lengths: jax.Array
+    """Tokens of each row, without padding, int32 ``[B]``."""
+    back: jax.Array | None = None
+    """Where the token that was in a column now is, int32 ``[B, T]``."""
+
+    def restore(self, values: jax.Array) -> jax.Array:
+        """Returns ``values``, ``[B, T, ...]``, in the order of the call."""
+        return values if self.back is None else _take(values, self.back)
+
+    @property
+    def column(self) -> jax.Array:
+        """Column of each token, int32 ``[1, T]``."""
+        return jnp.arange(self.first.shape[1])[None]
+
+    @property
+    def valid(self) -> jax.Array:
+        """Whether a column holds a token, ``[B, T]``."""
+        return self.column < self.lengths[:, None]
+
+    @property
+    def starts(self) -> jax.Array:
+        """Whether a token is the first of a document, ``[B, T]``."""
+        return (self.first == self.column) & self.valid
+
+    @property
+    def since(self) -> jax.Array:
+        """Earlier tokens of each token's document, int32 ``[B, T]``; very many
+        if it began in an earlier call.
+        """
+        return self.column - self.first
+
+    @property
+    def last_first(self) -> jax.Array:
+        """``first`` of each row's last token, int32 ``[B]``."""
+        at = jnp.maximum(self.lengths - 1, 0)[:, None]
+        first = jnp.take_along_axis(self.first, at, 1)[:, 0]
+        return jnp.where(self.lengths > 0, first, _BEFORE)
+
+    def place(self, position: jax.Array) -> jax.Array:
+        """Returns the tokens of its document before each token, ``[B, T]``.
+
+        Args:
+            position: tokens of the state's document already read, ``[B, 1]``.
+        """
+        continued = position + self.column
+        return jnp.where(self.first < 0, continued, self.since)
+
+    def advance(self, position: jax.Array) -> jax.Array:
+        """Returns ``position`` behind the call, of each row's last document."""
+        first = self.last_first
+        start = jnp.where(first < 0, position, -first)
+        return start + self.lengths
+
+
+def pack(
+    tokens: Ids, segment_ids: Ids, before: jax.Array | None, fresh: bool
+) -> tuple[Ids, Packed, jax.Array]:
+    """Moves tokens in front of padding.
+
+    Args:
+        tokens: ids, ``[B, T]``.
+        segment_ids: id of each token's document, 0 for padding, ``[B, T]``.
+        before: id of the document of each row's state, ``[B]``; ``None`` for
+            the one with which the row goes on.
+        fresh: whether there is no state, so that every document begins here.
+
+    Returns:
+        ``(tokens, packed, segment)``; ``segment`` is ``before`` of the next
+        call.
+    """
+    valid = segment_ids != 0
+    there = jnp.argsort(~valid, axis=1, stable=True)
+    tokens, ids = _take(tokens, there), _take(segment_ids, there)
+    count = valid.sum(1, dtype=jnp.int32)
+    column = jnp.arange(ids.shape[1], dtype=jnp.int32)
+    opening = ids[:, 0] if before is None else before
+    earlier = jnp.concatenate([opening[:, None], ids[:, :-1]], 1)
+    changes = ids != earlier
+    if fresh:
+        changes = changes.at[:, 0].set(True)
+    first = jnp.where(changes, column, _BEFORE)
+    first = jax.lax.cummax(first, axis=1)
+    last = jnp.take_along_axis(ids, jnp.maximum(count - 1, 0)[:, None], 1)[:, 0]
+    kept = jnp.zeros_like(last) if before is None else before
+    packed = Packed(first, count, jnp.argsort(there, axis=1))
+    return tokens, packed, jnp.where(count > 0, last, kept)
+
+
+def check_segment_ids(segment_ids: Any, shape: tuple[int, ...]) -> Ids:
+    """Returns segment ids as int32; traced ones are not compared.
+
+    Raises:
+        InputError: for another shape or dtype than that of ids for tokens of
+            ``shape``, ids below 0, or one that comes back after another.
+    """
+    traced = isinstance(segment_ids, jax.core.Tracer)
+    ids = segment_ids if traced else np.asarray(segment_ids)
+    if ids.shape != shape or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise InputError(
+            f"segment_ids is {ids.dtype}{list(ids.shape)}; needs an integer "
+            f"for each token, {list(shape)}"
+        )
+    if not traced:
+        if ids.min() < 0:
+            raise InputError(
+                f"segment_ids contains {ids.min()}; ids are positive, 0 is "
+                "padding"
+            )
+        for number, row in enumerate(ids):
+            row = row[row != 0]
+            runs = row[np.flatnonzero(np.diff(row, prepend=0))]
+            seen, counts = np.unique(runs, return_counts=True)
+            if (counts > 1).any():
+                raise InputError(
+                    f"segment_ids: in row {number}, id "
+                    f"{seen[counts > 1][0]} comes back after another; the "
+                    "tokens of a document stand together"
+                )
+    return jnp.asarray(segment_ids, jnp.int32)
+
+
+class Layout(NamedTuple):
+    """Documents cut into pieces of at most one chunk, for ``chunk_scan``.
+
+    Chunks are counted from the first token of each document, and a piece holds
+    tokens of one chunk. Rows are the first axis where there are rows.
+    """
+
+    source: jax.Array
+    """Column of the token in each slot, int32 ``[B, n, C]``."""
+    valid: jax.Array
+    """Whether a slot holds a token, ``[B, n, C]``."""
+    resets: jax.Array
+    """Whether a piece begins a document, ``[B, n]``."""
+    slot: jax.Array
+    """Slot of each token among all ``n C``, int32 ``[B, T]``."""
+    starts: jax.Array
+    """As :attr:`Packed.starts`, ``[B, T]``."""
+    holds: jax.Array
+    """As :attr:`Packed.valid`, ``[B, T]``."""
+    closes: jax.Array
+    """Whether a token is the last of its chunk, ``[B, T]``."""
+    used: jax.Array
+    """Pieces in which any row has tokens, ``[n]``, without rows."""
+    fits: jax.Array
+    """Whether all tokens are in the ``n`` pieces, without rows."""
+
+    @property
+    def rows(self) -> Any:
+        """Axes for ``jax.vmap`` over rows."""
+        axes: Any = dict.fromkeys(self._fields, 0)
+        axes |= {"used": None, "fits": None}
+        return Layout(**axes)
+
+
+def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
+    """Cuts documents into pieces of chunks of ``size`` tokens.
+
+    There are a quarter more pieces than a single document would need; more
+    documents do not fit, and are read token by token.
+
+    Args:
+        packed: the documents.
+        position: tokens of the state's document already read, ``[B]``.
+        size: tokens per chunk.
+    """
+    batch, length = packed.first.shape
+    pieces = min(length, -(-length * 5 // (4 * size)) + 2)
+    valid, starts = packed.valid, packed.starts
+    place = packed.place(position[:, None])
+    begins = starts | (place % size == 0) | (packed.column == 0)
+    piece = jnp.cumsum(begins, 1) - 1
+    slot = jnp.where(valid, piece * size + place % size, pieces * size)
+
+    def put(empty, values):
+        write = jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))
+        return write(jnp.full((batch, pieces * size), empty), slot, values)
+
+    columns = jnp.broadcast_to(packed.column, slot.shape)
+    source = put(-1, columns).reshape(batch, pieces, size)
+    held = source >= 0
+    return Layout(
+        jnp.maximum(source, 0),
+        held,
+        put(False, starts).reshape(held.shape).any(-1),
+        jnp.minimum(slot, pieces * size - 1),
+        starts,
+        valid,
+        valid & (place % size == size - 1),
+        held.any((0, 2)),
+        jnp.all(jnp.where(valid, piece, 0) < pieces),
+    )
+
+
+def _take(values, columns):
+    index = columns.reshape(*columns.shape, *(1,) * (values.ndim - 2))
+    return jnp.take_along_axis(values, index, 1)
