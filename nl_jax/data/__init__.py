@@ -7,7 +7,8 @@ from nl_jax.data.batches import (
     prepare,
 )
 from nl_jax.data.contexts import CONTEXTS, Piece, pieces
-from nl_jax.data.documents import read_blocks
+from nl_jax.data.corpora import Corpora, open_corpora
+from nl_jax.data.prepared import PreparedCorpus, is_prepared, open_prepared
 from nl_jax.data.repeats import quoted, without_repeats
 from nl_jax.data.sources import (
     Document,
@@ -21,6 +22,7 @@ from nl_jax.data.text import (
     gzip_bits_per_byte,
     load_corpus,
 )
+from nl_jax.data.text_files import read_blocks
 from nl_jax.data.tokenizers import (
     BPETokenizer,
     ByteTokenizer,
@@ -33,6 +35,7 @@ __all__ = [
     "BPETokenizer",
     "Batch",
     "ByteTokenizer",
+    "Corpora",
     "Corpus",
     "DataConfig",
     "Dataset",
@@ -40,11 +43,15 @@ __all__ = [
     "DocumentSource",
     "DocumentsInMemory",
     "Piece",
+    "PreparedCorpus",
     "Tokenizer",
     "from_json",
     "gzip_bits_per_byte",
+    "is_prepared",
     "load_corpus",
     "make_iterator",
+    "open_corpora",
+    "open_prepared",
     "pieces",
     "prepare",
     "quoted",

@@ -48,7 +48,7 @@ def prepare(
         InputError: as for :func:`load_corpus`, or if the text is too short.
     """
     corpus = load_corpus(config)
-    if config.tokenizer == "byte":
+    if config.tokenizer in ("auto", "byte"):
         tokenizer = ByteTokenizer()
     elif config.tokenizer != "bpe":
         tokenizer = BPETokenizer.from_file(config.tokenizer)

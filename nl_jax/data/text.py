@@ -15,10 +15,11 @@ from nl_jax.checks import check_fields
 from nl_jax.data.documents import (
     TextDocument,
     TextFields,
-    character_start,
     read_documents,
 )
+from nl_jax.data.prepared import is_prepared, read_manifest
 from nl_jax.data.repeats import without_repeats
+from nl_jax.data.text_files import character_start
 from nl_jax.data.tokenizers import BPETokenizer
 from nl_jax.errors import InputError
 
@@ -31,8 +32,8 @@ class DataConfig:
     """Text and tokenizer of a run."""
 
     paths: tuple[str, ...] = ()
-    """Files or folders of UTF-8 text or JSONL, gzipped or not; empty for the
-    default text."""
+    """Prepared corpora, or files or folders of UTF-8 text, JSONL or Parquet;
+    empty for the default text."""
     held_out_paths: tuple[str, ...] = ()
     """Files or folders to evaluate on; empty to hold out a part of the text."""
     stdlib: bool = False
@@ -45,11 +46,17 @@ class DataConfig:
     unique_paragraphs: bool = False
     """Keep only one of paragraphs of 40 bytes or more that occur repeatedly, so
     that the held-out text quotes the training text less."""
-    tokenizer: str = "byte"
-    """``"byte"``, ``"bpe"`` for a BPE trained on the training text, or the path
-    of a ``tokenizer.json`` with a byte-level BPE."""
+    tokenizer: str = "auto"
+    """``"byte"``, ``"bpe"`` for a BPE trained on the training text, the path of
+    a ``tokenizer.json`` with a byte-level BPE, or ``"auto"`` for that of
+    prepared corpora, and bytes without any."""
     bpe_vocab_size: int = 4096
     """Size of the BPE vocabulary; at least 256, for all bytes."""
+    bpe_sample_bytes: int = 8_388_608
+    """Number of bytes that a BPE is trained on, at most."""
+    verify: bool = False
+    """Compare the hashes of all files of prepared corpora at the start, which
+    reads them whole."""
     held_out: float = 0.1
     """Fraction of the text, at its end, that is held out from training; unused
     with ``held_out_paths``."""
@@ -72,22 +79,26 @@ class DataConfig:
             object.__setattr__(self, name, tuple(map(str, paths)))
         object.__setattr__(self, "tokenizer", str(self.tokenizer))
         check_fields(self, "data.", bpe_vocab_size=256)
-        known = self.tokenizer in ("byte", "bpe")
+        known = self.tokenizer in ("auto", "byte", "bpe")
         if not known and not self.tokenizer.endswith(".json"):
             raise InputError(
-                f"data.tokenizer={self.tokenizer!r} must be one of 'byte', "
-                "'bpe', or the path of a tokenizer.json"
+                f"data.tokenizer={self.tokenizer!r} must be one of 'auto', "
+                "'byte', 'bpe', or the path of a tokenizer.json"
             )
         if not 0 < self.held_out < 1:
             raise InputError(f"data.held_out={self.held_out} must be in (0, 1)")
 
     def vocab_size(self) -> int:
         """Returns the number of ids that a model of the text needs."""
-        if self.tokenizer == "byte":
-            return 256
         if self.tokenizer == "bpe":
             return self.bpe_vocab_size
-        return BPETokenizer.from_file(self.tokenizer).vocab_size
+        if self.tokenizer.endswith(".json"):
+            return BPETokenizer.from_file(self.tokenizer).vocab_size
+        for path in self.paths if self.tokenizer == "auto" else ():
+            if is_prepared(path):
+                _, manifest = read_manifest(path)
+                return manifest["tokenizer"]["vocab_size"]
+        return 256
 
 
 class Corpus(NamedTuple):
