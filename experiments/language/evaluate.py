@@ -66,7 +66,7 @@ def main(values: flags.FlagValues) -> None:
     several = file.is_dir() or _DOCUMENTS.search(file.name.lower())
     streamed = not (window or several)
     if values.file is None:
-        documents = _held_out(loaded)
+        documents = _held_out(loaded, window)
     elif streamed:
         documents = _blocks(file, loaded.tokenizer)
     else:
@@ -78,7 +78,7 @@ def main(values: flags.FlagValues) -> None:
         documents,
         loaded.tokenizer.byte_lengths,
         # The only document of a text file is the stream.
-        context="stream" if streamed else values.context,
+        context="stream" if streamed and values.file else values.context,
         length=config["seq_len"] if window else values.chunk,
         rows=config["batch_size"],
     )
@@ -130,8 +130,8 @@ def _documents(values, tokenizer) -> Iterable[Document]:
     return (tokenize(document, tokenizer) for document in found)
 
 
-def _held_out(loaded) -> list[Document]:
-    """Returns the text that was held out in training."""
+def _held_out(loaded, joined: bool) -> Iterable[Document]:
+    """Returns the documents held out in training, which windows read joined."""
     saved = loaded.meta["config"]
     known = [field.name for field in dataclasses.fields(DataConfig)]
     fields = {k: v for k, v in saved["data"].items() if k in known}
@@ -143,4 +143,7 @@ def _held_out(loaded) -> list[Document]:
             "the text of the run has changed since it was trained on; give "
             "--file"
         )
-    return [Document(data.held_out)]
+    if joined:
+        return [data.held_out]
+    corpora = data.corpus.held_out
+    return (corpus[i] for corpus in corpora for i in range(len(corpus)))

@@ -3,11 +3,12 @@
 from nl_jax.data.batch import Batch
 from nl_jax.data.batches import (
     Dataset,
-    make_iterator,
     prepare,
+    train_batches,
 )
-from nl_jax.data.contexts import CONTEXTS, Piece, pieces
+from nl_jax.data.contexts import CONTEXTS, EvaluationPiece, pieces
 from nl_jax.data.corpora import Corpora, open_corpora
+from nl_jax.data.iterator import make_iterator
 from nl_jax.data.prepared import PreparedCorpus, is_prepared, open_prepared
 from nl_jax.data.repeats import quoted, without_repeats
 from nl_jax.data.sources import (
@@ -42,7 +43,7 @@ __all__ = [
     "Document",
     "DocumentSource",
     "DocumentsInMemory",
-    "Piece",
+    "EvaluationPiece",
     "PreparedCorpus",
     "Tokenizer",
     "from_json",
@@ -57,5 +58,6 @@ __all__ = [
     "quoted",
     "read_blocks",
     "tokenize",
+    "train_batches",
     "without_repeats",
 ]

@@ -15,7 +15,7 @@ _SORTED = 32
 """Batches of documents that are read at once, sorted by length."""
 
 
-class Piece(NamedTuple):
+class EvaluationPiece(NamedTuple):
     """Tokens of one call of a model, in rows beside one another."""
 
     tokens: np.ndarray
@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
 def pieces(
     documents: Iterable[Document], context: str, *, rows: int, length: int
-) -> Iterator[Piece]:
+) -> Iterator[EvaluationPiece]:
     """Yields documents in pieces for evaluation.
 
     Each token is a target once at most. The first of each document has nothing
@@ -95,7 +95,9 @@ def _padded(documents, rows, length):
     tokens, counts = padded[0], padded[1, :, 1:] > 0
     for at in range(0, width, length):
         end = at + length
-        yield Piece(tokens[:, at : end + 1], counts[:, at:end], at == 0)
+        yield EvaluationPiece(
+            tokens[:, at : end + 1], counts[:, at:end], at == 0
+        )
 
 
 def _one_stream(documents, length):

@@ -9,7 +9,7 @@ import random
 import re
 import sysconfig
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from nl_jax.checks import check_fields
 from nl_jax.data.documents import (
@@ -17,6 +17,7 @@ from nl_jax.data.documents import (
     TextFields,
     read_documents,
 )
+from nl_jax.data.order import check_weights
 from nl_jax.data.prepared import is_prepared, read_manifest
 from nl_jax.data.repeats import without_repeats
 from nl_jax.data.text_files import character_start
@@ -63,6 +64,19 @@ class DataConfig:
     max_held_out_bytes: int = 1_048_576
     """Number of bytes of the held-out text that are evaluated, at most."""
 
+    reading: Literal["windows", "packed", "contiguous"] = "windows"
+    """How batches are read: in ``"windows"`` of documents joined with newlines;
+    in windows ``"packed"`` with whole documents; or ``"contiguous"``, where
+    each row of the batch reads documents on from step to step."""
+    carry_windows: int = 0
+    """Number of windows over which a document is carried on in contiguous rows,
+    at most; the rest of it is read as a new document. 0 for no bound."""
+    packed_share: float = 0.0
+    """Fraction of the rows that are packed windows among contiguous ones."""
+    weights: tuple[float, ...] = ()
+    """Shares of the corpora in the tokens that are read, one for each of
+    ``paths``, in any unit; empty to read all as one corpus."""
+
     def __post_init__(self):
         for name in ("paths", "held_out_paths"):
             paths = getattr(self, name)
@@ -78,7 +92,16 @@ class DataConfig:
                 )
             object.__setattr__(self, name, tuple(map(str, paths)))
         object.__setattr__(self, "tokenizer", str(self.tokenizer))
-        check_fields(self, "data.", bpe_vocab_size=256)
+        check_fields(self, "data.", bpe_vocab_size=256, carry_windows=0)
+        weights = self.weights
+        if not isinstance(weights, Iterable) or isinstance(weights, str):
+            weights = (weights,)
+        object.__setattr__(self, "weights", tuple(weights))
+        check_weights(self.weights, len(self.paths))
+        if not 0 <= self.packed_share < 1:
+            raise InputError(
+                f"data.packed_share={self.packed_share} must be in [0, 1)"
+            )
         known = self.tokenizer in ("auto", "byte", "bpe")
         if not known and not self.tokenizer.endswith(".json"):
             raise InputError(

@@ -5,7 +5,7 @@ from nl_jax.training.evaluation import PositionTable, evaluate
 from nl_jax.training.initial import begin_run, load_weights
 from nl_jax.training.loop import train
 from nl_jax.training.losses import LossSums, bits_per_byte, token_losses
-from nl_jax.training.mesh import RULES, make_mesh
+from nl_jax.training.mesh import make_mesh
 from nl_jax.training.metric_writers import (
     JsonLines,
     MetricsWriter,
@@ -35,7 +35,6 @@ from nl_jax.training.train_config import (
 from nl_jax.training.train_result import TrainResult
 
 __all__ = [
-    "RULES",
     "Checkpoints",
     "JsonLines",
     "LoadedModel",

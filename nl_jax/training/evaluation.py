@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nl_jax.data import Batch, Dataset, Document, Piece, pieces
+from nl_jax.data import Batch, Dataset, Document, EvaluationPiece, pieces
 from nl_jax.models import LanguageModel
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.losses import LossSums, bits_per_byte
@@ -144,14 +144,13 @@ def evaluate_held_out(
         mesh: devices of the run.
         stopped: whether to give up, and return ``None``.
     """
-    share = config.batch_size // jax.process_count()
-    rows = slice(*(share * (jax.process_index() + i) for i in (0, 1)))
+    rows = mesh_lib.process_rows(mesh, config.batch_size)
 
     def read(tokens, state):
         return eval_step(variables, mesh_lib.global_batch(mesh, tokens[rows]))
 
     cut = pieces(
-        [Document(data.held_out)],
+        [data.held_out],
         "window",
         rows=config.batch_size,
         length=config.seq_len,
@@ -162,7 +161,7 @@ def evaluate_held_out(
 
 def measure(
     read: Callable,
-    cut: Iterable[Piece],
+    cut: Iterable[EvaluationPiece],
     byte_lengths: np.ndarray,
     stopped: Callable[[], bool] = lambda: False,
 ) -> PositionTable | None:
