@@ -23,7 +23,7 @@ from nl_jax.training.process import (
 from nl_jax.training.reporting import plot_losses, plot_positions
 from nl_jax.training.saved_runs import LoadedModel, load_model
 from nl_jax.training.saved_steps import SavedStep, list_steps
-from nl_jax.training.step import TrainState, make_train_step
+from nl_jax.training.step import make_train_step
 from nl_jax.training.train_config import (
     MeshConfig,
     OptimizerConfig,
@@ -33,6 +33,7 @@ from nl_jax.training.train_config import (
     freeze,
 )
 from nl_jax.training.train_result import TrainResult
+from nl_jax.training.train_state import TrainState
 
 __all__ = [
     "Checkpoints",
