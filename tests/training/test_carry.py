@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import shutil
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from nl_jax.data import Batch, DataConfig, prepare, train_batches
+from nl_jax.data import Batch, prepare, train_batches
 from nl_jax.errors import DamagedError, InputError
 from nl_jax.models import LanguageModel, build, to_json
 from nl_jax.training import (
@@ -130,15 +129,8 @@ def test_gradients_stop_where_windows_meet(name):
 
 
 @pytest.fixture(scope="module")
-def config(tiny, tmp_path_factory):
-    """A run in rows that read documents of 10 to 450 tokens on, by 16."""
-    path = tmp_path_factory.mktemp("text") / "documents.jsonl"
-    lines = [{"text": f"{i} " * (5 + 4 * (i % 37))} for i in range(90)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    data = DataConfig(
-        paths=(str(path),), reading="contiguous", max_held_out_bytes=256
-    )
-    return tiny("mamba", data=data)
+def config(tiny, documents):
+    return tiny("mamba", data=documents("contiguous"))
 
 
 @pytest.fixture(scope="module")
