@@ -35,6 +35,18 @@ IDS = np.ones((ROWS, WINDOW * WINDOWS + 1), np.int32)
 IDS[1, 100:] = 2  # In the middle of the second window.
 
 
+models = pytest.mark.parametrize(
+    "name",
+    [
+        "mamba",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("transformer", "gated-deltanet", "hope")
+        ),
+    ],
+)
+
+
 def gathering():
     """An optimizer that moves nothing and adds up gradients in its state."""
     return optax.GradientTransformation(
@@ -88,7 +100,7 @@ def token_nats(logits, batch):
     return nats * (batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1])
 
 
-@pytest.mark.parametrize("name", ["mamba"])
+@models
 def test_windows_that_carry_are_one_long_window(name):
     model, variables, tokens = drawn(name)
     logits, end = read(model, variables, Batch(tokens, IDS), None)
@@ -104,7 +116,7 @@ def test_windows_that_carry_are_one_long_window(name):
     np.testing.assert_array_equal(state.memory.segment, [1, 2])
 
 
-@pytest.mark.parametrize("name", ["mamba"])
+@models
 def test_gradients_stop_where_windows_meet(name):
     model, variables, tokens = drawn(name)
 
