@@ -1,7 +1,7 @@
 """The LSTM as a sequence mixer: Flax's cell, scanned over tokens."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -88,7 +88,7 @@ class LSTM(Mixer):
             name="cell",
         )
         begin = jax.tree.map(lambda a: a.astype(x.dtype), tuple(state))
-        tokens = (x, None, None)
+        tokens: Any = (x, None, None)
         if packed is not None:
             tokens = (x, packed.starts, packed.valid)
         end, y = nn.scan(

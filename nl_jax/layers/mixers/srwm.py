@@ -128,7 +128,7 @@ def self_referential_scan(
     def chunk(w, x, *_):
         return chunk_scan(token, w, x, size=1, axis=1, remat=0)
 
-    inputs = jax.nn.softmax(x.astype(w.dtype)), None, None
+    inputs: Any = (jax.nn.softmax(x.astype(w.dtype)), None, None)
     if packed is not None:
         inputs = inputs[0], packed.starts, packed.valid
     w, y = chunk_scan(chunk, w, inputs, size=chunk_size, axis=1)
