@@ -169,8 +169,9 @@ class Layout(NamedTuple):
     """Whether a token is the last of its chunk, ``[B, T]``."""
     used: jax.Array
     """Pieces in which any row has tokens, ``[n]``, without rows."""
-    fits: jax.Array
-    """Whether all tokens are in the ``n`` pieces, without rows."""
+    fits: jax.Array | None
+    """Whether all tokens are in the ``n`` pieces, without rows; ``None`` if it
+    is known that they are."""
 
     @property
     def rows(self) -> Any:
@@ -217,6 +218,11 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
         held.any((0, 2)),
         jnp.all(jnp.where(valid, piece, 0) < pieces),
     )
+
+
+def goes_on(lengths: jax.Array, size: int) -> Packed:
+    """Returns rows of up to ``size`` tokens, all of the state's documents."""
+    return Packed(jnp.full((len(lengths), size), _BEFORE), lengths)
 
 
 def _take(values, columns):

@@ -133,14 +133,18 @@ class LanguageModel:
             mixers = None if state is None else state.mixers
             logits, mixers, _ = forward(tokens, mixers, packed=packed)
             return logits, ModelState(mixers, None, segment)
+        initial = None
+        if fresh or packed is not None:
+            initial = self.init_state(variables, len(tokens))
         if state is None:
-            state = self.init_state(variables, len(tokens))
+            state = initial
         config = self.config.cms
         reader = Reader(
             config,
             forward,
             self.fast_parameters(params)[1],
             jnp.dtype(self.config.dtype),
+            initial,
         )
         documents = {} if packed is None else {"packed": packed}
         logits, mixers, cms = config.goal.read(
