@@ -1,6 +1,8 @@
 """Runs the cells of a grid, each only once, even if a command is repeated."""
 
+import concurrent.futures
 import itertools
+import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -39,6 +41,7 @@ def sweep(
     after: str = "",
     prepare: Callable[[], Any] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
+    jobs: int = 1,
 ) -> list[Row]:
     """Runs the cells without a record and returns the rows of all cells.
 
@@ -52,6 +55,8 @@ def sweep(
         after: is formatted with the row and printed once the row is on disk.
         prepare: is called before each run and not timed.
         clock: returns the time in seconds.
+        jobs: processes that run cells at the same time. With more than one,
+            ``run`` must be picklable, and ``prepare`` is not called.
 
     Example:
         >>> import tempfile
@@ -62,21 +67,47 @@ def sweep(
         >>> [row["y"] for row in sweep(records, grid(x=[2, 3]), square)]
         [4, 9]
     """
-    rows = []
+    cells, rows = list(cells), []
+    if jobs > 1:
+        _run_ahead(records, cells, run, before, after, jobs)
     for cell in cells:
         row = records.find(**cell)
         if row is None:
             if before:
                 print(before.format_map(cell), flush=True)
             prepare()
-            begun = clock()
-            found = run(**cell)
-            seconds = round(clock() - begun, 2)
-            row = records.add({**cell, "seconds": seconds, **found})
+            row = records.add(_timed(run, cell, clock))
             if after:
                 print(after.format_map(row), flush=True)
         rows.append(row)
     return rows
+
+
+def _timed(run, cell, clock=time.perf_counter):
+    begun = clock()
+    found = run(**cell)
+    return {**cell, "seconds": round(clock() - begun, 2), **found}
+
+
+def _run_ahead(records, cells, run, before, after, jobs):
+    """Runs the cells without a record in processes of their own."""
+    # JAX cannot run in a forked process.
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, spawn) as pool:
+        runs = []
+        for cell in cells:
+            if records.find(**cell) is None:
+                if before:
+                    print(before.format_map(cell), flush=True)
+                runs.append(pool.submit(_timed, run, cell))
+        try:
+            for done in concurrent.futures.as_completed(runs):
+                row = records.add(done.result())
+                if after:
+                    print(after.format_map(row), flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def half_decades(middle: float, count: int) -> list[float]:

@@ -4,10 +4,12 @@ from nl_jax.data.batch import Batch
 from nl_jax.data.batches import (
     Dataset,
     held_out_batches,
-    make_iterator,
     prepare,
+    train_batches,
 )
-from nl_jax.data.documents import read_blocks
+from nl_jax.data.corpora import Corpora, open_corpora
+from nl_jax.data.iterator import make_iterator
+from nl_jax.data.prepared import PreparedCorpus, is_prepared, open_prepared
 from nl_jax.data.sources import (
     Document,
     DocumentsInMemory,
@@ -20,6 +22,7 @@ from nl_jax.data.text import (
     gzip_bits_per_byte,
     load_corpus,
 )
+from nl_jax.data.text_files import read_blocks
 from nl_jax.data.tokenizers import (
     BPETokenizer,
     ByteTokenizer,
@@ -31,19 +34,25 @@ __all__ = [
     "BPETokenizer",
     "Batch",
     "ByteTokenizer",
+    "Corpora",
     "Corpus",
     "DataConfig",
     "Dataset",
     "Document",
     "DocumentSource",
     "DocumentsInMemory",
+    "PreparedCorpus",
     "Tokenizer",
     "from_json",
     "gzip_bits_per_byte",
     "held_out_batches",
+    "is_prepared",
     "load_corpus",
     "make_iterator",
+    "open_corpora",
+    "open_prepared",
     "prepare",
     "read_blocks",
     "tokenize",
+    "train_batches",
 ]

@@ -1,17 +1,25 @@
-"""Documents of text and JSONL files (JSON lines), gzipped or not."""
+"""Documents of files: text, JSONL (JSON lines), Parquet and saved datasets.
 
-import contextlib
-import gzip
+Files are read as batches of raw items, which cost little to read over, and
+which :func:`parse` turns into documents, in another process if need be.
+"""
+
 import hashlib
 import json
 import pathlib
-import zlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from nl_jax.data.tables import read_dataset, read_parquet
+from nl_jax.data.text_files import (
+    PACKED,
+    find_files,
+    is_saved_dataset,
+    opened,
+    read_blocks,
+)
 from nl_jax.errors import InputError
 
-_GZIP, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 
 
@@ -33,32 +41,48 @@ class TextFields(NamedTuple):
     settings: str = "data."
     """What the settings' names begin with, for error messages."""
 
+    def names(self) -> list[str]:
+        """Returns the names of the fields, that of the prompt first."""
+        return [self.prompt, self.text] if self.prompt else [self.text]
+
+
+class RawBatch(NamedTuple):
+    """Items of a file that follow one another, as they are in the file."""
+
+    place: str
+    """Name of the file, for error messages."""
+    kind: str
+    """``"text"``, or what the items are in error messages."""
+    items: list[tuple[int, Any]]
+    """The number of each item in the file, from 1, and the item: text, a line
+    of JSON, or the texts of a record's fields."""
+    size: int
+    """Bytes of the items."""
+
 
 def read_documents(
     field: str, paths: Sequence[str], fields: TextFields
 ) -> list[TextDocument]:
-    """Reads the documents of text and JSONL files; all of a text file is one.
+    """Reads the documents of files; all of a text file is one.
 
     Files whose names end with ``.jsonl``, ``.ndjson`` or ``.jsonlines``, in any
-    case, are JSONL.
+    case, are JSONL. They and text files may be compressed with gzip or zstd.
+    Others are Parquet, by name, and folders that ``datasets`` has saved.
 
     Args:
         field: name of the configuration's field, for error messages.
         paths: files or folders; hidden files in folders are left out.
-        fields: which fields of JSONL files hold the text.
+        fields: which fields of records hold the text.
 
     Raises:
-        InputError: if a file is missing, binary or invalid JSONL, or no file
-            has text.
+        InputError: if a file is missing, binary or invalid, or no file has
+            text.
     """
     documents: list[TextDocument] = []
     for name in paths:
-        for file in _files(field, name):
-            text = _read(field, file)
-            if file.name.lower().removesuffix(".gz").endswith(_JSON_LINES):
-                documents += _json_lines(field, file, text, fields)
-            else:
-                documents.append(TextDocument(text))
+        for file in find_files(field, name):
+            for batch in read_batches(field, file, fields):
+                documents += parse(batch, fields)
     documents = [found for found in documents if found.text.strip()]
     if not documents:
         raise InputError(
@@ -68,98 +92,121 @@ def read_documents(
     return documents
 
 
-def _files(field: str, name: str) -> list[pathlib.Path]:
-    """Returns a file, or the files in a folder."""
-    path = pathlib.Path(name).expanduser()
-    try:
-        if not path.exists():
-            raise InputError(
-                f"{field}: {name!r} does not exist; give files or directories"
-            )
-        if path.is_file():
-            return [path]
-        if not path.is_dir():
-            raise InputError(
-                f"{field}: {name!r} is a pipe or device; give files or "
-                "directories"
-            )
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-    except OSError as error:
-        raise InputError(
-            f"{field}: cannot read {error.filename or name} ({error.strerror})"
-        ) from error
-    files = [p for p in files if not _hidden(p.relative_to(path))]
-    if not files:
-        raise InputError(f"{field}: {name} has no files in it")
-    return files
-
-
-def _hidden(path: pathlib.Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-@contextlib.contextmanager
-def _opened(path: pathlib.Path):
-    """Opens a file after its byte order mark, unpacked if it is gzipped."""
-    try:
-        with path.open("rb") as packed:
-            gzipped = packed.read(2) == _GZIP
-            packed.seek(0)
-            file = gzip.GzipFile(fileobj=packed) if gzipped else packed
-            if file.read(3) != _BOM:
-                file.seek(0)
-            yield file
-    except (OSError, EOFError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {path} ({why})") from error
-
-
-def _read(field: str, path: pathlib.Path) -> bytes:
-    with _opened(path) as file:
-        text = file.read()
-    try:
-        text.decode()
-        binary = b"\0" in text
-    except UnicodeDecodeError:
-        binary = True
-    if binary:
-        raise InputError(
-            f"{field}: {path} is binary or not UTF-8; convert it "
-            "(iconv -t utf-8) or leave it out"
-        )
-    return text
-
-
-def _json_lines(
-    field: str, path: pathlib.Path, text: bytes, fields: TextFields
-) -> Iterator[TextDocument]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            yield parse_line(f"{field}: {path}, line {number}", line, fields)
-
-
-def parse_line(place: str, line: bytes, fields: TextFields) -> TextDocument:
-    """Reads a line of a JSONL file.
+def read_batches(
+    field: str,
+    path: pathlib.Path,
+    fields: TextFields,
+    *,
+    batch_bytes: int = 1 << 18,
+    document_bytes: int | None = None,
+    separator: bytes = b"",
+) -> Iterator[RawBatch]:
+    """Yields the items of a file, the same batches every time.
 
     Args:
-        place: of the line, for error messages.
-        line: a JSON object.
-        fields: which of its fields hold the text.
+        field: name of the setting with the file, for error messages.
+        path: of the file, or of a folder that ``datasets`` has saved.
+        fields: which fields of records hold the text.
+        batch_bytes: a batch ends with the item that reaches this size.
+        document_bytes: text files are cut at lines' ends, if there are any,
+            into documents of at most this size; ``None`` to leave them whole.
+        separator: text between the documents of a text file, or ``b""``.
 
     Raises:
-        InputError: if it is not JSON, or a field is missing or not text.
+        InputError: if the file cannot be read.
+    """
+    name = path.name.lower()
+    for ending in PACKED:
+        name = name.removesuffix(ending)
+    kind = "row"
+    items: Iterator[Any]
+    if is_saved_dataset(path):
+        items = read_dataset(path, fields.names())
+    elif name.endswith(".parquet"):
+        items = read_parquet(path, fields.names())
+    elif name.endswith(_JSON_LINES):
+        kind, items = "line", _lines(path)
+    else:
+        kind, items = "text", _texts(field, path, document_bytes, separator)
+    batch: list[tuple[int, Any]] = []
+    size = 0
+    for item in enumerate(items, 1):
+        batch.append(item)
+        size += _size(item[1])
+        if size >= batch_bytes:
+            yield RawBatch(f"{field}: {path}", kind, batch, size)
+            batch, size = [], 0
+    if batch:
+        yield RawBatch(f"{field}: {path}", kind, batch, size)
+
+
+def _size(item) -> int:
+    if isinstance(item, bytes):
+        return len(item)
+    return sum(len(text) for text in item.values() if isinstance(text, str))
+
+
+def _lines(path: pathlib.Path) -> Iterator[bytes]:
+    with opened(path) as file:
+        yield from file
+
+
+def _texts(field, path, document_bytes, separator) -> Iterator[bytes]:
+    """Yields the documents of a text file."""
+    if not path.stat().st_size:
+        return
+    try:
+        if document_bytes is None:
+            yield b"".join(read_blocks(path, 1 << 20))
+        elif not separator:
+            yield from read_blocks(path, document_bytes, document_bytes)
+        else:
+            held = b""
+            for block in read_blocks(path, min(document_bytes, 1 << 16)):
+                *whole, held = (held + block).split(separator)
+                yield from (text.strip(b"\r\n") for text in whole)
+                if len(held) > document_bytes:
+                    yield held
+                    held = b""
+            yield held.strip(b"\r\n")
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from error
+
+
+def parse(batch: RawBatch, fields: TextFields) -> Iterator[TextDocument]:
+    """Yields the documents of a batch, empty ones too.
+
+    Raises:
+        InputError: naming the item, if it is not JSON, or a field is missing
+            or not text.
 
     Example:
         >>> fields = TextFields("answer", "prompt")
-        >>> parse_line("", b'{"prompt": "1+1=", "answer": "2"}', fields)
-        TextDocument(text=b'1+1=2', prompt_bytes=4)
+        >>> lines = [(1, b'{"prompt": "1+1=", "answer": "2"}')]
+        >>> list(parse(RawBatch("a.jsonl", "line", lines, 33), fields))
+        [TextDocument(text=b'1+1=2', prompt_bytes=4)]
     """
+    for number, item in batch.items:
+        place = f"{batch.place}, {batch.kind} {number}"
+        if batch.kind == "text":
+            yield TextDocument(item)
+        elif batch.kind == "row":
+            yield _from_fields(place, item, fields)
+        elif item.strip():
+            yield _parse_line(place, item, fields)
+
+
+def _parse_line(place: str, line: bytes, fields: TextFields) -> TextDocument:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place} is not JSON: {error}") from error
+    return _from_fields(place, record, fields)
+
+
+def _from_fields(place: str, record, fields: TextFields) -> TextDocument:
     parts = []
-    for setting in ("prompt", "text") if fields.prompt else ("text",):
+    for setting in ("prompt", "text")[-len(fields.names()) :]:
         name = getattr(fields, setting)
         found = record.get(name) if isinstance(record, dict) else None
         if not isinstance(found, str):
@@ -178,58 +225,9 @@ def parse_line(place: str, line: bytes, fields: TextFields) -> TextDocument:
     return TextDocument(text, len(text) - len(parts[-1]))
 
 
-def read_blocks(path, size: int = 1 << 16) -> Iterator[bytes]:
-    """Yields the text of a file in pieces, which end at a line's end if any.
-
-    A file may be gzipped; a byte order mark is left out.
-
-    Raises:
-        InputError: if the file is missing, empty, binary or damaged.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; give a text file")
-    rest, found = b"", False
-    with _opened(path) as file:
-        while block := file.read(size):
-            found = True
-            if b"\0" in block:
-                raise InputError(f"{path} is binary; give UTF-8 text")
-            block = rest + block
-            cut = block.rfind(b"\n") + 1
-            if not cut and len(block) > 16 * size:
-                # Split a very long line, so that it does not fill the memory.
-                # At 0 it is no text, which is said at once.
-                cut = character_start(block, len(block) - 1) or len(block)
-            if cut:
-                yield _utf8(path, block[:cut])
-            rest = block[cut:]
-    if rest:
-        yield _utf8(path, rest)
-    if not found:
-        raise InputError(f"{path} is empty; give a text file")
-
-
 def text_digest(text: bytes) -> bytes:
     """Returns 16 bytes that are equal for documents of equal text.
 
     Space around the text does not count.
     """
     return hashlib.sha256(text.strip()).digest()[:16]
-
-
-def character_start(text: bytes, cut: int) -> int:
-    """Moves a cut in UTF-8 text back to the start of a character."""
-    while 0 < cut < len(text) and text[cut] & 0xC0 == 0x80:
-        cut -= 1
-    return cut
-
-
-def _utf8(path, block: bytes) -> bytes:
-    try:
-        block.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8; convert it (iconv -t utf-8)"
-        ) from error
-    return block

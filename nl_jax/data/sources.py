@@ -28,12 +28,20 @@ class DocumentSource(Protocol):
 
     lengths: np.ndarray
     """Tokens of each document, int32 ``[documents]``."""
+    weighted: bool
+    """Whether documents have weights."""
 
     def __len__(self) -> int:
         """Returns the number of documents."""
 
     def __getitem__(self, index: int) -> Document:
         """Returns a document, which may be read from a file."""
+
+    def read(self, index: int, start: int, stop: int) -> Document:
+        """Returns the tokens ``[start, stop)`` of a document.
+
+        Of a long document in a file, only these are read.
+        """
 
 
 class DocumentsInMemory:
@@ -51,12 +59,21 @@ class DocumentsInMemory:
         ]
         lengths = [len(document.tokens) for document in self._documents]
         self.lengths = np.asarray(lengths, np.int32)
+        self.weighted = any(d.weights is not None for d in self._documents)
 
     def __len__(self) -> int:
         return len(self._documents)
 
     def __getitem__(self, index: int) -> Document:
         return self._documents[index]
+
+    def read(self, index: int, start: int, stop: int) -> Document:
+        """Returns the tokens ``[start, stop)`` of a document."""
+        tokens, weights = self._documents[index]
+        here = slice(start, stop)
+        return Document(
+            tokens[here], None if weights is None else weights[here]
+        )
 
 
 def tokenize(document: TextDocument, tokenizer: Tokenizer) -> Document:

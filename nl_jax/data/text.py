@@ -8,16 +8,18 @@ import pathlib
 import random
 import sysconfig
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from nl_jax.checks import check_fields
 from nl_jax.data.documents import (
     TextDocument,
     TextFields,
-    character_start,
     read_documents,
     text_digest,
 )
+from nl_jax.data.order import check_weights
+from nl_jax.data.prepared import is_prepared, read_manifest
+from nl_jax.data.text_files import character_start
 from nl_jax.data.tokenizers import BPETokenizer
 from nl_jax.errors import InputError
 
@@ -27,8 +29,8 @@ class DataConfig:
     """Text and tokenizer of a run."""
 
     paths: tuple[str, ...] = ()
-    """Files or folders of UTF-8 text or JSONL, gzipped or not; empty for the
-    default text."""
+    """Prepared corpora, or files or folders of UTF-8 text, JSONL or Parquet;
+    empty for the default text."""
     held_out_paths: tuple[str, ...] = ()
     """Files or folders to evaluate on; empty to hold out a part of the text."""
     stdlib: bool = False
@@ -38,16 +40,35 @@ class DataConfig:
     prompt_field: str = ""
     """Name of the field with a prompt that comes before the text and is no
     target, in each line of a JSONL file; empty if there is none."""
-    tokenizer: str = "byte"
-    """``"byte"``, ``"bpe"`` for a BPE trained on the training text, or the path
-    of a ``tokenizer.json`` with a byte-level BPE."""
+    tokenizer: str = "auto"
+    """``"byte"``, ``"bpe"`` for a BPE trained on the training text, the path of
+    a ``tokenizer.json`` with a byte-level BPE, or ``"auto"`` for that of
+    prepared corpora, and bytes without any."""
     bpe_vocab_size: int = 4096
     """Size of the BPE vocabulary; at least 256, for all bytes."""
+    bpe_sample_bytes: int = 8_388_608
+    """Number of bytes that a BPE is trained on, at most."""
+    verify: bool = False
+    """Compare the hashes of all files of prepared corpora at the start, which
+    reads them whole."""
     held_out: float = 0.1
     """Fraction of the text, at its end, that is held out from training; unused
     with ``held_out_paths``."""
     max_held_out_bytes: int = 1_048_576
     """Number of bytes of the held-out text that are evaluated, at most."""
+
+    reading: Literal["windows", "packed", "contiguous"] = "windows"
+    """How batches are read: in ``"windows"`` of documents joined with newlines;
+    in windows ``"packed"`` with whole documents; or ``"contiguous"``, where
+    each row of the batch reads documents on from step to step."""
+    carry_windows: int = 0
+    """Number of windows over which a document is carried on in contiguous rows,
+    at most; the rest of it is read as a new document. 0 for no bound."""
+    packed_share: float = 0.0
+    """Fraction of the rows that are packed windows among contiguous ones."""
+    weights: tuple[float, ...] = ()
+    """Shares of the corpora in the tokens that are read, one for each of
+    ``paths``, in any unit; empty to read all as one corpus."""
 
     def __post_init__(self):
         for name in ("paths", "held_out_paths"):
@@ -64,23 +85,36 @@ class DataConfig:
                 )
             object.__setattr__(self, name, tuple(map(str, paths)))
         object.__setattr__(self, "tokenizer", str(self.tokenizer))
-        check_fields(self, "data.", bpe_vocab_size=256)
-        known = self.tokenizer in ("byte", "bpe")
+        check_fields(self, "data.", bpe_vocab_size=256, carry_windows=0)
+        weights = self.weights
+        if not isinstance(weights, Iterable) or isinstance(weights, str):
+            weights = (weights,)
+        object.__setattr__(self, "weights", tuple(weights))
+        check_weights(self.weights, len(self.paths))
+        if not 0 <= self.packed_share < 1:
+            raise InputError(
+                f"data.packed_share={self.packed_share} must be in [0, 1)"
+            )
+        known = self.tokenizer in ("auto", "byte", "bpe")
         if not known and not self.tokenizer.endswith(".json"):
             raise InputError(
-                f"data.tokenizer={self.tokenizer!r} must be one of 'byte', "
-                "'bpe', or the path of a tokenizer.json"
+                f"data.tokenizer={self.tokenizer!r} must be one of 'auto', "
+                "'byte', 'bpe', or the path of a tokenizer.json"
             )
         if not 0 < self.held_out < 1:
             raise InputError(f"data.held_out={self.held_out} must be in (0, 1)")
 
     def vocab_size(self) -> int:
         """Returns the number of ids that a model of the text needs."""
-        if self.tokenizer == "byte":
-            return 256
         if self.tokenizer == "bpe":
             return self.bpe_vocab_size
-        return BPETokenizer.from_file(self.tokenizer).vocab_size
+        if self.tokenizer.endswith(".json"):
+            return BPETokenizer.from_file(self.tokenizer).vocab_size
+        for path in self.paths if self.tokenizer == "auto" else ():
+            if is_prepared(path):
+                _, manifest = read_manifest(path)
+                return manifest["tokenizer"]["vocab_size"]
+        return 256
 
 
 class Corpus(NamedTuple):

@@ -1,10 +1,12 @@
 """Byte and byte-level BPE tokenizers; both represent any text exactly."""
 
 import hashlib
+import heapq
 import json
 import os
 import pathlib
 import re
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -154,7 +156,10 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, text: bytes, vocab_size: int) -> "BPETokenizer":
-        """Trains a BPE of at most ``vocab_size`` ids on ``text``."""
+        """Trains a BPE of at most ``vocab_size`` ids on ``text``.
+
+        Takes over 100 times its size in memory; see :func:`bounded_sample`.
+        """
         package = _package()
         tokenizer = package.Tokenizer(package.models.BPE())
         level = package.pre_tokenizers.ByteLevel
@@ -202,6 +207,45 @@ class BPETokenizer:
     def to_json(self) -> dict:
         """Returns the package's JSON and its hash."""
         return {"kind": "bpe", "hash": self._hash, "model": self._model}
+
+
+def bounded_sample(texts: Iterable[bytes], most: int) -> bytes:
+    """Chooses pieces of texts at random, of at most so many bytes together.
+
+    The choice depends on nothing but the texts.
+
+    Args:
+        texts: of which a sample and one more are in memory at a time.
+        most: number of bytes.
+
+    Example:
+        >>> bounded_sample([b"one", b"two", b"three"], 11)
+        b'twoonethree'
+        >>> bounded_sample([b"one", b"two", b"three"], 9)
+        b'twoonethr'
+    """
+    kept: list[tuple[int, bytes]] = []
+    size = 0
+    for text in texts:
+        for piece in _pieces(text):
+            # Those of the least hashes are kept; a heap begins with its least.
+            rank = int.from_bytes(hashlib.sha256(piece).digest()[:8], "big")
+            heapq.heappush(kept, (-rank, piece))
+            size += len(piece)
+            while size - len(kept[0][1]) >= most:
+                size -= len(heapq.heappop(kept)[1])
+    return b"".join(piece for _, piece in sorted(kept, reverse=True))[:most]
+
+
+def _pieces(text: bytes, size: int = 1 << 16) -> Iterator[bytes]:
+    """Cuts a text at lines' ends, if there are any."""
+    start = 0
+    while start < len(text):
+        end = start + size
+        if end < len(text):
+            end = (text.rfind(b"\n", start, end) + 1) or end
+        yield text[start:end]
+        start = end
 
 
 def from_json(saved: dict) -> Tokenizer:

@@ -16,6 +16,7 @@ from nl_jax.memory.architecture import Architecture, Weights
 from nl_jax.memory.architectures import ARCHITECTURES
 from nl_jax.memory.chunk_wise import advance_by_chunk
 from nl_jax.memory.objective import OBJECTIVES, Objective, check_curvature
+from nl_jax.memory.packed import Packed, lay
 from nl_jax.memory.retention import RETENTIONS, Retention
 from nl_jax.memory.rule import RULES, LearningRule
 from nl_jax.memory.state import (
@@ -45,6 +46,8 @@ class Memory(NamedTuple):
     step: Callable[..., tuple[jax.Array | None, MemoryState]]
     in_chunks: bool
     """Whether ``scan`` can pass whole chunks to ``memory_scan``."""
+    parallel: int
+    """Tokens that ``scan`` processes at a time between documents' starts."""
     row: LevelRow
     """Its row of the level table, without sizes."""
 
@@ -66,16 +69,32 @@ class Memory(NamedTuple):
         ]
 
     def scan_rows(
-        self, state, k, v, q, gates, *, aligned: bool
+        self,
+        state,
+        *inputs,
+        aligned: bool,
+        packed: Packed | None = None,
+        initial: MemoryState | None = None,
     ) -> tuple[jax.Array, StreamState]:
-        """Scans a batch, the first axis of every array.
+        """Scans k, v, q and gates of a batch, the first axis of every array.
 
         If all rows are ``aligned``, one call scans them together: the kernels
-        support batch and head axes.
+        support batch and head axes. Each document of ``packed`` begins with
+        the ``initial`` memory, which has no axis of rows.
         """
+        if packed is not None:
+            layout = lay(packed, state.position, self.parallel)
+
+            def scan(layout, *inputs):
+                return self.scan(*inputs, layout=layout, initial=initial)
+
+            axes = (layout.rows, *[0] * (1 + len(inputs)))
+            y, after = jax.vmap(scan, axes)(layout, state, *inputs)
+            position = packed.advance(state.position) % self.row.period
+            return y, after._replace(position=position)
         if aligned:
-            return self.scan(state, k, v, q, gates, aligned=True)
-        return jax.vmap(self.scan)(state, k, v, q, gates)
+            return self.scan(state, *inputs, aligned=True)
+        return jax.vmap(self.scan)(state, *inputs)
 
 
 def associative_memory(
@@ -108,7 +127,7 @@ def associative_memory(
     * ``scan(state, k, v, q, gates, aligned=False) -> (o, state)``: writes and
       reads causally. Any split of a sequence into calls gives the same numbers.
       ``aligned=True`` asserts that the state is at a chunk boundary, as a new
-      one is, and saves a chunk of work;
+      one is, and saves a chunk of work. For documents, see ``scan_rows``;
     * ``step(memory, k, v, q, gates, valid=None, closes=True) -> (o, memory)``:
       the same for tokens of one chunk, where ``memory`` is that field of a
       state, for custom loops with :func:`nl_jax.memory.walk.chunk_scan`. Not
@@ -191,6 +210,8 @@ def associative_memory(
         and not (momentum or by_token or keep.mean)
     )
 
+    parallel = _PARALLEL if affine else chunk_size
+
     def init(rng_or_weights, d_in=None, d_out=None, *, lead=()):
         weights = rng_or_weights
         if not isinstance(weights, tuple):
@@ -256,7 +277,7 @@ def associative_memory(
         )
         return with_start(parts.unflatten(state)), o
 
-    def scan(state, k, v, q, gates, *, aligned=False):
+    def scan(state, k, v, q, gates, *, aligned=False, **documents):
         if affine:
             check_curvature(goal)
         inputs = {"k": (k, arch.width(state.memory.weights))}
@@ -269,7 +290,10 @@ def associative_memory(
         position = 0 if aligned or affine else state.position
         if keep.mean:
             # D_i = ((i - 1) D_{i-1} + g_i) / i since the chunk's start.
-            share = 1 / ((position + jnp.arange(length)) % chunk_size + 1)
+            slot = position + jnp.arange(length)
+            if documents:
+                slot = documents["layout"].slot
+            share = 1 / (slot % chunk_size + 1)
             kept = jnp.log1p(-share) + 0 * gates.log_alpha
             gates = gates._replace(eta=gates.eta * share, log_alpha=kept)
         leads = {a.shape[:-2] for a in (*state.memory.weights, k, v)}
@@ -279,12 +303,13 @@ def associative_memory(
             piece,
             state.memory,
             (k, v, q, _widen(gates, keep)),
-            size=_PARALLEL if affine else chunk_size,
+            size=parallel,
             position=position,
             axis=-2,
             remat=remat,
             whole=whole if fused else None,
             drop_start=True,
+            **documents,
         )
         return o, StreamState(memory, (state.position + length) % chunk_size)
 
@@ -305,7 +330,7 @@ def associative_memory(
         parameters=0,
         state_bytes=0,
     )
-    return Memory(init, read_now, write, scan, step, in_chunks, row)
+    return Memory(init, read_now, write, scan, step, in_chunks, parallel, row)
 
 
 def _widen(gates, retention):

@@ -118,7 +118,7 @@ def _on_layout(read, state, tokens, layout, remat):
             ahead(layout.resets),
         )
         state, out = remat_scan(body, state, pieces, every=remat)
-        slot = ahead(layout.slot)
+        slot = jnp.minimum(ahead(layout.slot), count * size - 1)
         return state, jax.tree.map(lambda a: take(flat(a), slot), out)
 
     if layout.fits is None:

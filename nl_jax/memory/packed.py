@@ -160,7 +160,8 @@ class Layout(NamedTuple):
     resets: jax.Array
     """Whether a piece begins a document, ``[B, n]``."""
     slot: jax.Array
-    """Slot of each token among all ``n C``, int32 ``[B, T]``."""
+    """Slot of each token among all ``n C``, int32 ``[B, T]``; not below that
+    for padding, and for tokens that do not fit."""
     starts: jax.Array
     """As :attr:`Packed.starts`, ``[B, T]``."""
     holds: jax.Array
@@ -211,7 +212,7 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
         jnp.maximum(source, 0),
         held,
         put(False, starts).reshape(held.shape).any(-1),
-        jnp.minimum(slot, pieces * size - 1),
+        slot,
         starts,
         valid,
         valid & (place % size == size - 1),

@@ -1,6 +1,7 @@
 """A block: a sequence mixer, then a continuum memory, both residual."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from nl_jax.layers import ContinuumMemory
@@ -38,6 +39,7 @@ class Block(nn.Module):
         as a pair with its next value; see ``ContinuumMemory``. ``packed``
         tells documents apart.
         """
+        x = on_rows(x)
         choices = self.config.choices
         documents = {} if packed is None else {"packed": packed}
         options = {"stream": x} if choices.takes_stream else {}
@@ -48,7 +50,22 @@ class Block(nn.Module):
             **options,
             **documents,
         )
-        return self.cms(x + y, fast, aligned=aligned, **documents), state
+        y = self.cms(x + y, fast, aligned=aligned, **documents)
+        return on_rows((y, state))
+
+
+def on_rows(tree):
+    """Keeps every array's first axis, the batch, on the devices that split it.
+
+    Otherwise the layouts of parameters would spread to the activations.
+    """
+
+    def keep(leaf):
+        free = jax.sharding.PartitionSpec.UNCONSTRAINED
+        axes = ("batch", *(free,) * (leaf.ndim - 1))
+        return nn.with_logical_constraint(leaf, axes)
+
+    return jax.tree.map(keep, tree)
 
 
 def level_rows(config: ModelConfig, params, state) -> list[LevelRow]:

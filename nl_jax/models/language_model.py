@@ -171,7 +171,9 @@ class LanguageModel:
         self, params, tokens, mixers=None, fast=None, aligned=False, packed=None
     ):
         """Runs :meth:`forward`, and returns the states of local levels too."""
-        embedding = params["embedding"]
+        embedding = nn.with_logical_constraint(
+            params["embedding"], ("vocab", "embed")
+        )
         dtype = jnp.dtype(self.config.dtype)
         x = embedding[tokens].astype(dtype)
         if self.config.scale_embeddings:
@@ -202,6 +204,7 @@ class LanguageModel:
             head.astype(x.dtype),
             preferred_element_type=jnp.promote_types(dtype, jnp.float32),
         )
+        logits = nn.with_logical_constraint(logits, ("batch", None, "vocab"))
         return logits, _batch_first(mixers), fast
 
     def _step(self, cms, own, aligned, packed):

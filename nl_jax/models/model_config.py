@@ -278,6 +278,12 @@ def configure(
             )
         sized = _merge(ModelConfig(name=base), PRESETS[preset], "")
         base = _merge(sized, MODELS[base], "")
+        if _PAPER.items() <= PRESETS[preset].items():
+            # Devices multiply by tiles of 128, and split widths evenly.
+            tile = 128 / base.d_model
+            for name in ("cms", "samba"):
+                hidden = round(getattr(base, name).hidden / tile) * tile
+                base = _merge(base, {name: {"hidden": hidden}}, "")
     config = _merge(base, overrides, "")
     config.cms.check_units(overrides.get("cms", {}), base.cms)
     return config

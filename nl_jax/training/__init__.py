@@ -3,7 +3,7 @@
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.initial import begin_run, load_weights
 from nl_jax.training.loop import train
-from nl_jax.training.mesh import RULES, make_mesh
+from nl_jax.training.mesh import make_mesh
 from nl_jax.training.metric_writers import (
     JsonLines,
     MetricsWriter,
@@ -40,7 +40,6 @@ from nl_jax.training.train_config import (
 from nl_jax.training.train_result import TrainResult
 
 __all__ = [
-    "RULES",
     "Checkpoints",
     "JsonLines",
     "LoadedModel",

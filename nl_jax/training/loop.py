@@ -12,12 +12,11 @@ from collections.abc import Iterable
 import jax
 
 from nl_jax.data import (
-    Batch,
     Dataset,
     from_json,
     gzip_bits_per_byte,
-    make_iterator,
     prepare,
+    train_batches,
 )
 from nl_jax.errors import DivergedError
 from nl_jax.models import LanguageModel, to_json
@@ -104,6 +103,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, mesh, workdir, writers, stack):
         self.config, self.mesh, self.workdir = config, mesh, workdir
+        self._stack = stack
         self.writers: list[MetricsWriter] = writers
         self.records: list[dict] = []
         self.checkpoints: Checkpoints | None = None
@@ -158,14 +158,15 @@ class _Run:
             trained if meta is None else meta["tokenizer"],
             self.model,
         )
-        self.iterator = make_iterator(
-            self.data.train,
+        self.iterator = train_batches(
+            self.data,
+            data,
             seq_len=config.seq_len,
             batch_size=config.batch_size,
             seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=mesh_lib.process_rows(self.mesh, config.batch_size),
         )
+        self._stack.callback(self.iterator.close)
         if meta is not None:
             check_text(
                 workdir,
@@ -211,7 +212,7 @@ class _Run:
                 self.shapes,
                 found and found.variables,
             )
-        batch = Batch(next(self.iterator))
+        batch = next(self.iterator)
         programs = compile_programs(
             config,
             self.model,
@@ -277,7 +278,7 @@ class _Run:
                 held_out = evaluate()
             while step < config.steps:
                 if step > self.start:
-                    batch = Batch(next(self.iterator))
+                    batch = next(self.iterator)
                 rows = mesh_lib.global_batch(self.mesh, batch)
                 state, metrics = programs.train_step(state, rows)
                 step += 1
@@ -308,7 +309,7 @@ class _Run:
             step=step,
             records=self.records,
             held_out_bits_per_byte=held_out,
-            gzip_bits_per_byte=gzip_bits_per_byte(self.data.corpus.held_out),
+            gzip_bits_per_byte=gzip_bits_per_byte(self.data.held_out_text()),
             text_sha256=self.data.corpus.sha256,
             compile_seconds=programs.compile_seconds,
             train_seconds=time.monotonic() - began,

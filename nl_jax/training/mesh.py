@@ -1,28 +1,27 @@
-"""Device mesh, and how parameters and batches are sharded over it.
+"""Device mesh, and how arrays are sharded over it.
 
-The axes of parameters have names (``model.logical_axes()``), which one table
-maps to axes of the mesh. A dimension that is not divisible by the size of its
-mesh axis is not sharded. No other module deals with devices.
+The axes of parameters and activations have names, which two maps of the
+configuration translate to axes of the mesh: where parameters rest, and where
+computation happens (``MeshConfig``). With ``fsdp`` a parameter rests cut along
+``embed``, and is gathered for the moment in which each device multiplies its
+own rows of the batch by it.
 """
 
+import contextlib
+import math
+from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nl_jax.errors import InputError
-from nl_jax.training.train_config import MeshConfig
+from nl_jax.training.mesh_config import MeshConfig, split
 
-RULES: dict[str, str | tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "embed": "fsdp",
-    "vocab": "tensor",
-    "mlp": "tensor",
-    "mixer": "tensor",
-    "heads": "tensor",
-}
-"""Mesh axis of each logical axis; axes that are not listed are not sharded."""
+_LEAST = 2**14
+"""Smaller arrays stay whole where their names place them nowhere."""
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -49,26 +48,31 @@ def make_mesh(config: MeshConfig) -> Mesh:
     )
 
 
-def parameter_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
+def parameter_shardings(
+    mesh: Mesh, axes: Any, shapes: Any, rules: Mapping[str, str]
+) -> Any:
     """Returns a ``NamedSharding`` for every parameter.
+
+    A dimension that its mesh axis does not divide is not cut there. A large
+    array is then cut along the largest dimension that the axis divides.
 
     Args:
         mesh: mesh from :func:`make_mesh`.
         axes: tuples of logical axis names, ``model.logical_axes()``.
         shapes: arrays or ``ShapeDtypeStruct``, one per parameter.
+        rules: mesh axes of each name, ``MeshConfig.parameter_axes``.
     """
 
     def sharding(shape, names):
-        spec: list[str | tuple[str, ...] | None] = []
+        cuts: list[tuple[str, ...]] = []
         used: set[str] = set()
         for size, name in zip(shape.shape, names, strict=True):
-            axis = RULES.get(name)
-            flat = (axis,) if isinstance(axis, str) else axis or ()
-            width = int(np.prod([mesh.shape[a] for a in flat]))
-            fits = size % width == 0 and not used.intersection(flat)
-            spec.append(axis if fits else None)
-            used.update(flat if fits else ())
-        return NamedSharding(mesh, PartitionSpec(*spec))
+            found = split(rules.get(name, ""))
+            width = math.prod(mesh.shape[a] for a in found)
+            fits = size % width == 0 and not used.intersection(found)
+            cuts.append(found if fits else ())
+            used.update(found if fits else ())
+        return _spread(mesh, shape.shape, cuts)
 
     return jax.tree.map(sharding, shapes, axes)
 
@@ -76,8 +80,10 @@ def parameter_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
 def state_shardings(mesh: Mesh, parameters: Any, state: Any) -> Any:
     """Returns the shardings of an optimizer's state.
 
-    An array whose path ends like that of a parameter of the same shape, such as
-    a moment, is sharded like the parameter. All others are replicated.
+    An array belongs to the parameter whose path its own contains: a moment has
+    the parameter's shape and its sharding; of a memory the dimensions of equal
+    size are cut alike. What is left of the mesh cuts the largest dimensions, as
+    in :func:`parameter_shardings`.
 
     Args:
         mesh: mesh from :func:`make_mesh`.
@@ -92,21 +98,68 @@ def state_shardings(mesh: Mesh, parameters: Any, state: Any) -> Any:
             flat, jax.tree.leaves(shardings), strict=True
         )
     }
-    replicated = NamedSharding(mesh, PartitionSpec())
+    lengths = sorted({len(path) for path in known}, reverse=True)
+
+    def owner(path):
+        for length in lengths:
+            for start in range(len(path) - length, -1, -1):
+                found = known.get(path[start : start + length])
+                if found is not None:
+                    return found
+        return None
 
     def sharding(path, leaf):
-        for start in range(len(path)):
-            shape, found = known.get(path[start:], (None, None))
-            if found is not None and shape == leaf.shape:
-                return found
-        return replicated
+        cuts: list[tuple[str, ...]] = [()] * leaf.ndim
+        found = owner(path)
+        if found is not None:
+            shape, place = found
+            if shape == leaf.shape:
+                return place
+            free = list(range(leaf.ndim))
+            for size, names in zip(shape, _cuts(place, shape), strict=True):
+                same = [d for d in free if leaf.shape[d] == size]
+                if names and same:
+                    cuts[same[0]] = names
+                    free.remove(same[0])
+        return _spread(mesh, leaf.shape, cuts)
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def _cuts(sharding, shape) -> list[tuple[str, ...]]:
+    """Returns the mesh axes along each dimension."""
+    spec = [*sharding.spec, *[None] * len(shape)][: len(shape)]
+    return [(a,) if isinstance(a, str) else tuple(a or ()) for a in spec]
+
+
+def _spread(mesh, shape, cuts) -> NamedSharding:
+    """Cuts large arrays along the mesh axes that do not cut them yet."""
+    cuts = list(cuts)
+    used = {name for names in cuts for name in names}
+    for axis in ("fsdp", "tensor"):
+        if axis in used or math.prod(shape) < _LEAST:
+            continue
+        parts = [
+            size // math.prod(mesh.shape[a] for a in names)
+            for size, names in zip(shape, cuts, strict=True)
+        ]
+        free = [d for d, n in enumerate(parts) if n % mesh.shape[axis] == 0]
+        if free:
+            largest = max(free, key=parts.__getitem__)
+            cuts[largest] = (*cuts[largest], axis)
+    spec = [names[0] if len(names) == 1 else names or None for names in cuts]
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def computing(config: MeshConfig) -> contextlib.AbstractContextManager:
+    """Context in which models are traced, for ``compute_axes`` to apply."""
+    maps = config.compute_axes.items()
+    return nn.logical_axis_rules([(name, split(axes)) for name, axes in maps])
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of arrays whose first axis is the batch."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:
@@ -121,6 +174,19 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
             f"batch_size={batch_size} must be a multiple of mesh.data * "
             f"mesh.fsdp = {width}"
         )
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """Returns the rows of a batch that this process's devices hold.
+
+    Raises:
+        InputError: if the batch cannot be split evenly over the devices.
+    """
+    check_batch(mesh, batch_size)
+    where = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    rows = np.arange(batch_size)
+    held = np.concatenate([rows[piece] for piece in where.values()])
+    return np.unique(held).tolist()
 
 
 def global_batch(mesh: Mesh, local: Any) -> Any:

@@ -185,7 +185,8 @@ def plan_state(
     optimizer = make_optimizer(
         config.optimizer, config.steps, axes, model.parameter_periods(shapes)
     )
-    where = mesh_lib.parameter_shardings(mesh, axes, shapes)
+    rules = config.mesh.parameter_axes
+    where = mesh_lib.parameter_shardings(mesh, axes, shapes, rules)
     opt_shapes = jax.eval_shape(optimizer.init, shapes)
     places = TrainState(
         where, mesh_lib.state_shardings(mesh, (shapes, where), opt_shapes)
@@ -266,7 +267,8 @@ def compile_programs(
 
     def timed(name: str, function, *arguments: Any) -> Callable:
         began = time.monotonic()
-        compiled = function.lower(*arguments).compile()
+        with mesh_lib.computing(config.mesh):
+            compiled = function.lower(*arguments).compile()
         seconds[name] = round(time.monotonic() - began, 2)
         _LOG.info("compiled %s in %.1f s", name, seconds[name])
         return compiled

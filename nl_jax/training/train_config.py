@@ -22,6 +22,7 @@ from nl_jax.errors import InputError
 from nl_jax.models import ModelConfig, configure
 from nl_jax.models.model_config import MODELS
 from nl_jax.optimizers import NAMED, check_options, find_optimizer
+from nl_jax.training.mesh_config import MeshConfig
 
 _HOPE = configure("hope")
 
@@ -104,27 +105,6 @@ class OptimizerConfig:
                 f"optimizer.weight_decay={self.weight_decay} must be >= 0 and "
                 "finite"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Number of devices along each axis; see :mod:`nl_jax.training.mesh`."""
-
-    data: int = -1
-    """Devices that split the batch; -1 for as many as the other axes leave."""
-    fsdp: int = 1
-    """Devices that split the batch and the ``embed`` axis of parameters."""
-    tensor: int = 1
-    """Devices that split heads, MLP widths and the vocabulary."""
-
-    def __post_init__(self):
-        check_fields(self, "mesh.", data=-1, fsdp=-1, tensor=-1)
-        for name, size in dataclasses.asdict(self).items():
-            if size == 0:
-                raise InputError(
-                    f"mesh.{name}=0 must be at least 1, or -1 for as many "
-                    "devices as the other axes leave"
-                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +222,10 @@ def flag_config(**changes: Any) -> config_dict.ConfigDict:
             value = _placeholders(_HOPE)
             value.preset = config_dict.placeholder(str)
         elif dataclasses.is_dataclass(field.default):
-            plain = dataclasses.asdict(typing.cast(Any, field.default))
+            plain = {
+                name: dict(value) if isinstance(value, Mapping) else value
+                for name, value in vars(field.default).items()
+            }
             if "options" in plain:
                 plain["options"] = _option_placeholders()
             value = config_dict.ConfigDict(plain)

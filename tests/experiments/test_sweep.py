@@ -102,3 +102,28 @@ def test_a_sweep_runs_each_cell_once(tmp_path, capsys):
     assert sweep(Records(tmp_path / "r", {}), cells, run) == rows
     assert len(calls) == 4
     assert list(grouped(rows, "run", "seed")) == [("a", 0), ("a", 1), ("a", 2)]
+
+
+@pytest.mark.slow
+def test_processes_run_the_missing_cells(tmp_path, capsys):
+    records = Records(tmp_path / "r", {})
+    records.add({"x": 2, "y": 0})
+    rows = sweep(records, grid(x=[1, 2, 3]), _doubled, jobs=2, after="{x}: {y}")
+    assert [(row["x"], row["y"]) for row in rows] == [(1, 2), (2, 0), (3, 6)]
+    assert sorted(capsys.readouterr().out.split("\n")) == ["", "1: 2", "3: 6"]
+    assert Records(tmp_path / "r", {}).find(x=3)["y"] == 6
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_in_a_process_stops_the_sweep(tmp_path):
+    with pytest.raises(StoppedError):
+        sweep(Records(tmp_path / "r", {}), grid(x=[1, 2]), _stopped, jobs=2)
+    assert not Records(tmp_path / "r", {}).rows
+
+
+def _doubled(x):
+    return {"y": 2 * x}
+
+
+def _stopped(x):
+    raise StoppedError

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from nl_jax.data import BPETokenizer, ByteTokenizer, make_iterator, prepare
+from nl_jax.data import BPETokenizer, ByteTokenizer, prepare, train_batches
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import Pretrained, save_pretrained, tokenizer_text
@@ -48,8 +48,10 @@ def test_a_run_begins_with_the_weights_and_resumes_without_them(
     assert config.init_from == str(folder)
     first = train(config, tmp_path / "run", initial=initial)
 
-    tokens = prepare(config.data, 16).train
-    batch = next(make_iterator(tokens, seq_len=16, batch_size=4, seed=0))
+    data = prepare(config.data, 16)
+    batches = train_batches(data, config.data, seq_len=16, batch_size=4, seed=0)
+    batch = next(batches).tokens
+    batches.close()
     logits, _ = found.model.apply(found.variables, batch[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(
         logits, batch[:, 1:]

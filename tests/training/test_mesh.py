@@ -94,7 +94,7 @@ def test_one_device_takes_any_rule():
         "w": jax.ShapeDtypeStruct((2, 3, 5), np.float32),
         "b": jax.ShapeDtypeStruct((7,), np.float32),
     }
-    found = parameter_shardings(mesh, axes, shapes)
+    found = parameter_shardings(mesh, axes, shapes, MeshConfig().parameter_axes)
     assert found["w"].spec == PartitionSpec(None, "fsdp", "tensor")
     check_batch(mesh, 5)
 
@@ -102,7 +102,44 @@ def test_one_device_takes_any_rule():
 def test_dimensions_that_do_not_divide_stay_whole():
     mesh = jax.sharding.AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
     shapes = {"w": jax.ShapeDtypeStruct((3, 4), np.float32)}
-    found = parameter_shardings(mesh, {"w": ("embed", "mlp")}, shapes)
+    found = parameter_shardings(
+        mesh, {"w": ("embed", "mlp")}, shapes, MeshConfig().parameter_axes
+    )
     assert found["w"].spec == PartitionSpec(None, "tensor")
     with pytest.raises(InputError, match="batch_size=5 must be a multiple"):
         check_batch(mesh, 5)
+
+
+COMPILE = """
+import re, sys
+import jax, numpy as np
+from nl_jax.data import Batch
+from nl_jax.models import LanguageModel, configure
+from nl_jax.training import MeshConfig, TrainConfig, make_mesh
+from nl_jax.training import mesh as mesh_lib
+from nl_jax.training.step import make_train_step, plan_state
+model = configure(sys.argv[1], d_model=32, n_heads=2, vocab_size=64)
+config = TrainConfig(
+    model=model, batch_size=24, seq_len=48, mesh=MeshConfig(fsdp=8)
+)
+mesh = make_mesh(config.mesh)
+network = LanguageModel(model)
+optimizer, shapes = plan_state(config, network, mesh)
+tokens = jax.ShapeDtypeStruct(
+    (24, 49), np.int32, sharding=mesh_lib.batch_sharding(mesh)
+)
+step = make_train_step(network, optimizer, np.ones(64, np.int32))
+places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+with jax.set_mesh(mesh), mesh_lib.computing(config.mesh):
+    step = jax.jit(step, out_shardings=(places, None))
+    program = step.lower(shapes, Batch(tokens)).compile().as_text()
+print(len(re.findall(r"\\[24,4[89],", program)), "all-gather" in program)
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer", pytest.param("hope", marks=pytest.mark.slow)]
+)
+def test_no_device_holds_the_activations_of_the_whole_batch(name):
+    out = run_on_devices(COMPILE, name)
+    assert out.split() == ["0", "True"]

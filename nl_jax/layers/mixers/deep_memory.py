@@ -267,12 +267,16 @@ class DeepMemory(Mixer):
         return DeepMemoryState(memory, tails)
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+    def __call__(
+        self, x: Stream, state=None, *, aligned: bool = False, packed=None
+    ):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, heads = self.config, self.d_model, self.n_heads
         aligned = aligned or state is None
         x, state, declare = self.begin(x, state)
-        mixed, tails = mix(declare, x, state.tails, config.conv_width)
+        mixed, tails = mix(
+            declare, x, state.tails, config.conv_width, packed=packed
+        )
         q, k, v = (split_heads(mixed[name], heads) for name in "qkv")
         q, k = l2_normalize(q), l2_normalize(k)
 
@@ -296,7 +300,14 @@ class DeepMemory(Mixer):
 
         gates = Gates(eta, log_alpha, log_mu, share, threshold)
         y, memory = config.memory.scan_rows(
-            state.memory, k, v, q, gates, aligned=aligned
+            state.memory,
+            k,
+            v,
+            q,
+            gates,
+            aligned=aligned,
+            packed=packed,
+            initial=config.memory.init(self.initial).memory,
         )
         y = normalize_heads(declare, y)
         out = declare.dense("w_out", d, d, "embed", "mixer")

@@ -38,6 +38,7 @@ from nl_jax.layers.mixers.titans_generators import (
 from nl_jax.layers.mixing import Declare
 from nl_jax.layers.norms import rms_norm
 from nl_jax.memory import MemoryState, StreamState
+from nl_jax.memory.packed import lay
 
 
 class TitansState(NamedTuple):
@@ -119,6 +120,12 @@ class SelfModifyingTitans(Mixer):
 
     def initial_state(self, batch_size: int) -> TitansState:
         """Returns the learned state from which ``batch_size`` rows start."""
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape)),
+            self._initial_row(),
+        )
+
+    def _initial_row(self):
         config = self.config
         tail = jnp.zeros(
             (config.conv_width - 1, self.d_model), self.cache_dtype
@@ -132,59 +139,84 @@ class SelfModifyingTitans(Mixer):
             )
             generators = generators._replace(weights=(product,))
             memory = memory._replace(weights=())
-        state = TitansState(
+        return TitansState(
             generators,
             memory,
             dict.fromkeys(("q", "k", "v"), tail),
             jnp.zeros((), jnp.int32),
         )
-        return jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape)),
-            state,
-        )
 
-    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+    def __call__(
+        self, x: Stream, state=None, *, aligned: bool = False, packed=None
+    ):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         aligned = aligned or state is None
         x, state, _ = self.begin(x, state)
         shares = self.config.shares_recurrence
         read = self._read_shared if shares else self._read
-        y, state = read(x, state, aligned)
-        position = (state.position + x.shape[1]) % self.config.cycle
+        y, state = read(x, state, aligned, packed)
+        position = state.position + x.shape[1]
+        if packed is not None:
+            position = packed.advance(state.position)
+        position %= self.config.cycle
         scale = self.out_scale.astype(y.dtype)
         y = rms_norm(y.swapaxes(1, 2)) * scale
         y = y.reshape(x.shape) @ self.w_out.astype(y.dtype)
         return y, state._replace(position=position)
 
-    def _read(self, x, state, aligned):
-        config, parts = self.config, self._parts()
+    def _read(self, x, state, aligned, packed):
+        config, parts, initial = self.config, self._parts(), self._initial_row()
 
-        @jax.vmap
-        def make(x, state):
-            position = 0 if aligned else state.position
-            return generate(
-                parts, config, x, state.generators, state.tails, position
-            )
+        def make(x, state, options):
+            memories = state.generators, state.tails
+            return generate(parts, config, x, *memories, **options)
 
-        made, generators, tails = make(x, state)
+        made, generators, tails = self._each_row(
+            make,
+            x,
+            state,
+            aligned,
+            packed,
+            (initial.generators, initial.tails),
+        )
         place = state.position % config.memory_chunk_size
         y, memory = config.memory.scan_rows(
-            StreamState(state.memory, place), *made, aligned=aligned
+            StreamState(state.memory, place),
+            *made,
+            aligned=aligned,
+            packed=packed,
+            initial=initial.memory,
         )
         return y, TitansState(generators, memory.memory, tails, state.position)
 
-    def _read_shared(self, x, state, aligned):
+    def _read_shared(self, x, state, aligned, packed):
         parts = self._parts()
 
-        @jax.vmap
-        def read(x, state):
+        def read(x, state, options):
             *memories, position = state
-            at = 0 if aligned else position
-            arguments = (parts, self.config, x, *memories, at)
-            y, *memories = read_shared(*arguments)
+            y, *memories = read_shared(
+                parts, self.config, x, *memories, **options
+            )
             return y, state._make([*memories, position])
 
-        return read(x, state)
+        *initial, _ = self._initial_row()
+        return self._each_row(read, x, state, aligned, packed, tuple(initial))
+
+    def _each_row(self, read, x, state, aligned, packed, initial):
+        """Maps ``read`` over rows, with options of ``chunk_scan``."""
+        if packed is None:
+
+            def row(x, state):
+                position = 0 if aligned else state.position
+                return read(x, state, {"position": position})
+
+            return jax.vmap(row)(x, state)
+        layout = lay(packed, state.position, self.config.chunk_size)
+
+        def documents(x, state, layout):
+            return read(x, state, {"layout": layout, "initial": initial})
+
+        return jax.vmap(documents, (0, 0, layout.rows))(x, state, layout)
 
     def _parts(self) -> Generators:
         return Generators(

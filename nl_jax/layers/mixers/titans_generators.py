@@ -38,7 +38,7 @@ class Generated(NamedTuple):
     """``[H, T]`` each."""
 
 
-def generate(parts, config, x, memories, tails, position):
+def generate(parts, config, x, memories, tails, **place):
     """Generates q, k, v and gates while the generators learn.
 
     Args:
@@ -47,7 +47,9 @@ def generate(parts, config, x, memories, tails, position):
         x: tokens, ``[T, D]``.
         memories: the generators' ``MemoryState``, weights ``[n, H, ...]``.
         tails: raw q, k, v before ``x``, ``[width - 1, D]``.
-        position: see :func:`nl_jax.memory.walk.chunk_scan`.
+        **place: ``position``, or ``layout`` and ``initial``, see
+            :func:`nl_jax.memory.walk.chunk_scan`; ``initial`` is as
+            ``(memories, tails)``.
 
     Returns:
         ``(Generated, memories, tails)``.
@@ -70,14 +72,16 @@ def generate(parts, config, x, memories, tails, position):
         (memories, tails),
         _project(parts, x),
         size=config.chunk_size,
-        position=position,
         remat=config.remat,
         drop_start=True,
+        **place,
     )
     return _exchange(made), memories, tails
 
 
-def read_shared(parts, config, x, memories, memory, tails, position):
+def read_shared(
+    parts, config, x, memories, memory, tails, initial=None, **place
+):
     r"""Runs all memories at once, as one shared recurrence.
 
     With targets :math:`M_\square v` frozen at the chunk's start, every linear
@@ -85,10 +89,10 @@ def read_shared(parts, config, x, memories, memory, tails, position):
     :math:`M_{\square,t} = M_{\square,0} G_t`, whose gradient is that of an
     identity memory: ``objective.gradient(k, v)``.
 
-    Takes the arguments of :func:`generate` and the answering ``memory``, for a
-    ``config`` that ``shares_recurrence``; ``memories.weights`` is ``G`` and
-    ``memory.weights`` is empty. Returns ``(y, memories, memory, tails)``,
-    outputs ``[H, T, d]``.
+    Takes the arguments of :func:`generate` and the answering ``memory``, also
+    in ``initial``, for a ``config`` that ``shares_recurrence``;
+    ``memories.weights`` is ``G`` and ``memory.weights`` is empty. Returns
+    ``(y, memories, memory, tails)``, outputs ``[H, T, d]``.
     """
     (product,) = memories.weights
     identity = jnp.broadcast_to(
@@ -113,14 +117,17 @@ def read_shared(parts, config, x, memories, memory, tails, position):
         product = jnp.where(closes, identity, product)
         return (starts, answers, product, tails), y.swapaxes(0, 1)
 
-    carry = (*memories.start, *memory.start, product, tails)
+    def carried(memories, memory, tails):
+        return *memories.start, *memory.start, *memories.weights, tails
+
     (starts, answers, product, tails), y = chunk_scan(
         step,
-        carry,
+        carried(memories, memory, tails),
         _project(parts, x),
         size=config.chunk_size,
-        position=position,
         remat=config.remat,
+        initial=None if initial is None else carried(*initial),
+        **place,
     )
     memories = memories._replace(start=(starts,), weights=(product,))
     memory = memory._replace(start=(answers,))

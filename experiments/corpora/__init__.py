@@ -1,0 +1,1 @@
+"""Preparation of corpora that are larger than memory."""

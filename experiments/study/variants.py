@@ -1,0 +1,161 @@
+"""Variants of Hope, each one change away from another, of equal size."""
+
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from nl_jax.models import ModelConfig, build, configure
+from nl_jax.nested.level_table import count_parameters
+
+
+class Variant(NamedTuple):
+    """A model and the one it is compared with."""
+
+    base: str
+    """Variant from which it differs by one change; empty for the first."""
+    change: str
+    """The change, in words."""
+    name: str
+    """Model in the registry."""
+    fields: Mapping[str, Any] = MappingProxyType({})
+    """Fields of ``ModelConfig`` that differ from those of the name."""
+
+
+_ONE: dict[str, Any] = {"cms": {"step_periods": (1,)}}
+
+
+def _deep(base, change, **deep):
+    return Variant(base, change, "titans", {"deep": deep})
+
+
+def _titans(change, base="hope-one-level", **titans):
+    return Variant(base, change, "hope", {**_ONE, "titans": titans})
+
+
+_RESIDUAL = {"architecture": "residual"}
+_DOT = {**_RESIDUAL, "objective": "dot_product"}
+_FIXED = {"adaptive_k": False, "adaptive_v": False}
+
+
+def _chunks(size):
+    sizes = {"chunk_size": size, "memory_chunk_size": size}
+    return _titans(f"chunks of {size} tokens", **sizes)
+
+
+VARIANTS: dict[str, Variant] = {
+    # From Titans to Hope.
+    "titans": Variant("", "Titans", "titans"),
+    "titans-residual": _deep("titans", "residual for MLP memory", **_RESIDUAL),
+    "titans-dot": _deep("titans-residual", "dot product for L2", **_DOT),
+    "titans-dgd": _deep("titans-dot", "delta rule", **_DOT, rule="dgd"),
+    "hope-fixed": _titans(
+        "self-generated targets and gates", "titans-dgd", **_FIXED
+    ),
+    "hope-adaptive-k": _titans(
+        "keys from a memory", "hope-fixed", adaptive_v=False
+    ),
+    "hope-one-level": Variant(
+        "hope-adaptive-k", "values from a memory", "hope", _ONE
+    ),
+    "hope-levels-1-1": Variant(
+        "hope-one-level",
+        "two MLPs of half the width in a chain, both moved every step",
+        "hope",
+        {"cms": {"step_periods": (1, 1)}},
+    ),
+    "hope": Variant(
+        "hope-levels-1-1", "the second moved every fourth step", "hope"
+    ),
+    # One choice of Hope at a time.
+    "l2": _titans("L2 for dot product", objective="l2"),
+    "mlp": _titans("MLP memories", architecture="mlp", expansion=2),
+    "linear": _titans("linear memories", architecture="linear"),
+    "gd": _titans("no delta rule", rule="gd"),
+    "no-momentum": _titans("no momentum", momentum=False),
+    "no-decay": _titans("no decay", decay=False),
+    "read-after": _titans("reads after the write", read="after"),
+    "read-chunk": _titans("reads the chunk's start", read="chunk"),
+    "rms-targets": _titans("longer targets", generator_targets="rms"),
+    "direct-gates": _titans("gates without readout", gates="direct"),
+    "adaptive-q": _titans("queries from a memory", adaptive_q=True),
+    "no-convolution": _titans("no convolution", conv_width=1),
+    "chunk-1": _chunks(1),
+    "chunk-4": _chunks(4),
+    "chunk-64": _chunks(64),
+    "eta-0": _titans("first steps of 0.5 for 0.12", eta_bias=0.0),
+    "alpha-2": _titans("first retention 0.88 for 0.998", alpha_bias=2.0),
+    "gain-1": _titans("initial memory 4 times as large", memory_gain=1.0),
+    "gain-0": _titans("initial memory near zero", memory_gain=0.01),
+    "heads-2": Variant(
+        "hope-one-level",
+        "2 heads",
+        "hope",
+        {
+            **_ONE,
+            "n_heads": 2,
+        },
+    ),
+    "heads-8": Variant(
+        "hope-one-level",
+        "8 heads",
+        "hope",
+        {
+            **_ONE,
+            "n_heads": 8,
+        },
+    ),
+    "next-token": Variant(
+        "hope",
+        "levels learn in context",
+        "hope",
+        {"cms": {"step_periods": (1, 4), "objective": "next_token"}},
+    ),
+    "local": Variant(
+        "hope",
+        "levels learn in context, from own keys and values",
+        "hope",
+        {"cms": {"step_periods": (1, 4), "objective": "local"}},
+    ),
+    "paper": Variant("hope", "the paper's settings", "hope-paper"),
+    # Others.
+    "hope-attention": Variant("", "attention", "hope-attention"),
+    "transformer": Variant("hope-attention", "one level", "transformer"),
+    "mamba": Variant("", "Mamba", "mamba"),
+    "gated-deltanet": Variant("", "Gated DeltaNet", "gated-deltanet"),
+    "gated-deltanet-gate": Variant(
+        "gated-deltanet",
+        "output gate",
+        "gated-deltanet",
+        {"matrix": {"output_gate": True}},
+    ),
+}
+"""By name, in the order of the report."""
+
+
+@functools.cache
+def model_of(name: str, size: int | None = None) -> ModelConfig:
+    """Returns a variant whose levels are as wide as ``size`` allows.
+
+    Args:
+        name: in ``VARIANTS``.
+        size: number of parameters, by default that of ``hope``.
+
+    Example:
+        >>> model_of("mamba").cms.hidden < model_of("hope-one-level").cms.hidden
+        True
+    """
+    variant = VARIANTS[name]
+
+    def wide(hidden):
+        fields = variant.fields
+        cms = {**fields.get("cms", {}), "hidden": hidden / 128}
+        return configure(variant.name, **{**fields, "cms": cms})
+
+    size = size or _count(configure("hope"))
+    one, two = (_count(wide(hidden)) for hidden in (1, 2))
+    return wide(max(round(1 + (size - one) / (two - one)), 1))
+
+
+def _count(config: ModelConfig) -> int:
+    return count_parameters(build(config).parameter_shapes())

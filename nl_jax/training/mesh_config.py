@@ -1,0 +1,71 @@
+"""Numbers of devices, and which axes of arrays they split."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from flax.core import FrozenDict
+
+from nl_jax.checks import check_fields
+from nl_jax.errors import InputError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; see :mod:`nl_jax.training.mesh`."""
+
+    data: int = -1
+    """Devices that split the batch; -1 for as many as the other axes leave."""
+    fsdp: int = 1
+    """Devices that split the batch, and parameters and their optimizer's state
+    at rest."""
+    tensor: int = 1
+    """Devices that split heads, MLP widths and the vocabulary."""
+    parameter_axes: Mapping[str, str] = FrozenDict(
+        embed="fsdp",
+        vocab="tensor",
+        mlp="tensor",
+        mixer="tensor",
+        heads="tensor",
+    )
+    """Where parameters rest: for names of their axes an axis of the mesh, or
+    several, as in ``"fsdp,tensor"``."""
+    compute_axes: Mapping[str, str] = FrozenDict(
+        batch="data,fsdp", vocab="tensor"
+    )
+    """Where computation happens: the same for the activations' ``batch``, for
+    the ``vocab`` of logits and for ``embed`` of the embedding."""
+
+    def __post_init__(self):
+        check_fields(self, "mesh.", data=-1, fsdp=-1, tensor=-1)
+        for name in ("parameter_axes", "compute_axes"):
+            self._check_axes(name)
+        for name in MESH_AXES:
+            if getattr(self, name) == 0:
+                raise InputError(
+                    f"mesh.{name}=0 must be at least 1, or -1 for as many "
+                    "devices as the other axes leave"
+                )
+
+    def _check_axes(self, field):
+        given = getattr(self, field)
+        if not isinstance(given, Mapping):
+            raise InputError(f"mesh.{field}={given!r} must be a mapping")
+        for name, axes in given.items():
+            if not isinstance(axes, str) or set(split(axes)) - set(MESH_AXES):
+                raise InputError(
+                    f"mesh.{field}[{name!r}]={axes!r} must be one or more of "
+                    f"{', '.join(MESH_AXES)}, with commas between them, or ''"
+                )
+        object.__setattr__(self, field, FrozenDict(given))
+
+
+def split(axes: str) -> tuple[str, ...]:
+    """Returns the axes of the mesh in a value of ``MeshConfig``'s maps.
+
+    Example:
+        >>> split("data,fsdp"), split("")
+        (('data', 'fsdp'), ())
+    """
+    return tuple(axis for axis in axes.split(",") if axis)

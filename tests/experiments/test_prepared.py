@@ -1,0 +1,175 @@
+"""Prepared corpora that are not as they were: one line says what is wrong."""
+
+import json
+import shutil
+
+import pytest
+
+from experiments.corpora import prepare_text
+from experiments.shared import cli
+from nl_jax.data import ByteTokenizer, DataConfig, open_corpora, open_prepared
+from nl_jax.data.prepared import is_prepared
+from nl_jax.errors import InputError
+
+TEXTS = [f"Text {i}: " + "some words. " * (i % 7) for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A corpus of bytes and one of BPE tokens; not to be changed."""
+    folder = tmp_path_factory.mktemp("prepared")
+    path = folder / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": t}) for t in TEXTS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["prepare_text"])
+        for name in ("byte", "bpe"):
+            flags = {
+                "input": path,
+                "output": folder / name,
+                "tokenizer": name,
+                "bpe_vocab_size": 280,
+                "held_out": 0.3,
+                "shards": 2,
+                "processes": 1,
+            }
+            cli.run(prepare_text, [f"--{n}={v}" for n, v in flags.items()])
+    return folder
+
+
+@pytest.fixture
+def copies(prepared, tmp_path):
+    """Copies that may be damaged."""
+    for name in ("byte", "bpe"):
+        shutil.copytree(prepared / name, tmp_path / name)
+    return tmp_path
+
+
+def set_field(folder, change):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_damaged_shards_are_named(copies):
+    folder = copies / "byte"
+    shard = folder / "train-00001-of-00002.array_record"
+    index = folder / "held_out-00000-of-00001.index.npy"
+    whole = shard.read_bytes()
+    size = len(whole)
+    for file, content, words in (
+        (shard, None, r"00001-of-00002.array_record, which manifest.json lis"),
+        (shard, whole[:-7], rf"has {size - 7} bytes; parts.train.bytes of .*"
+         rf"is {size}: the file was cut off"),
+        (index, b"", r"held_out-0.*npy has 0 bytes; parts.held_out.bytes"),
+        (shard, whole[:-9] + b"x" * 9, r"00001-of.* has edges_sha256 \w+…; "
+         r"parts.train.edges_sha256 of manifest.json is"),
+    ):  # fmt: skip
+        before = file.read_bytes()
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(InputError, match=words) as error:
+            open_prepared(folder)
+        assert "\n" not in str(error.value)
+        file.write_bytes(before)
+    open_prepared(folder, verify=True)
+
+
+def test_damage_amid_a_shard_is_found(tmp_path, monkeypatch):
+    """By the hash if that is asked for, or else when it is read."""
+    for i in range(100):
+        (tmp_path / f"{i}.txt").write_text(f"{i} is here. " * 400)
+    folder = tmp_path / "_corpus"
+    monkeypatch.setattr("sys.argv", ["prepare_text"])
+    files = ",".join(map(str, tmp_path.glob("*.txt")))
+    flags = ["--held_out=0.1", "--processes=1", "--shards=2"]
+    cli.run(prepare_text, [f"--input={files}", f"--output={folder}", *flags])
+    path = folder / "train-00001-of-00002.array_record"
+    with path.open("r+b") as file:
+        assert path.stat().st_size > 3 << 16  # More than its edges.
+        file.seek(path.stat().st_size // 2)
+        file.write(b"damage")
+    with pytest.raises(InputError, match=r"00001-of.* has sha256 .*damaged"):
+        open_prepared(folder, verify=True)
+    train = open_prepared(folder).train
+    with pytest.raises(InputError, match=r"00001-of.*record is damaged"):
+        for index in range(len(train)):
+            train[index]
+
+
+def test_another_tokenizer_is_refused(copies, prepared):
+    bpe, byte = str(copies / "bpe"), str(copies / "byte")
+    own = json.loads((copies / "bpe/manifest.json").read_text())["tokenizer"]
+    found = open_corpora(DataConfig(paths=(bpe,)))
+    assert found.tokenizer.to_json()["hash"] == own["hash"]
+    config = DataConfig(paths=(bpe,))
+    assert (
+        config.vocab_size() == found.tokenizer.vocab_size == own["vocab_size"]
+    )
+    for paths, tokenizer, given in (
+        ((bpe,), "byte", None),
+        ((bpe, byte), "auto", None),
+        ((bpe,), "auto", ByteTokenizer()),
+    ):
+        config = DataConfig(paths=paths, tokenizer=tokenizer)
+        with pytest.raises(InputError, match=r"has the tokenizer '.* but the"):
+            open_corpora(config, given)
+    own_file = {"tokenizer": str(copies / "bpe/tokenizer.json")}
+    open_corpora(DataConfig(paths=(bpe,), **own_file))
+    path = copies / "bpe" / "tokenizer.json"
+    model = json.loads(path.read_text())
+    merge = model["model"]["merges"].pop()
+    path.write_text(json.dumps(model))
+    assert merge
+    words = r"tokenizer.json has the hash .*tokenizer.hash of manifest.json"
+    with pytest.raises(InputError, match=words):
+        open_corpora(DataConfig(paths=(bpe,)))
+    path.unlink()
+    with pytest.raises(InputError, match=r"cannot read the tokenizer .*json"):
+        open_corpora(DataConfig(paths=(bpe,)))
+
+
+def test_a_manifest_of_another_kind_is_refused(copies):
+    folder = copies / "byte"
+    path = folder / "manifest.json"
+    whole = path.read_text()
+    for text, words in (
+        (whole[:-9], "is not that of a prepared corpus"),
+        ("[]", "is not that of a prepared corpus"),
+        (whole.replace('"format": 1', '"format": 2'), "format=2; this version"),
+        (whole.replace('"parts"', '"party"'), r"damaged \(no 'parts'\)"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=words):
+            open_corpora(DataConfig(paths=(str(folder),)))
+    path.unlink()
+    (folder / "unfinished").mkdir()
+    with pytest.raises(InputError, match="is not finished"):
+        is_prepared(folder)
+    with pytest.raises(InputError, match="is not finished"):
+        open_corpora(DataConfig(paths=(str(folder),)))
+
+
+def test_prepared_and_plain_corpora_go_together(copies, tmp_path):
+    """One corpus per path, in their order, with one tokenizer."""
+    plain = tmp_path / "plain.txt"
+    plain.write_text("".join(f"{i} more\n" for i in range(400)))
+    paths = (str(plain), str(copies / "byte"))
+    for order in (paths, paths[::-1]):
+        config = DataConfig(paths=order, max_held_out_bytes=200)
+        found = open_corpora(config, separate=True)
+        first = found.train[order.index(paths[0])]
+        assert bytes(first[0].tokens.astype("u1")).startswith(b"0 more\n1 more")
+        prepared = found.train[order.index(paths[1])]
+        texts = {
+            bytes(prepared[i].tokens.astype("u1")).decode()
+            for i in range(len(prepared))
+        }
+        assert texts < {*TEXTS}
+        held_out = found.held_out[order.index(paths[1])]
+        assert int(held_out.lengths.sum()) == 100  # Half of 200 bytes.
+    assert len(open_corpora(config).train) == 2
+    other = DataConfig(paths=paths, held_out_paths=(str(plain),))
+    with pytest.raises(InputError, match=r"do not go with prepared corpora"):
+        open_corpora(other)
