@@ -6,6 +6,8 @@ everywhere in a model. What a mixer needs to know is a :class:`Packed`; if it
 has chunks, they start anew with each document, see :class:`Layout`.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -219,6 +221,25 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
         held.any((0, 2)),
         jnp.all(jnp.where(valid, piece, 0) < pieces),
     )
+
+
+def documents(
+    packed: Packed | None, read: Callable[..., Any]
+) -> dict[str, Any]:
+    """Returns ``packed`` as a keyword for ``read``; none if it is ``None``.
+
+    Raises:
+        InputError: if ``read`` has no such keyword.
+    """
+    if packed is None:
+        return {}
+    taken = inspect.signature(read).parameters.values()
+    if not any(p.name == "packed" or p.kind is p.VAR_KEYWORD for p in taken):
+        raise InputError(
+            f"segment_ids: {read.__qualname__} does not tell documents apart; "
+            "it must take the keyword packed, a nl_jax.memory.packed.Packed"
+        )
+    return {"packed": packed}
 
 
 def goes_on(lengths: jax.Array, size: int) -> Packed:

@@ -16,6 +16,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from nl_jax.errors import InputError
+from nl_jax.layers import CMSObjective
 from nl_jax.models import build, names
 
 LENGTH, MORE, WIDTH, ROWS, VOCAB = 24, 3, 12, 8, 11
@@ -269,6 +271,26 @@ def test_bfloat16_within_its_rounding(label):
     for (row, columns), wanted in zip(documents, alone, strict=True):
         found = logits[row, columns]
         _same(found, wanted[: len(columns)], 0.05 * np.abs(wanted).max())
+
+
+class Deaf(CMSObjective):
+    """An objective of one's own, which does not know of documents."""
+
+    name = "deaf"
+
+    def read_layer(self, config, levels, x, state, *, aligned):
+        raise AssertionError("not reached")
+
+
+def test_an_objective_without_documents_is_named():
+    cms = {"objective": Deaf(), "token_periods": (2,)}
+    model = build("mamba", d_model=4, n_heads=1, n_layers=1, cms=cms)
+    variables = model.parameter_shapes()
+    tokens = jnp.ones((1, 2), jnp.int32)
+    with pytest.raises(InputError, match=r"Deaf.read_layer .* keyword packed"):
+        jax.eval_shape(
+            lambda v: model.apply(v, tokens, segment_ids=tokens), variables
+        )
 
 
 @pytest.mark.skip(reason="until all mixers are in the table")
