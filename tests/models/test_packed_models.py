@@ -25,23 +25,65 @@ LENGTH, MORE, WIDTH, ROWS, VOCAB = 24, 3, 12, 8, 11
 of a batch of documents alone."""
 _LOCAL = {"objective": "local", "token_periods": (3, 6), "rate": 0.3}
 _NEXT = _LOCAL | {"objective": "next_token"}
-MODELS = {
+_MATRIX = {"matrix": {"chunk_size": 4}}
+_DEEP = {"deep": {"chunk_size": 4}}
+_TITANS = {"titans": {"chunk_size": 4, "memory_chunk_size": 2}}
+_MODELS = {
     "mamba": {},
-    "mamba, local levels": {"cms": _LOCAL | {"inner": ("dgd", "momentum")}},
-    "mamba, next_token levels": {"cms": _NEXT | {"form": "nested"}},
-    "mamba, levels side by side": {
-        "cms": _NEXT | {"form": "independent", "inner": ("dgd", "adamw")}
+    "transformer": {
+        "n_layers": 1,
+        "attention": {"window": 5, "persistent": 2},
     },
-    "mamba, levels across depth": {"cms": _NEXT | {"placement": "depth"}},
-    "mamba, local levels across depth": {
-        "cms": _LOCAL | {"placement": "depth", "mlp": "gelu"}
-    },
-    "mamba, adaptive levels": {
-        "cms": _NEXT | {"adaptive": "surprise", "token_periods": (3, 12)}
-    },
+    "retnet": {"n_layers": 1, **_MATRIX},
+    "linear-attention": _MATRIX,
+    "gated-deltanet": _MATRIX,
+    "deltanet": _MATRIX,
+    "longhorn": _MATRIX,
+    "comba": _MATRIX,
+    "oja": _MATRIX,
+    "gla": {},
+    "rwkv7": {},
+    "hope": _TITANS,
+    "hope-paper": _TITANS,
+    "hope-attention": {"attention": {"window": 5}},
+    **dict.fromkeys(
+        [
+            *("titans", "dla", "ttt-linear", "ttt-mlp", "atlas"),
+            *("miras-moneta", "miras-yaad", "miras-memora"),
+        ],
+        _DEEP,
+    ),
+    **dict.fromkeys(
+        ["titans-mac", "titans-mag", "titans-mal"],
+        {"titans_attention": {"window": 5, "memory": {"chunk_size": 4}}},
+    ),
+    "samba": {"samba": {"window": 5}},
+    "srwm": {"srwm": {"chunk_size": 4}},
+    "lstm": {},
+}
+"""All models; what has a grid crosses chunks, and attention its window."""
+_LOCAL = {"objective": "local", "token_periods": (3, 6), "rate": 0.3}
+_NEXT = _LOCAL | {"objective": "next_token"}
+_CMS = {
+    "mamba, local levels": _LOCAL | {"inner": ("dgd", "momentum")},
+    "mamba, next_token levels": _NEXT | {"form": "nested"},
+    "mamba, levels side by side": _NEXT
+    | {"form": "independent", "inner": ("dgd", "adamw")},
+    "mamba, levels across depth": _NEXT | {"placement": "depth"},
+    "mamba, local levels across depth": _LOCAL
+    | {"placement": "depth", "mlp": "gelu"},
+    "mamba, adaptive levels": _NEXT
+    | {"adaptive": "surprise", "token_periods": (3, 12)},
+    "hope, next_token levels": _NEXT | {"token_periods": (4, 8)},
+    "transformer, next_token levels": _NEXT,
+}
+"""Levels that learn in context."""
+MODELS = _MODELS | {
+    label: {**_MODELS[label.split(",")[0]], "cms": cms}
+    for label, cms in _CMS.items()
 }
 """Overrides of configurations, by the model's name and what is special."""
-_QUICK = {"mamba", "mamba, local levels"}
+_QUICK = {"mamba", "transformer", "retnet", "mamba, local levels"}
 EACH = [
     pytest.param(label, marks=[] if label in _QUICK else [pytest.mark.slow])
     for label in MODELS
@@ -95,8 +137,8 @@ def _examples(count):
 
 @functools.cache
 def _model(label, dtype="float64"):
-    name, small = label.split(",")[0], {"d_model": 8, "n_heads": 2}
-    model = build(name, **small, n_layers=2, dtype=dtype, **MODELS[label])
+    small = {"d_model": 8, "n_heads": 2, "n_layers": 2, "dtype": dtype}
+    model = build(label.split(",")[0], **small | MODELS[label])
     tokens = jnp.zeros((1, 1), jnp.int32)
     variables = jax.jit(model.init)(jax.random.key(0), tokens)
     rng = np.random.default_rng(0)
@@ -293,6 +335,5 @@ def test_an_objective_without_documents_is_named():
         )
 
 
-@pytest.mark.skip(reason="until all mixers are in the table")
 def test_every_model_is_here():
     assert {label.split(",")[0] for label in MODELS} == set(names())
