@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nl_jax.errors import InputError
@@ -26,7 +26,6 @@ of a batch of documents alone."""
 _LOCAL = {"objective": "local", "token_periods": (3, 6), "rate": 0.3}
 _NEXT = _LOCAL | {"objective": "next_token"}
 _MATRIX = {"matrix": {"chunk_size": 4}}
-_DEEP = {"deep": {"chunk_size": 4}}
 _TITANS = {"titans": {"chunk_size": 4, "memory_chunk_size": 2}}
 _MODELS = {
     "mamba": {},
@@ -46,17 +45,17 @@ _MODELS = {
     "hope": _TITANS,
     "hope-paper": _TITANS,
     "hope-attention": {"attention": {"window": 5}},
-    **dict.fromkeys(
-        [
+    **{
+        name: {"deep": {"chunk_size": 4}}
+        for name in (
             *("titans", "dla", "ttt-linear", "ttt-mlp", "atlas"),
             *("miras-moneta", "miras-yaad", "miras-memora"),
-        ],
-        _DEEP,
-    ),
-    **dict.fromkeys(
-        ["titans-mac", "titans-mag", "titans-mal"],
-        {"titans_attention": {"window": 5, "memory": {"chunk_size": 4}}},
-    ),
+        )
+    },
+    **{
+        name: {"titans_attention": {"window": 5, "memory": {"chunk_size": 4}}}
+        for name in ("titans-mac", "titans-mag", "titans-mal")
+    },
     "samba": {"samba": {"window": 5}},
     "srwm": {"srwm": {"chunk_size": 4}},
     "lstm": {},
@@ -83,11 +82,14 @@ MODELS = _MODELS | {
     for label, cms in _CMS.items()
 }
 """Overrides of configurations, by the model's name and what is special."""
-_QUICK = {"mamba", "transformer", "retnet", "mamba, local levels"}
-EACH = [
-    pytest.param(label, marks=[] if label in _QUICK else [pytest.mark.slow])
-    for label in MODELS
-]
+
+
+def _each(*quick):
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        "label",
+        [pytest.param(m, marks=() if m in quick else slow) for m in MODELS],
+    )
 
 
 class Case(NamedTuple):
@@ -126,13 +128,7 @@ _MANY = Case(
 
 
 def _examples(count):
-    """Returns how often cases are drawn; functions are shared by them."""
-    return settings(
-        max_examples=count,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
+    return settings(max_examples=count, deadline=None, derandomize=True)
 
 
 @functools.cache
@@ -152,15 +148,25 @@ def _model(label, dtype="float64"):
 
 @functools.cache
 def _read(label, dtype="float64"):
-    """Returns what reads rows: the gradient of a loss, logits and state."""
+    """Returns what reads rows from their start."""
     model, variables = _model(label, dtype)
 
-    def loss(variables, tokens, weights, ids):
-        logits, state = model.apply(variables, tokens, segment_ids=ids)
-        return (jnp.sin(logits) * weights[..., None]).sum(), (logits, state)
+    def read(tokens, ids=None):
+        return model.apply(variables, tokens, segment_ids=ids)
 
-    read = jax.jit(jax.grad(loss, has_aux=True))
-    return functools.partial(read, variables)
+    return jax.jit(read)
+
+
+@functools.cache
+def _gradient(label):
+    """Returns the gradient of a weighted sum over the logits of rows."""
+    model, variables = _model(label)
+
+    def loss(variables, tokens, weights, ids=None):
+        logits, _ = model.apply(variables, tokens, segment_ids=ids)
+        return (jnp.sin(logits) * weights[..., None]).sum()
+
+    return functools.partial(jax.jit(jax.grad(loss)), variables)
 
 
 @functools.cache
@@ -188,13 +194,13 @@ def _documents(ids):
     ]
 
 
-def _alone(read, ids):
-    """Returns the gradient of documents alone, and the logits of each.
+def _alone(ids):
+    """Yields batches of documents alone: tokens, weights, and where from.
 
     Each is followed by the tokens that go on behind the rows.
     """
-    documents, gradients, logits = _documents(ids), [], []
-    for start in range(0, max(len(documents), 1), ROWS):
+    documents = _documents(ids)
+    for start in range(0, len(documents), ROWS):
         batch = documents[start : start + ROWS]
         tokens = np.zeros((ROWS, LENGTH + MORE), int)
         weights = np.zeros(tokens.shape)
@@ -202,39 +208,42 @@ def _alone(read, ids):
             line = np.append(columns, np.arange(LENGTH, LENGTH + MORE))
             tokens[slot, : len(line)] = _TOKENS[row, line]
             weights[slot, : len(columns)] = _WEIGHTS[row, columns]
-        gradient, (out, _) = read(tokens, weights, None)
-        gradients.append(gradient)
-        logits += [out[slot] for slot in range(len(batch))]
-    return jax.tree.map(lambda *a: sum(a), *gradients), documents, logits
+        yield tokens, weights, batch
 
 
 def _check_documents(label, case):
-    """Logits, gradients, and the state, by the logits of what goes on."""
-    weights = _WEIGHTS * (case.ids > 0)
-    gradient, (logits, state) = _read(label)(
-        _TOKENS[:, :LENGTH], weights, case.ids
-    )
-    expected, documents, alone = _alone(_read(label), case.ids)
+    """Logits, and the state by the logits of what goes on from it."""
+    read = _read(label)
+    logits, state = read(_TOKENS[:, :LENGTH], case.ids)
     ids = np.zeros((2, WIDTH), int)
     ids[:, 1 : MORE + 1] = np.asarray(state.segment)[:, None]
     tokens = np.zeros(ids.shape, int)
     tokens[:, 1 : MORE + 1] = _TOKENS[:, LENGTH:]
     more, _ = _go_on(label)[0](tokens, state, ids)
-    for (row, columns), wanted in zip(documents, alone, strict=True):
-        count = len(columns)
-        _same(logits[row, columns], wanted[:count], 1e-9)
-        if columns[-1] == np.flatnonzero(case.ids[row])[-1]:
-            assert state.segment[row] == case.ids[row, columns[-1]]
-            behind = more[row, 1 : MORE + 1]
-            _same(behind, wanted[count : count + MORE], 1e-9)
-    _same(gradient, expected, 1e-7)
+    for tokens, _, batch in _alone(case.ids):
+        alone, _ = read(tokens)
+        for (row, columns), wanted in zip(batch, alone, strict=False):
+            count = len(columns)
+            _same(logits[row, columns], wanted[:count], 1e-9)
+            if columns[-1] == np.flatnonzero(case.ids[row])[-1]:
+                assert state.segment[row] == case.ids[row, columns[-1]]
+                behind = more[row, 1 : MORE + 1]
+                _same(behind, wanted[count : count + MORE], 1e-9)
+
+
+def _check_gradient(label, case):
+    """The gradient is the sum over the documents."""
+    weights = _WEIGHTS * (case.ids > 0)
+    gradient = _gradient(label)
+    found = gradient(_TOKENS[:, :LENGTH], weights, case.ids)
+    parts = [gradient(*batch[:2]) for batch in _alone(case.ids)]
+    zeros = jax.tree.map(jnp.zeros_like, found)
+    _same(found, jax.tree.map(lambda *a: sum(a), zeros, *parts), 1e-7)
 
 
 def _check_stream(label, case):
     """A stream in pieces, each padded to one width, is the whole."""
-    _, (whole, _) = _read(label)(
-        _TOKENS[:, :LENGTH], np.zeros(case.ids.shape), case.ids
-    )
+    whole, _ = _read(label)(_TOKENS[:, :LENGTH], case.ids)
     step, state = _go_on(label)
     start = 0
     for stop, pad in zip(case.cuts, case.pads, strict=True):
@@ -263,20 +272,21 @@ def _float64():
         yield
 
 
-@pytest.mark.parametrize("label", EACH)
+@_each("transformer", "mamba, next_token levels")
 @example(_MANY)
 @given(_cases())
 @_examples(3)
 def test_documents_equal_each_alone(label, case):
     _check_documents(label, case)
+    _check_stream(label, case)
 
 
-@pytest.mark.parametrize("label", EACH)
+@_each("retnet")
 @example(_MANY)
 @given(_cases())
 @_examples(3)
-def test_a_stream_may_be_cut_anywhere(label, case):
-    _check_stream(label, case)
+def test_gradients_are_the_sum_over_documents(label, case):
+    _check_gradient(label, case)
 
 
 @pytest.mark.slow
@@ -286,6 +296,7 @@ def test_a_stream_may_be_cut_anywhere(label, case):
 def test_many_cases(label, case):
     _check_documents(label, case)
     _check_stream(label, case)
+    _check_gradient(label, case)
 
 
 @pytest.mark.slow
@@ -294,7 +305,7 @@ def test_decoding_token_by_token(label):
     ids = np.array(
         [[0] * 2 + [1] * 7 + [0] + [2] * 14, [1] + [2] * 4 + [3] * 19]
     )
-    _, (whole, _) = _read(label)(_TOKENS[:, :LENGTH], _WEIGHTS, ids)
+    whole, _ = _read(label)(_TOKENS[:, :LENGTH], ids)
     step, state = _go_on(label)
     for at in range(LENGTH):
         own = slice(at, at + 1)
@@ -307,12 +318,12 @@ def test_decoding_token_by_token(label):
 @pytest.mark.parametrize("label", MODELS)
 def test_bfloat16_within_its_rounding(label):
     read = _read(label, "bfloat16")
-    weights = _WEIGHTS * (_MANY.ids > 0)
-    _, (logits, _) = read(_TOKENS[:, :LENGTH], weights, _MANY.ids)
-    _, documents, alone = _alone(read, _MANY.ids)
-    for (row, columns), wanted in zip(documents, alone, strict=True):
-        found = logits[row, columns]
-        _same(found, wanted[: len(columns)], 0.05 * np.abs(wanted).max())
+    logits, _ = read(_TOKENS[:, :LENGTH], _MANY.ids)
+    for tokens, _, batch in _alone(_MANY.ids):
+        alone, _ = read(tokens)
+        for (row, columns), wanted in zip(batch, alone, strict=False):
+            found = logits[row, columns]
+            _same(found, wanted[: len(columns)], 0.05 * np.abs(wanted).max())
 
 
 class Deaf(CMSObjective):
