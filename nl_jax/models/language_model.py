@@ -136,8 +136,7 @@ class LanguageModel:
         initial = None
         if fresh or packed is not None:
             initial = self.init_state(variables, len(tokens))
-        if state is None:
-            state = initial
+        now: Any = initial if fresh else state
         config = self.config.cms
         reader = Reader(
             config,
@@ -149,7 +148,7 @@ class LanguageModel:
         read = config.goal.read
         options = {"fresh": fresh} | documents(packed, read)
         logits, mixers, cms = read(
-            reader, tokens, state.mixers, state.cms, **options
+            reader, tokens, now.mixers, now.cms, **options
         )
         return logits, ModelState(mixers, cms, segment)
 

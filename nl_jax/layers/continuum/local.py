@@ -19,6 +19,8 @@ Tokens of a chunk of the fastest level meet the same weights, so their gradients
 are a sum and may come in any number of calls: nothing is read twice.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -50,7 +52,7 @@ class Local(CMSObjective):
     def read_layer(self, config, levels, x, state, *, aligned, packed=None):
         """Reads tokens; see :meth:`CMSObjective.read_layer`."""
         size = config.periods[0]
-        documents = {}
+        documents: dict[str, Any] = {}
         if packed is not None:
             fast = start_levels(config, levels, (len(x), 1))
             documents = {
