@@ -56,7 +56,7 @@ _MODELS = {
         name: {"titans_attention": {"window": 5, "memory": {"chunk_size": 4}}}
         for name in ("titans-mac", "titans-mag", "titans-mal")
     },
-    "samba": {"samba": {"window": 5}},
+    "samba": {"samba": {"attention": {"window": 5}}},
     "srwm": {"srwm": {"chunk_size": 4}},
     "lstm": {},
 }
