@@ -1,5 +1,6 @@
 """Corpora prepared for training: nothing is lost, repeated or mixed up."""
 
+import fcntl
 import gzip
 import hashlib
 import json
@@ -392,6 +393,12 @@ def test_what_is_refused(prepare, script, tmp_path):
         assert status == 2 and errors.count("\n") == 1, errors
         assert words in errors
     assert contents(done) == before and len(contents(other)) == 1
+    (new / "unfinished").mkdir(parents=True)
+    with (new / "unfinished" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        flags = (f"--input={path}", f"--output={new}")
+        status, _, errors = script(prepare_text, *flags)
+        assert "another process prepares" in errors and status == 2
     prepare(path, out="new")  # What was refused left nothing in the way.
     assert contents(new).keys() == before.keys()
     prepare(path, out="done")
