@@ -6,7 +6,7 @@ import numpy as np
 
 from nl_jax.data.corpora import Corpora, open_corpora
 from nl_jax.data.iterator import PrefetchedBatches, make_iterator
-from nl_jax.data.sources import DocumentsInMemory, DocumentSource
+from nl_jax.data.sources import DocumentsInMemory, DocumentSource, Slice
 from nl_jax.data.text import DataConfig
 from nl_jax.data.tokenizers import Tokenizer
 from nl_jax.data.windows import JoinedDocuments
@@ -62,7 +62,7 @@ def prepare(
     )
     last = train[-1]
     end = int(last.lengths[-1])
-    context = last.read(len(last) - 1, end - 1, end).tokens
+    context = last.read([Slice(len(last) - 1, end - 1, end)])[0].tokens
     joined = np.concatenate([context, held_out[0].tokens])
     return Dataset(corpora, tokenizer, train, separator, joined)
 
