@@ -10,7 +10,7 @@ from nl_jax.data.sources import (
     Document,
     DocumentsInMemory,
     DocumentSource,
-    Slice,
+    Span,
 )
 from nl_jax.data.text import DataConfig
 from nl_jax.data.tokenizers import Tokenizer
@@ -66,7 +66,7 @@ def prepare(
     )
     last = train[-1]
     end = int(last.lengths[-1])
-    before = last.read([Slice(len(last) - 1, end - 1, end)])[0].tokens
+    before = last.read([Span(len(last) - 1, end - 1, end)])[0].tokens
     tokens, weights = held_out[0]
     if weights is not None:
         weights = np.concatenate([[1.0], weights])

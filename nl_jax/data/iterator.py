@@ -20,7 +20,7 @@ from nl_jax.data.batch import Batch
 from nl_jax.data.contiguous import ContiguousRows
 from nl_jax.data.order import DocumentOrder
 from nl_jax.data.packing import PackedWindows, Row
-from nl_jax.data.sources import Document, DocumentSource, Slice
+from nl_jax.data.sources import Document, DocumentSource, Span
 from nl_jax.data.windows import JoinedDocuments, JoinedWindows
 from nl_jax.errors import InputError
 
@@ -82,11 +82,11 @@ class BatchIterator:
             planned.append((mine, self._plan.get_state()))
             room -= self._shape[0] * self._shape[1]
             pieces += sum(len(row.pieces) for row in mine)
-        slices: list[list[Slice]] = [[] for _ in self._sources]
+        slices: list[list[Span]] = [[] for _ in self._sources]
         for rows, _ in planned:
             for row in rows:
                 for corpus, document, start, length in row.pieces:
-                    part = Slice(document, start, start + length)
+                    part = Span(document, start, start + length)
                     slices[corpus].append(part)
         found = [
             iter(source.read(parts)) if parts else iter(())

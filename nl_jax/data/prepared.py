@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from nl_jax.data.sources import Document, Slice, masked
+from nl_jax.data.sources import Document, Span, masked
 from nl_jax.data.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
 from nl_jax.errors import InputError
 
@@ -244,9 +244,9 @@ class PreparedDocuments:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Document:
-        return self.read([Slice(index, 0, int(self.lengths[index]))])[0]
+        return self.read([Span(index, 0, int(self.lengths[index]))])[0]
 
-    def read(self, slices: Iterable[Slice]) -> list[Document]:
+    def read(self, slices: Iterable[Span]) -> list[Document]:
         """Returns parts of documents.
 
         Raises:

@@ -23,7 +23,7 @@ class Document(NamedTuple):
     ``None`` for 1 everywhere."""
 
 
-class Slice(NamedTuple):
+class Span(NamedTuple):
     """Which tokens of which document of a source."""
 
     document: int
@@ -48,7 +48,7 @@ class DocumentSource(Protocol):
     def __getitem__(self, index: int) -> Document:
         """Returns a document, which may be read from a file."""
 
-    def read(self, slices: Iterable[Slice]) -> list[Document]:
+    def read(self, slices: Iterable[Span]) -> list[Document]:
         """Returns parts of documents.
 
         Of long documents in files, only these are read. Many are read much
@@ -79,7 +79,7 @@ class DocumentsInMemory:
     def __getitem__(self, index: int) -> Document:
         return self._documents[index]
 
-    def read(self, slices: Iterable[Slice]) -> list[Document]:
+    def read(self, slices: Iterable[Span]) -> list[Document]:
         """Returns parts of documents."""
         out = []
         for index, start, stop in slices:

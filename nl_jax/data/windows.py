@@ -8,7 +8,7 @@ import numpy as np
 
 from nl_jax.data.order import DocumentOrder
 from nl_jax.data.packing import Piece, Row
-from nl_jax.data.sources import Document, DocumentSource, Slice
+from nl_jax.data.sources import Document, DocumentSource, Span
 from nl_jax.errors import InputError
 
 
@@ -24,7 +24,7 @@ class JoinedDocuments:
         >>> ids = np.arange(4, dtype=np.int32)
         >>> two = DocumentsInMemory([Document(ids), Document(ids + 4)])
         >>> joined = JoinedDocuments(two, np.array([99], np.int32))
-        >>> joined.read([Slice(0, 2, 7)])[0].tokens.tolist()
+        >>> joined.read([Span(0, 2, 7)])[0].tokens.tolist()
         [2, 3, 99, 4, 5]
     """
 
@@ -39,12 +39,12 @@ class JoinedDocuments:
         return 1
 
     def __getitem__(self, index: int) -> Document:
-        return self.read([Slice(index, 0, int(self.lengths[index]))])[0]
+        return self.read([Span(index, 0, int(self.lengths[index]))])[0]
 
-    def read(self, slices: Iterable[Slice]) -> list[Document]:
+    def read(self, slices: Iterable[Span]) -> list[Document]:
         """Returns parts of the joined documents."""
         # A part of a document in each, and where it is in the result.
-        parts: list[tuple[Slice, int, int]] = []
+        parts: list[tuple[Span, int, int]] = []
         out = []
         for number, (_, start, stop) in enumerate(slices):
             tokens = np.empty(stop - start, np.int32)
@@ -56,7 +56,7 @@ class JoinedDocuments:
                 begin = int(self._starts[document])
                 end = begin + int(self._source.lengths[document])
                 if at < end:
-                    part = Slice(document, at - begin, min(stop, end) - begin)
+                    part = Span(document, at - begin, min(stop, end) - begin)
                     parts.append((part, number, at - start))
                     at = min(stop, end)
                 rest = self._separator[at - end : stop - end]
