@@ -25,6 +25,9 @@ MODELS = {
     "gla": {},
     "rwkv7": {},
     "hope-attention": {"attention": {"window": 5}},
+    "samba": {"samba": {"attention": {"window": 5}}},
+    "srwm": {"srwm": {"chunk_size": 4}},
+    "lstm": {},
 }
 """Overrides of each model's configuration; what has a grid crosses chunks."""
 QUICK = ("mamba", "transformer", "retnet")
