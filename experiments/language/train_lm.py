@@ -23,7 +23,7 @@ import jax
 from ml_collections import config_flags
 
 from experiments.language.steps import LIST_STEPS, print_steps
-from experiments.shared import flags
+from experiments.shared import flags, processes
 from experiments.shared.records import provenance
 from nl_jax import training
 from nl_jax.continual import Sampler
@@ -53,15 +53,12 @@ FLAGS = {
         "Go on from the newest intact checkpoint if later ones are damaged."
     ),
     "list_steps": LIST_STEPS,
-    "distributed": flags.switch(
-        "Join the other processes of a multi-host run."
-    ),
+    **processes.FLAGS,
 }
 
 
 def main(values: flags.FlagValues) -> None:
     """Trains, samples, and writes results."""
-    began = time.monotonic()
     if not values.workdir:
         raise InputError("--workdir is empty; give a folder")
     if values.list_steps:
@@ -73,8 +70,11 @@ def main(values: flags.FlagValues) -> None:
             "get_config of --config must return what "
             "nl_jax.training.flag_config returns"
         )
-    if values.distributed:
-        jax.distributed.initialize()
+    processes.run_together("experiments.train_lm", values, lambda: _run(values))
+
+
+def _run(values: flags.FlagValues) -> None:
+    began = time.monotonic()
     if values.init_from:
         values.config.init_from = values.init_from
     workdir = pathlib.Path(values.workdir)
