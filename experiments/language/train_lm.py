@@ -14,6 +14,10 @@ The folder ``--workdir`` then holds ``config.json``, ``metrics.jsonl``,
 ``loss.png``, ``results.json``, ``sample.txt`` and ``checkpoints/``. The same
 command continues from the last checkpoint, with the same numbers as if the run
 had never stopped.
+
+On several machines the same command runs in each, with ``--distributed`` where
+JAX finds the others (TPUs, SLURM, Kubernetes), and elsewhere with
+``--coordinator_address=HOST:PORT --num_processes=N --process_id=0`` to ``N-1``.
 """
 
 import pathlib
@@ -53,7 +57,7 @@ FLAGS = {
         "Go on from the newest intact checkpoint if later ones are damaged."
     ),
     "list_steps": LIST_STEPS,
-    **processes.FLAGS,
+    **processes.PROCESS_FLAGS,
 }
 
 

@@ -29,7 +29,7 @@ _GONE = (
     "them again to go on from the last checkpoint"
 )
 
-FLAGS = {
+PROCESS_FLAGS = {
     "distributed": flags.switch(
         "Join the other processes of a run on TPUs, SLURM or Kubernetes, which "
         "JAX finds by itself."
@@ -49,7 +49,7 @@ def run_together(
 
     Args:
         module: the script's name, to start it again as a child.
-        values: flags, among them :data:`FLAGS`.
+        values: flags, among them :data:`PROCESS_FLAGS`.
         main: what to run.
 
     Raises:
