@@ -121,6 +121,10 @@ def _on_layout(read, state, tokens, layout, remat):
         slot = jnp.minimum(ahead(layout.slot), count * size - 1)
         return state, jax.tree.map(lambda a: take(flat(a), slot), out)
 
+    if layout.fits is None:
+        return by_piece(state, tokens)
     if len(layout.used) == length:
         return by_token(state, tokens)
-    return jax.lax.cond(layout.fits, by_piece, by_token, state, tokens)
+    # Each branch would also fill in what the other keeps for its gradient.
+    rare = jax.checkpoint(by_token, prevent_cse=False)
+    return jax.lax.cond(layout.fits, by_piece, rare, state, tokens)

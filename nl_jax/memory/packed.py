@@ -6,6 +6,8 @@ everywhere in a model. What a mixer needs to know is a :class:`Packed`; if it
 has chunks, they start anew with each document, see :class:`Layout`.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -170,8 +172,9 @@ class Layout(NamedTuple):
     """Whether a token is the last of its chunk, ``[B, T]``."""
     used: jax.Array
     """Pieces in which any row has tokens, ``[n]``, without rows."""
-    fits: jax.Array
-    """Whether all tokens are in the ``n`` pieces, without rows."""
+    fits: jax.Array | None
+    """Whether all tokens are in the ``n`` pieces, without rows; ``None`` if it
+    is known that they are."""
 
     @property
     def rows(self) -> Any:
@@ -218,6 +221,30 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
         held.any((0, 2)),
         jnp.all(jnp.where(valid, piece, 0) < pieces),
     )
+
+
+def documents(
+    packed: Packed | None, read: Callable[..., Any]
+) -> dict[str, Any]:
+    """Returns ``packed`` as a keyword for ``read``; none if it is ``None``.
+
+    Raises:
+        InputError: if ``read`` has no such keyword.
+    """
+    if packed is None:
+        return {}
+    taken = inspect.signature(read).parameters.values()
+    if not any(p.name == "packed" or p.kind is p.VAR_KEYWORD for p in taken):
+        raise InputError(
+            f"segment_ids: {read.__qualname__} does not tell documents apart; "
+            "it must take the keyword packed, a nl_jax.memory.packed.Packed"
+        )
+    return {"packed": packed}
+
+
+def goes_on(lengths: jax.Array, size: int) -> Packed:
+    """Returns rows of up to ``size`` tokens, all of the state's documents."""
+    return Packed(jnp.full((len(lengths), size), _BEFORE), lengths)
 
 
 def _take(values, columns):
