@@ -290,10 +290,10 @@ def associative_memory(
         position = 0 if aligned or affine else state.position
         if keep.mean:
             # D_i = ((i - 1) D_{i-1} + g_i) / i since the chunk's start.
-            slot = position + jnp.arange(length)
+            place = (position + jnp.arange(length)) % chunk_size
             if documents:
-                slot = documents["layout"].slot
-            share = 1 / (slot % chunk_size + 1)
+                place = documents["layout"].place
+            share = 1 / (place + 1)
             kept = jnp.log1p(-share) + 0 * gates.log_alpha
             gates = gates._replace(eta=gates.eta * share, log_alpha=kept)
         leads = {a.shape[:-2] for a in (*state.memory.weights, k, v)}

@@ -114,13 +114,16 @@ def _on_layout(read, state, tokens, layout, remat):
             layout.used,
             jax.tree.map(fill, tokens),
             valid,
-            valid[:, -1],
+            ahead(layout.ends),
             ahead(layout.resets),
         )
         state, out = remat_scan(body, state, pieces, every=remat)
         slot = jnp.minimum(ahead(layout.slot), count * size - 1)
         return state, jax.tree.map(lambda a: take(flat(a), slot), out)
 
+    if len(layout.used) == 1:
+        ends, resets = layout.ends[..., 0], layout.resets[..., 0]
+        return read(state, tokens, ahead(layout.holds), ends, resets)
     if len(layout.used) == length:
         return by_token(state, tokens)
     return jax.lax.cond(layout.fits, by_piece, by_token, state, tokens)

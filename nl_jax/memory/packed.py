@@ -29,6 +29,8 @@ class Packed(NamedTuple):
     """Tokens of each row, without padding, int32 ``[B]``."""
     back: jax.Array | None = None
     """Where the token that was in a column now is, int32 ``[B, T]``."""
+    closes: jax.Array | None = None
+    """Whether a row's tokens end a chunk, ``[B]``, if they are all of one."""
 
     def restore(self, values: jax.Array) -> jax.Array:
         """Returns ``values``, ``[B, T, ...]``, in the order of the call."""
@@ -63,6 +65,12 @@ class Packed(NamedTuple):
         first = jnp.take_along_axis(self.first, at, 1)[:, 0]
         return jnp.where(self.lengths > 0, first, _BEFORE)
 
+    def repeat(self, times: int) -> "Packed":
+        """Returns the documents with each token so many ``times``."""
+        first = jnp.repeat(self.first, times, 1)
+        first = jnp.where(first < 0, first, first * times)
+        return Packed(first, self.lengths * times)
+
     def place(self, position: jax.Array) -> jax.Array:
         """Returns the tokens of its document before each token, ``[B, T]``.
 
@@ -77,6 +85,17 @@ class Packed(NamedTuple):
         first = self.last_first
         start = jnp.where(first < 0, position, -first)
         return start + self.lengths
+
+
+def continued(valid: jax.Array, closes: jax.Array) -> Packed:
+    """Returns what a piece is of the documents that states are of.
+
+    Args:
+        valid: whether a slot of the piece holds a token, ``[B, C]``.
+        closes: whether the piece ends a chunk, ``[B]``.
+    """
+    count = valid.sum(1, dtype=jnp.int32)
+    return Packed(jnp.full(valid.shape, _BEFORE), count, None, closes)
 
 
 def pack(
@@ -150,7 +169,8 @@ class Layout(NamedTuple):
     """Documents cut into pieces of at most one chunk, for ``chunk_scan``.
 
     Chunks are counted from the first token of each document, and a piece holds
-    tokens of one chunk. Rows are the first axis where there are rows.
+    tokens of one chunk, in front of empty slots. Rows are the first axis where
+    there are rows.
     """
 
     source: jax.Array
@@ -159,9 +179,13 @@ class Layout(NamedTuple):
     """Whether a slot holds a token, ``[B, n, C]``."""
     resets: jax.Array
     """Whether a piece begins a document, ``[B, n]``."""
+    ends: jax.Array
+    """Whether a piece ends a chunk, ``[B, n]``."""
     slot: jax.Array
     """Slot of each token among all ``n C``, int32 ``[B, T]``; not below that
     for padding, and for tokens that do not fit."""
+    place: jax.Array
+    """Tokens before each token in its chunk, int32 ``[B, T]``."""
     starts: jax.Array
     """As :attr:`Packed.starts`, ``[B, T]``."""
     holds: jax.Array
@@ -194,11 +218,16 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     """
     batch, length = packed.first.shape
     pieces = min(length, -(-length * 5 // (4 * size)) + 2)
+    if packed.closes is not None:
+        pieces = 1
     valid, starts = packed.valid, packed.starts
-    place = packed.place(position[:, None])
-    begins = starts | (place % size == 0) | (packed.column == 0)
+    place = packed.place(position[:, None]) % size
+    closes = valid & (place == size - 1)
+    begins = starts | (place == 0) | (packed.column == 0)
     piece = jnp.cumsum(begins, 1) - 1
-    slot = jnp.where(valid, piece * size + place % size, pieces * size)
+    # The first piece of a row may begin inside a chunk.
+    slot = piece * size + jnp.where(piece == 0, packed.column, place)
+    slot = jnp.where(valid, slot, pieces * size)
 
     def put(empty, values):
         write = jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))
@@ -207,14 +236,19 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     columns = jnp.broadcast_to(packed.column, slot.shape)
     source = put(-1, columns).reshape(batch, pieces, size)
     held = source >= 0
+    ends = put(False, closes).reshape(held.shape).any(-1)
+    if packed.closes is not None:
+        ends = packed.closes[:, None]
     return Layout(
         jnp.maximum(source, 0),
         held,
         put(False, starts).reshape(held.shape).any(-1),
+        ends,
         slot,
+        place,
         starts,
         valid,
-        valid & (place % size == size - 1),
+        closes,
         held.any((0, 2)),
         jnp.all(jnp.where(valid, piece, 0) < pieces),
     )
