@@ -20,7 +20,7 @@ from experiments.shared.records import write_page
 from nl_jax.errors import InputError
 from nl_jax.training.metric_writers import read_json_lines
 from nl_jax.training.reporting import settled_limits
-from nl_jax.training.saved_runs import differences
+from nl_jax.training.same_config import differences
 
 _AXES = ("step", "tokens", "seconds")
 POSITIONAL = "runs"

@@ -26,7 +26,7 @@ from nl_jax.models import LanguageModel, ModelConfig, to_json
 from nl_jax.models.config_json import same_periods
 from nl_jax.models.language_model import ModelState
 from nl_jax.models.model_state import check_state
-from nl_jax.training.saved_runs import differences
+from nl_jax.training.same_config import differences
 
 _FORMAT = "nl_jax state 1"
 _DAMAGED = (

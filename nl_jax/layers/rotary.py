@@ -105,7 +105,7 @@ def rotate(
 
     Args:
         x: ``[..., T, d]``, ``d`` even.
-        at: positions ``[T]``.
+        at: positions ``[T]``, or ``[..., T]``, whose leading axes broadcast.
         base: base of the frequencies.
         scaling: divisors of the frequencies.
 
@@ -118,7 +118,7 @@ def rotate(
     wide = jnp.promote_types(x.dtype, jnp.float32)
     frequencies = base ** (-jnp.arange(half, dtype=wide) / half)
     frequencies /= scaling.divisors(base, half).astype(wide)
-    angle = at[:, None] * frequencies
+    angle = at[..., None] * frequencies
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = jnp.split(x.astype(wide), 2, -1)
     rotated = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)

@@ -12,6 +12,7 @@ chunks are short because this takes ``C^2 d_in`` numbers per chunk.
 """
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from nl_jax.array_typing import Keys, Values, Weight
 from nl_jax.checks import check_count
@@ -28,6 +29,7 @@ def diagonal_scan(
     a: Keys | None = None,
     b: Keys | None = None,
     *,
+    resets: Bool[Array, "... T"] | None = None,
     chunk_size: int = 16,
 ) -> tuple[Values, Weight]:
     """Runs the recurrence above over a sequence of any length.
@@ -40,6 +42,7 @@ def diagonal_scan(
         log_alpha: logarithms of the retention, at most 0, ``[..., T, d_in]``.
         a: keys whose values are erased, ``[..., T, d_in]``.
         b: keys to erase them from; ``None`` exactly if ``a`` is.
+        resets: tokens before which the weights become zero, ``[..., T]``.
         chunk_size: tokens in parallel; results do not depend on it.
 
     Returns:
@@ -63,35 +66,46 @@ def diagonal_scan(
     def step(w, chunk, *_):
         return _chunk(w, *chunk)
 
-    inputs = (k, v, q, log_alpha, a, b)
+    resets = None if resets is None else resets[..., None]
+    inputs = (k, v, q, log_alpha, a, b, resets)
     w, o = chunk_scan(step, w, inputs, size=chunk_size, axis=-2)
     return o, w
 
 
-def _chunk(w, k, v, q, log_alpha, a, b):
+def _chunk(w, k, v, q, log_alpha, a, b, resets):
     acc, dtype = w.dtype, k.dtype
     size = k.shape[-2]
     floor = jnp.log(jnp.finfo(acc).eps / 50)
     log_alpha = jnp.maximum(log_alpha.astype(acc), floor)
     now = jnp.cumsum(log_alpha, -2)
     before = now - log_alpha
+    # How many documents have begun in the chunk up to each token.
+    number = None if resets is None else jnp.cumsum(resets, -2)
+
+    def of(document, factor, at=number):
+        """Returns ``factor`` of tokens of a document, 0 of others."""
+        return factor if at is None else jnp.where(at == document, factor, 0)
 
     def overlap(rows, at, columns, strict):
         """``sum_i rows[t, i] exp(at[t, i] - now[s, i]) columns[s, i]``."""
         mask = jnp.tril(jnp.ones((size, size), bool), -1 if strict else 0)
         gap = at[..., :, None, :] - now[..., None, :, :]
+        if number is not None:
+            mask &= number == number.mT
         decay = jnp.exp(jnp.where(mask[..., None], gap, -jnp.inf))
         return jnp.einsum(
             "...ti,...tsi,...si->...ts", rows.astype(acc), decay, columns
         )
 
     def recall(rows, at):
-        return (rows.astype(acc) * jnp.exp(at)) @ w
+        return (rows.astype(acc) * of(0, jnp.exp(at))) @ w
 
     k, v = k.astype(acc), v.astype(acc)
-    left = jnp.exp(now[..., -1:, :] - now)
+    last = None if number is None else number[..., -1:, :]
+    left = of(last, jnp.exp(now[..., -1:, :] - now))
     o = recall(q, now) + overlap(q, now, k, False) @ v
-    new = jnp.exp(now[..., -1, :, None]) * w + (k * left).mT @ v
+    new = of(0, jnp.exp(now[..., -1, :, None]), last) * w
+    new += (k * left).mT @ v
     if a is not None:
         b = b.astype(acc)
         seen = recall(a, before) + overlap(a, before, k, True) @ v

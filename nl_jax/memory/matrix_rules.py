@@ -40,7 +40,8 @@ class MatrixRule:
         name: name in configurations.
         objective: the objective's name in the level table.
         scan: ``(state, q, k, v, gates, **options) -> (o, state)``; the options
-            are ``chunk_size`` and ``implementation`` of ``delta_scan``.
+            are ``chunk_size``, ``implementation`` and ``resets`` of
+            ``delta_scan``, the last only with documents side by side.
         gates: keys required in ``gates`` besides ``log_alpha``, each
             ``[..., T]`` unless the rule says otherwise.
         memories: matrices per head.
@@ -76,7 +77,8 @@ def _one(scan):
 def _hebbian(w, q, k, v, gates, **options):
     log_alpha = gates["log_alpha"]
     if log_alpha.ndim == k.ndim:
-        return diagonal_scan(w, k, v, q, log_alpha)
+        resets = options.get("resets")
+        return diagonal_scan(w, k, v, q, log_alpha, resets=resets)
     o, w, _ = delta_scan(
         w, None, k, v, q, log_alpha, None, read="after", **options
     )
@@ -131,10 +133,16 @@ def _oja(state, q, k, v, gates, **options):
 
 
 def _rwkv7(w, q, k, v, gates, **options):
-    del options
     removal, rate = gates["removal"], gates["rate"]
     return diagonal_scan(
-        w, k, v, q, gates["log_alpha"], removal, removal * rate
+        w,
+        k,
+        v,
+        q,
+        gates["log_alpha"],
+        removal,
+        removal * rate,
+        resets=options.get("resets"),
     )
 
 

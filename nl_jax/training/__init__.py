@@ -23,7 +23,6 @@ from nl_jax.training.saved_runs import LoadedModel, load_model
 from nl_jax.training.saved_steps import SavedStep, list_steps
 from nl_jax.training.step import (
     LossSums,
-    TrainState,
     bits_per_byte,
     make_eval_step,
     make_train_step,
@@ -38,6 +37,7 @@ from nl_jax.training.train_config import (
     freeze,
 )
 from nl_jax.training.train_result import TrainResult
+from nl_jax.training.train_state import TrainState
 
 __all__ = [
     "Checkpoints",

@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from nl_jax.errors import DamagedError, InputError
 from nl_jax.training.checksums import array_sums, json_sum
-from nl_jax.training.step import TrainState
+from nl_jax.training.train_state import TrainState
 
 _LOG = logging.getLogger(__name__)
 _ORBAX_ERRORS = (KeyError, ValueError, TypeError, OSError, RuntimeError)

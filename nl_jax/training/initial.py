@@ -10,8 +10,8 @@ from nl_jax.data import DataConfig, Tokenizer
 from nl_jax.errors import DamagedError, InputError
 from nl_jax.pretrained import Pretrained, load_pretrained, tokenizer_text
 from nl_jax.pretrained.tokenizer_json import BYTES_JSON
+from nl_jax.training.same_config import is_file_name
 from nl_jax.training.saved_runs import (
-    is_file_name,
     load_model,
     saved_config,
     saved_sizes,

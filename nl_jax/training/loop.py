@@ -42,7 +42,6 @@ from nl_jax.training.saved_runs import (
     resumed_data,
 )
 from nl_jax.training.step import (
-    TrainState,
     bits_per_byte,
     compile_programs,
     draw_state,
@@ -51,6 +50,7 @@ from nl_jax.training.step import (
 )
 from nl_jax.training.train_config import TrainConfig
 from nl_jax.training.train_result import TrainResult
+from nl_jax.training.train_state import TrainState
 
 _LOG = logging.getLogger(__name__)
 
@@ -132,9 +132,10 @@ class _Run:
         self.optimizer, self.shapes = plan_state(config, self.model, self.mesh)
         meta = None
         if self.checkpoints is not None and self.checkpoints.steps:
-            meta, self.state = restore_newest(
+            meta, restored = restore_newest(
                 self.checkpoints, config, self.shapes, skip_damaged
             )
+            self.state = restored
             # Older checkpoints do not say whether the step was evaluated.
             self.start = meta["step"]
             self.evaluated = meta.get("evaluated", True)
@@ -174,7 +175,10 @@ class _Run:
                 self.data.corpus.sha256,
                 accept=config.accept_new_config,
             )
-            self.iterator.set_state(meta["data"]["iterator"])
+            position = meta["data"]["iterator"]
+            self.iterator.set_state(position)
+            if self.iterator.get_state()["order"] != position["order"]:
+                self.state = restored.forget()  # Reading begins anew.
             self.tokens = meta["data"]["tokens"]
         if jax.process_index() != 0:
             self.writers = []
@@ -193,13 +197,6 @@ class _Run:
             self.model, self.optimizer, params=self.shapes.variables
         )
         _LOG.info("%s", table)
-        if config.optimizer.warmup_steps > config.steps:
-            _LOG.warning(
-                "the learning rate rises until the last step: "
-                "optimizer.warmup_steps=%d is more than steps=%d",
-                config.optimizer.warmup_steps,
-                config.steps,
-            )
         if self.state is not None:
             _LOG.info("going on from step %d in %s", self.start, self.workdir)
             state, self.state = self.state, None
@@ -223,11 +220,12 @@ class _Run:
             batch,
         )
         schedule = make_schedule(config.optimizer, config.steps)
-        tokens = config.batch_size * config.seq_len
         step, held_out = self.start, None
         pending: list[tuple] = []
         began = time.monotonic()
-        progress = Progress(config.steps, step, tokens)
+        progress = Progress(
+            config.steps, step, config.batch_size * config.seq_len
+        )
         saver = self.checkpoints
 
         def record() -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,34 +13,16 @@ import jax.numpy as jnp
 
 from nl_jax.data import DataConfig, Tokenizer, from_json
 from nl_jax.errors import DamagedError, InputError
-from nl_jax.models import LanguageModel, ModelConfig, configure, to_json
-from nl_jax.models.config_json import same_periods
+from nl_jax.models import LanguageModel, ModelConfig, configure
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.checksums import array_sums, json_sum
 from nl_jax.training.metric_writers import read_json_lines
 from nl_jax.training.process import versions
-from nl_jax.training.step import TrainState
+from nl_jax.training.same_config import check_same_config, is_file_name
 from nl_jax.training.train_config import TrainConfig
+from nl_jax.training.train_state import TrainState
 
 _LOG = logging.getLogger(__name__)
-
-_FREE_FIELDS = (
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "tensorboard",  # Of earlier versions.
-    "accept_new_config",
-    "mesh.",
-    "sample.",
-)
-_FIXED_FIELDS = (
-    "model.",
-    "data.tokenizer",
-    "data.bpe_vocab_size",
-    "optimizer.name",  # The checkpoint holds this optimizer's state,
-    "optimizer.options",  # whose shapes may depend on these.
-)
 
 
 class LoadedModel(NamedTuple):
@@ -220,49 +202,6 @@ def check_tokenizer(tokenizer: Tokenizer, saved: Mapping, model: LanguageModel):
         )
 
 
-def check_same_config(
-    workdir, saved: Mapping[str, Any], config: TrainConfig
-) -> None:
-    """Checks that a resumed run has the configuration it was started with.
-
-    With ``config.accept_new_config`` only the model, the tokenizer and the
-    optimizer's name and options must be the same.
-
-    Args:
-        workdir: working directory, for the error message.
-        saved: configuration in the checkpoint.
-        config: configuration of the resumed run.
-
-    Raises:
-        InputError: if a field differs; the message names the first one.
-    """
-    defaults = to_json(TrainConfig(model=ModelConfig()))
-    for name, old, new in differences(saved, to_json(config), defaults):
-        fixed = name.startswith(_FIXED_FIELDS)
-        if name.startswith(_FREE_FIELDS) or (name == "init_from" and not new):
-            continue
-        if name == "model.cms.token_periods" and same_periods(
-            old, new, config.model
-        ):
-            continue
-        if name == "data.tokenizer" and is_file_name(old) and is_file_name(new):
-            continue  # Their hashes are compared.
-        if config.accept_new_config and not fixed:
-            continue
-        remedy = "use another --workdir"
-        if not fixed:
-            remedy += ", or go on with --config.accept_new_config=True"
-        raise InputError(
-            f"{workdir} holds a run with {name}={old!r}, but now "
-            f"{name}={new!r}; {remedy}"
-        )
-
-
-def is_file_name(tokenizer: Any) -> bool:
-    """Returns whether ``data.tokenizer`` is the path of a tokenizer."""
-    return str(tokenizer).endswith(".json")
-
-
 def resumed_data(data: DataConfig, saved: Mapping[str, Any]) -> DataConfig:
     """Returns the data of a run that goes on.
 
@@ -301,48 +240,3 @@ def check_text(workdir, saved: str, sha256: str, *, accept: bool) -> None:
             "between Python versions); restore it, use another --workdir, or "
             "go on with --config.accept_new_config=True"
         )
-
-
-def differences(
-    saved: Mapping, own: Mapping, defaults: Mapping
-) -> Iterator[tuple[str, Any, Any]]:
-    """Yields the fields in which two configurations differ.
-
-    Args:
-        saved: configuration in a file, which may lack newer fields.
-        own: current configuration.
-        defaults: values of the fields that ``saved`` lacks.
-
-    Yields:
-        Name, saved value and current value.
-
-    Example:
-        >>> old, new = {"a": {"b": 1}}, {"a": {"b": 2, "c": 0}}
-        >>> list(differences(old, new, {"a": {"b": 0, "c": 0}}))
-        [('a.b', 1, 2)]
-    """
-    flat_saved, flat_own = _flat(_overlay(defaults, saved)), _flat(own)
-    for name in sorted({*flat_saved, *flat_own}):
-        old, new = flat_saved.get(name), flat_own.get(name)
-        if old != new:
-            yield name, old, new
-
-
-def _overlay(defaults: Mapping, saved: Mapping) -> dict[str, Any]:
-    """Adds the fields that ``saved`` lacks, at any depth."""
-    out = {**defaults, **saved}
-    for name, value in saved.items():
-        default = defaults.get(name)
-        if isinstance(value, Mapping) and isinstance(default, Mapping):
-            out[name] = _overlay(default, value)
-    return out
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out

@@ -11,8 +11,8 @@ from nl_jax.errors import DamagedError
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.optimizer import make_optimizer
 from nl_jax.training.saved_runs import saved_model
-from nl_jax.training.step import TrainState
 from nl_jax.training.train_config import OptimizerConfig
+from nl_jax.training.train_state import TrainState, begin_memory
 
 
 class SavedStep(NamedTuple):
@@ -62,7 +62,10 @@ def _shapes(workdir, meta: Mapping[str, Any]) -> TrainState:
         model.logical_axes(),
         model.parameter_periods(shapes),
     )
-    state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes))
+    reading = meta["config"]["data"].get("reading", "windows")
+    of = reading, meta["config"].get("batch_size", 0)
+    memory = jax.eval_shape(lambda v: begin_memory(model, v, *of), shapes)
+    state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), memory)
     (sharding,) = {leaf.sharding for leaf in jax.tree.leaves(shapes)}
     return jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),

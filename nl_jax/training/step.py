@@ -21,6 +21,7 @@ from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.matching import put_weights
 from nl_jax.training.optimizer import make_optimizer
 from nl_jax.training.train_config import TrainConfig
+from nl_jax.training.train_state import TrainState, begin_memory
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,22 +62,6 @@ def token_losses(logits: Logits, targets: Ids) -> Losses:
 def bits_per_byte(sums: LossSums) -> float:
     """Returns the loss in bits per byte, comparable across tokenizers."""
     return float(sums.nats) / float(np.log(2)) / max(float(sums.n_bytes), 1.0)
-
-
-class TrainState(NamedTuple):
-    """What each training step updates."""
-
-    variables: Any
-    """Parameters of the model, ``{"params": ...}``."""
-    optimizer: Any
-    """State of the optimizer."""
-    memory: Any = None
-    """The model's state after each row of the batch, from which the row's next
-    window goes on; ``None`` if all windows start from nothing."""
-
-    def parts(self) -> dict[str, Any]:
-        """Returns what there is, by name, as a checkpoint holds it."""
-        return {k: v for k, v in self._asdict().items() if v is not None}
 
 
 def make_train_step(
@@ -179,7 +164,19 @@ class Programs(NamedTuple):
 def plan_state(
     config: TrainConfig, model: LanguageModel, mesh: jax.sharding.Mesh
 ) -> tuple[optax.GradientTransformation, TrainState]:
-    """Returns the optimizer, and the state's shapes with their shardings."""
+    """Returns the optimizer, and the state's shapes with their shardings.
+
+    Raises:
+        InputError: if the batch cannot be split evenly over the devices.
+    """
+    mesh_lib.check_batch(mesh, config.batch_size)
+    if config.optimizer.warmup_steps > config.steps:
+        _LOG.warning(
+            "the learning rate rises until the last step: "
+            "optimizer.warmup_steps=%d is more than steps=%d",
+            config.optimizer.warmup_steps,
+            config.steps,
+        )
     axes = model.logical_axes()
     shapes = jax.eval_shape(lambda: _draw(config, model))
     optimizer = make_optimizer(
@@ -188,12 +185,16 @@ def plan_state(
     rules = config.mesh.parameter_axes
     where = mesh_lib.parameter_shardings(mesh, axes, shapes, rules)
     opt_shapes = jax.eval_shape(optimizer.init, shapes)
+    of = config.data.reading, config.batch_size
+    memory = jax.eval_shape(lambda v: begin_memory(model, v, *of), shapes)
     places = TrainState(
-        where, mesh_lib.state_shardings(mesh, (shapes, where), opt_shapes)
+        where,
+        mesh_lib.state_shardings(mesh, (shapes, where), opt_shapes),
+        jax.tree.map(lambda _: mesh_lib.batch_sharding(mesh), memory),
     )
     return optimizer, jax.tree.map(
         lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w),
-        TrainState(shapes, opt_shapes),
+        TrainState(shapes, opt_shapes, memory),
         places,
     )
 
@@ -210,9 +211,11 @@ def draw_state(
     Parameters that have a counterpart in ``initial`` are those there.
     """
 
-    def begin():
-        variables = _draw(config, model)
-        return TrainState(variables, optimizer.init(variables))
+    def begin(variables=None):
+        variables = variables or _draw(config, model)
+        of = config.data.reading, config.batch_size
+        memory = begin_memory(model, variables, *of)
+        return TrainState(variables, optimizer.init(variables), memory)
 
     layout = _layout(shapes)
     if initial is None:
@@ -222,10 +225,7 @@ def draw_state(
     drawn, found = draw(), initial["params"]
     params = put_weights(path, found, drawn["params"])
     variables = jax.device_put(drawn | {"params": params}, layout.variables)
-    return jax.jit(
-        lambda variables: TrainState(variables, optimizer.init(variables)),
-        out_shardings=layout,
-    )(variables)
+    return jax.jit(begin, out_shardings=layout)(variables)
 
 
 def compile_programs(
@@ -247,11 +247,7 @@ def compile_programs(
         shapes: shapes and shardings of the state, from :func:`plan_state`.
         byte_lengths: bytes of each token, ``[V]``.
         batch: this process's rows of a batch; others are of the same shapes.
-
-    Raises:
-        InputError: if the batch cannot be split evenly over the devices.
     """
-    mesh_lib.check_batch(mesh, config.batch_size)
     lengths = np.ones(model.config.vocab_size, np.int32)
     lengths[: len(byte_lengths)] = byte_lengths
     where = mesh_lib.batch_sharding(mesh)

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.delta_memory.chunked import delta_scan_chunked
 from pallas_kernels.delta_memory.derivative import (
@@ -28,6 +28,7 @@ def delta_scan(
     beta: Float[Array, "... T"] | None,
     log_mu: Float[Array, "... T"] | None = None,
     *,
+    resets: Bool[Array, "... T"] | None = None,
     chunk_size: int = 64,
     read: Literal["before", "after", "chunk"] = "before",
     implementation: str | None = None,
@@ -70,6 +71,8 @@ def delta_scan(
             skips the inverse.
         log_mu: logarithm of the momentum's decay, at most 0, ``[..., T]``;
             ``None`` switches momentum off.
+        resets: tokens before which both states become zero, such as the first
+            of each document, ``[..., T]``; ``None`` for none.
         chunk_size: tokens that are processed in parallel, at least 1. Results
             depend on it only with ``read="chunk"``.
         read: weights that ``q_t`` is multiplied with: those ``"before"`` the
@@ -102,9 +105,11 @@ def delta_scan(
         >>> o[:, 0].tolist(), w[:, 0].tolist()          # the delta rule erases
         ([0.0, 1.0], [5.0, 0.0])
     """
-    values = w, s, x, g, q, log_alpha, beta, log_mu
+    values = w, s, x, g, q, log_alpha, beta, log_mu, resets
     arrays = dict(zip(NAMES, values, strict=True))
     _validate(**arrays, chunk_size=chunk_size, read=read)
+    if resets is not None:
+        arrays["resets"] = jnp.asarray(resets).astype(w.dtype)
     choice, block = choose(
         arrays, chunk_size, read, implementation, bool(interpret)
     )
@@ -134,6 +139,7 @@ def implementation_for(
     beta,
     log_mu=None,
     *,
+    resets=None,
     chunk_size: int = 64,
     read: Literal["before", "after", "chunk"] = "before",
 ) -> str:
@@ -150,6 +156,7 @@ def implementation_for(
         log_alpha: see :func:`delta_scan`.
         beta: see :func:`delta_scan`.
         log_mu: see :func:`delta_scan`.
+        resets: see :func:`delta_scan`.
         chunk_size: see :func:`delta_scan`.
         read: see :func:`delta_scan`.
 
@@ -168,7 +175,7 @@ def implementation_for(
         >>> names(1)
         ['chunked', 'chunked', 'chunked']
     """
-    values = w, s, x, g, q, log_alpha, beta, log_mu
+    values = w, s, x, g, q, log_alpha, beta, log_mu, resets
     arrays = dict(zip(NAMES, values, strict=True))
     _validate(**arrays, chunk_size=chunk_size, read=read)
     return name_on(platform, choose(arrays, chunk_size, read, None)[0], PLAIN)
@@ -185,7 +192,7 @@ def _plain_chunk(chunk_size, read):
     return next(c for c in (128, 64, 32) if c <= max(chunk_size, 32))
 
 
-def _validate(w, s, x, g, q, log_alpha, beta, log_mu, chunk_size, read):
+def _validate(w, s, x, g, q, log_alpha, beta, log_mu, resets, chunk_size, read):
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
     if read not in READS:
@@ -205,6 +212,7 @@ def _validate(w, s, x, g, q, log_alpha, beta, log_mu, chunk_size, read):
         "log_alpha": (log_alpha, (length,)),
         "beta": (beta, (length,)),
         "log_mu": (log_mu, (length,)),
+        "resets": (resets, (length,)),
     }
     leading = [w.shape[:-2]]
     for name, (value, tail) in expected.items():

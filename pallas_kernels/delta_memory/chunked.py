@@ -30,6 +30,7 @@ def chunk_step(
     log_alpha,
     beta,
     log_mu=None,
+    resets=None,
     *,
     read="before",
     valid=None,
@@ -49,6 +50,8 @@ def chunk_step(
         log_alpha: logarithm of the retention, ``[..., C]``.
         beta: strength of the delta term, ``[..., C]``; ``None`` is zero.
         log_mu: logarithm of the momentum's decay, ``[..., C]``, or ``None``.
+        resets: 1 for tokens before which both states become zero, else 0,
+            ``[..., C]``; ``None`` without any.
         read: weights that ``q_t`` is multiplied with: ``"before"`` for
             ``W_{t-1}``, ``"after"`` for ``W_t``, ``"chunk"`` for those at the
             start of the chunk.
@@ -67,6 +70,17 @@ def chunk_step(
     eye = jnp.where(now & ~past, 1, 0).astype(acc)
     # Masks are reshaped as numbers: TPU kernels cannot reshape booleans.
     keep = None if valid is None else valid.astype(acc)
+    fresh = None
+    if resets is not None:
+        # Nothing passes from one document to another: pairs of tokens are of
+        # the same one, and the initial states are those of the first.
+        number = _total(resets.astype(acc), now)
+        same = number[..., :, None] == number[..., None, :]
+        now, past = now & same, past & same
+        fresh = jnp.where(number > 0, 0, 1).astype(acc)
+
+    def initial(factor):
+        return factor if fresh is None else factor * fresh
 
     def gate(logarithm):
         floor = float(np.log(jnp.finfo(acc).eps / 50))
@@ -83,7 +97,7 @@ def chunk_step(
     log_alpha = gate(log_alpha)
     alpha = jnp.exp(log_alpha)
     log_a_bar = _total(log_alpha, past)
-    a_bar = jnp.exp(log_a_bar)
+    a_bar = initial(jnp.exp(log_a_bar))
     decay_bar = ratios(log_a_bar, _total(log_alpha, now), past)
     a = alpha * a_bar
     decay = alpha[..., None] * decay_bar + eye
@@ -92,7 +106,8 @@ def chunk_step(
         b_bar = b = None
     else:
         log_m = _total(gate(log_mu), now)
-        m, carry = jnp.exp(log_m), ratios(log_m, log_m, now)  # R
+        m = initial(jnp.exp(log_m))
+        carry = ratios(log_m, log_m, now)  # R
         if keep is None:
             moved, moves, moves_bar = m, carry, decay_bar
         else:
@@ -134,7 +149,8 @@ def chunk_step(
 
     o = None
     if q is not None and read == "chunk":
-        o = dot("...ti,...ij->...tj", q, w_low).astype(dtype)
+        o = dot("...ti,...ij->...tj", q, w_low)
+        o = (o if fresh is None else fresh[..., None] * o).astype(dtype)
     elif q is not None:
         overlap = dot("...ti,...si->...ts", q, x)
         if read == "before":
@@ -162,7 +178,18 @@ def chunk_step(
 
 
 def delta_scan_chunked(
-    w, s, x, g, q, log_alpha, beta, log_mu=None, *, chunk_size=64, read="before"
+    w,
+    s,
+    x,
+    g,
+    q,
+    log_alpha,
+    beta,
+    log_mu=None,
+    resets=None,
+    *,
+    chunk_size=64,
+    read="before",
 ):
     """Scans :func:`chunk_step` over a sequence of any length.
 
@@ -172,7 +199,7 @@ def delta_scan_chunked(
     the rest (``jax.checkpoint``).
     """
     length = x.shape[-2]
-    arrays = w, s, x, g, q, log_alpha, beta, log_mu
+    arrays = w, s, x, g, q, log_alpha, beta, log_mu, resets
     state, chunks = cut_into_chunks(arrays, min(chunk_size, length))
     state, o = jax.lax.scan(
         jax.checkpoint(functools.partial(advance, read=read)), state, chunks
@@ -193,7 +220,8 @@ def cut_into_chunks(arrays, size, multiple=None):
         ``(w, s)``, and the other arrays as ``[n, ..., size, ...]`` followed by
         the chunks' ``valid``, which is ``None`` without padding.
     """
-    w, s, x, g, q, log_alpha, beta, log_mu = arrays
+    w, s, x, g, q, log_alpha, *gates = arrays
+    log_mu = gates[1]
     length = x.shape[-2]
     multiple = size if multiple is None else multiple
     count = -(-length // multiple) * (multiple // size)
@@ -206,7 +234,7 @@ def cut_into_chunks(arrays, size, multiple=None):
     ragged = count * size > length
     chunks = (
         *(cut(value, -2, size, count) for value in (x, g, q)),
-        *(cut(value, -1, size, count) for value in (log_alpha, beta, log_mu)),
+        *(cut(value, -1, size, count) for value in (log_alpha, *gates)),
         cut(jnp.ones(length, bool), -1, size, count) if ragged else None,
     )
     return (w, s), chunks

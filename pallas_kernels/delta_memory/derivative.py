@@ -20,7 +20,7 @@ from pallas_kernels.delta_memory.kernels import KERNELS
 from pallas_kernels.dispatch import Choice, run_kernels
 from pallas_kernels.restart import restartable
 
-NAMES = ("w", "s", "x", "g", "q", "log_alpha", "beta", "log_mu")
+NAMES = ("w", "s", "x", "g", "q", "log_alpha", "beta", "log_mu", "resets")
 """Names of ``delta_scan``'s arrays, in the order of its arguments."""
 
 

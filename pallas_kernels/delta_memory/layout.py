@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.partition import explicit_axes
 
-GATES = ("log_alpha", "beta", "log_mu")
+GATES = ("log_alpha", "beta", "log_mu", "resets")
 MAX_COLUMNS = 512
 """Most columns of a folded state, all of which a kernel holds at once."""
 
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
 def plan_for(arrays, chunk) -> Plan:
     """Returns the plan for ``delta_scan``'s arrays, or shapes, by name."""
-    gates = tuple(name for name in GATES if arrays[name] is not None)
+    gates = tuple(name for name in GATES if arrays.get(name) is not None)
     leads = {name: arrays[name].shape[:-1] for name in gates}
     for name in "wxgq":
         leads[name] = arrays[name].shape[:-2]

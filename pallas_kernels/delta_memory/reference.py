@@ -10,7 +10,18 @@ import jax.numpy as jnp
 
 
 def delta_scan_reference(
-    w, s, x, g, q, log_alpha, beta, log_mu=None, *, chunk_size=64, read="before"
+    w,
+    s,
+    x,
+    g,
+    q,
+    log_alpha,
+    beta,
+    log_mu=None,
+    resets=None,
+    *,
+    chunk_size=64,
+    read="before",
 ):
     """Runs the recurrence one token at a time with ``jax.lax.scan``.
 
@@ -45,7 +56,10 @@ def delta_scan_reference(
 
     def step(carry, token):
         w, s, start = carry
-        i, x_t, g_t, q_t, alpha, beta_t, mu = token
+        i, x_t, g_t, q_t, alpha, beta_t, mu, fresh = token
+        fresh = fresh[..., None, None] > 0
+        w, start = jnp.where(fresh, 0, w), jnp.where(fresh, 0, start)
+        s = jnp.where(fresh, 0, s)
         start = jnp.where(i % chunk_size == 0, w, start)
         write = x_t[..., :, None] * g_t[..., None, :]
         s = mu[..., None, None] * s + write if momentum else write
@@ -59,6 +73,7 @@ def delta_scan_reference(
     zeros = jnp.zeros_like(log_alpha)
     mu = jnp.exp(log_mu) if momentum else zeros
     beta = zeros if beta is None else beta
+    resets = zeros if resets is None else resets
     tokens = (
         jnp.arange(steps),
         jnp.moveaxis(x, -2, 0),
@@ -67,6 +82,7 @@ def delta_scan_reference(
         jnp.moveaxis(jnp.exp(log_alpha), -1, 0),
         jnp.moveaxis(beta, -1, 0),
         jnp.moveaxis(mu, -1, 0),
+        jnp.moveaxis(resets, -1, 0),
     )
     carry = (w, s if momentum else jnp.zeros((), w.dtype), w)
     (w, s, _), o = jax.lax.scan(step, carry, tokens)

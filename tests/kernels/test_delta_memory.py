@@ -150,6 +150,54 @@ def test_equals_token_by_token(x64, read, momentum, delta, name):
     equal_token_by_token(arrays, name, chunk_size=chunk, read=read)
 
 
+def with_resets(arrays, at):
+    """Adds resets before some tokens, as numbers, which have gradients."""
+    resets = jnp.zeros_like(arrays["log_alpha"])
+    return arrays | {"resets": resets.at[..., jnp.array(at)].set(1)}
+
+
+@pytest.mark.parametrize("read", ["before", "after", "chunk"])
+def test_a_reset_is_a_new_sequence(x64, read):
+    at = (0, 5, 17, 18)
+    arrays = with_resets(inputs(24), at[1:])
+    actual = delta_scan(**arrays, read=read, implementation="reference")
+    del arrays["resets"]
+    outs = []
+    for start, stop in zip(at, (*at[1:], 24), strict=True):
+        part = {
+            name: arrays[name][..., start:stop, :] for name in ("x", "g", "q")
+        } | {
+            name: arrays[name][..., start:stop]
+            for name in ("log_alpha", "beta", "log_mu")
+        }
+        keep = start == 0
+        state = {name: keep * arrays[name] for name in "ws"}
+        o, *end = delta_scan(
+            **state, **part, read=read, implementation="reference"
+        )
+        outs.append(o)
+    expected = jnp.concatenate(outs, -2), *end
+    assert_equal_trees(actual, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["chunked", "pallas_tpu"])
+@pytest.mark.parametrize(
+    ("read", "momentum", "delta"),
+    [
+        ("before", True, True),
+        pytest.param("after", True, True, marks=pytest.mark.slow),
+        pytest.param("after", False, True, marks=pytest.mark.slow),
+        pytest.param("after", True, False, marks=pytest.mark.slow),
+        pytest.param("chunk", True, True, marks=pytest.mark.slow),
+    ],
+)
+def test_resets_equal_token_by_token(x64, read, momentum, delta, name):
+    chunk = 64 if "mosaic" in name else 16
+    arrays = inputs(chunk + 5, momentum=momentum, delta=delta)
+    arrays = with_resets(arrays, (3, 4, 11, chunk, chunk + 2))
+    equal_token_by_token(arrays, name, chunk_size=chunk, read=read)
+
+
 @pytest.mark.parametrize("length", [1, 16, 150])
 @every_implementation
 def test_one_token_one_chunk_many_chunks(x64, length, name):

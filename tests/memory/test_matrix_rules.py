@@ -1,6 +1,7 @@
 """Matrix memories equal their papers' recurrences, and their derivatives."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +167,28 @@ def test_any_split_gives_the_same(name):
             outs.append(o)
         np.testing.assert_allclose(jnp.concatenate(outs), whole, atol=1e-12)
         np.testing.assert_allclose(state, end, atol=1e-12)
+
+
+@every_case
+def test_documents_begin_with_an_empty_memory(name):
+    """At a chunk's start, inside one, and twice in one."""
+    q, k, v, s, gates = draw()
+    _, paper, change = CASES[name]
+    gates = change(gates)
+    starts = np.isin(np.arange(T), (2, 4, 5, 7))
+    expected = []
+    for at, to in itertools.pairwise((0, 2, 4, 5, 7, T)):
+        part = {n: g[at:to] if g.shape[0] == T else g for n, g in gates.items()}
+        begin = s if at == 0 else np.zeros_like(s)
+        o, end = paper(begin, q[at:to], k[at:to], v[at:to], part)
+        expected.append(o)
+    with jax.enable_x64(True):
+        given = jax.tree.map(jnp.asarray, (s.T[None], q, k, v, gates))
+        rule = MATRIX_RULES[CASES[name][0]]
+        scan = jax.jit(functools.partial(rule.scan, chunk_size=CHUNK))
+        o, w = scan(*given, resets=jnp.asarray(starts))
+    np.testing.assert_allclose(o, np.concatenate(expected), atol=1e-10)
+    np.testing.assert_allclose(w[0].T, end, atol=1e-10)
 
 
 def test_a_gate_of_zero_forgets_a_channel_and_nothing_else():

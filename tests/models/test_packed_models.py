@@ -12,8 +12,29 @@ from nl_jax.models import build
 LENGTH, VOCAB = 24, 11
 MODELS = {
     "mamba": {},
+    "transformer": {
+        "n_layers": 1,
+        "attention": {"window": 5, "persistent": 2},
+    },
+    "retnet": {"n_layers": 1, "matrix": {"chunk_size": 4}},
+    "linear-attention": {"matrix": {"chunk_size": 4}},
+    "gated-deltanet": {"matrix": {"chunk_size": 4}},
+    "longhorn": {"matrix": {"chunk_size": 4}},
+    "comba": {"matrix": {"chunk_size": 4}},
+    "oja": {"matrix": {"chunk_size": 4}},
+    "gla": {},
+    "rwkv7": {},
+    "hope-attention": {"attention": {"window": 5}},
 }
 """Overrides of each model's configuration; what has a grid crosses chunks."""
+QUICK = ("mamba", "transformer", "retnet")
+every_model = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in MODELS
+    ],
+)
 IDS = {
     "cuts": [[5] * 6 + [6] * 6 + [9] * 12, [1] * 12 + [2] * 6 + [3] * 6],
     "padding": [
@@ -26,9 +47,8 @@ IDS = {
 
 @functools.cache
 def _model(name):
-    model = build(
-        name, d_model=8, n_heads=2, n_layers=2, dtype="float64", **MODELS[name]
-    )
+    sizes = {"d_model": 8, "n_heads": 2, "n_layers": 2, "dtype": "float64"}
+    model = build(name, **(sizes | MODELS[name]))
     tokens = jnp.zeros((1, 1), jnp.int32)
     variables = jax.jit(model.init)(jax.random.key(0), tokens)
     rng = np.random.default_rng(0)
@@ -72,7 +92,7 @@ def _float64():
 
 
 @pytest.mark.parametrize("case", IDS)
-@pytest.mark.parametrize("name", MODELS)
+@every_model
 def test_documents_equal_each_alone(name, case):
     _, variables = _model(name)
     tokens, ids = _tokens(), np.array(IDS[case])
@@ -90,7 +110,7 @@ def test_documents_equal_each_alone(name, case):
             np.testing.assert_allclose(a[row], b[0], rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@every_model
 def test_gradients_are_the_sum_over_documents(name):
     _, variables = _model(name)
     tokens, ids = _tokens(), np.array(IDS["padding"])
@@ -114,7 +134,7 @@ def test_gradients_are_the_sum_over_documents(name):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@every_model
 def test_a_stream_may_be_cut_anywhere(name):
     _, variables = _model(name)
     tokens, ids = _tokens(), np.array(IDS["cuts"])

@@ -16,7 +16,7 @@ from nl_jax.training import (
     flag_config,
     freeze,
 )
-from nl_jax.training.saved_runs import check_same_config
+from nl_jax.training.same_config import check_same_config
 
 
 def test_every_field_has_a_flag():

@@ -21,6 +21,7 @@ from nl_jax.errors import InputError
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
 from nl_jax.layers.mixing import empty_tails, mix
 from nl_jax.layers.rotary import RopeScaling, rotate
+from nl_jax.memory.packed import Packed
 from nl_jax.memory.walk import chunk_scan
 
 
@@ -136,10 +137,18 @@ class CausalAttention(Mixer):
         return {name: count * self.head_width for name, count in heads.items()}
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, empty: bool = False):
+    def __call__(
+        self,
+        x: Stream,
+        state=None,
+        *,
+        empty: bool = False,
+        packed: Packed | None = None,
+    ):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
-        ``empty`` asserts that every row of ``state`` has ``seen = 0``.
+        ``empty`` asserts that every row of ``state`` has ``seen = 0``; queries
+        attend to their own document of ``packed``.
         """
         config, d, heads = self.config, self.d_model, self.n_heads
         shared, width = self._kv_heads, self.head_width
@@ -158,6 +167,7 @@ class CausalAttention(Mixer):
             config.conv_width,
             self._widths,
             config.bias,
+            packed,
         )
         q, k, v = (
             mixed[name].reshape(batch, length, -1, width) for name in "qkv"
@@ -174,12 +184,21 @@ class CausalAttention(Mixer):
                 for name in ("keys", "values")
             )
 
+        documents = None
+        if packed is not None:
+            documents = packed.place(state.seen[:, None]), packed.valid
         if empty and length <= config.window:
-            filled = jnp.full((batch,), length)
-            y = _attend(config, q, k, v, filled, persistent)
-            cache = _remember(config, state, k, v)
+            oldest = jnp.zeros((batch, 1), jnp.int32)
+            if documents is not None:
+                oldest = jnp.arange(length) - documents[0]
+            y = _attend(config, q, k, v, oldest, persistent)
+            cache = _remember(config, state, k, v, documents)
         else:
-            cache, y = _scan_segments(config, state, q, k, v, persistent)
+            cache, y = _scan_segments(
+                config, state, q, k, v, persistent, documents
+            )
+        if packed is not None:
+            cache = _forget(config, cache, packed.advance(state.seen))
         cache = cache._replace(tails=tails)
         out = declare.dense("w_out", heads * width, d, "embed", "mixer")
         y = y.reshape(batch, length, -1) @ out
@@ -188,26 +207,42 @@ class CausalAttention(Mixer):
         return y, cache
 
 
-def _scan_segments(config, state, q, k, v, persistent):
-    """Attends window by window, at a cost linear in the length."""
+def _scan_segments(config, state, q, k, v, persistent, documents):
+    """Attends window by window, at a cost linear in the length.
 
-    def segment(cache, qkv, *_):
-        q, k, v = qkv
+    ``documents`` are how many earlier tokens of its document there are to each
+    token, and whether it is none of padding, or ``None``.
+    """
+
+    def segment(cache, tokens, *_):
+        q, k, v, documents = tokens
         keys = jnp.concatenate([cache.keys.astype(k.dtype), k], 1)
         values = jnp.concatenate([cache.values.astype(v.dtype), v], 1)
-        filled = cache.seen + q.shape[1]
-        y = _attend(config, q, keys, values, filled, persistent)
-        return _remember(config, cache, k, v), y
+        oldest = config.window - cache.seen[:, None]
+        if documents is not None:
+            at = config.window + jnp.arange(q.shape[1])
+            oldest = at - documents[0]
+        y = _attend(config, q, keys, values, oldest, persistent)
+        return _remember(config, cache, k, v, documents), y
 
     return chunk_scan(
-        segment, state, (q, k, v), size=config.window, axis=1, remat=0
+        segment,
+        state,
+        (q, k, v, documents),
+        size=config.window,
+        axis=1,
+        remat=0,
     )
 
 
-def _remember(config, state, k, v):
+def _remember(config, state, k, v, documents):
     def keep(held, new):
         both = jnp.concatenate([held, new.astype(held.dtype)], 1)
-        return both[:, -config.window :]
+        if documents is None:
+            return both[:, -config.window :]
+        # Padding comes last.
+        first = documents[1].sum(1)[:, None] + jnp.arange(config.window)
+        return jnp.take_along_axis(both, first[..., None, None], 1)
 
     return state._replace(
         keys=keep(state.keys, k),
@@ -216,15 +251,30 @@ def _remember(config, state, k, v):
     )
 
 
-def _attend(config, q, k, v, filled, persistent):
-    """Attends from the last keys' positions to the ``filled`` last keys."""
+def _forget(config, state, length):
+    """Leaves the last document of each row, of a ``length``, in the cache."""
+    seen = jnp.minimum(length, config.window)
+    own = jnp.arange(config.window) >= config.window - seen[:, None]
+    own = own[..., None, None]
+    return state._replace(
+        keys=jnp.where(own, state.keys, 0),
+        values=jnp.where(own, state.values, 0),
+        seen=seen,
+    )
+
+
+def _attend(config, q, k, v, oldest, persistent):
+    """Attends from the last keys' positions to keys from the ``oldest`` on.
+
+    ``oldest`` is the first key's number, ``[B, T]``, or ``[B, 1]`` for all.
+    """
     total = k.shape[1]
     key_at = jnp.arange(total)
     query_at = key_at[-q.shape[1] :]
     distance = query_at[:, None] - key_at[None, :]
     mask = (distance >= 0) & (distance < config.window)
-    exists = key_at[None, :] >= total - filled[:, None]
-    mask = mask[None, None] & exists[:, None, None, :]
+    exists = key_at >= oldest[..., None]
+    mask = mask[None, None] & exists[:, None]
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
     turned = q, k
     if config.rope_base is not None:

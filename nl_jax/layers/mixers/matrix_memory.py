@@ -26,6 +26,7 @@ from nl_jax.layers.mixing import (
 from nl_jax.layers.norms import l2_normalize
 from nl_jax.layers.rotary import rotate
 from nl_jax.memory import MATRIX_RULES, MatrixRule
+from nl_jax.memory.packed import Packed
 from pallas_kernels import delta_memory, device
 
 
@@ -158,12 +159,14 @@ class MatrixMemory(Mixer):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None):
+    def __call__(self, x: Stream, state=None, *, packed: Packed | None = None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, heads = self.config, self.d_model, self.n_heads
         rule = config.recurrence
         x, state, declare = self.begin(x, state)
-        mixed, tails = mix(declare, x, state.tails, config.conv_width)
+        mixed, tails = mix(
+            declare, x, state.tails, config.conv_width, packed=packed
+        )
         q, k, v = (split_heads(mixed[name], heads) for name in "qkv")
         if config.features == "l2":
             q, k = l2_normalize(q), l2_normalize(k)
@@ -177,32 +180,42 @@ class MatrixMemory(Mixer):
         gates = self._gates(declare, x)
         if "removal" in rule.gates:
             k, gates, bonus = _rwkv7_keys(declare, q, k, v, gates)
-        memory, length = state.memory, x.shape[1]
+        documents: dict[str, jax.Array] = {}
+        if packed is not None:
+            documents["resets"] = packed.starts[:, None]
+            gates, v = _without_padding(gates, v, packed)
         if config.features == "rotary":
             # Positions count from the last token in the state, so precision
             # does not depend on the stream's length.
-            at = jnp.arange(1, length + 1)
+            length = x.shape[1]
+            at, end = jnp.arange(1, length + 1), jnp.array([length])
+            if packed is not None:
+                none = jnp.zeros_like(packed.lengths)
+                at = packed.place(none[:, None])[:, None] + 1
+                end = packed.advance(none)[:, None, None, None]
             q, k = rotate(q, at), rotate(k, at)
         o, memory = rule.scan(
-            memory,
+            state.memory,
             q,
             k,
             v,
             gates,
             chunk_size=config.chunk_size,
             implementation=config.implementation,
+            **documents,
         )
         if config.features == "rotary":
-            back = jnp.full(memory.shape[-2:-1], -length)
-            memory = rotate(memory.mT, back).mT
+            memory = rotate(memory.mT, -end).mT
         normalizer = state.normalizer
         if normalizer is not None:
-            total = normalizer[:, :, None] + jnp.cumsum(
-                k.astype(normalizer.dtype), -2
-            )
-            size = jnp.einsum("bhtd,bhtd->bht", q.astype(total.dtype), total)
+            wide = normalizer.dtype
+            if packed is None:
+                total = normalizer[:, :, None] + jnp.cumsum(k.astype(wide), -2)
+                size = jnp.einsum("bhtd,bhtd->bht", q.astype(wide), total)
+                normalizer = total[:, :, -1]
+            else:
+                size, normalizer = _sizes(normalizer, q, k, packed)
             o = (o / (size[..., None] + 1e-6)).astype(o.dtype)
-            normalizer = total[:, :, -1]
         y = normalize_heads(declare, o)
         if bonus is not None:
             y = y + bonus.swapaxes(1, 2)
@@ -254,6 +267,36 @@ GATES: dict[str, Callable[..., jax.Array]] = {
 }
 """Functions ``(config, declare, x, heads) -> gate`` for the ``gates`` of a
 rule. A rule with ``"removal"`` uses the keys and retention of RWKV-7."""
+
+
+def _without_padding(gates, v, packed):
+    """Returns gates and values with which padding changes nothing."""
+    valid = packed.valid[:, None]
+    gates = dict(gates)
+    for name in ("log_alpha", "beta", "rate"):
+        if name in gates:
+            mask = valid[..., *(None,) * (gates[name].ndim - 3)]
+            gates[name] = jnp.where(mask, gates[name], 0)
+    return gates, jnp.where(valid[..., None], v, 0)
+
+
+def _sizes(normalizer, q, k, packed):
+    """Returns ``q`` times the sum of its document's keys, and the sum after."""
+    wide = normalizer.dtype
+    valid = packed.valid[:, None]
+    size, total, _ = delta_memory.delta_scan(
+        normalizer[..., None],
+        None,
+        k.astype(wide),
+        valid[..., None].astype(wide),
+        q.astype(wide),
+        jnp.zeros_like(valid, wide),
+        None,
+        resets=packed.starts[:, None],
+        read="after",
+        implementation="chunked",
+    )
+    return size[..., 0], total[..., 0]
 
 
 def _rwkv7_keys(declare, q, k, v, gates):
