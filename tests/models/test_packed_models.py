@@ -25,9 +25,27 @@ MODELS = {
     "gla": {},
     "rwkv7": {},
     "hope-attention": {"attention": {"window": 5}},
+    "titans": {"n_layers": 1, "deep": {"chunk_size": 4}},
+    "dla": {"deep": {"chunk_size": 4}},
+    "ttt-linear": {"deep": {"chunk_size": 4}},
+    "ttt-mlp": {"deep": {"chunk_size": 4}},
+    "miras-moneta": {"deep": {"chunk_size": 4}},
+    "miras-yaad": {"deep": {"chunk_size": 4}},
+    "miras-memora": {"deep": {"chunk_size": 4}},
+    "atlas": {"deep": {"chunk_size": 4}},
+    "hope": {"titans": {"chunk_size": 4, "memory_chunk_size": 2}},
+    "hope-paper": {"titans": {"chunk_size": 4}},
+    "titans-mac": {"titans_attention": {"memory": {"chunk_size": 4}}},
+    "titans-mag": {
+        "titans_attention": {
+            "memory": {"chunk_size": 4},
+            "attention": {"window": 5},
+        }
+    },
+    "titans-mal": {"titans_attention": {"memory": {"chunk_size": 4}}},
 }
 """Overrides of each model's configuration; what has a grid crosses chunks."""
-QUICK = ("mamba", "transformer", "retnet")
+QUICK = ("mamba", "transformer", "retnet", "titans")
 every_model = pytest.mark.parametrize(
     "name",
     [
