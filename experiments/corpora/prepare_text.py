@@ -72,7 +72,9 @@ FLAGS = {
         1,
         MOST_SHARDS,
     ),
-    "processes": flags.integer(None, "That tokenize; default all cores."),
+    "processes": flags.integer(
+        None, "That tokenize; default all cores, or 1 for less than 4 MiB."
+    ),
     "verify": flags.switch("Only compare --output with its hashes."),
 }
 
@@ -155,7 +157,7 @@ def _prepare(values, settings, files, output, given):
     fields = TextFields(values.text_field, values.prompt_field, "--")
     separator = values.separator.replace("\\n", "\n").encode()
     inputs = Inputs(files, fields, values.document_bytes, separator)
-    processes = values.processes or len(os.sched_getaffinity(0))
+    processes = values.processes or _processes(files)
     path = corpus_folder.prepare_tokenizer(output, inputs, settings, given)
     tokenizer = load_tokenizer(path)
     shards = settings["shards"]
@@ -187,6 +189,13 @@ def _prepare(values, settings, files, output, given):
         RECORD_TOKENS,
     )
     return manifest, journal.size
+
+
+def _processes(files):
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    if size < 1 << 22 and all(file.is_file() for file in files):
+        return 1  # Others would take longer to start.
+    return os.cpu_count() or 1
 
 
 def _bar(words, total, unit):

@@ -8,6 +8,7 @@ from nl_jax.data.batches import (
     train_batches,
 )
 from nl_jax.data.corpora import Corpora, open_corpora
+from nl_jax.data.documents import TextDocument
 from nl_jax.data.iterator import make_iterator
 from nl_jax.data.prepared import PreparedCorpus, is_prepared, open_prepared
 from nl_jax.data.sources import (
@@ -42,6 +43,7 @@ __all__ = [
     "DocumentSource",
     "DocumentsInMemory",
     "PreparedCorpus",
+    "TextDocument",
     "Tokenizer",
     "from_json",
     "gzip_bits_per_byte",

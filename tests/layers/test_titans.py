@@ -38,7 +38,10 @@ VARIANTS = {
         "value_norm": "input",
         "momentum": False,
     },
+    "skip": {"skip": True, "output_gate": True},
     "shared-l2": {
+        "skip": True,
+        "output_gate": True,
         "architecture": "linear",
         "value_norm": "input",
         "momentum": False,
@@ -138,7 +141,8 @@ def plain_titans(config, params, x):
             mu = gate("mu", "eta") if config.momentum else None
             chunk = config.read == "chunk"
             o = (answering[h].generate if chunk else answering[h].read)(q)
-            answer.append(rms(o) * p["out_scale"][h])
+            past = p["skip"][h] * v if config.skip else 0
+            answer.append(rms(o) * p["out_scale"][h] + past)
             own = [m for key, m in makers.items() if key[1] == h]
             for m in (*own, answering[h]):
                 target = m.generate(v)
@@ -147,7 +151,11 @@ def plain_titans(config, params, x):
                     long = long or m is answering[h]
                     target = (rms if long else unit)(target)
                 m.write(k, target, eta, alpha, mu)
-        outputs.append(np.concatenate(answer) @ p["w_out"])
+        y = np.concatenate(answer)
+        if config.output_gate:
+            opened = x_t @ p["w_gate"]
+            y = y * opened * sigmoid(opened)
+        outputs.append(y @ p["w_out"])
     return np.stack(outputs)
 
 

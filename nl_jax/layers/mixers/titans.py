@@ -105,6 +105,10 @@ class SelfModifyingTitans(Mixer):
         ones = nn.initializers.ones
         shape = (heads, width)
         self.out_scale = declare("out_scale", ones, shape, ("heads", None))
+        if config.skip:
+            self.skip = declare("skip", ones, shape, ("heads", None))
+        if config.output_gate:
+            self.w_gate = declare.dense("w_gate", d, d, "mixer")
         self.w_out = declare.dense("w_out", d, d, "embed", "mixer")
 
     def _gate(self, declare, name, bias):
@@ -154,14 +158,19 @@ class SelfModifyingTitans(Mixer):
         x, state, _ = self.begin(x, state)
         shares = self.config.shares_recurrence
         read = self._read_shared if shares else self._read
-        y, state = read(x, state, aligned, packed)
+        y, v, state = read(x, state, aligned, packed)
         position = state.position + x.shape[1]
         if packed is not None:
             position = packed.advance(state.position)
         position %= self.config.cycle
         scale = self.out_scale.astype(y.dtype)
         y = rms_norm(y.swapaxes(1, 2)) * scale
-        y = y.reshape(x.shape) @ self.w_out.astype(y.dtype)
+        if self.config.skip:
+            y = y + self.skip.astype(y.dtype) * v.swapaxes(1, 2)
+        y = y.reshape(x.shape)
+        if self.config.output_gate:
+            y = y * jax.nn.silu(x @ self.w_gate.astype(x.dtype))
+        y = y @ self.w_out.astype(y.dtype)
         return y, state._replace(position=position)
 
     def _read(self, x, state, aligned, packed):
@@ -187,17 +196,18 @@ class SelfModifyingTitans(Mixer):
             packed=packed,
             initial=initial.memory,
         )
-        return y, TitansState(generators, memory.memory, tails, state.position)
+        state = TitansState(generators, memory.memory, tails, state.position)
+        return y, made.v, state
 
     def _read_shared(self, x, state, aligned, packed):
         parts = self._parts()
 
         def read(x, state, options):
             *memories, position = state
-            y, *memories = read_shared(
+            y, v, *memories = read_shared(
                 parts, self.config, x, *memories, **options
             )
-            return y, state._make([*memories, position])
+            return y, v, state._make([*memories, position])
 
         *initial, _ = self._initial_row()
         return self._each_row(read, x, state, aligned, packed, tuple(initial))

@@ -75,6 +75,11 @@ class TitansConfig(MixerConfig):
     read: Literal["before", "after", "chunk"] = "before"
     """Weights that a query reads: before or after its token's write, or those
     at the start of the chunk."""
+    skip: bool = False
+    """Whether values also go past the memory: outputs are the memory's plus the
+    token's own value times a learned vector, at first 1, as Mamba's ``D x``."""
+    output_gate: bool = False
+    """Whether outputs are multiplied by SiLU of a projection of the input."""
     expansion: int = 4
     """Hidden width of an MLP memory, in units of the head width."""
     eta_max: float = 1.0
