@@ -194,6 +194,8 @@ class Layout(NamedTuple):
     """Whether a token is the last of its chunk, ``[B, T]``."""
     used: jax.Array
     """Pieces in which any row has tokens, ``[n]``, without rows."""
+    begins: jax.Array
+    """Pieces in which any row begins a document, ``[n]``, without rows."""
     fits: jax.Array
     """Whether all tokens are in the ``n`` pieces, without rows."""
 
@@ -201,7 +203,7 @@ class Layout(NamedTuple):
     def rows(self) -> Any:
         """Axes for ``jax.vmap`` over rows."""
         axes: Any = dict.fromkeys(self._fields, 0)
-        axes |= {"used": None, "fits": None}
+        axes |= {"used": None, "begins": None, "fits": None}
         return Layout(**axes)
 
 
@@ -209,7 +211,7 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     """Cuts documents into pieces of chunks of ``size`` tokens.
 
     There are a quarter more pieces than a single document would need; more
-    documents do not fit, and are read token by token.
+    documents do not fit, and their tokens are read one by one.
 
     Args:
         packed: the documents.
@@ -239,10 +241,11 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     ends = put(False, closes).reshape(held.shape).any(-1)
     if packed.closes is not None:
         ends = packed.closes[:, None]
+    resets = put(False, starts).reshape(held.shape).any(-1)
     return Layout(
         jnp.maximum(source, 0),
         held,
-        put(False, starts).reshape(held.shape).any(-1),
+        resets,
         ends,
         slot,
         place,
@@ -250,6 +253,7 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
         valid,
         closes,
         held.any((0, 2)),
+        resets.any(0),
         jnp.all(jnp.where(valid, piece, 0) < pieces),
     )
 

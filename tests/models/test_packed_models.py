@@ -35,7 +35,6 @@ MODELS = {
     "atlas": {"deep": {"chunk_size": 4}},
     "hope": {"titans": {"chunk_size": 4, "memory_chunk_size": 2}},
     "hope-paper": {"titans": {"chunk_size": 4}},
-    "titans-mac": {"titans_attention": {"memory": {"chunk_size": 4}}},
     "titans-mag": {
         "titans_attention": {
             "memory": {"chunk_size": 4},
