@@ -2,8 +2,8 @@
 
 ``python -m experiments.train_lm``
 
-About 4 minutes on two CPU cores, compilation included; held out about 1.55 bits
-per byte on Python 3.11's text (gzip: 2.44).
+About 4 minutes on two CPU cores, compilation included; held out about 1.85 bits
+per byte on Python 3.11's text (gzip: 2.61).
 """
 
 from nl_jax.training import flag_config

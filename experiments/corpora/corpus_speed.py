@@ -1,10 +1,10 @@
 """Speed and memory of preparing and opening a large corpus.
 
 ``python -m experiments.corpus_speed --megabytes=2000`` generates documents of
-log-normal lengths, as JSONL, prepares them, and opens the result in a new
-process. It prints the largest sum of the memory that all processes of the
-preparation had at a time, and the speed, also per second of a core, and removes
-what it has generated.
+log-normal lengths, as JSONL, prepares them, and reads batches of the result in
+new processes, one for each way of reading. It prints the largest sum of the
+memory that all processes of the preparation had at a time, and speeds, also per
+second of a core, and removes what it has generated.
 """
 
 import json
@@ -27,22 +27,39 @@ FLAGS = {
     "megabytes": flags.integer(200, "Size of the corpus."),
     "tokenizer": flags.choice("byte", ("byte", "bpe"), "Of the corpus."),
     "processes": flags.integer(2, "That tokenize."),
-    "reads": flags.integer(20_000, "Documents to read at random."),
+    "batches": flags.integer(500, "Batches of 32 x 1,024 to read."),
     "out": flags.folder("results", "Folder for results."),
 }
+READINGS = ("windows", "packed", "contiguous")
 _OPEN = """
-import sys, time
+import json, sys, time
 import numpy as np
-from nl_jax.data import open_prepared
-from nl_jax.training import peak_memory_bytes
-imported, before = time.perf_counter(), peak_memory_bytes()
-train = open_prepared(sys.argv[1]).train
-order = np.random.default_rng(0).permutation(len(train)).tolist()
-train[order[0]]
-first, began = time.perf_counter(), time.process_time()
-tokens = sum(len(train[i].tokens) for i in order[: int(sys.argv[2])])
-seconds = time.process_time() - began
-print(first - imported, tokens / seconds, before, peak_memory_bytes())
+from nl_jax.data import make_iterator, open_prepared
+def peak():  # A parent's counts in what getrusage returns.
+    status = open("/proc/self/status").read()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+folder, reading, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+imported, memory = time.perf_counter(), peak()
+batches = make_iterator(
+    [open_prepared(folder).train],
+    seq_len=1024, batch_size=32, seed=0, reading=reading,
+)
+batch = next(batches)
+first, began = time.perf_counter() - imported, time.process_time()
+padding = tokens = 0
+for _ in range(count):
+    batch = next(batches)
+    tokens += batch.tokens.size
+    if batch.segment_ids is not None:
+        padding += int((batch.segment_ids == 0).sum())
+print(json.dumps({
+    "first_seconds": first,
+    "tokens_per_core_second": tokens / (time.process_time() - began),
+    "padding": padding / tokens,
+    "memory_bytes": peak(),
+    "import_memory_bytes": memory,
+}))
+batches.close()
 """
 
 
@@ -60,13 +77,10 @@ def main(values: flags.FlagValues) -> None:
         memory, cores, seconds = _prepare(values, folder)
         manifest = json.loads((folder / "corpus/manifest.json").read_text())
         tokens = manifest["parts"]["train"]["tokens"]
-        opened = subprocess.run(
-            [sys.executable, "-c", _OPEN, folder / "corpus", str(values.reads)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        first, speed, before, after = map(float, opened.stdout.split())
+        opened = {
+            reading: _open(folder / "corpus", reading, values.batches)
+            for reading in READINGS
+        }
     rows = [
         ["documents", f"{count:,}"],
         ["text", f"{size / 1e6:,.0f} MB"],
@@ -75,23 +89,37 @@ def main(values: flags.FlagValues) -> None:
         ["preparation, speed", f"{size / 1e6 / seconds:.1f} MB/s"],
         ["preparation, per core", f"{size / 1e6 / cores:.1f} MB/s"],
         ["preparation, memory of all processes", f"{memory / 1e6:,.0f} MB"],
-        ["opening to first document", f"{first:.2f} s"],
-        ["reading at random, per core", f"{speed / 1e6:.1f} M tokens/s"],
-        ["reading, memory beside imports", f"{(after - before) / 1e6:.0f} MB"],
     ]
+    for reading, found in opened.items():
+        rate = found["tokens_per_core_second"] / 1e6
+        rows += [
+            [f"{reading}, first batch", f"{found['first_seconds']:.2f} s"],
+            [f"{reading}, per core", f"{rate:.1f} M tokens/s"],
+            [f"{reading}, padding", f"{found['padding']:.2%}"],
+            [f"{reading}, memory", f"{found['memory_bytes'] / 1e6:,.0f} MB"],
+        ]
     record = {
-        **flags.pick(values, ("megabytes", "tokenizer", "processes", "reads")),
+        **flags.pick(values, ("megabytes", "tokenizer", "processes")),
         "documents": count,
         "tokens": tokens,
         "prepare_seconds": seconds,
         "prepare_core_seconds": cores,
         "prepare_memory_bytes": memory,
-        "open_seconds": first,
-        "tokens_per_second": speed,
-        "open_memory_bytes": after - before,
+        **opened,
     }
     lines = table.markdown(["", values.tokenizer], rows)
     write(values.out, "corpus_speed", lines, record)
+
+
+def _open(folder: pathlib.Path, reading: str, batches: int) -> dict:
+    """Reads batches in a new process."""
+    found = subprocess.run(
+        [sys.executable, "-c", _OPEN, str(folder), reading, str(batches)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(found.stdout)
 
 
 def generate(folder: pathlib.Path, size: int) -> int:

@@ -201,7 +201,7 @@ def _processes(files):
 def _bar(words, total, unit):
     # Nothing is shown where no one sees a bar grow.
     return tqdm.tqdm(
-        desc=words, total=total, unit=unit, unit_scale=True, disable=None
+        desc=words, total=total, unit=unit, unit_scale=unit == "B", disable=None
     )
 
 

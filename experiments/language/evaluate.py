@@ -1,55 +1,93 @@
-"""Streams a file of any length through a checkpoint.
+"""Measures bits per byte of a text that a checkpoint was not trained on.
 
 ``python -m experiments.evaluate --workdir=runs/default --file=book.txt``
-prints bits per byte by position in the stream, in buckets that double in size,
-and writes ``evaluation.json``, ``evaluation.md`` and ``evaluation.png`` into
-``--out``. The file is read in pieces and the model keeps only its fast state,
-so memory does not grow with the file.
+prints bits per byte by position, in buckets that double in size, and writes
+``evaluation.json``, ``evaluation.md`` and ``evaluation.png`` into ``--out``.
+``--context`` is what the model has read before each token:
+
+- ``stream``: the whole text, or all documents, so far. A text file is read in
+  pieces and the model keeps only its fast state, so memory does not grow.
+- ``document``: its document so far. Each document starts from nothing.
+- ``window``: at most ``seq_len`` tokens, in windows that start from nothing, as
+  in training. Without ``--file`` this repeats training's held-out figure.
+
+Documents are text files or the lines of JSONL files. The first token of each
+has nothing before it, so it is not counted; with ``stream`` the first of all.
 """
 
+import dataclasses
 import pathlib
+import re
 import time
+from collections.abc import Iterable
 
 from experiments.language.steps import LIST_STEPS, print_steps
 from experiments.shared import flags, table
 from experiments.shared.records import write
-from nl_jax import continual, training
-from nl_jax.continual import PositionTable
-from nl_jax.data import read_blocks
+from nl_jax import training
+from nl_jax.data import (
+    CONTEXTS,
+    DataConfig,
+    Document,
+    prepare,
+    read_blocks,
+    tokenize,
+)
+from nl_jax.data.documents import TextFields, read_documents
 from nl_jax.errors import InputError
 
+_DOCUMENTS = re.compile(r"\.(jsonl|ndjson|jsonlines|parquet)(\.gz|\.zst)?$")
+"""Ends of the names of files that hold several documents."""
 FLAGS = {
     "workdir": flags.string("runs/default", "Folder of a training run."),
     "step": flags.integer(None, "Which checkpoint; default newest."),
     "list_steps": LIST_STEPS,
-    "file": flags.string(None, "UTF-8 text to read."),
-    "chunk": flags.integer(512, "Tokens per call."),
+    "file": flags.string(
+        None, "Text or JSONL file, or folder; default the held-out text."
+    ),
+    "text_field": flags.string("text", "Field of JSONL files with the text."),
+    "context": flags.choice(
+        "stream", CONTEXTS, "What is read before each token."
+    ),
+    "chunk": flags.integer(512, "Tokens per call, except in windows."),
     "out": flags.folder(None, "Folder for results; default workdir."),
 }
 
 
 def main(values: flags.FlagValues) -> None:
-    """Streams, prints a table and writes results."""
+    """Evaluates, prints a table and writes results."""
     if values.list_steps:
         print_steps(values.workdir)
         return
-    if values.file is None:
-        raise InputError("--file is missing; give a text file")
     loaded = training.load_model(values.workdir, values.step)
-    tokenizer = loaded.tokenizer
-    positions = PositionTable()
-    count, began = 0, time.monotonic()
-    tokens = map(tokenizer.encode, read_blocks(values.file))
-    for read in continual.stream(
-        loaded.model, loaded.variables, tokens, chunk=values.chunk
-    ):
-        positions.add(read.nats[0], tokenizer.byte_lengths[read.targets[0]])
-        count += read.targets.size
-    if not count:
-        raise InputError(
-            f"{values.file} has fewer than 2 tokens; give a longer text"
-        )
+    config = loaded.meta["config"]
+    window = values.context == "window"
+    file = pathlib.Path(values.file or "")
+    several = file.is_dir() or _DOCUMENTS.search(file.name.lower())
+    streamed = not (window or several)
+    if values.file is None:
+        documents = _held_out(loaded, window)
+    elif streamed:
+        documents = _blocks(file, loaded.tokenizer)
+    else:
+        documents = _documents(values, loaded.tokenizer)
+    began = time.monotonic()
+    positions = training.evaluate(
+        loaded.model,
+        loaded.variables,
+        documents,
+        loaded.tokenizer.byte_lengths,
+        # The only document of a text file is the stream.
+        context="stream" if streamed and values.file else values.context,
+        length=config["seq_len"] if window else values.chunk,
+        rows=config["batch_size"],
+    )
     seconds = time.monotonic() - began
+    source = values.file or "the held-out text"
+    if not positions.tokens:
+        raise InputError(
+            f"{source} has no document of 2 tokens; give a longer text"
+        )
     lines = table.markdown(
         ["from byte", "bytes", "bits per byte"],
         [
@@ -58,20 +96,54 @@ def main(values: flags.FlagValues) -> None:
         ],
     )
     record = {
-        "file": str(values.file),
+        "file": values.file,
+        "context": values.context,
         "bits_per_byte": positions.total(),
-        "tokens": count,
+        "tokens": positions.tokens,
         "seconds": round(seconds, 2),
         "by_position": positions.rows(),
         "peak_memory_bytes": training.peak_memory_bytes(),
         "step": loaded.meta["step"],
-        "config": loaded.meta["config"],
-        "seed": loaded.meta["config"]["seed"],
+        "config": config,
+        "seed": config["seed"],
     }
     out = pathlib.Path(values.out or values.workdir)
     write(out, "evaluation", lines, record)
     training.plot_positions(out / "evaluation.png", positions.rows())
     print(
-        f"all: {positions.total():.3f} bits per byte, {count} tokens, "
-        f"{count / seconds:,.0f} tokens/s"
+        f"{source}, context {values.context}: {positions.total():.3f} bits per "
+        f"byte, {positions.tokens} tokens, "
+        f"{positions.tokens / seconds:,.0f} tokens/s"
     )
+
+
+def _blocks(file, tokenizer) -> Iterable[Document]:
+    """Yields a text file, which may be larger than memory, in pieces."""
+    for block in read_blocks(file):
+        yield Document(tokenizer.encode(block))
+
+
+def _documents(values, tokenizer) -> Iterable[Document]:
+    found = read_documents(
+        "--file", [values.file], TextFields(values.text_field)
+    )
+    return (tokenize(document, tokenizer) for document in found)
+
+
+def _held_out(loaded, joined: bool) -> Iterable[Document]:
+    """Returns the documents held out in training, which windows read joined."""
+    saved = loaded.meta["config"]
+    known = [field.name for field in dataclasses.fields(DataConfig)]
+    fields = {k: v for k, v in saved["data"].items() if k in known}
+    if fields["tokenizer"].endswith(".json"):
+        fields["tokenizer"] = "bpe"  # That of the checkpoint.
+    data = prepare(DataConfig(**fields), saved["seq_len"], loaded.tokenizer)
+    if data.corpus.sha256 != loaded.meta["data"]["sha256"]:
+        raise InputError(
+            "the text of the run has changed since it was trained on; give "
+            "--file"
+        )
+    if joined:
+        return [data.held_out]
+    corpora = data.corpus.held_out
+    return (corpus[i] for corpus in corpora for i in range(len(corpus)))

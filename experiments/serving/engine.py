@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.serving.requests import RefusedError
 from nl_jax.continual import Sampler, SamplerState, stream
-from nl_jax.training import LoadedModel
+from nl_jax.training import LoadedModel, PositionTable
 
 
 class Engine:
@@ -49,17 +49,18 @@ class Engine:
         """Lets a sampler read tokens, until a monotonic time.
 
         Returns:
-            How many it has read, and the sum of their losses in nats.
+            How many it has read, and their bits per byte.
         """
-        count, nats = 0, 0.0
+        count, table = 0, PositionTable()
+        n_bytes = self._loaded.tokenizer.byte_lengths
         pieces = [np.asarray(tokens, np.int32)]
         for chunk in self._each(self._stream(sampler, pieces), deadline):
             count += chunk.targets.size
-            nats += float(chunk.nats.sum())
+            table.add(chunk.nats, n_bytes[chunk.targets])
             sampler.state = SamplerState(
                 chunk.state, chunk.logits[0], sampler.state.key
             )
-        return count, nats
+        return count, table.total()
 
     def draw(
         self, sampler: Sampler, count: int, deadline: float, **options: float

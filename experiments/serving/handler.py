@@ -2,7 +2,6 @@
 
 import codecs
 import http.server
-import math
 import socket
 import threading
 import time
@@ -122,7 +121,7 @@ class _Handler(Exchange):
                 raise InputError("text is empty; a session begins with some")
             sampler = engine.sampler(state, asked.seed)
             tokens = tokenizer.encode(given)
-            read, nats = engine.read(sampler, tokens, self.deadline)
+            read, bits = engine.read(sampler, tokens, self.deadline)
             if read < len(tokens):
                 raise RefusedError(
                     HTTPStatus.SERVICE_UNAVAILABLE,
@@ -151,7 +150,7 @@ class _Handler(Exchange):
             "drawn": drawn,
         }
         if given:
-            last["bits_per_byte"] = nats / math.log(2) / len(given)
+            last["bits_per_byte"] = bits
         self.line(last)
 
     def _about(self):

@@ -39,6 +39,7 @@ from experiments.streams.documents import package_folder, read_documents
 from nl_jax import continual
 from nl_jax.errors import InputError
 from nl_jax.pretrained import load_pretrained
+from nl_jax.training import PositionTable
 
 FLAGS = {
     "model": flags.string(
@@ -165,8 +166,9 @@ def second_half(stacked, ids, byte_lengths) -> float:
     half = len(ids) // 2
     reads = continual.stream(stacked.model, stacked.variables, ids, chunk=half)
     last = list(reads)[-1]
-    size = byte_lengths[last.targets].sum()
-    return float(last.nats.sum(dtype=np.float64) / math.log(2) / size)
+    positions = PositionTable()
+    positions.add(last.nats, byte_lengths[last.targets])
+    return positions.total()
 
 
 def finish(out, rows, means, rate, settings) -> None:

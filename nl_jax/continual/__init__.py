@@ -2,8 +2,12 @@
 
 from nl_jax.continual import metrics
 from nl_jax.continual.consolidation import consolidate, reset_level
-from nl_jax.continual.inspection import LevelReport, StateReport, inspect
-from nl_jax.continual.positions import PositionTable, state_norms
+from nl_jax.continual.inspection import (
+    LevelReport,
+    StateReport,
+    inspect,
+    state_norms,
+)
 from nl_jax.continual.rows import fork, reset_rows
 from nl_jax.continual.sampling import (
     Sampler,
@@ -16,7 +20,6 @@ from nl_jax.continual.streaming import StreamChunk, stream
 
 __all__ = [
     "LevelReport",
-    "PositionTable",
     "Sampler",
     "SamplerState",
     "StateReport",

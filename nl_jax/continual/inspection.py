@@ -142,3 +142,22 @@ def _layer_norms(mixers):
 def _row_norm(tree):
     norms = [_norm(leaf, 1) for leaf in jax.tree.leaves(tree)]
     return jnp.linalg.norm(jnp.stack(norms), axis=0)
+
+
+def state_norms(state: Any) -> dict[str, float]:
+    """Returns the Frobenius norm of each floating leaf of a fast state."""
+    norms = _norms(state)
+    return {
+        jax.tree_util.keystr(path): float(norm)
+        for path, norm in jax.tree_util.tree_leaves_with_path(norms)
+    }
+
+
+@jax.jit
+def _norms(state):
+    def norm(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return None
+        return jnp.linalg.norm(leaf.astype(jnp.float32).ravel())
+
+    return jax.tree.map(norm, state)

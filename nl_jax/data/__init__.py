@@ -3,14 +3,15 @@
 from nl_jax.data.batch import Batch
 from nl_jax.data.batches import (
     Dataset,
-    held_out_batches,
     prepare,
     train_batches,
 )
+from nl_jax.data.contexts import CONTEXTS, EvaluationPiece, pieces
 from nl_jax.data.corpora import Corpora, open_corpora
 from nl_jax.data.documents import TextDocument
 from nl_jax.data.iterator import make_iterator
 from nl_jax.data.prepared import PreparedCorpus, is_prepared, open_prepared
+from nl_jax.data.repeats import quoted, without_repeats
 from nl_jax.data.sources import (
     Document,
     DocumentsInMemory,
@@ -32,6 +33,7 @@ from nl_jax.data.tokenizers import (
 )
 
 __all__ = [
+    "CONTEXTS",
     "BPETokenizer",
     "Batch",
     "ByteTokenizer",
@@ -42,19 +44,22 @@ __all__ = [
     "Document",
     "DocumentSource",
     "DocumentsInMemory",
+    "EvaluationPiece",
     "PreparedCorpus",
     "TextDocument",
     "Tokenizer",
     "from_json",
     "gzip_bits_per_byte",
-    "held_out_batches",
     "is_prepared",
     "load_corpus",
     "make_iterator",
     "open_corpora",
     "open_prepared",
+    "pieces",
     "prepare",
+    "quoted",
     "read_blocks",
     "tokenize",
     "train_batches",
+    "without_repeats",
 ]

@@ -1,4 +1,4 @@
-"""Tokenized text for training, and batches of it for evaluation."""
+"""Tokenized text of a run, and its batches for training."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from nl_jax.data.corpora import Corpora, open_corpora
 from nl_jax.data.iterator import PrefetchedBatches, make_iterator
-from nl_jax.data.sources import DocumentsInMemory, DocumentSource
+from nl_jax.data.sources import Document, DocumentsInMemory, DocumentSource
 from nl_jax.data.text import DataConfig
 from nl_jax.data.tokenizers import Tokenizer
 from nl_jax.data.windows import JoinedDocuments
@@ -22,13 +22,12 @@ class Dataset(NamedTuple):
     """Training documents of each corpus."""
     separator: np.ndarray
     """What joins the documents in windows: a newline's tokens, int32."""
-    held_out: np.ndarray
-    """Held-out documents, joined, after one training token as their context,
-    int32."""
+    held_out: Document
+    """Held-out documents, joined, after one training token as their context."""
 
     def held_out_text(self) -> bytes:
         """Returns the held-out text."""
-        return self.tokenizer.decode(self.held_out[1:])
+        return self.tokenizer.decode(self.held_out.tokens[1:])
 
 
 def prepare(
@@ -62,8 +61,11 @@ def prepare(
     )
     last = train[-1]
     end = int(last.lengths[-1])
-    context = last.read(len(last) - 1, end - 1, end).tokens
-    joined = np.concatenate([context, held_out[0].tokens])
+    before = last.read(len(last) - 1, end - 1, end).tokens
+    tokens, weights = held_out[0]
+    if weights is not None:
+        weights = np.concatenate([[1.0], weights])
+    joined = Document(np.concatenate([before, tokens]), weights)
     return Dataset(corpora, tokenizer, train, separator, joined)
 
 
@@ -86,24 +88,3 @@ def train_batches(
         separator=dataset.separator,
         **options,
     )
-
-
-def held_out_batches(tokens: np.ndarray, *, seq_len: int, batch_size: int):
-    """Cuts held-out tokens into batches of equal shape.
-
-    Yields:
-        ``(tokens [B, seq_len + 1], weights [B, seq_len])``: each held-out
-        token is a target once, with weight 1; padding has weight 0.
-    """
-    count = len(tokens) - 1
-    rows = -(-count // seq_len)
-    rows = -(-rows // batch_size) * batch_size
-    padded = np.zeros(rows * seq_len + 1, np.int32)
-    padded[: count + 1] = tokens
-    weights = (np.arange(rows * seq_len) < count).astype(np.float32)
-    weights = weights.reshape(rows, seq_len)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, seq_len + 1)
-    windows = windows[::seq_len]
-    for row in range(0, rows, batch_size):
-        chosen = slice(row, row + batch_size)
-        yield windows[chosen], weights[chosen]

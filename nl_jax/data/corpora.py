@@ -118,6 +118,11 @@ def _choose(
     else:
         chosen = tokenizer
     for paths, corpus in prepared.items():
+        if config.tokenizer == "bpe":
+            raise InputError(
+                f"data.tokenizer='bpe' trains a tokenizer, but {paths[0]} of "
+                "data.paths has one; leave data.tokenizer at 'auto'"
+            )
         own = corpus.tokenizer.to_json()
         chosen = chosen or corpus.tokenizer
         needed = chosen.to_json()

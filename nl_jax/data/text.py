@@ -6,6 +6,7 @@ import hashlib
 import os
 import pathlib
 import random
+import re
 import sysconfig
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -15,13 +16,16 @@ from nl_jax.data.documents import (
     TextDocument,
     TextFields,
     read_documents,
-    text_digest,
 )
 from nl_jax.data.order import check_weights
 from nl_jax.data.prepared import is_prepared, read_manifest
+from nl_jax.data.repeats import without_repeats
 from nl_jax.data.text_files import character_start
 from nl_jax.data.tokenizers import BPETokenizer
 from nl_jax.errors import InputError
+
+_RULED_LINE = re.compile(r"^[^\w\n]{40,}\n", re.MULTILINE)
+"""A line that tables or headings are drawn with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,9 @@ class DataConfig:
     prompt_field: str = ""
     """Name of the field with a prompt that comes before the text and is no
     target, in each line of a JSONL file; empty if there is none."""
+    unique_paragraphs: bool = False
+    """Keep only one of paragraphs of 40 bytes or more that occur repeatedly, so
+    that the held-out text quotes the training text less."""
     tokenizer: str = "auto"
     """``"byte"``, ``"bpe"`` for a BPE trained on the training text, the path of
     a ``tokenizer.json`` with a byte-level BPE, or ``"auto"`` for that of
@@ -137,8 +144,9 @@ def load_corpus(config: DataConfig) -> Corpus:
     """Reads the text, shuffles its documents in a fixed order and splits it.
 
     Of documents that occur more than once only one is kept, in the held-out
-    text if it occurs there. The default text is ``pydoc_data.topics``, English
-    included in CPython.
+    text if it occurs there; with ``unique_paragraphs``, of paragraphs too. The
+    default text is ``pydoc_data.topics``, English included in CPython, which
+    quotes itself so much that this is always done to it.
 
     Raises:
         InputError: if a file is missing, empty, binary or invalid JSONL.
@@ -148,29 +156,28 @@ def load_corpus(config: DataConfig) -> Corpus:
         documents = read_documents("data.paths", config.paths, fields)
     else:
         documents = _default_text(config)
-    train_by_hash = _shuffled(documents)
+    seen: set[bytes] = set()
+    unique = config.unique_paragraphs
+    each = unique or not config.paths
     if config.held_out_paths:
         found = read_documents(
             "data.held_out_paths", config.held_out_paths, fields
         )
-        held_out_by_hash = _shuffled(found)
-        for digest in held_out_by_hash:
-            train_by_hash.pop(digest, None)
-        if not train_by_hash:
+        held_out_documents = _shuffled(found, seen, unique)
+        train_documents = _shuffled(documents, seen, each)
+        if not train_documents:
             raise InputError(
                 "data.held_out_paths hold all documents of data.paths; leave "
                 "some to train on"
             )
-        train_documents = tuple(train_by_hash.values())
-        held_out_documents = tuple(held_out_by_hash.values())
         train, held_out = _joined(train_documents), _joined(held_out_documents)
         text = train + b"\0" + held_out
     else:
-        documents = list(train_by_hash.values())
-        text = _joined(documents)
+        shuffled = _shuffled(documents, seen, each)
+        text = _joined(shuffled)
         cut = _cut(text, round(len(text) * (1 - config.held_out)))
         train, held_out = text[:cut], text[cut:]
-        train_documents, held_out_documents = _split(documents, cut)
+        train_documents, held_out_documents = _split(shuffled, cut)
     most = character_start(held_out, config.max_held_out_bytes)
     held_out = held_out[:most]
     held_out_documents, _ = _split(held_out_documents, most)
@@ -203,15 +210,14 @@ def _split(
     return tuple(before), tuple(after)
 
 
-def _shuffled(documents: list[TextDocument]) -> dict[bytes, TextDocument]:
-    """Returns different documents by their hashes, in a fixed random order."""
+def _shuffled(
+    documents: list[TextDocument], seen: set[bytes], paragraphs: bool
+) -> tuple[TextDocument, ...]:
+    """Returns what is new in documents, in a fixed random order."""
     # Documents with similar names are often similar: without shuffling, the
     # end would not represent the text.
     random.Random(0).shuffle(documents)
-    out: dict[bytes, TextDocument] = {}
-    for document in documents:
-        out.setdefault(text_digest(document.text), document)
-    return out
+    return tuple(without_repeats(documents, seen, paragraphs=paragraphs))
 
 
 def _cut(text: bytes, cut: int) -> int:
@@ -241,7 +247,7 @@ def _default_text(config: DataConfig) -> list[TextDocument]:
     from pydoc_data import topics
 
     documents = [
-        TextDocument(topic.encode())
+        TextDocument(_RULED_LINE.sub("", topic).encode())
         for _, topic in sorted(topics.topics.items())
     ]
     if config.stdlib:

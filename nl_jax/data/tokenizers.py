@@ -24,7 +24,8 @@ class Tokenizer(Protocol):
     vocab_size: int
     """Number of ids, which start at 0."""
     byte_lengths: np.ndarray
-    """Number of bytes that each id stands for, int32 ``[vocab_size]``."""
+    """Bytes of text that each id spells, int32 ``[vocab_size]``; 0 for special
+    tokens, such as BOS."""
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Returns the ids of a text, int32."""
@@ -125,6 +126,10 @@ class BPETokenizer:
             )
         lengths = [len(spelled) for spelled in self._bytes]
         self.byte_lengths = np.asarray(lengths, np.int32)
+        special = [
+            t["id"] for t in self._model["added_tokens"] if t.get("special")
+        ]
+        self.byte_lengths[special] = 0
         self._single = {
             byte: ids[shown] for shown, byte in alphabet.items() if shown in ids
         }

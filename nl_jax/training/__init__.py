@@ -1,8 +1,10 @@
 """Training of language models: loop, devices, checkpoints and metrics."""
 
 from nl_jax.training.checkpoint import Checkpoints
+from nl_jax.training.evaluation import PositionTable, evaluate
 from nl_jax.training.initial import begin_run, load_weights
 from nl_jax.training.loop import train
+from nl_jax.training.losses import LossSums, bits_per_byte, token_losses
 from nl_jax.training.mesh import make_mesh
 from nl_jax.training.metric_writers import (
     JsonLines,
@@ -21,13 +23,7 @@ from nl_jax.training.process import (
 from nl_jax.training.reporting import plot_losses, plot_positions
 from nl_jax.training.saved_runs import LoadedModel, load_model
 from nl_jax.training.saved_steps import SavedStep, list_steps
-from nl_jax.training.step import (
-    LossSums,
-    bits_per_byte,
-    make_eval_step,
-    make_train_step,
-    token_losses,
-)
+from nl_jax.training.step import make_train_step
 from nl_jax.training.train_config import (
     MeshConfig,
     OptimizerConfig,
@@ -47,6 +43,7 @@ __all__ = [
     "MeshConfig",
     "MetricsWriter",
     "OptimizerConfig",
+    "PositionTable",
     "SampleConfig",
     "SavedStep",
     "TensorBoard",
@@ -56,13 +53,13 @@ __all__ = [
     "TrainState",
     "begin_run",
     "bits_per_byte",
+    "evaluate",
     "flag_config",
     "freeze",
     "git_revision",
     "list_steps",
     "load_model",
     "load_weights",
-    "make_eval_step",
     "make_mesh",
     "make_optimizer",
     "make_schedule",

@@ -25,7 +25,9 @@ from nl_jax.nested import describe
 from nl_jax.pretrained import Pretrained
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
+from nl_jax.training.evaluation import evaluate_held_out
 from nl_jax.training.initial import initial_tokenizer, initial_weights
+from nl_jax.training.losses import bits_per_byte
 from nl_jax.training.metric_writers import (
     JsonLines,
     MetricsWriter,
@@ -42,10 +44,8 @@ from nl_jax.training.saved_runs import (
     resumed_data,
 )
 from nl_jax.training.step import (
-    bits_per_byte,
     compile_programs,
     draw_state,
-    evaluate_held_out,
     plan_state,
 )
 from nl_jax.training.train_config import TrainConfig
@@ -255,9 +255,9 @@ class _Run:
 
         def evaluate() -> float | None:
             bits = evaluate_held_out(
-                programs,
+                programs.eval_step,
                 state.variables,
-                self.data.held_out,
+                self.data,
                 config,
                 self.mesh,
                 lambda: stop.asked,

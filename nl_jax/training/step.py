@@ -14,54 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nl_jax.array_typing import Ids, Logits, Losses
-from nl_jax.data import Batch, held_out_batches
+from nl_jax.array_typing import Losses
+from nl_jax.data import Batch
 from nl_jax.models import LanguageModel
 from nl_jax.training import mesh as mesh_lib
+from nl_jax.training.losses import LossSums, token_losses
 from nl_jax.training.matching import put_weights
 from nl_jax.training.optimizer import make_optimizer
 from nl_jax.training.train_config import TrainConfig
 from nl_jax.training.train_state import TrainState, begin_memory
 
 _LOG = logging.getLogger(__name__)
-
-
-class LossSums(NamedTuple):
-    """Loss, tokens and bytes summed over a set of targets."""
-
-    nats: jax.Array
-    """Sum of cross-entropies, in nats."""
-    tokens: jax.Array
-    """Number of targets."""
-    n_bytes: jax.Array
-    """Number of bytes of text in the targets."""
-
-    @classmethod
-    def of(
-        cls,
-        losses: Losses,
-        targets: Ids,
-        byte_lengths: np.ndarray,
-        weights: Losses | None = None,
-    ) -> "LossSums":
-        """Sums over all targets; a weight of 0 leaves a target out."""
-        weights = jnp.ones_like(losses) if weights is None else weights
-        lengths = jnp.asarray(byte_lengths, jnp.float32)[targets]
-        return cls(
-            (losses * weights).sum(), weights.sum(), (lengths * weights).sum()
-        )
-
-
-def token_losses(logits: Logits, targets: Ids) -> Losses:
-    """Returns the cross-entropy of each target in nats, float32."""
-    return optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), targets
-    )
-
-
-def bits_per_byte(sums: LossSums) -> float:
-    """Returns the loss in bits per byte, comparable across tokenizers."""
-    return float(sums.nats) / float(np.log(2)) / max(float(sums.n_bytes), 1.0)
 
 
 def make_train_step(
@@ -85,11 +48,14 @@ def make_train_step(
 
     def loss(variables, batch, memory, count):
         """Returns a share of the mean loss: ``count`` is the whole batch's."""
-        losses, targets, after = _predict(model, variables, batch, memory)
+        losses, after = predict(model, variables, batch, memory)
         weights = batch.target_weights()
+        targets = batch.tokens[:, 1:]
         sums = LossSums.of(losses, targets, byte_lengths, weights)
+        # Special tokens are learned too, though the sums leave them out.
+        nats = (losses if weights is None else losses * weights).sum()
         # What nothing goes on from is not kept.
-        return sums.nats / count, (sums, None if memory is None else after)
+        return nats / count, (sums, None if memory is None else after)
 
     def gradients(variables, batch, memory):
         weights = batch.target_weights()
@@ -130,24 +96,22 @@ def make_train_step(
     return step
 
 
-def make_eval_step(model: Any, byte_lengths: np.ndarray) -> Callable:
-    """Returns ``(variables, tokens [B, T + 1], weights [B, T]) -> sums``."""
+def predict(
+    model: Any, variables: Any, batch: Batch, state: Any = None
+) -> tuple[Losses, Any]:
+    """Returns the losses of a batch's targets, and the state before the last.
 
-    def step(variables, tokens, weights):
-        losses, targets, _ = _predict(model, variables, Batch(tokens))
-        return LossSums.of(losses, targets, byte_lengths, weights)
-
-    return step
-
-
-def _predict(model, variables, batch, memory=None):
-    """Returns the losses of a batch, its targets and the model's state."""
-    targets = batch.tokens[:, 1:]
+    Args:
+        model: model, of which ``apply`` is used.
+        variables: parameters of the model.
+        batch: rows of tokens.
+        state: state that the rows go on from; ``None`` starts new contexts.
+    """
     ids = {}
     if batch.segment_ids is not None:
         ids = {"segment_ids": batch.segment_ids[:, :-1]}
-    logits, memory = model.apply(variables, batch.tokens[:, :-1], memory, **ids)
-    return token_losses(logits, targets), targets, memory
+    logits, state = model.apply(variables, batch.tokens[:, :-1], state, **ids)
+    return token_losses(logits, batch.tokens[:, 1:]), state
 
 
 class Programs(NamedTuple):
@@ -156,7 +120,7 @@ class Programs(NamedTuple):
     train_step: Callable
     """``(state, batch) -> (state, metrics)``; donates ``state``."""
     eval_step: Callable
-    """``(variables, tokens [B, T + 1], weights [B, T]) -> LossSums``."""
+    """``(variables, tokens [B, T + 1]) -> (losses [B, T], None)``."""
     compile_seconds: dict[str, float]
     """Compile time of each step, by its name."""
 
@@ -251,14 +215,13 @@ def compile_programs(
     lengths = np.ones(model.config.vocab_size, np.int32)
     lengths[: len(byte_lengths)] = byte_lengths
     where = mesh_lib.batch_sharding(mesh)
-    rows, length = config.batch_size, config.seq_len
+    rows = config.batch_size
     batch = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(
             (rows, *a.shape[1:]), a.dtype, sharding=where
         ),
         batch,
     )
-    weights = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=where)
     seconds: dict[str, float] = {}
 
     def timed(name: str, function, *arguments: Any) -> Callable:
@@ -270,53 +233,22 @@ def compile_programs(
         return compiled
 
     step = make_train_step(model, optimizer, lengths, config.accumulate)
-    evaluate = make_eval_step(model, lengths)
+    # Every process gets all losses, not only those of its rows.
+    evaluate = jax.jit(
+        lambda variables, tokens: (
+            predict(model, variables, Batch(tokens))[0],
+            None,
+        ),
+        out_shardings=(mesh_lib.replicated(mesh), None),
+    )
     # Fixed shardings, so that every step's output fits the next step's input.
     out = (_layout(shapes), None)
     step = jax.jit(step, donate_argnums=0, out_shardings=out)
     return Programs(
         timed("train_step", step, shapes, batch),
-        timed(
-            "eval_step",
-            jax.jit(evaluate),
-            shapes.variables,
-            batch.tokens,
-            weights,
-        ),
+        timed("eval_step", evaluate, shapes.variables, batch.tokens),
         seconds,
     )
-
-
-def evaluate_held_out(
-    programs: Programs,
-    variables: Any,
-    tokens: np.ndarray,
-    config: TrainConfig,
-    mesh: jax.sharding.Mesh,
-    stopped: Callable[[], bool],
-) -> float | None:
-    """Returns bits per byte of held-out text.
-
-    Args:
-        programs: compiled steps.
-        variables: parameters of the model.
-        tokens: held-out tokens, after one token as their context.
-        config: configuration of the run.
-        mesh: devices of the run.
-        stopped: whether to give up, and return ``None``.
-    """
-    total = np.zeros(3)
-    share = config.batch_size // jax.process_count()
-    rows = slice(*(share * (jax.process_index() + i) for i in (0, 1)))
-    for batch, weights in held_out_batches(
-        tokens, seq_len=config.seq_len, batch_size=config.batch_size
-    ):
-        if stopped():
-            return None
-        local = mesh_lib.global_batch(mesh, (batch[rows], weights[rows]))
-        sums = programs.eval_step(variables, *local)
-        total += np.asarray(jax.device_get(sums))
-    return bits_per_byte(LossSums(*total))
 
 
 def _draw(config: TrainConfig, model: LanguageModel) -> Any:

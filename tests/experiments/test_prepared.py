@@ -115,6 +115,8 @@ def test_another_tokenizer_is_refused(copies, prepared):
         config = DataConfig(paths=paths, tokenizer=tokenizer)
         with pytest.raises(InputError, match=r"has the tokenizer '.* but the"):
             open_corpora(config, given)
+    with pytest.raises(InputError, match=r"'bpe' trains a tokenizer, but"):
+        open_corpora(DataConfig(paths=(bpe,), tokenizer="bpe"))
     own_file = {"tokenizer": str(copies / "bpe/tokenizer.json")}
     open_corpora(DataConfig(paths=(bpe,), **own_file))
     path = copies / "bpe" / "tokenizer.json"

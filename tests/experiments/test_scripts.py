@@ -11,7 +11,7 @@ import types
 import jax
 import pytest
 
-from experiments.language import evaluate, generate, train_lm
+from experiments.language import evaluate, generate, quotations, train_lm
 from experiments.streams import stream_stability
 from tests.experiments.conftest import SMALL
 
@@ -32,7 +32,7 @@ def test_training_prints_levels_and_results(script, workdir):
     for words in (
         "cms.level_1",
         "going on from step 4",
-        "bits per byte; gzip on the same bytes",
+        "bits per byte in windows of 16 tokens; gzip on the same bytes",
         "sample: The ",
     ):
         assert words in out
@@ -239,7 +239,8 @@ def test_evaluating_a_file(script, workdir, tmp_path):
     assert sum(row["bytes"] for row in found["by_position"]) == 599
     assert (tmp_path / "evaluation.png").stat().st_size
     for flags, words in (
-        ([], "--file is missing"),
+        (["--context=file"], "--context=file: value should be one of"),
+        ([f"--file={tmp_path / 'none'}", "--context=window"], "does not exist"),
         ([f"--file={tmp_path / 'none'}"], "is not a file"),
         ([f"--out={text}"], f"--out={text}: must be a folder"),
         ([f"--out={text}/new"], "must be a folder"),
@@ -247,6 +248,47 @@ def test_evaluating_a_file(script, workdir, tmp_path):
     ):
         status, _, err = script(evaluate, f"--workdir={workdir}", *flags)
         assert status == 2 and words in err
+
+
+def test_each_context_is_evaluated_and_named(script, workdir, tmp_path):
+    """Without a file the window's figure is that of training."""
+    words = [json.dumps({"text": "some words " * n}) for n in (1, 9)]
+    (tmp_path / "a.jsonl").write_text("\n".join(words))
+    for flags, name, tokens in (
+        (["--context=window"], "the held-out text, context window", None),
+        ([f"--file={tmp_path}"], "context stream", 109),
+        ([f"--file={tmp_path}", "--context=document"], "context document", 108),
+        ([f"--file={tmp_path}/a.jsonl", "--context=window"], "window", 108),
+    ):
+        status, out, error = script(
+            evaluate, f"--workdir={workdir}", *flags, f"--out={tmp_path}/.out"
+        )
+        assert status == 0, error
+        found = json.loads((tmp_path / ".out" / "evaluation.json").read_text())
+        assert f"{name}: {found['bits_per_byte']:.3f} bits per byte" in out
+        assert tokens in (None, found["tokens"])
+        if tokens is None:
+            results = json.loads((workdir / "results.json").read_text())
+            trained = results["held_out_bits_per_byte"]
+            assert found["bits_per_byte"] == pytest.approx(trained, rel=1e-6)
+
+
+def test_quotations_are_counted_and_printed(script, tmp_path):
+    """10 of the 11 last bytes are a quotation, in 3 of 4 windows of 8."""
+    (tmp_path / "train.txt").write_text("one two three four five six")
+    (tmp_path / "held_out.txt").write_text("two three ?")
+    flags = (
+        f"--config.data.paths={tmp_path / 'train.txt'}",
+        f"--config.data.held_out_paths={tmp_path / 'held_out.txt'}",
+    )
+    status, out, _ = script(quotations, *flags, "--length=8")
+    assert status == 0
+    assert out == (
+        "75.0% of the held-out windows of 8 bytes occur in the training text "
+        "(11 and 27 bytes)\n10 bytes: two three\n"
+    )
+    status, _, err = script(quotations, *flags)
+    assert status == 2 and "has 11 bytes, fewer than --length=40" in err
 
 
 def test_a_stream_stays_bounded(script, workdir, tmp_path):

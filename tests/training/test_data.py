@@ -9,7 +9,6 @@ from nl_jax.data import (
     Document,
     DocumentsInMemory,
     gzip_bits_per_byte,
-    held_out_batches,
     load_corpus,
     make_iterator,
     prepare,
@@ -135,16 +134,6 @@ def test_another_seed_is_another_order():
     first = take(windows(**READ), 3)
     other = take(windows(**(READ | {"seed": 1})), 3)
     assert (first != other).any()
-
-
-def test_held_out_tokens_are_predicted_once_each():
-    seen = []
-    for tokens, weights in held_out_batches(
-        TOKENS[:101], seq_len=16, batch_size=3
-    ):
-        assert tokens.shape == (3, 17)
-        seen += tokens[:, 1:][weights > 0].tolist()
-    assert seen == list(range(1, 101))
 
 
 def test_gzip():

@@ -2,8 +2,7 @@ import logging
 
 import numpy as np
 
-from nl_jax.continual import PositionTable
-from nl_jax.training import plot_losses, plot_positions
+from nl_jax.training import PositionTable, plot_losses, plot_positions
 from nl_jax.training.reporting import (
     Progress,
     merge_buckets,

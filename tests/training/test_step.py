@@ -8,11 +8,8 @@ import pytest
 
 from nl_jax.models import LanguageModel
 from nl_jax.training import (
-    LossSums,
     OptimizerConfig,
     TrainState,
-    bits_per_byte,
-    make_eval_step,
     make_schedule,
     make_train_step,
 )
@@ -47,28 +44,6 @@ def test_bfloat16_keeps_float32_parameters(tiny):
     assert np.isfinite(metrics["sums"].nats)
     for leaf in jax.tree.leaves(after.variables):
         assert leaf.dtype == jnp.float32
-
-
-def test_weights_leave_padding_out(tiny):
-    model, state, _, batch = parts(tiny())
-    tokens = batch.tokens
-    step = jax.jit(make_eval_step(model, LENGTHS))
-    ones = np.ones((4, 16), np.float32)
-    half = ones.copy()
-    half[2:] = 0
-    sums = step(state.variables, tokens, half)
-    changed = tokens.at[2:, 1:].set(0)
-    again = step(state.variables, changed, half)
-    assert float(sums.tokens) == 32
-    np.testing.assert_array_equal(sums.nats, again.nats)
-    assert float(step(state.variables, tokens, ones).tokens) == 64
-
-
-def test_bits_per_byte_counts_bytes():
-    losses = jnp.full((1, 2), np.log(2.0))
-    targets = jnp.array([[0, 1]])
-    sums = LossSums.of(losses, targets, np.array([1, 3]))
-    assert bits_per_byte(sums) == pytest.approx(0.5)
 
 
 def outer(config):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from nl_jax.continual import (
-    PositionTable,
     Sampler,
     SamplerState,
     load_state,
@@ -20,6 +19,7 @@ from nl_jax.data import BPETokenizer, read_blocks
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
 from nl_jax.models.language_model import ModelState
+from nl_jax.training import PositionTable
 from tests.training.conftest import draw
 
 

@@ -9,7 +9,13 @@ import pathlib
 
 import pytest
 
-from nl_jax.data import BPETokenizer, DataConfig, load_corpus, read_blocks
+from nl_jax.data import (
+    BPETokenizer,
+    DataConfig,
+    load_corpus,
+    quoted,
+    read_blocks,
+)
 from nl_jax.errors import InputError
 
 BOM = b"\xef\xbb\xbf"
@@ -70,6 +76,57 @@ def test_documents_that_occur_twice_are_read_once(tmp_path):
     assert (found.train + found.held_out).count(b"same") == 50
     for i in range(0, 8, 2):
         assert (found.train + found.held_out).count(b"own%d" % i) == 50
+
+
+def paragraphs(*words):
+    """Paragraphs of 50 bytes, which begin with these words."""
+    return "\n\n".join(word.ljust(50, ".") for word in words)
+
+
+def test_paragraphs_that_occur_twice_are_read_once(tmp_path):
+    """With another indentation too; short ones, such as titles, stay."""
+    for i, name in enumerate(["own0", "own1", "own2"]):
+        text = paragraphs("same", name, "same", name) + "\n\nTitle\n\n"
+        (tmp_path / f"{i}.txt").write_text(
+            text.replace("\n\n", "\n  \n" + " " * i)
+        )
+    (tmp_path / "single.txt").write_text(paragraphs("single"))
+    found = corpus(tmp_path, held_out=0.3, unique_paragraphs=True)
+    text = found.train + found.held_out
+    for word in (b"same", b"own0", b"own1", b"own2", b"single"):
+        assert text.count(word) == 1
+    assert text.count(b"Title") == 3
+    kept = corpus(tmp_path, held_out=0.3)
+    assert (kept.train + kept.held_out).count(b"same") == 6
+
+
+def test_paragraphs_of_held_out_files_are_not_trained_on(tmp_path):
+    train, held_out = tmp_path / "train.txt", tmp_path / "held_out.txt"
+    train.write_text(paragraphs("old", "both", "older"))
+    held_out.write_text(paragraphs("new", "both", "newer"))
+    found = corpus(train, held_out_paths=held_out, unique_paragraphs=True)
+    assert found.train.decode() == paragraphs("old", "older")
+    assert found.held_out == held_out.read_bytes()
+    with pytest.raises(InputError, match="hold all documents"):
+        corpus(train, held_out_paths=train, unique_paragraphs=True)
+
+
+def test_quoted_windows_are_found():
+    train, held_out = b"the cat sat on the mat", b"a cat sat on a mat"
+    for length in (1, 4, 9):
+        expected = [
+            held_out[i : i + length] in train
+            for i in range(len(held_out) - length + 1)
+        ]
+        assert quoted(train, held_out, length).tolist() == expected
+    assert quoted(train, b"cat").shape == (0,)
+
+
+def test_the_default_text_does_not_quote_itself():
+    """63 % of the windows of 40 bytes were quotations once."""
+    found = load_corpus(DataConfig())
+    assert len(found.train) > 300_000
+    assert quoted(found.train, found.held_out).mean() < 0.02
 
 
 def test_one_path_may_be_given_without_a_tuple(tmp_path):

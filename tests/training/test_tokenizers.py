@@ -233,16 +233,19 @@ def test_a_byte_without_a_token_is_refused_where_it_occurs():
         tokenizer.encode(b"a\x04")
 
 
+@pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("content", ["<|end|>", "日本 ", "éé", "\n\n"])
-def test_added_tokens_spell_themselves(content):
-    fields = {"lstrip": True, "rstrip": True, "special": True}
+def test_added_tokens_spell_themselves(content, special):
+    """Bytes of special ones, such as BOS, are not counted as text."""
+    fields = {"lstrip": True, "rstrip": True, "special": special}
     tokenizer = BPETokenizer(changed(added_tokens=added(content, **fields)))
     assert tokenizer.vocab_size == BPE.vocab_size + 1
     ids = tokenizer.encode(f"words  {content}  words")
     assert ids.tolist().count(BPE.vocab_size) == 1
     assert tokenizer.decode([BPE.vocab_size]) == content.encode()
     assert tokenizer.decode(ids) == f"words  {content}  words".encode()
-    assert tokenizer.byte_lengths[BPE.vocab_size] == len(content.encode())
+    length = 0 if special else len(content.encode())
+    assert tokenizer.byte_lengths[BPE.vocab_size] == length
 
 
 def test_unknown_ids_are_question_marks():
