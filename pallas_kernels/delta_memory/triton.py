@@ -57,8 +57,6 @@ def why_not(arrays, block, read, interpret=False) -> str | None:
         return f"a block of {block} tokens is no multiple of {chunk}"
     if reason := layout.why_not(arrays, interpret):
         return reason
-    if arrays.get("resets") is not None:
-        return "resets are not supported"
     x = arrays["x"]
     if x.shape[-1] > WIDEST:
         return f"x is {x.shape[-1]} wide, at most {WIDEST} fit"

@@ -26,6 +26,8 @@ class Case:
     """Whether there is a delta term."""
     momentum: bool
     """Whether there is a second state, the momentum."""
+    resets: bool = False
+    """Whether states become zero before some tokens."""
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -36,7 +38,8 @@ class Case:
         of the chunk's initial states at its key (``in``) and its query
         (``out``); factors of its write (``write``) and its erasure (``erase``)
         in the final states. Per chunk, in ``ends``: the factor of ``w`` in the
-        final ``w``, then those of ``s`` in the final ``w`` and ``s``.
+        final ``w``, then those of ``s`` in the final ``w`` and ``s``. With
+        resets, per token: how many there have been in the ``document``'s chunk.
         """
         names = ["before", "after", "in_w", "out_w", "write_w", "ends"]
         if self.delta:
@@ -44,7 +47,7 @@ class Case:
         if self.momentum:
             names += ["log_m", "in_s", "out_s", "write_s"]
             names += ["erase"] if self.delta else []
-        return tuple(names)
+        return (*names, "document") if self.resets else tuple(names)
 
     @property
     def pairs(self) -> tuple[str, ...]:
@@ -77,7 +80,7 @@ class Case:
     @property
     def state_rows(self) -> tuple[str, ...]:
         """Names of the rows that are factors of the states."""
-        names = ("before", "after", "log_m")
+        names = ("before", "after", "log_m", "document")
         return tuple(name for name in self.rows if name not in names)
 
     @property
@@ -100,20 +103,29 @@ def gate_rows(gates, case, keep):
     after = jnp.cumsum(jnp.maximum(gates["log_alpha"], floor), -1)
     before = _shift(after)
     left = jnp.exp(after[..., -1:] - after)
-    rows = {
-        "before": before,
-        "after": after,
-        "in_w": jnp.exp(before),
-        "out_w": jnp.exp(before if case.read == "before" else after),
+    rows = {"before": before, "after": after}
+    if case.resets:
+        number = rows["document"] = jnp.cumsum(gates["resets"], -1)
+        left = jnp.where(number == number[..., -1:], left, 0)
+
+    def initial(factor, at=slice(None)):
+        """Zeroes factors of initial states in another document."""
+        if not case.resets:
+            return factor
+        return jnp.where(number[..., at] > 0, 0, factor)
+
+    rows |= {
+        "in_w": initial(jnp.exp(before)),
+        "out_w": initial(jnp.exp(before if case.read == "before" else after)),
         "write_w": left,
         "beta": gates.get("beta"),
     }
-    ends = [jnp.exp(after[..., -1])]
+    ends = [initial(jnp.exp(after[..., -1]), -1)]
     if case.momentum:
         keep = jnp.broadcast_to(keep.astype(acc), after.shape)
         log_m = jnp.cumsum(jnp.maximum(gates["log_mu"], floor) * keep, -1)
-        now, past = triangles(after.shape[-1])
-        m, carry = jnp.exp(log_m), ratios(log_m, log_m, now)
+        now, past = _masks(rows)
+        m, carry = initial(jnp.exp(log_m)), ratios(log_m, log_m, now)
         moves = ratios(before, after, past) * keep[..., None, :]
         alpha = jnp.exp(after - before)
         in_s = (moves * m[..., None, :]).sum(-1)
@@ -142,7 +154,7 @@ def mixing(rows, dtype):
         rows: rows of a chunk by name, ``[C]`` each.
         dtype: dtype of the products that the result, ``[C, C]``, is used in.
     """
-    now, past = triangles(rows["after"].shape[-1])
+    now, past = _masks(rows)
     # Padding needs no mask: it comes last, and its rows are not used.
     decay = ratios(rows["before"], rows["after"], past)
     carry = ratios(rows["log_m"], rows["log_m"], now)
@@ -165,7 +177,7 @@ def pairs(gram, overlap, mixed, rows, case):
         to outputs; without momentum that is ``shown``).
     """
     before, after = rows["before"], rows["after"]
-    now, past = triangles(gram.shape[-1])
+    now, past = _masks(rows)
     decay = ratios(before, after, past)
     mixed = mixed if case.momentum else decay
     found = {}
@@ -185,6 +197,16 @@ def pairs(gram, overlap, mixed, rows, case):
     if "hidden" in case.pairs:
         found["hidden"] = decay * overlap
     return found
+
+
+def _masks(rows):
+    """Returns :func:`triangles`, for tokens of the same document."""
+    now, past = triangles(rows["after"].shape[-1])
+    if "document" in rows:
+        number = rows["document"]
+        same = number[..., :, None] == number[..., None, :]
+        now, past = now & same, past & same
+    return now, past
 
 
 def _shift(total):

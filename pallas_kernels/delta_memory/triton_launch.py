@@ -40,9 +40,8 @@ class Run:
 
     def __init__(self, arrays, block, read, interpret):
         self.plan = layout.plan_for(arrays, block)
-        self.case = Case(
-            read, "beta" in self.plan.gates, "log_mu" in self.plan.gates
-        )
+        terms = (n in self.plan.gates for n in ("beta", "log_mu", "resets"))
+        self.case = Case(read, *terms)
         self.low, self.acc = arrays["x"].dtype, arrays["w"].dtype
         self.chunk = chunk_for(block, read)
         self.per_block = block // self.chunk
@@ -114,6 +113,9 @@ class Run:
         gates = {n: gates[:, :, k] for k, n in enumerate(self.plan.gates)}
         keep = jnp.arange(self.sizes["t"]) < self.plan.length
         rows = gate_rows(gates, self.case, keep.reshape(-1, self.chunk))
+        if self.case.resets and self.case.read == "chunk":
+            other = rows["document"].reshape(-1, self.sizes["t"], 1) > 0
+            others["q"] = jnp.where(other, 0, others["q"])
         return others | {"rows": jnp.stack(list(rows.values()), -2)}
 
     def divide(self, given):

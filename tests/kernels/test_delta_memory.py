@@ -180,7 +180,7 @@ def test_a_reset_is_a_new_sequence(x64, read):
     assert_equal_trees(actual, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["chunked", "pallas_tpu"])
+@every_implementation
 @pytest.mark.parametrize(
     ("read", "momentum", "delta"),
     [

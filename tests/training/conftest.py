@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -52,6 +53,16 @@ def text_file(tmp_path_factory):
     lines = (f"{i} squared is {i * i}; naïve\n" for i in range(300))
     path.write_text("".join(lines))
     return path
+
+
+@pytest.fixture(scope="session")
+def documents(text_file):
+    """Returns a function from a way to read documents of 10 to 450 tokens."""
+    path = text_file.parent / "documents.jsonl"
+    lines = [{"text": f"{i} " * (5 + 4 * (i % 37))} for i in range(90)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = {"paths": (str(path),), "max_held_out_bytes": 256}
+    return lambda reading: DataConfig(reading=reading, **options)
 
 
 @pytest.fixture(scope="session")

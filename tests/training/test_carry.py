@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import shutil
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from nl_jax.data import Batch, DataConfig, prepare, train_batches
+from nl_jax.data import Batch, prepare, train_batches
 from nl_jax.errors import DamagedError, InputError
 from nl_jax.models import LanguageModel, build, to_json
 from nl_jax.training import (
@@ -34,6 +33,18 @@ from tests.training.test_loop import losses
 ROWS, WINDOW, WINDOWS = 2, 64, 2
 IDS = np.ones((ROWS, WINDOW * WINDOWS + 1), np.int32)
 IDS[1, 100:] = 2  # In the middle of the second window.
+
+
+models = pytest.mark.parametrize(
+    "name",
+    [
+        "mamba",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("transformer", "gated-deltanet", "hope")
+        ),
+    ],
+)
 
 
 def gathering():
@@ -89,7 +100,7 @@ def token_nats(logits, batch):
     return nats * (batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1])
 
 
-@pytest.mark.parametrize("name", ["mamba"])
+@models
 def test_windows_that_carry_are_one_long_window(name):
     model, variables, tokens = drawn(name)
     logits, end = read(model, variables, Batch(tokens, IDS), None)
@@ -105,7 +116,7 @@ def test_windows_that_carry_are_one_long_window(name):
     np.testing.assert_array_equal(state.memory.segment, [1, 2])
 
 
-@pytest.mark.parametrize("name", ["mamba"])
+@models
 def test_gradients_stop_where_windows_meet(name):
     model, variables, tokens = drawn(name)
 
@@ -130,15 +141,8 @@ def test_gradients_stop_where_windows_meet(name):
 
 
 @pytest.fixture(scope="module")
-def config(tiny, tmp_path_factory):
-    """A run in rows that read documents of 10 to 450 tokens on, by 16."""
-    path = tmp_path_factory.mktemp("text") / "documents.jsonl"
-    lines = [{"text": f"{i} " * (5 + 4 * (i % 37))} for i in range(90)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    data = DataConfig(
-        paths=(str(path),), reading="contiguous", max_held_out_bytes=256
-    )
-    return tiny("mamba", data=data)
+def config(tiny, documents):
+    return tiny("mamba", data=documents("contiguous"))
 
 
 @pytest.fixture(scope="module")

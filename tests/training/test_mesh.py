@@ -17,13 +17,13 @@ from tests.devices import run_on_devices
 RUN = """
 import json, pathlib, sys
 import jax
-from nl_jax.models import configure
+from nl_jax.models import ModelConfig, configure
 from nl_jax.data import DataConfig
 from nl_jax.training import *
 fields = json.loads(pathlib.Path(sys.argv[1], "config.json").read_text())
 kinds = {"data": DataConfig, "optimizer": OptimizerConfig, "mesh": MeshConfig,
          "sample": SampleConfig}
-model = configure("hope", **fields.pop("model"))
+model = configure(ModelConfig(), **fields.pop("model"))
 nested = {name: kind(**fields.pop(name)) for name, kind in kinds.items()}
 result = train(TrainConfig(model=model, **nested, **fields), sys.argv[1])
 leaves = jax.tree.leaves(result.variables)
@@ -55,17 +55,24 @@ def losses(workdir):
 
 # M3's slow momentum moves at step 8.
 @pytest.mark.parametrize(
-    ("name", "steps", "moved_at"),
-    [("adamw", 6, 4), pytest.param("m3", 12, 10, marks=pytest.mark.slow)],
+    ("name", "steps", "moved_at", "reading"),
+    [
+        ("adamw", 6, 4, "windows"),
+        pytest.param("m3", 12, 10, "windows", marks=pytest.mark.slow),
+        pytest.param("adamw", 6, 4, "contiguous", marks=pytest.mark.slow),
+    ],
 )
 def test_eight_devices_compute_what_one_does(
-    tiny, tmp_path, name, steps, moved_at
+    tiny, documents, tmp_path, name, steps, moved_at, reading
 ):
-    """Batch over 2, parameters over 2 x 2; then the run goes on on one."""
+    """Batch over 2, parameters over 2 x 2; then the run goes on on one, with
+    the memory of its rows."""
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     # A rate that does not fall: the run that stops early is not a shorter one.
     optimizer = OptimizerConfig(1e-2, 2, final_rate=1.0, name=name)
     config = tiny(
+        "hope" if reading == "windows" else "mamba",
+        data=documents(reading),
         optimizer=optimizer,
         steps=steps,
         batch_size=8,

@@ -1,7 +1,7 @@
 """The LSTM as a sequence mixer: Flax's cell, scanned over tokens."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from nl_jax.array_typing import Stream
 from nl_jax.checks import check_fields
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
+from nl_jax.memory.packed import Packed
+from nl_jax.nested.level import select_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ class LSTM(Mixer):
         return LSTMState(zeros, zeros)
 
     @nn.compact
-    def __call__(self, x: Stream, state=None):
+    def __call__(self, x: Stream, state=None, *, packed: Packed | None = None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         x, state, declare = self.begin(x, state)
 
@@ -86,9 +88,27 @@ class LSTM(Mixer):
             name="cell",
         )
         begin = jax.tree.map(lambda a: a.astype(x.dtype), tuple(state))
-        end, y = nn.RNN(cell, return_carry=True, name="tokens")(
-            x, initial_carry=begin
-        )
+        tokens: Any = (x, None, None)
+        if packed is not None:
+            tokens = (x, packed.starts, packed.valid)
+        end, y = nn.scan(
+            _token,
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            in_axes=1,
+            out_axes=1,
+        )(cell, begin, tokens)
         out = declare.dense("w_out", self.width, self.d_model, "embed", "mixer")
         end = (a.astype(old.dtype) for a, old in zip(end, state, strict=True))
         return y @ out, LSTMState(*end)
+
+
+def _token(cell, state, token):
+    """Reads a token; padding changes nothing."""
+    x, starts, valid = token
+    if starts is not None:
+        state = select_rows(starts, jax.tree.map(jnp.zeros_like, state), state)
+    after, y = cell(state, x)
+    if valid is not None:
+        after = select_rows(valid, after, state)
+    return after, y

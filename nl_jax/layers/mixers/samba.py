@@ -18,6 +18,7 @@ from nl_jax.layers.mixers.attention import AttentionConfig, AttentionState
 from nl_jax.layers.mixers.mamba import MambaConfig, MambaState
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig
 from nl_jax.layers.norms import rms_norm
+from nl_jax.memory.packed import Packed
 from nl_jax.nested import LevelRow
 from nl_jax.nested.level_table import count_parameters
 
@@ -95,7 +96,14 @@ class Samba(Mixer):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, stream: Stream | None = None):
+    def __call__(
+        self,
+        x: Stream,
+        state=None,
+        *,
+        stream: Stream | None = None,
+        packed: Packed | None = None,
+    ):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state.
 
         The layers add to ``stream``, which is ``x`` before its norm.
@@ -104,7 +112,9 @@ class Samba(Mixer):
         ones = nn.initializers.ones
         scale = declare("attention_scale", ones, (self.d_model,), ("embed",))
         start = x if stream is None else stream
-        y, mamba = self.mamba(x, state.mamba)
+        y, mamba = self.mamba(x, state.mamba, packed=packed)
         h = self.mlp(start + y)
-        y, attention = self.attention(rms_norm(h, scale), state.attention)
+        y, attention = self.attention(
+            rms_norm(h, scale), state.attention, packed=packed
+        )
         return h + y - start, SambaState(mamba, attention)

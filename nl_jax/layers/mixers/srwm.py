@@ -24,7 +24,9 @@ from nl_jax.checks import check_fields
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
 from nl_jax.layers.mixing import normalize_heads, split_heads
 from nl_jax.layers.short_conv import silu_conv
+from nl_jax.memory.packed import Packed
 from nl_jax.memory.walk import chunk_scan
+from nl_jax.nested.level import select_rows
 
 _RATES = 4
 
@@ -74,7 +76,9 @@ class SRWMState(NamedTuple):
     """Raw inputs of the convolution, ``[B, width - 1, D]``."""
 
 
-def self_referential_scan(w, x, *, chunk_size: int = 64):
+def self_referential_scan(
+    w, x, *, chunk_size: int = 64, packed: Packed | None = None, initial=None
+):
     """Runs the recurrence above over any length.
 
     Args:
@@ -83,6 +87,8 @@ def self_referential_scan(w, x, *, chunk_size: int = 64):
             computation.
         x: inputs ``[B, T, ..., d]``.
         chunk_size: tokens between the matrices kept for the backward pass.
+        packed: documents in the rows.
+        initial: matrices with which each of them begins, like ``w``.
 
     Returns:
         ``(y, w)``, ``[B, T, ..., d]`` and the final matrices.
@@ -104,18 +110,27 @@ def self_referential_scan(w, x, *, chunk_size: int = 64):
     def ask(w, x):
         return jnp.einsum("...io,...i->...o", w, x)
 
-    def token(w, x, *_):
+    def token(w, token, *_):
+        x, starts, valid = token
+        if starts is not None:
+            w = select_rows(starts[:, 0], initial, w)
         made = ask(w, x[:, 0])
         y, k, q, beta = jnp.split(made, [d, 2 * d, 3 * d], -1)
         k, q = jax.nn.softmax(k), jax.nn.softmax(q)
         # v - v_bar = W phi(q) - W phi(k).
         write = jax.nn.sigmoid(beta)[..., group] * ask(w, q - k)
+        if valid is not None:
+            write = jnp.where(
+                valid.reshape(-1, *(1,) * (write.ndim - 1)), write, 0
+            )
         return w + k[..., :, None] * write[..., None, :], y[:, None]
 
     def chunk(w, x, *_):
         return chunk_scan(token, w, x, size=1, axis=1, remat=0)
 
-    inputs = jax.nn.softmax(x.astype(w.dtype))
+    inputs: Any = (jax.nn.softmax(x.astype(w.dtype)), None, None)
+    if packed is not None:
+        inputs = inputs[0], packed.starts, packed.valid
     w, y = chunk_scan(chunk, w, inputs, size=chunk_size, axis=1)
     return y, w
 
@@ -148,16 +163,20 @@ class SRWM(Mixer):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None):
+    def __call__(self, x: Stream, state=None, *, packed: Packed | None = None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d = self.config, self.d_model
         x, state, declare = self.begin(x, state)
         raw = x @ declare.dense("w_in", d, d, "mixer")
         kernel = declare.taps("conv", config.conv_width, d)
-        u, tail = silu_conv(raw, kernel, state.tail)
+        u, tail = silu_conv(raw, kernel, state.tail, packed)
         u = split_heads(u, self.n_heads).swapaxes(1, 2)
         y, memory = self_referential_scan(
-            state.memory, u, chunk_size=config.chunk_size
+            state.memory,
+            u,
+            chunk_size=config.chunk_size,
+            packed=packed,
+            initial=self.initial_state(len(x)).memory,
         )
         y = normalize_heads(declare, y.astype(x.dtype).swapaxes(1, 2))
         out = declare.dense("w_out", d, d, "embed", "mixer")
