@@ -28,7 +28,10 @@ MODELS = {
     "samba": {"samba": {"attention": {"window": 5}}},
     "srwm": {"srwm": {"chunk_size": 4}},
     "lstm": {},
-    "titans": {"n_layers": 1, "deep": {"chunk_size": 4}},
+    "titans": {
+        "n_layers": 1,
+        "deep": {"chunk_size": 4, "architecture": "linear"},
+    },
     "dla": {"deep": {"chunk_size": 4}},
     "ttt-linear": {"deep": {"chunk_size": 4}},
     "ttt-mlp": {"deep": {"chunk_size": 4}},
