@@ -4,6 +4,7 @@ A bucket is two files, of ids and of rows about the documents. Documents of
 equal text are in one bucket, so each is looked through alone.
 """
 
+import io
 import json
 import os
 import pathlib
@@ -58,9 +59,10 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
         count = int(record_counts(kept["length"], job.record_tokens).sum())
         _write_records(job, records, rows, keep, count)
         fresh = folder / UNFINISHED / index.name
-        with fresh.open("wb") as file:
-            columns = [kept["length"], kept["prompt"]]
-            np.save(file, np.stack(columns, 1).astype("<i4"))
+        array = io.BytesIO()  # NumPy does not say why it cannot write a file.
+        columns = [kept["length"], kept["prompt"]]
+        np.save(array, np.stack(columns, 1).astype("<i4"))
+        fresh.write_bytes(array.getbuffer())
         publish(fresh, index)
         shard = {
             "documents": len(kept),

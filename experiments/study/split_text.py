@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from nl_jax.data.documents import read_documents
+from nl_jax.data.documents import TextFields, read_documents
 from nl_jax.errors import InputError
 
 _SHARE = 0.1
@@ -48,7 +48,11 @@ def read_and_split(paths: Sequence[str]) -> SplitText:
     """
     wheels = [path for path in paths if path.endswith(".whl")]
     others = [path for path in paths if path not in wheels]
-    found = read_documents("--paths", others, "text") if others else []
+    found: list[bytes] = []
+    if others:
+        fields = TextFields(settings="--")
+        read = read_documents("--paths", others, fields)
+        found = [document.text for document in read]
     for wheel in wheels:
         found += _read_wheel(wheel)
     # Sorted by hash: a random order that depends on nothing else.

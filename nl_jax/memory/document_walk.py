@@ -51,8 +51,8 @@ def scan_documents(
         return jnp.moveaxis(a, 0, -1) if rows else a
 
     if len(layout.used) == 1:
-        ends, resets = layout.ends[..., 0], layout.resets[..., 0]
-        state = _where(resets, initial, state)
+        state = _where(layout.resets[..., 0], initial, state)
+        ends = layout.closes.any(-1)
         state, out = piece(state, tokens, ahead(layout.holds), ends)
         return state, back(out)
 
@@ -105,7 +105,7 @@ def scan_documents(
     (state, kept), out = remat_scan(
         body,
         (drop(state), starts(state)),
-        (*marks, pieces, valid, ahead(layout.ends)),
+        (*marks, pieces, valid, valid[:, -1]),
         every=remat,
     )
     slot = jnp.minimum(ahead(layout.slot), slots - 1)
@@ -127,7 +127,10 @@ def scan_documents(
             layout.fits, nothing_late, read_late, *operands
         )
     )
-    state, out = finish(state, tokens, out)
+    if layout.fits is None:
+        state = restore(state)
+    else:
+        state, out = finish(state, tokens, out)
     if drop_start:
         last = layout.holds.sum(-1, keepdims=True) - 1
         closed = layout.closes & (jnp.arange(late.shape[-1]) == last)

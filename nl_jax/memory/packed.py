@@ -6,6 +6,8 @@ everywhere in a model. What a mixer needs to know is a :class:`Packed`; if it
 has chunks, they start anew with each document, see :class:`Layout`.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -87,17 +89,6 @@ class Packed(NamedTuple):
         return start + self.lengths
 
 
-def continued(valid: jax.Array, closes: jax.Array) -> Packed:
-    """Returns what a piece is of the documents that states are of.
-
-    Args:
-        valid: whether a slot of the piece holds a token, ``[B, C]``.
-        closes: whether the piece ends a chunk, ``[B]``.
-    """
-    count = valid.sum(1, dtype=jnp.int32)
-    return Packed(jnp.full(valid.shape, _BEFORE), count, None, closes)
-
-
 def pack(
     tokens: Ids, segment_ids: Ids, before: jax.Array | None, fresh: bool
 ) -> tuple[Ids, Packed, jax.Array]:
@@ -169,8 +160,7 @@ class Layout(NamedTuple):
     """Documents cut into pieces of at most one chunk, for ``chunk_scan``.
 
     Chunks are counted from the first token of each document, and a piece holds
-    tokens of one chunk, in front of empty slots. Rows are the first axis where
-    there are rows.
+    tokens of one chunk. Rows are the first axis where there are rows.
     """
 
     source: jax.Array
@@ -179,8 +169,6 @@ class Layout(NamedTuple):
     """Whether a slot holds a token, ``[B, n, C]``."""
     resets: jax.Array
     """Whether a piece begins a document, ``[B, n]``."""
-    ends: jax.Array
-    """Whether a piece ends a chunk, ``[B, n]``."""
     slot: jax.Array
     """Slot of each token among all ``n C``, int32 ``[B, T]``; not below that
     for padding, and for tokens that do not fit."""
@@ -196,8 +184,9 @@ class Layout(NamedTuple):
     """Pieces in which any row has tokens, ``[n]``, without rows."""
     begins: jax.Array
     """Pieces in which any row begins a document, ``[n]``, without rows."""
-    fits: jax.Array
-    """Whether all tokens are in the ``n`` pieces, without rows."""
+    fits: jax.Array | None
+    """Whether all tokens are in the ``n`` pieces, without rows; ``None`` if it
+    is known that they are."""
 
     @property
     def rows(self) -> Any:
@@ -227,9 +216,7 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     closes = valid & (place == size - 1)
     begins = starts | (place == 0) | (packed.column == 0)
     piece = jnp.cumsum(begins, 1) - 1
-    # The first piece of a row may begin inside a chunk.
-    slot = piece * size + jnp.where(piece == 0, packed.column, place)
-    slot = jnp.where(valid, slot, pieces * size)
+    slot = jnp.where(valid, piece * size + place, pieces * size)
 
     def put(empty, values):
         write = jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))
@@ -238,15 +225,11 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     columns = jnp.broadcast_to(packed.column, slot.shape)
     source = put(-1, columns).reshape(batch, pieces, size)
     held = source >= 0
-    ends = put(False, closes).reshape(held.shape).any(-1)
-    if packed.closes is not None:
-        ends = packed.closes[:, None]
     resets = put(False, starts).reshape(held.shape).any(-1)
     return Layout(
         jnp.maximum(source, 0),
         held,
         resets,
-        ends,
         slot,
         place,
         starts,
@@ -256,6 +239,30 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
         resets.any(0),
         jnp.all(jnp.where(valid, piece, 0) < pieces),
     )
+
+
+def documents(
+    packed: Packed | None, read: Callable[..., Any]
+) -> dict[str, Any]:
+    """Returns ``packed`` as a keyword for ``read``; none if it is ``None``.
+
+    Raises:
+        InputError: if ``read`` has no such keyword.
+    """
+    if packed is None:
+        return {}
+    taken = inspect.signature(read).parameters.values()
+    if not any(p.name == "packed" or p.kind is p.VAR_KEYWORD for p in taken):
+        raise InputError(
+            f"segment_ids: {read.__qualname__} does not tell documents apart; "
+            "it must take the keyword packed, a nl_jax.memory.packed.Packed"
+        )
+    return {"packed": packed}
+
+
+def goes_on(lengths: jax.Array, size: int) -> Packed:
+    """Returns rows of up to ``size`` tokens, all of the state's documents."""
+    return Packed(jnp.full((len(lengths), size), _BEFORE), lengths)
 
 
 def _take(values, columns):

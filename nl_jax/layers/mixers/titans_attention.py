@@ -35,7 +35,7 @@ from nl_jax.layers.mixers.mixer import Mixer, MixerConfig
 from nl_jax.layers.mixing import split_heads
 from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.layers.short_conv import silu_conv
-from nl_jax.memory.packed import continued, lay
+from nl_jax.memory.packed import goes_on, lay
 from nl_jax.memory.walk import chunk_scan
 
 
@@ -215,8 +215,17 @@ class TitansAttention(Mixer):
 
         def documents(state, inputs, valid, closes):
             """Reads tokens of one segment of a document in each row."""
-            part = continued(valid, closes)
-            return segment(state, inputs, part=part)
+            first = jnp.argmax(valid, 1)[:, None]
+
+            def turn(a, by):
+                at = (jnp.arange(a.shape[1]) + by) % a.shape[1]
+                return jnp.take_along_axis(a, at[..., None], 1)
+
+            part = goes_on(valid.sum(1), valid.shape[1])
+            part = part._replace(closes=closes)
+            inputs = [turn(a, first) for a in inputs]
+            state, o = segment(state, inputs, part=part)
+            return state, turn(o, -first)
 
         size = memory_config.chunk_size
         one_by_one = functools.partial(
