@@ -221,8 +221,8 @@ class TitansAttention(Mixer):
                 at = (jnp.arange(a.shape[1]) + by) % a.shape[1]
                 return jnp.take_along_axis(a, at[..., None], 1)
 
-            part = goes_on(valid.sum(1), valid.shape[1])
-            part = part._replace(closes=closes)
+            count = valid.sum(1, dtype=jnp.int32)
+            part = goes_on(count, valid.shape[1])._replace(closes=closes)
             inputs = [turn(a, first) for a in inputs]
             state, o = segment(state, inputs, part=part)
             return state, turn(o, -first)
