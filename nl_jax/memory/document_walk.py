@@ -66,8 +66,8 @@ def scan_documents(
 
         # What is not read here leaves everything as it is.
         marks = layout.holds, layout.closes, layout.starts
-        marks = [ahead(mark & here) for mark in marks]
-        return remat_scan(body, state, (tokens, *marks), every=None)
+        here = [ahead(mark & here) for mark in marks]
+        return remat_scan(body, state, (tokens, *here), every=None)
 
     if len(layout.used) == layout.slot.shape[-1]:
         state, out = by_token(state, tokens, True)
