@@ -52,6 +52,9 @@ FLAGS = {
         "text.",
     ),
     "text_field": flags.string("text", "Field of JSONL files with the text."),
+    "prompt_field": flags.string(
+        "", "Field of JSONL files with a prompt, which is not counted."
+    ),
     "context": flags.choice(
         "stream", CONTEXTS, "What is read before each token."
     ),
@@ -139,9 +142,8 @@ def _documents(values, tokenizer) -> Iterable[Document]:
                 "than the run's; prepare it with that one"
             )
         return _each([corpus.held_out])
-    found = read_documents(
-        "--file", [values.file], TextFields(values.text_field)
-    )
+    fields = TextFields(values.text_field, values.prompt_field, "--")
+    found = read_documents("--file", [values.file], fields)
     return (tokenize(document, tokenizer) for document in found)
 
 

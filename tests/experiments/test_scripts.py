@@ -254,13 +254,17 @@ def test_evaluating_a_file(script, workdir, tmp_path):
 
 def test_each_context_is_evaluated_and_named(script, workdir, tmp_path):
     """Without a file the window's figure is that of training."""
-    words = [json.dumps({"text": "some words " * n}) for n in (1, 9)]
+    words = [
+        json.dumps({"text": "some words " * n, "asked": "a prompt "})
+        for n in (1, 9)
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(words))
     for flags, name, tokens in (
         (["--context=window"], "the held-out text, context window", None),
         ([f"--file={tmp_path}"], "context stream", 109),
         ([f"--file={tmp_path}", "--context=document"], "context document", 108),
         ([f"--file={tmp_path}/a.jsonl", "--context=window"], "window", 108),
+        ([f"--file={tmp_path}", "--prompt_field=asked"], "stream", 110),
     ):
         status, out, error = script(
             evaluate, f"--workdir={workdir}", *flags, f"--out={tmp_path}/.out"
@@ -273,6 +277,14 @@ def test_each_context_is_evaluated_and_named(script, workdir, tmp_path):
             results = json.loads((workdir / "results.json").read_text())
             trained = results["held_out_bits_per_byte"]
             assert found["bits_per_byte"] == pytest.approx(trained, rel=1e-6)
+
+    status, _, error = script(
+        evaluate,
+        f"--workdir={workdir}",
+        f"--file={tmp_path}",
+        "--text_field=none",
+    )
+    assert status == 2 and "name the field with --text_field" in error
 
 
 def test_a_prepared_corpus_is_evaluated_on_what_it_holds_out(
