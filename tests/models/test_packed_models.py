@@ -26,6 +26,7 @@ of a batch of documents alone."""
 _LOCAL = {"objective": "local", "token_periods": (3, 6), "rate": 0.3}
 _NEXT = _LOCAL | {"objective": "next_token"}
 _MATRIX = {"matrix": {"chunk_size": 4}}
+_BOTH = {"memory": {"chunk_size": 4}, "attention": {"window": 5}}
 _TITANS = {"titans": {"chunk_size": 4, "memory_chunk_size": 2}}
 _MODELS = {
     "mamba": {},
@@ -53,7 +54,7 @@ _MODELS = {
         )
     },
     **{
-        name: {"titans_attention": {"window": 5, "memory": {"chunk_size": 4}}}
+        name: {"titans_attention": _BOTH}
         for name in ("titans-mac", "titans-mag", "titans-mal")
     },
     "samba": {"samba": {"attention": {"window": 5}}},
@@ -181,8 +182,9 @@ def _go_on(label):
     return jax.jit(apply), state
 
 
-_TOKENS = np.random.default_rng(1).integers(0, VOCAB, (2, LENGTH + MORE))
-_WEIGHTS = np.random.default_rng(2).normal(size=(2, LENGTH))
+_DRAW = np.random.default_rng(1)
+_TOKENS = _DRAW.integers(0, VOCAB, (2, LENGTH + MORE))
+_WEIGHTS = _DRAW.normal(size=(2, LENGTH))
 
 
 def _documents(ids):
@@ -302,9 +304,7 @@ def test_many_cases(label, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("label", MODELS)
 def test_decoding_token_by_token(label):
-    ids = np.array(
-        [[0] * 2 + [1] * 7 + [0] + [2] * 14, [1] + [2] * 4 + [3] * 19]
-    )
+    ids = np.array([[0, *[1] * 8, 0, *[2] * 14], [1, *[2] * 4, *[3] * 19]])
     whole, _ = _read(label)(_TOKENS[:, :LENGTH], ids)
     step, state = _go_on(label)
     for at in range(LENGTH):
