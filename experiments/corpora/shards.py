@@ -119,8 +119,12 @@ def _write_records(job, path, rows, keep, count) -> None:
         reader = array_record.ArrayRecordReader(str(fresh))
         written = reader.num_records()
         reader.close()
-    except RuntimeError as error:  # It has its own words for a full disk.
-        raise InputError(f"cannot write {fresh} ({error})") from error
+    except RuntimeError as error:  # A full disk is one too.
+        why = str(error).partition(";")[0]
+        raise InputError(
+            f"--output: cannot write {fresh} ({why}); make room and repeat the "
+            "command, which goes on"
+        ) from error
     if written != count:
         raise InputError(
             f"cannot write {fresh} ({written} of {count} records are in it)"

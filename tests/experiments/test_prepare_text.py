@@ -253,7 +253,7 @@ def test_a_killed_preparation_goes_on(prepare, tmp_path, monkeypatch, where):
             if where == "reading":
                 kill_after(reading, "tokenize_batch", count)
             elif where == "writing":
-                kill_after(shards, "publish", count + 3)
+                kill_after(shards, "_file_entry", 3)
             else:
                 kill_after(prepare_text.corpus_folder, "publish", 0)
             with pytest.raises(_KilledError):
