@@ -26,17 +26,12 @@ of a batch of documents alone."""
 _LOCAL = {"objective": "local", "token_periods": (3, 6), "rate": 0.3}
 _NEXT = _LOCAL | {"objective": "next_token"}
 _MATRIX = {"matrix": {"chunk_size": 4}}
-_BOTH = {
-    "memory": {"chunk_size": 4},
-    "attention": {"window": 5, "persistent": 2},
-}
+_WINDOW = {"window": 5, "persistent": 2}
+_BOTH = {"memory": {"chunk_size": 4}, "attention": _WINDOW}
 _TITANS = {"titans": {"chunk_size": 4, "memory_chunk_size": 2}}
 _MODELS = {
     "mamba": {},
-    "transformer": {
-        "n_layers": 1,
-        "attention": {"window": 5, "persistent": 2},
-    },
+    "transformer": {"n_layers": 1, "attention": _WINDOW},
     "retnet": {"n_layers": 1, **_MATRIX},
     "linear-attention": _MATRIX,
     "gated-deltanet": _MATRIX,
