@@ -53,7 +53,12 @@ _MODELS = {
         )
     },
     **{
-        name: {"titans_attention": {"window": 5, "memory": {"chunk_size": 4}}}
+        name: {
+            "titans_attention": {
+                "attention": {"window": 5, "persistent": 2},
+                "memory": {"chunk_size": 4},
+            }
+        }
         for name in ("titans-mac", "titans-mag", "titans-mal")
     },
     "samba": {"samba": {"attention": {"window": 5}}},
