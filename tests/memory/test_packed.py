@@ -114,15 +114,20 @@ def test_a_document_goes_on_inside_its_chunk():
     np.testing.assert_allclose(state[1], whole[1], rtol=1e-5)
 
 
-def test_a_memory_begins_anew_with_each_document():
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_memory_begins_anew_with_each_document(affine):
     memory = associative_memory(
-        "linear", "l2", "gd", momentum=True, chunk_size=4
+        "linear",
+        "l2",
+        "gd",
+        momentum=not affine,
+        chunk_size=1 if affine else 4,
     )
     ids = np.array([[1] * 9 + [2] * 9, [0] * 4 + [3] * 9 + [0] * 5])
     rng = np.random.default_rng(3)
     k, v, q = rng.normal(size=(3, *ids.shape, 2)).astype(np.float32)
     draws = rng.uniform(size=(3, *ids.shape)).astype(np.float32)
-    gates = Gates(0.3 * draws[0], -draws[1], -draws[2])
+    gates = Gates(0.3 * draws[0], -draws[1], None if affine else -draws[2])
     fresh = memory.init(jax.random.key(0), 2, 2)
 
     def rows(count):
