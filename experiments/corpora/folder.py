@@ -112,6 +112,11 @@ def _check_same(folder, path, asked, words) -> None:
         raise InputError(
             f"--output: {path} is not ours or is damaged; give a new folder"
         ) from error
+    if inputs != asked["inputs"] or found.get("times") != asked.get("times"):
+        raise InputError(
+            f"--output: {folder} was begun with other files in --input, or "
+            f"they have changed; {words}"
+        )
     for name in {**known, **asked["settings"]}:
         before, now = known.get(name), asked["settings"].get(name)
         if before != now:
@@ -119,11 +124,6 @@ def _check_same(folder, path, asked, words) -> None:
                 f"--output: {folder} was begun with --{name}={before!r}, not "
                 f"{now!r}; {words}"
             )
-    if inputs != asked["inputs"] or found.get("times") != asked.get("times"):
-        raise InputError(
-            f"--output: {folder} was begun with other files in --input, or "
-            f"they have changed; {words}"
-        )
 
 
 def prepare_tokenizer(

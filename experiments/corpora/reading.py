@@ -27,7 +27,7 @@ from nl_jax.errors import InputError
 
 JOURNAL = "journal.json"
 SAVE_SECONDS = 2.0
-"""Time between two entries of the journal."""
+"""Time between two entries of the journal, unless they take long to write."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def read_inputs(
         for bucket in buckets:
             for file in bucket:
                 _cut(file, journal.sizes.get(pathlib.Path(file.name).name, 0))
-        saved = time.monotonic()
+        due = time.monotonic() + SAVE_SECONDS
         for at, found in map_in_order(
             functools.partial(_tokenize, choices),
             _unread(inputs, journal, advance),
@@ -141,9 +141,11 @@ def read_inputs(
             journal.size += at.raw.size
             journal.batches = at.batch + 1
             advance(at.raw.size)
-            if time.monotonic() - saved >= SAVE_SECONDS:
+            now = time.monotonic()
+            if now >= due:
                 save()
-                saved = time.monotonic()
+                took = time.monotonic() - now
+                due = now + took + max(SAVE_SECONDS, 9 * took)
         journal.finished = True
         save()
     return journal

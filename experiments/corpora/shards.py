@@ -4,6 +4,7 @@ A bucket is two files, of ids and of rows about the documents. Documents of
 equal text are in one bucket, so each is looked through alone.
 """
 
+import io
 import json
 import os
 import pathlib
@@ -58,9 +59,10 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
         count = int(record_counts(kept["length"], job.record_tokens).sum())
         _write_records(job, records, rows, keep, count)
         fresh = folder / UNFINISHED / index.name
-        with fresh.open("wb") as file:
-            columns = [kept["length"], kept["prompt"]]
-            np.save(file, np.stack(columns, 1).astype("<i4"))
+        array = io.BytesIO()  # NumPy does not say why it cannot write a file.
+        columns = [kept["length"], kept["prompt"]]
+        np.save(array, np.stack(columns, 1).astype("<i4"))
+        fresh.write_bytes(array.getbuffer())
         publish(fresh, index)
         shard = {
             "documents": len(kept),
@@ -117,8 +119,12 @@ def _write_records(job, path, rows, keep, count) -> None:
         reader = array_record.ArrayRecordReader(str(fresh))
         written = reader.num_records()
         reader.close()
-    except RuntimeError as error:  # It has its own words for a full disk.
-        raise InputError(f"cannot write {fresh} ({error})") from error
+    except RuntimeError as error:  # A full disk is one too.
+        why = str(error).partition(";")[0]
+        raise InputError(
+            f"--output: cannot write {fresh} ({why}); make room and repeat the "
+            "command, which goes on"
+        ) from error
     if written != count:
         raise InputError(
             f"cannot write {fresh} ({written} of {count} records are in it)"

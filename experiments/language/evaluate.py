@@ -11,8 +11,9 @@ prints bits per byte by position, in buckets that double in size, and writes
 - ``window``: at most ``seq_len`` tokens, in windows that start from nothing, as
   in training. Without ``--file`` this repeats training's held-out figure.
 
-Documents are text files or the lines of JSONL files. The first token of each
-has nothing before it, so it is not counted; with ``stream`` the first of all.
+Documents are text files, the lines of JSONL files, or what a prepared corpus
+holds out. The first token of each has nothing before it, so it is not counted;
+with ``stream`` the first of all.
 """
 
 import dataclasses
@@ -29,6 +30,9 @@ from nl_jax.data import (
     CONTEXTS,
     DataConfig,
     Document,
+    DocumentSource,
+    is_prepared,
+    open_prepared,
     prepare,
     read_blocks,
     tokenize,
@@ -43,9 +47,14 @@ FLAGS = {
     "step": flags.integer(None, "Which checkpoint; default newest."),
     "list_steps": LIST_STEPS,
     "file": flags.string(
-        None, "Text or JSONL file, or folder; default the held-out text."
+        None,
+        "Text or JSONL file, folder or prepared corpus; default the held-out "
+        "text.",
     ),
     "text_field": flags.string("text", "Field of JSONL files with the text."),
+    "prompt_field": flags.string(
+        "", "Field of JSONL files with a prompt, which is not counted."
+    ),
     "context": flags.choice(
         "stream", CONTEXTS, "What is read before each token."
     ),
@@ -65,7 +74,7 @@ def main(values: flags.FlagValues) -> None:
     file = pathlib.Path(values.file or "")
     several = file.is_dir() or _DOCUMENTS.search(file.name.lower())
     streamed = not (window or several)
-    if values.file is None:
+    if not values.file:
         documents = _held_out(loaded, window)
     elif streamed:
         documents = _blocks(file, loaded.tokenizer)
@@ -124,9 +133,17 @@ def _blocks(file, tokenizer) -> Iterable[Document]:
 
 
 def _documents(values, tokenizer) -> Iterable[Document]:
-    found = read_documents(
-        "--file", [values.file], TextFields(values.text_field)
-    )
+    """Returns documents; of a prepared corpus, those that it holds out."""
+    if is_prepared(values.file):
+        corpus = open_prepared(values.file)
+        if corpus.tokenizer.to_json()["hash"] != tokenizer.to_json()["hash"]:
+            raise InputError(
+                f"--file={values.file} was prepared with another tokenizer "
+                "than the run's; prepare it with that one"
+            )
+        return _each([corpus.held_out])
+    fields = TextFields(values.text_field, values.prompt_field, "--")
+    found = read_documents("--file", [values.file], fields)
     return (tokenize(document, tokenizer) for document in found)
 
 
@@ -145,5 +162,8 @@ def _held_out(loaded, joined: bool) -> Iterable[Document]:
         )
     if joined:
         return [data.held_out]
-    corpora = data.corpus.held_out
-    return (corpus[i] for corpus in corpora for i in range(len(corpus)))
+    return _each(data.corpus.held_out)
+
+
+def _each(sources: Iterable[DocumentSource]) -> Iterable[Document]:
+    return (source[i] for source in sources for i in range(len(source)))

@@ -14,6 +14,10 @@ The folder ``--workdir`` then holds ``config.json``, ``metrics.jsonl``,
 ``loss.png``, ``results.json``, ``sample.txt`` and ``checkpoints/``. The same
 command continues from the last checkpoint, with the same numbers as if the run
 had never stopped.
+
+On several machines the same command runs in each, with ``--distributed`` where
+JAX finds the others (TPUs, SLURM, Kubernetes), and elsewhere with
+``--coordinator_address=HOST:PORT --num_processes=N --process_id=0`` to ``N-1``.
 """
 
 import pathlib
@@ -23,7 +27,7 @@ import jax
 from ml_collections import config_flags
 
 from experiments.language.steps import LIST_STEPS, print_steps
-from experiments.shared import flags
+from experiments.shared import flags, processes
 from experiments.shared.records import provenance
 from nl_jax import training
 from nl_jax.continual import Sampler
@@ -53,15 +57,12 @@ FLAGS = {
         "Go on from the newest intact checkpoint if later ones are damaged."
     ),
     "list_steps": LIST_STEPS,
-    "distributed": flags.switch(
-        "Join the other processes of a multi-host run."
-    ),
+    **processes.PROCESS_FLAGS,
 }
 
 
 def main(values: flags.FlagValues) -> None:
     """Trains, samples, and writes results."""
-    began = time.monotonic()
     if not values.workdir:
         raise InputError("--workdir is empty; give a folder")
     if values.list_steps:
@@ -73,8 +74,11 @@ def main(values: flags.FlagValues) -> None:
             "get_config of --config must return what "
             "nl_jax.training.flag_config returns"
         )
-    if values.distributed:
-        jax.distributed.initialize()
+    processes.run_together("experiments.train_lm", values, lambda: _run(values))
+
+
+def _run(values: flags.FlagValues) -> None:
+    began = time.monotonic()
     if values.init_from:
         values.config.init_from = values.init_from
     workdir = pathlib.Path(values.workdir)

@@ -56,7 +56,7 @@ _SETTINGS = {
 FLAGS = {
     "variants": flags.words(_FIRST, "Models.", VARIANTS),
     "rates": flags.numbers(
-        [2e-3, 4e-3, 8e-3],
+        [4e-3, 8e-3, 1.6e-2],
         "Learning rates to choose from.",
         lambda rate: rate > 0,
         "must be positive numbers",

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from nl_jax.data.documents import read_documents
+from nl_jax.data.documents import TextFields, read_documents
 from nl_jax.errors import InputError
 
 _SHARE = 0.1
@@ -48,12 +48,19 @@ def read_and_split(paths: Sequence[str]) -> SplitText:
     """
     wheels = [path for path in paths if path.endswith(".whl")]
     others = [path for path in paths if path not in wheels]
-    found = read_documents("--paths", others, "text") if others else []
+    found: list[bytes] = []
+    if others:
+        fields = TextFields(settings="--")
+        read = read_documents("--paths", others, fields)
+        found = [document.text for document in read]
     for wheel in wheels:
         found += _read_wheel(wheel)
     # Sorted by hash: a random order that depends on nothing else.
     by_hash = {hashlib.sha256(text.strip()).hexdigest(): text for text in found}
-    documents = [text.decode() for _, text in sorted(by_hash.items())]
+    try:
+        documents = [text.decode() for _, text in sorted(by_hash.items())]
+    except UnicodeDecodeError as error:  # Of a wheel; others are checked.
+        raise InputError(f"--paths: a text is not UTF-8 ({error})") from error
     count = max(round(_SHARE * len(documents)), 1)
     held_out = documents[:count]
     known = {line for text in held_out for line in _long_lines(text)}

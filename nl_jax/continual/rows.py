@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nl_jax.continual.validation import check_rows, fresh_state
@@ -54,7 +55,11 @@ def reset_rows(
     """
     count = check_state(model, state)
     rows = check_rows(rows, count)
-    return replace_rows(state, fresh_state(model, variables, count), rows)
+    fresh = fresh_state(model, variables, count)
+    segment: Any = getattr(state, "segment", None)
+    if segment is not None:
+        fresh = fresh._replace(segment=jnp.zeros_like(segment))
+    return replace_rows(state, fresh, rows)
 
 
 def fork(state: T, rows: int | Iterable[int]) -> T:

@@ -78,6 +78,7 @@ def save_state(
         "format": _FORMAT,
         "kind": type(state).__name__,
         "rows": rows,
+        "segment": fast.segment is not None,
         "dtypes": [str(leaf.dtype) for leaf in leaves],
         "config": _config(model),
         "meta": dict(meta or {}),
@@ -135,8 +136,9 @@ def load_state(
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
             version, rows = header["format"], int(header["rows"])
-            # Older files lack these two; they hold the state of a model.
+            # Older files lack these; they hold the state of a model.
             found_kind = header.get("kind", "ModelState")
+            has_segment = header.get("segment", False)
             found_meta = header.get("meta", {})
             found = header["config"] | {"meta": found_meta}
             leaves = [
@@ -161,9 +163,12 @@ def load_state(
         )
 
     def first(variables):
+        state = model.init_state(variables, rows)
+        if has_segment:
+            state = state._replace(segment=jnp.zeros(rows, jnp.int32))
         if kind is SamplerState:
-            return first_state(model, variables)
-        return model.init_state(variables, rows)
+            return first_state(model, variables)._replace(fast=state)
+        return state
 
     shapes, tree = jax.tree.flatten(jax.eval_shape(first, variables))
     if [(a.shape, a.dtype) for a in leaves] != [

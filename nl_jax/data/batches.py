@@ -6,7 +6,12 @@ import numpy as np
 
 from nl_jax.data.corpora import Corpora, open_corpora
 from nl_jax.data.iterator import PrefetchedBatches, make_iterator
-from nl_jax.data.sources import Document, DocumentsInMemory, DocumentSource
+from nl_jax.data.sources import (
+    Document,
+    DocumentsInMemory,
+    DocumentSource,
+    Span,
+)
 from nl_jax.data.text import DataConfig
 from nl_jax.data.tokenizers import Tokenizer
 from nl_jax.data.windows import JoinedDocuments
@@ -61,7 +66,7 @@ def prepare(
     )
     last = train[-1]
     end = int(last.lengths[-1])
-    before = last.read(len(last) - 1, end - 1, end).tokens
+    before = last.read([Span(len(last) - 1, end - 1, end)])[0].tokens
     tokens, weights = held_out[0]
     if weights is not None:
         weights = np.concatenate([[1.0], weights])

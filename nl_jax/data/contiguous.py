@@ -74,9 +74,9 @@ class ContiguousRows:
         documents = sum(int((n >= 2).sum()) for n in order.lengths)
         if documents < batch_size:
             raise InputError(
-                f"the corpus has {documents} documents, too few for "
-                f"data.reading='contiguous' with batch_size={batch_size}: each "
-                "row reads one of its own"
+                f"data.reading='contiguous' reads a document of its own in "
+                f"each of batch_size={batch_size} rows; the corpus has only "
+                f"{documents} of 2 tokens or more"
             )
         most = carry_windows * seq_len
         longer = sum(int((n > most + 1).sum()) for n in order.lengths)

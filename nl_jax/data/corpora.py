@@ -73,7 +73,7 @@ def open_corpora(
         groups = [plain] if plain or not prepared else []
         groups += prepared
     texts = {
-        paths: load_corpus(dataclasses.replace(config, paths=paths))
+        paths: load_corpus(dataclasses.replace(config, paths=paths, weights=()))
         for paths in groups
         if paths not in prepared
     }

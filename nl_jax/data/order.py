@@ -149,6 +149,7 @@ def check_weights(weights: Sequence[float], corpora: int) -> None:
         raise InputError(f"data.weights={weights!r} must be positive numbers")
     if len(weights) not in (0, corpora):
         raise InputError(
-            f"data.weights={weights!r} has {len(weights)} numbers; give one "
-            f"for each of the {corpora} corpora in data.paths, or none"
+            f"data.weights={weights!r} has {len(weights)} numbers and "
+            f"data.paths has {corpora} corpora; give one number for each, or "
+            "none"
         )

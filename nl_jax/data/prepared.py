@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
-from nl_jax.data.sources import Document, masked
+from nl_jax.data.sources import Document, Span, masked
 from nl_jax.data.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
 from nl_jax.errors import InputError
 
@@ -243,31 +244,48 @@ class PreparedDocuments:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Document:
-        return self.read(index, 0, int(self.lengths[index]))
+        return self.read([Span(index, 0, int(self.lengths[index]))])[0]
 
-    def read(self, index: int, start: int, stop: int) -> Document:
-        """Returns the tokens ``[start, stop)`` of a document.
+    def read(self, slices: Iterable[Span]) -> list[Document]:
+        """Returns parts of documents.
 
         Raises:
             InputError: if a shard is damaged.
         """
-        size = self._record_tokens
-        first, end = int(self._first[index]), -(-stop // size)
+        slices, size = list(slices), self._record_tokens
+        spans = []
+        for index, start, stop in slices:
+            first = int(self._first[index])
+            spans.append(range(first + start // size, first - (-stop // size)))
+        keys = list(dict.fromkeys(key for span in spans for key in span))
+        found = dict(zip(keys, self._fetch(keys), strict=True))
+        out = []
+        for (index, start, stop), span in zip(slices, spans, strict=True):
+            parts = [np.frombuffer(found[key], self._dtype) for key in span]
+            at = start % size
+            whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            tokens = whole[at : at + stop - start].astype(np.int32)
+            if self._prompts is None:
+                out.append(Document(tokens))
+            else:
+                prompt = int(self._prompts[index]) - start
+                out.append(masked(tokens, max(prompt, 0)))
+        return out
+
+    def _fetch(self, keys: list[int]) -> Sequence[bytes]:
+        """Reads records; an error names the file of one that is damaged."""
+        key = 0
         try:
-            parts = [
-                np.frombuffer(self._records[first + number], self._dtype)
-                for number in range(start // size, end)
-            ]
+            try:
+                return self._records.__getitems__(keys)
+            except (RuntimeError, ValueError, OSError):
+                for key in keys:
+                    self._records[key]
+                raise
         except (RuntimeError, ValueError, OSError) as error:
             ends = np.cumsum([file.take for file in self._files])
-            name = self._files[int(np.searchsorted(ends, first, "right"))][0]
+            name = self._files[int(np.searchsorted(ends, key, "right"))][0]
             raise InputError(
                 f"data.paths: {name} is damaged, or was changed since it was "
                 f"opened ({error})"
             ) from error
-        at = start - start // size * size
-        tokens = np.concatenate(parts)[at : at + stop - start].astype(np.int32)
-        if self._prompts is None:
-            return Document(tokens)
-        prompt = int(self._prompts[index]) - start
-        return masked(tokens, max(prompt, 0))

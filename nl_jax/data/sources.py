@@ -23,6 +23,17 @@ class Document(NamedTuple):
     ``None`` for 1 everywhere."""
 
 
+class Span(NamedTuple):
+    """Which tokens of which document of a source."""
+
+    document: int
+    """Index of the document."""
+    start: int
+    """Position of the first token."""
+    stop: int
+    """Position after the last one."""
+
+
 class DocumentSource(Protocol):
     """A sequence of tokenized documents, none of which is empty."""
 
@@ -37,10 +48,11 @@ class DocumentSource(Protocol):
     def __getitem__(self, index: int) -> Document:
         """Returns a document, which may be read from a file."""
 
-    def read(self, index: int, start: int, stop: int) -> Document:
-        """Returns the tokens ``[start, stop)`` of a document.
+    def read(self, slices: Iterable[Span]) -> list[Document]:
+        """Returns parts of documents.
 
-        Of a long document in a file, only these are read.
+        Of long documents in files, only these are read. Many are read much
+        faster at once than one after another.
         """
 
 
@@ -67,13 +79,15 @@ class DocumentsInMemory:
     def __getitem__(self, index: int) -> Document:
         return self._documents[index]
 
-    def read(self, index: int, start: int, stop: int) -> Document:
-        """Returns the tokens ``[start, stop)`` of a document."""
-        tokens, weights = self._documents[index]
-        here = slice(start, stop)
-        return Document(
-            tokens[here], None if weights is None else weights[here]
-        )
+    def read(self, slices: Iterable[Span]) -> list[Document]:
+        """Returns parts of documents."""
+        out = []
+        for index, start, stop in slices:
+            tokens, weights = self._documents[index]
+            if weights is not None:
+                weights = weights[start:stop]
+            out.append(Document(tokens[start:stop], weights))
+        return out
 
 
 def tokenize(document: TextDocument, tokenizer: Tokenizer) -> Document:

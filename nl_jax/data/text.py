@@ -34,7 +34,7 @@ class DataConfig:
 
     paths: tuple[str, ...] = ()
     """Prepared corpora, or files or folders of UTF-8 text, JSONL or Parquet;
-    empty for the default text."""
+    as flags, separated by commas; empty for the default text."""
     held_out_paths: tuple[str, ...] = ()
     """Files or folders to evaluate on; empty to hold out a part of the text."""
     stdlib: bool = False
@@ -46,7 +46,8 @@ class DataConfig:
     target, in each line of a JSONL file; empty if there is none."""
     unique_paragraphs: bool = False
     """Keep only one of paragraphs of 40 bytes or more that occur repeatedly, so
-    that the held-out text quotes the training text less."""
+    that the held-out text quotes the training text less. Prepared corpora stay
+    as they are."""
     tokenizer: str = "auto"
     """``"byte"``, ``"bpe"`` for a BPE trained on the training text, the path of
     a ``tokenizer.json`` with a byte-level BPE, or ``"auto"`` for that of
@@ -90,7 +91,17 @@ class DataConfig:
                 raise InputError(
                     f"data.{name}={paths!r} must be paths of files or folders"
                 )
-            object.__setattr__(self, name, tuple(map(str, paths)))
+            # Flags separate paths with commas.
+            names = [
+                part
+                for path in map(str, paths)
+                for part in (
+                    [path]
+                    if pathlib.Path(path).expanduser().exists()
+                    else path.split(",")
+                )
+            ]
+            object.__setattr__(self, name, tuple(names))
         object.__setattr__(self, "tokenizer", str(self.tokenizer))
         check_fields(self, "data.", bpe_vocab_size=256, carry_windows=0)
         weights = self.weights

@@ -49,8 +49,9 @@ def find_files(field: str, name: str) -> list[pathlib.Path]:
 
 def is_saved_dataset(path: pathlib.Path) -> bool:
     """Returns whether ``save_to_disk`` of ``datasets`` has made the folder."""
-    names = ("dataset_dict.json", "state.json")
-    return any((path / name).is_file() for name in names)
+    one = {path / "dataset_info.json", path / "state.json"}
+    several = {path / "dataset_dict.json"}
+    return any(all(f.is_file() for f in files) for files in (one, several))
 
 
 def _hidden(path: pathlib.Path) -> bool:

@@ -1,14 +1,14 @@
 """Windows of joined documents, which take no notice of where they begin."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from nl_jax.data.order import DocumentOrder
 from nl_jax.data.packing import Piece, Row
-from nl_jax.data.sources import Document, DocumentSource
+from nl_jax.data.sources import Document, DocumentSource, Span
 from nl_jax.errors import InputError
 
 
@@ -20,12 +20,12 @@ class JoinedDocuments:
         separator: ids between one document and the next, int32.
 
     Example:
-        >>> from nl_jax.data import DocumentsInMemory
+        >>> from nl_jax.data import Document, DocumentsInMemory
         >>> ids = np.arange(4, dtype=np.int32)
         >>> two = DocumentsInMemory([Document(ids), Document(ids + 4)])
         >>> joined = JoinedDocuments(two, np.array([99], np.int32))
-        >>> joined.lengths.tolist(), joined.read(0, 2, 7).tokens.tolist()
-        ([9], [2, 3, 99, 4, 5])
+        >>> joined.read([Span(0, 2, 7)])[0].tokens.tolist()
+        [2, 3, 99, 4, 5]
     """
 
     def __init__(self, source: DocumentSource, separator: np.ndarray):
@@ -39,29 +39,37 @@ class JoinedDocuments:
         return 1
 
     def __getitem__(self, index: int) -> Document:
-        return self.read(index, 0, int(self.lengths[index]))
+        return self.read([Span(index, 0, int(self.lengths[index]))])[0]
 
-    def read(self, index: int, start: int, stop: int) -> Document:
-        """Returns the tokens ``[start, stop)`` of the joined documents."""
-        tokens = np.empty(stop - start, np.int32)
-        weights = np.ones(stop - start, np.float32) if self.weighted else None
-        number = int(np.searchsorted(self._starts, start, "right")) - 1
-        at = start
-        while at < stop:
-            begin = int(self._starts[number])
-            end = begin + int(self._source.lengths[number])
-            if at < end:
-                upto = min(stop, end)
-                found = self._source.read(number, at - begin, upto - begin)
-                tokens[at - start : upto - start] = found.tokens
-                if weights is not None and found.weights is not None:
-                    weights[at - start : upto - start] = found.weights
-                at = upto
-            rest = self._separator[at - end : stop - end]
-            tokens[at - start : at - start + len(rest)] = rest
-            at += len(rest)
-            number += 1
-        return Document(tokens, weights)
+    def read(self, slices: Iterable[Span]) -> list[Document]:
+        """Returns parts of the joined documents."""
+        # A part of a document in each, and where it is in the result.
+        parts: list[tuple[Span, int, int]] = []
+        out = []
+        for number, (_, start, stop) in enumerate(slices):
+            tokens = np.empty(stop - start, np.int32)
+            weights = np.ones(stop - start, np.float32)
+            out.append(Document(tokens, weights if self.weighted else None))
+            at = start
+            document = int(np.searchsorted(self._starts, at, "right")) - 1
+            while at < stop:
+                begin = int(self._starts[document])
+                end = begin + int(self._source.lengths[document])
+                if at < end:
+                    part = Span(document, at - begin, min(stop, end) - begin)
+                    parts.append((part, number, at - start))
+                    at = min(stop, end)
+                rest = self._separator[at - end : stop - end]
+                tokens[at - start : at - start + len(rest)] = rest
+                at += len(rest)
+                document += 1
+        read = self._source.read(part for part, _, _ in parts)
+        for found, (_, number, at) in zip(read, parts, strict=True):
+            whole, end = out[number], at + len(found.tokens)
+            whole.tokens[at:end] = found.tokens
+            if whole.weights is not None and found.weights is not None:
+                whole.weights[at:end] = found.weights
+        return out
 
 
 class JoinedWindows:

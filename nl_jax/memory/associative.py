@@ -25,9 +25,11 @@ from nl_jax.memory.state import (
     check_inputs,
     empty_window,
     fresh,
+    with_start,
+    without_start,
 )
 from nl_jax.memory.token_wise import advance_by_token
-from nl_jax.memory.walk import chunk_scan, with_start, without_start
+from nl_jax.memory.walk import chunk_scan
 from nl_jax.nested.level_table import LevelRow, count_bytes, count_parameters
 from pallas_kernels.mlp_memory import memory_scan
 
@@ -78,15 +80,16 @@ class Memory(NamedTuple):
     ) -> tuple[jax.Array, StreamState]:
         """Scans k, v, q and gates of a batch, the first axis of every array.
 
-        If all rows are ``aligned``, one call scans them together: the kernels
-        support batch and head axes. Each document of ``packed`` begins with
-        the ``initial`` memory, which has no axis of rows.
+        Rows that are all ``aligned`` are scanned by one call: the kernels
+        support batch and head axes. Documents of ``packed`` are not; each
+        begins with the ``initial`` memory, which has no axis of rows.
         """
         if packed is not None:
             layout = lay(packed, state.position, self.parallel)
 
             def scan(layout, *inputs):
-                return self.scan(*inputs, layout=layout, initial=initial)
+                options = {"layout": layout, "initial": initial}
+                return self.scan(*inputs, aligned=aligned, **options)
 
             axes = (layout.rows, *[0] * (1 + len(inputs)))
             y, after = jax.vmap(scan, axes)(layout, state, *inputs)
@@ -220,8 +223,7 @@ def associative_memory(
             weights = arch.init(weights, d_in, d_out, lead=lead)
         held = None
         if descent.window > 1:
-            before = descent.window - 1
-            width = arch.width(weights)
+            before, width = descent.window - 1, arch.width(weights)
             held = empty_window(weights, width, before, goal.threshold)
         state = fresh(weights, momentum, held)
         return StreamState(state, jnp.zeros((), jnp.int32))
@@ -251,13 +253,13 @@ def associative_memory(
 
     def piece(memory, inputs, valid, closes):
         k, v, q, gates = inputs
-        gates = _narrow(gates, keep)
+        gates = gates.narrow(keep.channels)
         o, memory = step(memory, k, v, q, gates, valid=valid, closes=closes)
         return memory, o
 
     def whole(memory, inputs):
         *tokens, gates = inputs
-        gates, kinds = jax.tree.flatten(_narrow(gates, keep))
+        gates, kinds = jax.tree.flatten(gates.narrow(keep.channels))
         state, parts = jax.tree.flatten(without_start(memory))
 
         def run(state, tokens, gates, valid, inverse):
@@ -286,14 +288,15 @@ def associative_memory(
         if q is not None:
             inputs["q"] = q, inputs["k"][1]
         check_inputs(state.memory, gates, momentum=momentum, **inputs)
-        length = k.shape[-2]
-        position = 0 if aligned or affine else state.position
+        length, position = k.shape[-2], state.position
+        if aligned or affine:
+            position = 0
         if keep.mean:
             # D_i = ((i - 1) D_{i-1} + g_i) / i since the chunk's start.
-            slot = position + jnp.arange(length)
+            place = (position + jnp.arange(length)) % chunk_size
             if documents:
-                slot = documents["layout"].slot
-            share = 1 / (slot % chunk_size + 1)
+                place = documents["layout"].place
+            share = 1 / (place + 1)
             kept = jnp.log1p(-share) + 0 * gates.log_alpha
             gates = gates._replace(eta=gates.eta * share, log_alpha=kept)
         leads = {a.shape[:-2] for a in (*state.memory.weights, k, v)}
@@ -302,13 +305,13 @@ def associative_memory(
         memory, o = chunk_scan(
             piece,
             state.memory,
-            (k, v, q, _widen(gates, keep)),
+            (k, v, q, gates.widen(keep.channels)),
             size=parallel,
             position=position,
             axis=-2,
             remat=remat,
             whole=whole if fused else None,
-            drop_start=True,
+            drop_start=not documents or (aligned and not affine),
             **documents,
         )
         return o, StreamState(memory, (state.position + length) % chunk_size)
@@ -331,19 +334,3 @@ def associative_memory(
         state_bytes=0,
     )
     return Memory(init, read_now, write, scan, step, in_chunks, parallel, row)
-
-
-def _widen(gates, retention):
-    """Moves the tokens of all gates to the second-to-last axis."""
-    wide = jax.tree.map(lambda gate: gate[..., None], gates)
-    if retention.channels:
-        wide = wide._replace(log_alpha=gates.log_alpha)
-    return wide
-
-
-def _narrow(wide, retention):
-    """Undoes :func:`_widen`."""
-    gates = jax.tree.map(lambda gate: gate[..., 0], wide)
-    if retention.channels:
-        gates = gates._replace(log_alpha=wide.log_alpha)
-    return gates

@@ -1,15 +1,15 @@
 """Scans over documents side by side, whose chunks start anew with each.
 
 Each piece of a :class:`nl_jax.memory.packed.Layout` is one step, and one in
-which no row has tokens costs nothing. Documents too many for the layout are
-read token by token, with the same numbers.
+which no row has tokens costs nothing. Tokens for which there is no piece,
+because documents are many, are read one by one, with the same numbers.
 """
 
 import jax
 import jax.numpy as jnp
 
 from nl_jax.memory.remat import flat, remat_scan
-from nl_jax.nested.level import select_rows
+from nl_jax.memory.state import starts, with_start, without_start
 
 
 def axes(axis: int):
@@ -37,90 +37,134 @@ def time_first(step, axis):
     return piece
 
 
-def _document_step(step, initial, axis):
-    """Returns a step from ``initial`` where a document begins."""
-    piece = time_first(step, axis)
-
-    def read(state, chunk, valid, closes, resets):
-        if resets.ndim:
-            state = select_rows(resets, initial, state)
-        else:
-            state = jax.tree.map(
-                lambda new, old: jnp.where(resets, new, old), initial, state
-            )
-        return piece(state, chunk, valid, closes)
-
-    return read
-
-
-def scan_documents(step, state, inputs, layout, *, initial, axis, remat):
+def scan_documents(
+    step, state, inputs, layout, *, initial, axis, remat, drop_start
+):
     """Scans documents piece by piece; see ``walk.chunk_scan``."""
     first, back = axes(axis)
-    read = _document_step(step, initial, axis)
-    state, out = _on_layout(read, state, first(inputs), layout, remat)
-    return state, back(out)
-
-
-def _on_layout(read, state, tokens, layout, remat):
+    piece = time_first(step, axis)
+    tokens = first(inputs)
     rows = layout.slot.ndim == 2
-    length = layout.slot.shape[-1]
 
     def ahead(a):
         """Moves rows behind the axes of pieces and tokens."""
         return jnp.moveaxis(a, 0, -1) if rows else a
 
-    def take(a, columns):
-        return (
-            jax.vmap(lambda a, at: a[at], 1, 1)(a, columns)
-            if rows
-            else (a[columns])
-        )
+    if len(layout.used) == 1:
+        state = _where(layout.resets[..., 0], initial, state)
+        ends = layout.closes.any(-1)
+        state, out = piece(state, tokens, ahead(layout.holds), ends)
+        return state, back(out)
 
-    def by_token(state, tokens):
+    def by_token(state, tokens, here):
         def body(state, token):
             chunk, valid, closes, resets = token
             chunk = jax.tree.map(lambda a: a[None], chunk)
-            state, out = read(state, chunk, valid[None], closes, resets)
+            state = _where(resets, initial, state)
+            state, out = piece(state, chunk, valid[None], closes)
             return state, jax.tree.map(lambda a: a[0], out)
 
-        # Padding leaves everything as it is, empty pieces too.
+        # What is not read here leaves everything as it is.
         marks = layout.holds, layout.closes, layout.starts
-        return remat_scan(body, state, (tokens, *map(ahead, marks)), every=None)
+        here = [ahead(mark & here) for mark in marks]
+        return remat_scan(body, state, (tokens, *here), every=None)
 
-    def by_piece(state, tokens):
-        valid = ahead(layout.valid)
-        count, size = valid.shape[:2]
-        source = ahead(layout.source).reshape(count * size, *valid.shape[2:])
+    if len(layout.used) == layout.slot.shape[-1]:
+        state, out = by_token(state, tokens, True)
+        return state, back(out)
 
-        def fill(a):
-            a = take(a, source).reshape(count, size, *a.shape[1:])
-            mask = valid.reshape(*valid.shape, *(1,) * (a.ndim - valid.ndim))
-            return jnp.where(mask, a, jnp.zeros((), a.dtype))
+    drop, restore = (
+        (without_start, with_start) if drop_start else (_same, _same)
+    )
 
-        def work(state, chunk):
-            return read(state, *chunk)
+    def work(state, chunk):
+        state, out = piece(restore(state), *chunk)
+        return drop(state), out
 
-        def rest(state, chunk):
-            out = jax.eval_shape(work, state, chunk)[1]
-            return state, jax.tree.map(
-                lambda a: jnp.zeros(a.shape, a.dtype), out
-            )
+    def rest(state, chunk):
+        out = jax.eval_shape(work, state, chunk)[1]
+        return state, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), out)
 
-        def body(state, piece):
-            used, *chunk = piece
-            return jax.lax.cond(used, work, rest, state, chunk)
+    def begin(state, resets):
+        return _where(resets, drop(initial), state)
 
-        pieces = (
-            layout.used,
-            jax.tree.map(fill, tokens),
-            valid,
-            valid[:, -1],
-            ahead(layout.resets),
+    def body(carry, chunk):
+        used, begins, resets, *chunk = chunk
+        state, kept = carry
+        state = jax.lax.cond(begins, begin, lambda s, _: s, state, resets)
+        # Nothing in the scan reads what is kept: it costs nothing if the
+        # state after it is not used.
+        kept = _where(chunk[1].any(0), starts(restore(state)), kept)
+        state, out = jax.lax.cond(used, work, rest, state, chunk)
+        return (state, kept), out
+
+    valid = ahead(layout.valid)
+    slots = len(valid) * valid.shape[1]
+    marks = layout.used, layout.begins, ahead(layout.resets)
+    pieces = jax.tree.map(lambda a: _fill(a, layout, ahead), tokens)
+    (state, kept), out = remat_scan(
+        body,
+        (drop(state), starts(state)),
+        (*marks, pieces, valid, valid[:, -1]),
+        every=remat,
+    )
+    slot = jnp.minimum(ahead(layout.slot), slots - 1)
+    out = jax.tree.map(lambda a: _take(flat(a), slot), out)
+    late = layout.holds & (layout.slot >= slots)
+    mask = ahead(late)
+
+    def read_late(state, tokens, out):
+        state, more = by_token(restore(state), tokens, late)
+        return state, jax.tree.map(lambda a, b: _where(mask, a, b), more, out)
+
+    def nothing_late(state, tokens, out):
+        del tokens
+        return restore(state), out
+
+    # Nothing is kept for the backward pass of what hardly ever happens.
+    finish = jax.checkpoint(
+        lambda *operands: jax.lax.cond(
+            layout.fits, nothing_late, read_late, *operands
         )
-        state, out = remat_scan(body, state, pieces, every=remat)
-        slot = jnp.minimum(ahead(layout.slot), count * size - 1)
-        return state, jax.tree.map(lambda a: take(flat(a), slot), out)
+    )
+    if layout.fits is None:
+        state = restore(state)
+    else:
+        state, out = finish(state, tokens, out)
+    if drop_start:
+        last = layout.holds.sum(-1, keepdims=True) - 1
+        closed = layout.closes & (jnp.arange(late.shape[-1]) == last)
+        own = (closed | late).any(-1)
+        state = with_start(state, _where(own, starts(state), kept))
+    return state, back(out)
 
-    if len(layout.used) == length:
-        return by_token(state, tokens)
-    return jax.lax.cond(layout.fits, by_piece, by_token, state, tokens)
+
+def _same(state):
+    return state
+
+
+def _fill(a, layout, ahead):
+    """Lays tokens into pieces, zeros into empty slots."""
+    valid = ahead(layout.valid)
+    source = ahead(layout.source)
+    a = _take(a, source.reshape(-1, *source.shape[2:]))
+    a = a.reshape(*valid.shape[:2], *a.shape[1:])
+    return _where(valid, a, jnp.zeros((), a.dtype))
+
+
+def _take(a, columns):
+    if columns.ndim == 1:
+        return a[columns]
+    return jax.vmap(lambda a, at: a[at], 1, 1)(a, columns)
+
+
+def _where(mask, new, old):
+    """Chooses between trees, by a mask of the first axes."""
+
+    def pick(a, b):
+        ndim = max(jnp.ndim(a), jnp.ndim(b))
+        return jnp.where(
+            mask.reshape(*mask.shape, *(1,) * (ndim - mask.ndim)), a, b
+        )
+
+    return jax.tree.map(pick, new, old)

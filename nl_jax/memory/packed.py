@@ -6,6 +6,8 @@ everywhere in a model. What a mixer needs to know is a :class:`Packed`; if it
 has chunks, they start anew with each document, see :class:`Layout`.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +31,8 @@ class Packed(NamedTuple):
     """Tokens of each row, without padding, int32 ``[B]``."""
     back: jax.Array | None = None
     """Where the token that was in a column now is, int32 ``[B, T]``."""
+    closes: jax.Array | None = None
+    """Whether a row's tokens end a chunk, ``[B]``, if they are all of one."""
 
     def restore(self, values: jax.Array) -> jax.Array:
         """Returns ``values``, ``[B, T, ...]``, in the order of the call."""
@@ -62,6 +66,12 @@ class Packed(NamedTuple):
         at = jnp.maximum(self.lengths - 1, 0)[:, None]
         first = jnp.take_along_axis(self.first, at, 1)[:, 0]
         return jnp.where(self.lengths > 0, first, _BEFORE)
+
+    def repeat(self, times: int) -> "Packed":
+        """Returns the documents with each token so many ``times``."""
+        first = jnp.repeat(self.first, times, 1)
+        first = jnp.where(first < 0, first, first * times)
+        return Packed(first, self.lengths * times)
 
     def place(self, position: jax.Array) -> jax.Array:
         """Returns the tokens of its document before each token, ``[B, T]``.
@@ -162,6 +172,8 @@ class Layout(NamedTuple):
     slot: jax.Array
     """Slot of each token among all ``n C``, int32 ``[B, T]``; not below that
     for padding, and for tokens that do not fit."""
+    place: jax.Array
+    """Tokens before each token in its chunk, int32 ``[B, T]``."""
     starts: jax.Array
     """As :attr:`Packed.starts`, ``[B, T]``."""
     holds: jax.Array
@@ -170,14 +182,17 @@ class Layout(NamedTuple):
     """Whether a token is the last of its chunk, ``[B, T]``."""
     used: jax.Array
     """Pieces in which any row has tokens, ``[n]``, without rows."""
-    fits: jax.Array
-    """Whether all tokens are in the ``n`` pieces, without rows."""
+    begins: jax.Array
+    """Pieces in which any row begins a document, ``[n]``, without rows."""
+    fits: jax.Array | None
+    """Whether all tokens are in the ``n`` pieces, without rows; ``None`` if it
+    is known that they are."""
 
     @property
     def rows(self) -> Any:
         """Axes for ``jax.vmap`` over rows."""
         axes: Any = dict.fromkeys(self._fields, 0)
-        axes |= {"used": None, "fits": None}
+        axes |= {"used": None, "begins": None, "fits": None}
         return Layout(**axes)
 
 
@@ -185,7 +200,7 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     """Cuts documents into pieces of chunks of ``size`` tokens.
 
     There are a quarter more pieces than a single document would need; more
-    documents do not fit, and are read token by token.
+    documents do not fit, and their tokens are read one by one.
 
     Args:
         packed: the documents.
@@ -194,11 +209,14 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     """
     batch, length = packed.first.shape
     pieces = min(length, -(-length * 5 // (4 * size)) + 2)
+    if packed.closes is not None:
+        pieces = 1
     valid, starts = packed.valid, packed.starts
-    place = packed.place(position[:, None])
-    begins = starts | (place % size == 0) | (packed.column == 0)
+    place = packed.place(position[:, None]) % size
+    closes = valid & (place == size - 1)
+    begins = starts | (place == 0) | (packed.column == 0)
     piece = jnp.cumsum(begins, 1) - 1
-    slot = jnp.where(valid, piece * size + place % size, pieces * size)
+    slot = jnp.where(valid, piece * size + place, pieces * size)
 
     def put(empty, values):
         write = jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))
@@ -207,17 +225,44 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     columns = jnp.broadcast_to(packed.column, slot.shape)
     source = put(-1, columns).reshape(batch, pieces, size)
     held = source >= 0
+    resets = put(False, starts).reshape(held.shape).any(-1)
     return Layout(
         jnp.maximum(source, 0),
         held,
-        put(False, starts).reshape(held.shape).any(-1),
+        resets,
         slot,
+        place,
         starts,
         valid,
-        valid & (place % size == size - 1),
+        closes,
         held.any((0, 2)),
+        resets.any(0),
         jnp.all(jnp.where(valid, piece, 0) < pieces),
     )
+
+
+def documents(
+    packed: Packed | None, read: Callable[..., Any]
+) -> dict[str, Any]:
+    """Returns ``packed`` as a keyword for ``read``; none if it is ``None``.
+
+    Raises:
+        InputError: if ``read`` has no such keyword.
+    """
+    if packed is None:
+        return {}
+    taken = inspect.signature(read).parameters.values()
+    if not any(p.name == "packed" or p.kind is p.VAR_KEYWORD for p in taken):
+        raise InputError(
+            f"segment_ids: {read.__qualname__} does not tell documents apart; "
+            "it must take the keyword packed, a nl_jax.memory.packed.Packed"
+        )
+    return {"packed": packed}
+
+
+def goes_on(lengths: jax.Array, size: int) -> Packed:
+    """Returns rows of up to ``size`` tokens, all of the state's documents."""
+    return Packed(jnp.full((len(lengths), size), _BEFORE), lengths)
 
 
 def _take(values, columns):

@@ -42,6 +42,20 @@ class Gates(NamedTuple):
     threshold: PerToken | None = None
     """Per-token threshold, for objectives that take one."""
 
+    def widen(self, channels: bool) -> "Gates":
+        """Moves tokens to the second-to-last axis of all gates.
+
+        Args:
+            channels: whether ``log_alpha`` is per channel.
+        """
+        wide = jax.tree.map(lambda gate: gate[..., None], self)
+        return wide._replace(log_alpha=self.log_alpha) if channels else wide
+
+    def narrow(self, channels: bool) -> "Gates":
+        """Undoes :meth:`widen`."""
+        gates = jax.tree.map(lambda gate: gate[..., 0], self)
+        return gates._replace(log_alpha=self.log_alpha) if channels else gates
+
 
 class Write(NamedTuple):
     """Inputs of one layer's delta memory, see ``delta_scan``."""

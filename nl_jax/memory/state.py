@@ -122,3 +122,35 @@ def empty_window(
         none,
         none if threshold else None,
     )
+
+
+def starts(state: Any) -> list[Weights]:
+    """Returns the ``start`` of every memory in a state."""
+    found: list[Weights] = []
+    _each_memory(lambda memory: found.append(memory.start), state)
+    return found
+
+
+def without_start(state: Any) -> Any:
+    """Drops memories' ``start``, at chunk boundaries equal to ``weights``."""
+    return _each_memory(lambda memory: (), state)
+
+
+def with_start(state: Any, values: list[Weights] | None = None) -> Any:
+    """Undoes :func:`without_start`, or sets each ``start`` to a value."""
+    if values is None:
+        return _each_memory(lambda memory: memory.weights, state)
+    each = iter(values)
+    return _each_memory(lambda memory: next(each), state)
+
+
+def _each_memory(start, state):
+    return jax.tree.map(
+        lambda node: (
+            node._replace(start=start(node))
+            if isinstance(node, MemoryState)
+            else node
+        ),
+        state,
+        is_leaf=lambda node: isinstance(node, MemoryState),
+    )

@@ -18,7 +18,7 @@ from nl_jax.errors import InputError
 from nl_jax.memory.document_walk import axes, scan_documents, time_first
 from nl_jax.memory.packed import Layout
 from nl_jax.memory.remat import Carry, flat, join_parts, remat_scan
-from nl_jax.memory.state import MemoryState
+from nl_jax.memory.state import with_start, without_start
 
 
 def chunk_scan(
@@ -63,7 +63,8 @@ def chunk_scan(
             of all whole chunks if no masks are needed.
         drop_start: whether the memories in ``state`` use these chunk
             boundaries. A scan of whole chunks then neither carries nor keeps
-            their ``start``, which equals their weights.
+            their ``start``, which equals their weights; with a ``layout``, only
+            for a state at a boundary.
         layout: of documents, from :func:`nl_jax.memory.packed.lay` with the
             same ``size``, in place of ``position``; its arrays have rows
             exactly if inputs and state do.
@@ -88,8 +89,16 @@ def chunk_scan(
     if not length:
         raise InputError("a scan needs at least one token; there are 0")
     if layout is not None:
-        options = {"initial": initial, "axis": axis, "remat": remat}
-        return scan_documents(step, state, inputs, layout, **options)
+        return scan_documents(
+            step,
+            state,
+            inputs,
+            layout,
+            initial=initial,
+            axis=axis,
+            remat=remat,
+            drop_start=drop_start,
+        )
     fresh = isinstance(position, int) and position % size == 0
     if not fresh and length == 1:
         return step(state, inputs, None, (position + 1) % size == 0)
@@ -167,25 +176,3 @@ def _on_grid(step, state, inputs, size, position, remat):
     chunks = jax.tree.map(lay, inputs), valid, valid[:, -1]
     state, out = remat_scan(body, state, chunks, every=remat)
     return state, jax.tree.map(take, out)
-
-
-def without_start(state: Any) -> Any:
-    """Drops memories' ``start``, at chunk boundaries equal to ``weights``."""
-    return _each_memory(lambda memory: (), state)
-
-
-def with_start(state: Any) -> Any:
-    """Undoes :func:`without_start`."""
-    return _each_memory(lambda memory: memory.weights, state)
-
-
-def _each_memory(start, state):
-    return jax.tree.map(
-        lambda node: (
-            node._replace(start=start(node))
-            if isinstance(node, MemoryState)
-            else node
-        ),
-        state,
-        is_leaf=lambda node: isinstance(node, MemoryState),
-    )

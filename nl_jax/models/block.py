@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from nl_jax.layers import ContinuumMemory
 from nl_jax.layers.mixing import Declare
 from nl_jax.layers.norms import declare_norm, normalize
+from nl_jax.memory.packed import documents
 from nl_jax.models.model_config import ModelConfig
 from nl_jax.nested import LevelRow
 from nl_jax.nested.level_table import count_bytes, count_parameters
@@ -41,16 +42,15 @@ class Block(nn.Module):
         """
         x = on_rows(x)
         choices = self.config.choices
-        documents = {} if packed is None else {"packed": packed}
         options = {"stream": x} if choices.takes_stream else {}
         options |= {"aligned": aligned} if choices.has_grid else {}
         y, state = self.mixer(
             normalize(self.config.norm, self.norm, "norm", x),
             state,
             **options,
-            **documents,
+            **documents(packed, self.mixer.__call__),
         )
-        y = self.cms(x + y, fast, aligned=aligned, **documents)
+        y = self.cms(x + y, fast, aligned=aligned, packed=packed)
         return on_rows((y, state))
 
 

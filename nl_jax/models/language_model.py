@@ -20,7 +20,7 @@ from nl_jax.layers.continuum.cms_objective import Reader
 from nl_jax.layers.continuum.placement import join, segments
 from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import declare_norm, normalize
-from nl_jax.memory.packed import check_segment_ids, pack
+from nl_jax.memory.packed import check_segment_ids, documents, pack
 from nl_jax.models.block import Block, level_rows
 from nl_jax.models.model_config import ModelConfig, configure
 from nl_jax.models.model_state import ModelState, check_given, params_of
@@ -133,18 +133,22 @@ class LanguageModel:
             mixers = None if state is None else state.mixers
             logits, mixers, _ = forward(tokens, mixers, packed=packed)
             return logits, ModelState(mixers, None, segment)
-        if state is None:
-            state = self.init_state(variables, len(tokens))
+        initial = None
+        if fresh or packed is not None:
+            initial = self.init_state(variables, len(tokens))
+        now: Any = initial if fresh else state
         config = self.config.cms
         reader = Reader(
             config,
             forward,
             self.fast_parameters(params)[1],
             jnp.dtype(self.config.dtype),
+            initial,
         )
-        documents = {} if packed is None else {"packed": packed}
-        logits, mixers, cms = config.goal.read(
-            reader, tokens, state.mixers, state.cms, fresh=fresh, **documents
+        read = config.goal.read
+        options = {"fresh": fresh} | documents(packed, read)
+        logits, mixers, cms = read(
+            reader, tokens, now.mixers, now.cms, **options
         )
         return logits, ModelState(mixers, cms, segment)
 

@@ -48,13 +48,21 @@ class Checkpoints:
         workdir: working directory of the run.
         every: number of steps between checkpoints; ``None`` for reading only.
         keep: number of newest checkpoints to keep.
+        keep_every: steps between those kept besides; 0 for none.
 
     Raises:
         InputError: if the folder holds no checkpoints, and in each method if
             files cannot be read or written.
     """
 
-    def __init__(self, workdir, *, every: int | None = None, keep: int = 3):
+    def __init__(
+        self,
+        workdir,
+        *,
+        every: int | None = None,
+        keep: int = 3,
+        keep_every: int = 0,
+    ):
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
         self._saving: int | None = None
         self.unverified: set[int] = set()
@@ -67,6 +75,7 @@ class Checkpoints:
         if self._reading and not self.directory.is_dir():
             raise missing
         policies = ocp.training.save_decision_policies
+        kept = ocp.training.preservation_policies
         try:
             if not self._reading:
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -79,8 +88,11 @@ class Checkpoints:
                         policies.PreemptionCheckpointingPolicy(),
                     ]
                 ),
-                preservation_policy=(
-                    ocp.training.preservation_policies.LatestN(keep)
+                preservation_policy=kept.AnyPreservationPolicy(
+                    [
+                        kept.LatestN(keep),
+                        *([kept.EveryNSteps(keep_every)] if keep_every else ()),
+                    ]
                 ),
                 cleanup_tmp_directories=not self._reading,
             )

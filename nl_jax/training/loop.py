@@ -120,6 +120,7 @@ class _Run:
                 workdir,
                 every=config.checkpoint_every,
                 keep=config.keep_checkpoints,
+                keep_every=config.keep_every,
             )
             stack.callback(self.checkpoints.close)
             lines = JsonLines(workdir / "metrics.jsonl")
@@ -271,7 +272,7 @@ class _Run:
                 progress.note(step, f"held out: {bits:.3f} bits/byte")
             return bits
 
-        with progress, StopSignal() as stop:
+        with progress, StopSignal(config.stall_seconds) as stop:
             if step == config.steps or not self.evaluated:
                 held_out = evaluate()
             while step < config.steps:
@@ -283,6 +284,7 @@ class _Run:
                 # The device computes this step while the last is recorded.
                 record()
                 pending.append((step, metrics))
+                stop.agree(step)
                 last, every = step == config.steps, config.eval_every
                 save = last or (saver is not None and saver.due(step))
                 self.evaluated = not (last or (every and step % every == 0))

@@ -1,6 +1,7 @@
 """Versions, memory, signals, locks and atomic file writes of a process."""
 
 import contextlib
+import faulthandler
 import fcntl
 import importlib.metadata
 import json
@@ -120,29 +121,56 @@ def _take(file) -> str:
 
 
 class StopSignal:
-    """Context in which the first SIGINT or SIGTERM only sets ``asked``.
+    """Context in which the first SIGINT or SIGTERM asks a run to stop.
 
-    The second one raises ``KeyboardInterrupt``.
+    The second one raises ``KeyboardInterrupt``. If there are several processes,
+    all stop after the same step, to whichever a signal is sent: JAX's service
+    for preemption hears SIGTERM, and SIGINT is passed on to it.
+
+    Args:
+        stall_seconds: seconds without :meth:`agree` after which all threads'
+            stacks are printed; ``None`` for never.
     """
 
     asked = False
 
+    def __init__(self, stall_seconds: float | None = None):
+        self._stall_seconds = stall_seconds
+        self._shared = jax.process_count() > 1
+        self._interrupted = False
+
     def __enter__(self) -> "StopSignal":
         self._before = {}
+        numbers = (signal.SIGINT, signal.SIGTERM)
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in numbers[:1] if self._shared else numbers:
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *unused) -> None:
+        faulthandler.cancel_dump_traceback_later()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def agree(self, step: int) -> None:
+        """Sets ``asked`` alike in all processes, which call it every step."""
+        # A notebook's sys.stderr has no file to which C could write.
+        if self._stall_seconds and sys.__stderr__ is not None:
+            faulthandler.dump_traceback_later(
+                self._stall_seconds, repeat=True, file=sys.__stderr__.fileno()
+            )
+        if self._shared:
+            self.asked = multihost_utils.reached_preemption_sync_point(step)
+
     def _ask(self, number, frame) -> None:
         del frame
-        if self.asked:
+        if self._interrupted:
             raise KeyboardInterrupt(number)
-        self.asked = True
+        self._interrupted = True
+        if self._shared:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.asked = True
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -13,6 +13,8 @@ _FREE_FIELDS = (
     "eval_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_every",
+    "stall_seconds",
     "tensorboard",  # Of earlier versions.
     "accept_new_config",
     "mesh.",

@@ -176,12 +176,20 @@ class TrainConfig:
     """Number of steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 3
     """Number of newest checkpoints to keep."""
+    keep_every: int = 0
+    """Steps between checkpoints that are kept besides; 0 for none."""
+    stall_seconds: float = 600.0
+    """Seconds without a step after which all threads' stacks are printed."""
     accept_new_config: bool = False
     """Whether to resume a run whose saved configuration differs; the model, the
     tokenizer and the optimizer's name and options must be the same."""
 
     def __post_init__(self):
-        check_fields(self, seed=0, eval_every=0)
+        check_fields(self, seed=0, eval_every=0, keep_every=0)
+        if not self.stall_seconds > 0:
+            raise InputError(
+                f"stall_seconds={self.stall_seconds} must be positive"
+            )
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"accumulate={self.accumulate} must divide "

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nl_jax.continual import (
+    SamplerState,
     consolidate,
     fork,
     inspect,
@@ -46,6 +47,29 @@ def test_a_saved_state_is_the_same_state(learning, state, tmp_path):
     save_state(path, learning.model, one)
     assert equal(load_state(path, *learning[:2]), one)
     assert os.listdir(tmp_path) == ["state"]
+
+
+def test_states_keep_their_documents(learning, state, tmp_path):
+    """Rows of packed documents: in files, in streams, reset and copied."""
+    model, variables, tokens = learning
+    known = state._replace(segment=jnp.array([4, 7], jnp.int32))
+    logits, key = jnp.zeros(model.config.vocab_size), jax.random.key(0)
+    sampler = SamplerState(fork(known, 1), logits, jax.random.key_data(key))
+    for saved in (known, sampler):
+        save_state(tmp_path / "state", model, saved)
+        loaded = load_state(
+            tmp_path / "state", model, variables, kind=type(saved)
+        )
+        assert equal(loaded, saved)
+        assert jax.tree.structure(loaded) == jax.tree.structure(saved)
+    *_, last = stream(model, variables, tokens[:, 22:24], known)
+    anew = reset_rows(model, variables, known, [1])
+    level = reset_level(model, variables, known, 1)
+    found = [s.segment.tolist() for s in (last.state, anew, level)]
+    assert found == [[4, 7], [4, 0], [4, 7]]
+    wrong = known._replace(segment=jnp.zeros(3, jnp.int32))
+    with pytest.raises(InputError, match=r"segment has shape \(3,\), not"):
+        save_state(tmp_path / "state", model, wrong)
 
 
 def test_bfloat16_leaves_are_saved(tmp_path):

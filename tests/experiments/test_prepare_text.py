@@ -1,5 +1,6 @@
 """Corpora prepared for training: nothing is lost, repeated or mixed up."""
 
+import fcntl
 import gzip
 import hashlib
 import json
@@ -15,6 +16,7 @@ import pytest
 
 from experiments.corpora import prepare_text, reading, shards
 from nl_jax.data import open_prepared
+from nl_jax.data.sources import Span
 from nl_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -153,7 +155,7 @@ def test_prompts_are_no_targets(prepare, tmp_path):
         decode = found.tokenizer.decode
         assert decode(tokens[:count]).decode() == pair["ask"]
         assert weights.tolist() == [0] * count + [1] * (len(tokens) - count)
-        part = found.train.read(i, 1, len(tokens))
+        part = found.train.read([Span(i, 1, len(tokens))])[0]
         np.testing.assert_array_equal(part.tokens, tokens[1:])
         np.testing.assert_array_equal(part.weights, weights[1:])
 
@@ -183,7 +185,7 @@ def test_text_is_cut_at_lines_and_records_are_not(prepare, tmp_path):
     assert whole.astype(np.uint8).tobytes() == "".join(lines).encode()
     assert len(whole) > 2 * prepare_text.RECORD_TOKENS
     for start, stop in ((0, 1), (16383, 16385), (16384, 40000), (5, 33000)):
-        part = source.read(index, start, stop).tokens
+        part = source.read([Span(index, start, stop)])[0].tokens
         np.testing.assert_array_equal(part, whole[start:stop])
 
 
@@ -251,7 +253,7 @@ def test_a_killed_preparation_goes_on(prepare, tmp_path, monkeypatch, where):
             if where == "reading":
                 kill_after(reading, "tokenize_batch", count)
             elif where == "writing":
-                kill_after(shards, "publish", count + 3)
+                kill_after(shards, "_file_entry", 3)
             else:
                 kill_after(prepare_text.corpus_folder, "publish", 0)
             with pytest.raises(_KilledError):
@@ -392,6 +394,12 @@ def test_what_is_refused(prepare, script, tmp_path):
         assert status == 2 and errors.count("\n") == 1, errors
         assert words in errors
     assert contents(done) == before and len(contents(other)) == 1
+    (new / "unfinished").mkdir(parents=True)
+    with (new / "unfinished" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        flags = (f"--input={path}", f"--output={new}")
+        status, _, errors = script(prepare_text, *flags)
+        assert "another process prepares" in errors and status == 2
     prepare(path, out="new")  # What was refused left nothing in the way.
     assert contents(new).keys() == before.keys()
     prepare(path, out="done")

@@ -11,8 +11,10 @@ import types
 import jax
 import pytest
 
+from experiments.corpora import prepare_text
 from experiments.language import evaluate, generate, quotations, train_lm
 from experiments.streams import stream_stability
+from nl_jax.data import open_prepared
 from tests.experiments.conftest import SMALL
 
 
@@ -252,13 +254,17 @@ def test_evaluating_a_file(script, workdir, tmp_path):
 
 def test_each_context_is_evaluated_and_named(script, workdir, tmp_path):
     """Without a file the window's figure is that of training."""
-    words = [json.dumps({"text": "some words " * n}) for n in (1, 9)]
+    words = [
+        json.dumps({"text": "some words " * n, "asked": "a prompt "})
+        for n in (1, 9)
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(words))
     for flags, name, tokens in (
         (["--context=window"], "the held-out text, context window", None),
         ([f"--file={tmp_path}"], "context stream", 109),
         ([f"--file={tmp_path}", "--context=document"], "context document", 108),
         ([f"--file={tmp_path}/a.jsonl", "--context=window"], "window", 108),
+        ([f"--file={tmp_path}", "--prompt_field=asked"], "stream", 110),
     ):
         status, out, error = script(
             evaluate, f"--workdir={workdir}", *flags, f"--out={tmp_path}/.out"
@@ -271,6 +277,39 @@ def test_each_context_is_evaluated_and_named(script, workdir, tmp_path):
             results = json.loads((workdir / "results.json").read_text())
             trained = results["held_out_bits_per_byte"]
             assert found["bits_per_byte"] == pytest.approx(trained, rel=1e-6)
+
+    status, _, error = script(
+        evaluate,
+        f"--workdir={workdir}",
+        f"--file={tmp_path}",
+        "--text_field=none",
+    )
+    assert status == 2 and "name the field with --text_field" in error
+
+
+def test_a_prepared_corpus_is_evaluated_on_what_it_holds_out(
+    script, workdir, tmp_path
+):
+    texts = [json.dumps({"text": f"document {i}"}) for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("\n".join(texts))
+    for name, *flags in (["bytes"], ["bpe", "--tokenizer=bpe"]):
+        status, _, error = script(
+            prepare_text,
+            f"--input={tmp_path}/a.jsonl",
+            f"--output={tmp_path / name}",
+            "--held_out=0.3",
+            "--processes=1",
+            *flags,
+        )
+        assert status == 0, error
+    here = (f"--workdir={workdir}", f"--out={tmp_path}", "--context=document")
+    status, _, error = script(evaluate, *here, f"--file={tmp_path}/bytes")
+    assert status == 0, error
+    lengths = open_prepared(tmp_path / "bytes").held_out.lengths
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["tokens"] == (lengths - 1).sum() > 0
+    status, _, error = script(evaluate, *here, f"--file={tmp_path}/bpe")
+    assert status == 2 and "was prepared with another tokenizer" in error
 
 
 def test_quotations_are_counted_and_printed(script, tmp_path):

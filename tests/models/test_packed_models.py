@@ -1,159 +1,348 @@
-"""Documents side by side in a batch: each is read as if it were alone."""
+"""Documents side by side in a batch: each is read as if it were alone.
+
+Every model reads rows of documents and padding in one program of one shape.
+The same documents alone, one per row and without segment ids, are another: by
+causality what follows a document does not matter. A third reads them as a
+stream, in pieces of any length with padding anywhere.
+"""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from nl_jax.models import build
+from nl_jax.errors import InputError
+from nl_jax.layers import CMSObjective
+from nl_jax.models import build, names
 
-LENGTH, VOCAB = 24, 11
-MODELS = {
+LENGTH, MORE, WIDTH, ROWS, VOCAB = 24, 3, 12, 8, 11
+"""Tokens of a row, of what goes on behind it and of a piece of a stream; rows
+of a batch of documents alone."""
+_LOCAL = {"objective": "local", "token_periods": (3, 6), "rate": 0.3}
+_NEXT = _LOCAL | {"objective": "next_token"}
+_MATRIX = {"matrix": {"chunk_size": 4}}
+_WINDOW = {"window": 5, "persistent": 2}
+_BOTH = {"memory": {"chunk_size": 4}, "attention": _WINDOW}
+_TITANS = {"titans": {"chunk_size": 4, "memory_chunk_size": 2}}
+_MODELS = {
     "mamba": {},
-    "transformer": {
-        "n_layers": 1,
-        "attention": {"window": 5, "persistent": 2},
-    },
-    "retnet": {"n_layers": 1, "matrix": {"chunk_size": 4}},
-    "linear-attention": {"matrix": {"chunk_size": 4}},
-    "gated-deltanet": {"matrix": {"chunk_size": 4}},
-    "longhorn": {"matrix": {"chunk_size": 4}},
-    "comba": {"matrix": {"chunk_size": 4}},
-    "oja": {"matrix": {"chunk_size": 4}},
+    "transformer": {"n_layers": 1, "attention": _WINDOW},
+    "retnet": {"n_layers": 1, **_MATRIX},
+    "linear-attention": _MATRIX,
+    "gated-deltanet": _MATRIX,
+    "deltanet": _MATRIX,
+    "longhorn": _MATRIX,
+    "comba": _MATRIX,
+    "oja": _MATRIX,
     "gla": {},
     "rwkv7": {},
+    "hope": _TITANS,
+    "hope-paper": _TITANS,
     "hope-attention": {"attention": {"window": 5}},
+    **{
+        name: {"deep": {"chunk_size": 4}}
+        for name in (
+            *("titans", "dla", "ttt-linear", "ttt-mlp", "atlas"),
+            *("miras-moneta", "miras-yaad", "miras-memora"),
+        )
+    },
+    **{
+        name: {"titans_attention": _BOTH}
+        for name in ("titans-mac", "titans-mag", "titans-mal")
+    },
     "samba": {"samba": {"attention": {"window": 5}}},
     "srwm": {"srwm": {"chunk_size": 4}},
     "lstm": {},
 }
-"""Overrides of each model's configuration; what has a grid crosses chunks."""
-QUICK = ("mamba", "transformer", "retnet")
-every_model = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in MODELS
-    ],
-)
-IDS = {
-    "cuts": [[5] * 6 + [6] * 6 + [9] * 12, [1] * 12 + [2] * 6 + [3] * 6],
-    "padding": [
-        [0] * 3 + [1] * 6 + [0] * 2 + [2] * 12 + [0],
-        [0] * LENGTH,
-    ],
+"""All models; what has a grid crosses chunks, and attention its window."""
+_LOCAL = {"objective": "local", "token_periods": (3, 6), "rate": 0.3}
+_NEXT = _LOCAL | {"objective": "next_token"}
+_CMS = {
+    "mamba, local levels": _LOCAL | {"inner": ("dgd", "momentum")},
+    "mamba, next_token levels": _NEXT | {"form": "nested"},
+    "mamba, levels side by side": _NEXT
+    | {"form": "independent", "inner": ("dgd", "adamw")},
+    "mamba, levels across depth": _NEXT | {"placement": "depth"},
+    "mamba, local levels across depth": _LOCAL
+    | {"placement": "depth", "mlp": "gelu"},
+    "mamba, adaptive levels": _NEXT
+    | {"adaptive": "surprise", "token_periods": (3, 12)},
+    "hope, next_token levels": _NEXT | {"token_periods": (4, 8)},
+    "transformer, next_token levels": _NEXT,
 }
-"""Documents of few lengths, for which few programs are compiled."""
+"""Levels that learn in context."""
+MODELS = _MODELS | {
+    label: {**_MODELS[label.split(",")[0]], "cms": cms}
+    for label, cms in _CMS.items()
+}
+"""Overrides of configurations, by the model's name and what is special."""
 
 
-@functools.cache
-def _model(name):
-    sizes = {"d_model": 8, "n_heads": 2, "n_layers": 2, "dtype": "float64"}
-    model = build(name, **(sizes | MODELS[name]))
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    variables = jax.jit(model.init)(jax.random.key(0), tokens)
-    rng = np.random.default_rng(0)
-    return model, jax.tree.map(
-        lambda a: jnp.asarray(
-            a.astype(np.float64) + 0.02 * rng.normal(size=a.shape)
-        ),
-        variables,
+def _each(*quick):
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        "label",
+        [pytest.param(m, marks=() if m in quick else slow) for m in MODELS],
     )
 
 
+class Case(NamedTuple):
+    """Rows of documents, and how they are cut as a stream."""
+
+    ids: np.ndarray
+    """Segment ids, ``[2, LENGTH]``."""
+    cuts: list[int]
+    """Ends of the pieces of the stream."""
+    pads: list[int]
+    """Padding in front of each piece, in units of what there is room for."""
+
+
+@st.composite
+def _cases(draw):
+    rows = []
+    for _ in range(2):
+        row = []
+        for name in range(1, draw(st.integers(0, 6)) + 1):
+            row += [0] * draw(st.integers(0, 2))
+            row += [name * 5] * draw(st.integers(1, 9))
+        rows.append((row + [0] * LENGTH)[:LENGTH])
+    cuts = [0]
+    while cuts[-1] < LENGTH:
+        cuts.append(min(cuts[-1] + draw(st.integers(1, WIDTH)), LENGTH))
+    pads = [draw(st.integers(0, 2)) for _ in cuts[1:]]
+    return Case(np.array(rows), cuts[1:], pads)
+
+
+_MANY = Case(
+    np.array([[0, *range(1, 12), *[12] * 12], [3] * LENGTH]),
+    [12, LENGTH],
+    [0, 0],
+)
+"""More documents than there are pieces, and one alone."""
+
+
+def _examples(count):
+    return settings(max_examples=count, deadline=None, derandomize=True)
+
+
 @functools.cache
-def _apply(name, gradient=False):
-    model, _ = _model(name)
+def _model(label, dtype="float64"):
+    small = {"d_model": 8, "n_heads": 2, "n_layers": 2, "dtype": dtype}
+    model = build(label.split(",")[0], **small | MODELS[label])
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), tokens)
+    rng = np.random.default_rng(0)
 
-    def apply(variables, tokens, state, ids):
-        return model.apply(variables, tokens, state, segment_ids=ids)
+    def noisy(a):
+        wide = "float64" if dtype == "float64" else "float32"
+        return jnp.asarray(a + 0.02 * rng.normal(size=a.shape), wide)
 
-    def loss(variables, tokens, weights, ids):
+    return model, jax.tree.map(noisy, variables)
+
+
+@functools.cache
+def _read(label, dtype="float64"):
+    """Returns what reads rows from their start."""
+    model, variables = _model(label, dtype)
+
+    def read(tokens, ids=None):
+        return model.apply(variables, tokens, segment_ids=ids)
+
+    return jax.jit(read)
+
+
+@functools.cache
+def _gradient(label):
+    """Returns the gradient of a weighted sum over the logits of rows."""
+    model, variables = _model(label)
+
+    def loss(variables, tokens, weights, ids=None):
         logits, _ = model.apply(variables, tokens, segment_ids=ids)
         return (jnp.sin(logits) * weights[..., None]).sum()
 
-    return jax.jit(jax.grad(loss) if gradient else apply)
+    return functools.partial(jax.jit(jax.grad(loss)), variables)
 
 
-def _tokens(shape=(2, LENGTH)):
-    return np.random.default_rng(1).integers(0, VOCAB, shape)
+@functools.cache
+def _go_on(label):
+    model, variables = _model(label)
+
+    def apply(tokens, state, ids):
+        return model.apply(variables, tokens, state, segment_ids=ids)
+
+    state = jax.jit(model.init_state, static_argnums=1)(variables, 2)
+    state = state._replace(segment=jnp.zeros(2, jnp.int32))
+    return jax.jit(apply), state
+
+
+_DRAW = np.random.default_rng(1)
+_TOKENS = _DRAW.integers(0, VOCAB, (2, LENGTH + MORE))
+_WEIGHTS = _DRAW.normal(size=(2, LENGTH))
 
 
 def _documents(ids):
-    """Yields the row and the columns of each document."""
-    for row, names in enumerate(ids):
-        for name in np.unique(names[names > 0]):
-            yield row, np.flatnonzero(names == name)
+    """Returns the row and the columns of each document."""
+    return [
+        (row, np.flatnonzero(line == name))
+        for row, line in enumerate(ids)
+        for name in np.unique(line[line > 0])
+    ]
 
 
-@pytest.fixture(autouse=True)
+def _alone(ids):
+    """Yields batches of documents alone: tokens, weights, and where from.
+
+    Each is followed by the tokens that go on behind the rows.
+    """
+    documents = _documents(ids)
+    for start in range(0, len(documents), ROWS):
+        batch = documents[start : start + ROWS]
+        tokens = np.zeros((ROWS, LENGTH + MORE), int)
+        weights = np.zeros(tokens.shape)
+        for slot, (row, columns) in enumerate(batch):
+            line = np.append(columns, np.arange(LENGTH, LENGTH + MORE))
+            tokens[slot, : len(line)] = _TOKENS[row, line]
+            weights[slot, : len(columns)] = _WEIGHTS[row, columns]
+        yield tokens, weights, batch
+
+
+def _check_documents(label, case):
+    """Logits, and the state by the logits of what goes on from it."""
+    read = _read(label)
+    logits, state = read(_TOKENS[:, :LENGTH], case.ids)
+    ids = np.zeros((2, WIDTH), int)
+    ids[:, 1 : MORE + 1] = np.asarray(state.segment)[:, None]
+    tokens = np.zeros(ids.shape, int)
+    tokens[:, 1 : MORE + 1] = _TOKENS[:, LENGTH:]
+    more, _ = _go_on(label)[0](tokens, state, ids)
+    for tokens, _, batch in _alone(case.ids):
+        alone, _ = read(tokens)
+        for (row, columns), wanted in zip(batch, alone, strict=False):
+            count = len(columns)
+            _same(logits[row, columns], wanted[:count], 1e-9)
+            if columns[-1] == np.flatnonzero(case.ids[row])[-1]:
+                assert state.segment[row] == case.ids[row, columns[-1]]
+                behind = more[row, 1 : MORE + 1]
+                _same(behind, wanted[count : count + MORE], 1e-9)
+
+
+def _check_gradient(label, case):
+    """The gradient is the sum over the documents."""
+    weights = _WEIGHTS * (case.ids > 0)
+    gradient = _gradient(label)
+    found = gradient(_TOKENS[:, :LENGTH], weights, case.ids)
+    parts = [gradient(*batch[:2]) for batch in _alone(case.ids)]
+    zeros = jax.tree.map(jnp.zeros_like, found)
+    _same(found, jax.tree.map(lambda *a: sum(a), zeros, *parts), 1e-7)
+
+
+def _check_stream(label, case):
+    """A stream in pieces, each padded to one width, is the whole."""
+    whole, _ = _read(label)(_TOKENS[:, :LENGTH], case.ids)
+    step, state = _go_on(label)
+    start = 0
+    for stop, pad in zip(case.cuts, case.pads, strict=True):
+        count = stop - start
+        at = slice(pad * (WIDTH - count) // 2, None)
+        tokens, ids = np.ones((2, 2, WIDTH), int) * [[[7]], [[0]]]
+        tokens[:, at][:, :count] = _TOKENS[:, start:stop]
+        ids[:, at][:, :count] = case.ids[:, start:stop]
+        logits, state = step(tokens, state, ids)
+        valid = case.ids[:, start:stop, None] > 0
+        found = np.where(valid, logits[:, at][:, :count], 0)
+        _same(found, np.where(valid, whole[:, start:stop], 0), 1e-9)
+        start = stop
+
+
+def _same(found, wanted, tolerance):
+    def same(a, b):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+    jax.tree.map(same, found, wanted)
+
+
+@pytest.fixture(autouse=True, scope="module")
 def _float64():
     with jax.enable_x64(True):
         yield
 
 
-@pytest.mark.parametrize("case", IDS)
-@every_model
-def test_documents_equal_each_alone(name, case):
-    _, variables = _model(name)
-    tokens, ids = _tokens(), np.array(IDS[case])
-    logits, state = _apply(name)(variables, tokens, None, ids)
-    plain = functools.partial(_apply(name), state=None, ids=None)
-    for row, columns in _documents(ids):
-        alone, after = plain(variables, tokens[row : row + 1, columns])
-        np.testing.assert_allclose(
-            logits[row, columns], alone[0], rtol=1e-9, atol=1e-9
+@_each("transformer", "mamba, next_token levels")
+@example(_MANY)
+@given(_cases())
+@_examples(3)
+def test_documents_equal_each_alone(label, case):
+    _check_documents(label, case)
+    _check_stream(label, case)
+
+
+@_each("retnet")
+@example(_MANY)
+@given(_cases())
+@_examples(3)
+def test_gradients_are_the_sum_over_documents(label, case):
+    _check_gradient(label, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", MODELS)
+@given(_cases())
+@_examples(30)
+def test_many_cases(label, case):
+    _check_documents(label, case)
+    _check_stream(label, case)
+    _check_gradient(label, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", MODELS)
+def test_decoding_token_by_token(label):
+    ids = np.array([[0, *[1] * 8, 0, *[2] * 14], [1, *[2] * 4, *[3] * 19]])
+    whole, _ = _read(label)(_TOKENS[:, :LENGTH], ids)
+    step, state = _go_on(label)
+    for at in range(LENGTH):
+        own = slice(at, at + 1)
+        logits, state = step(_TOKENS[:, own], state, ids[:, own])
+        valid = ids[:, own, None] > 0
+        _same(logits * valid, whole[:, own] * valid, 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", MODELS)
+def test_bfloat16_within_its_rounding(label):
+    read = _read(label, "bfloat16")
+    logits, _ = read(_TOKENS[:, :LENGTH], _MANY.ids)
+    for tokens, _, batch in _alone(_MANY.ids):
+        alone, _ = read(tokens)
+        for (row, columns), wanted in zip(batch, alone, strict=False):
+            found = logits[row, columns]
+            _same(found, wanted[: len(columns)], 0.05 * np.abs(wanted).max())
+
+
+class Deaf(CMSObjective):
+    """An objective of one's own, which does not know of documents."""
+
+    name = "deaf"
+
+    def read_layer(self, config, levels, x, state, *, aligned):
+        raise AssertionError("not reached")
+
+
+def test_an_objective_without_documents_is_named():
+    cms = {"objective": Deaf(), "token_periods": (2,)}
+    model = build("mamba", d_model=4, n_heads=1, n_layers=1, cms=cms)
+    variables = model.parameter_shapes()
+    tokens = jnp.ones((1, 2), jnp.int32)
+    with pytest.raises(InputError, match=r"Deaf.read_layer .* keyword packed"):
+        jax.eval_shape(
+            lambda v: model.apply(v, tokens, segment_ids=tokens), variables
         )
-        if columns[-1] != np.flatnonzero(ids[row])[-1]:
-            continue
-        kept = state._replace(segment=None)
-        for a, b in zip(*map(jax.tree.leaves, (kept, after)), strict=True):
-            np.testing.assert_allclose(a[row], b[0], rtol=1e-8, atol=1e-9)
 
 
-@every_model
-def test_gradients_are_the_sum_over_documents(name):
-    _, variables = _model(name)
-    tokens, ids = _tokens(), np.array(IDS["padding"])
-    weights = np.random.default_rng(2).normal(size=ids.shape) * (ids > 0)
-    gradient = _apply(name, gradient=True)
-    packed = gradient(variables, tokens, weights, ids)
-    alone = [
-        gradient(
-            variables,
-            tokens[row : row + 1, columns],
-            weights[row : row + 1, columns],
-            None,
-        )
-        for row, columns in _documents(ids)
-    ]
-    total = jax.tree.map(lambda *a: sum(a), *alone)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-8),
-        packed,
-        total,
-    )
-
-
-@every_model
-def test_a_stream_may_be_cut_anywhere(name):
-    _, variables = _model(name)
-    tokens, ids = _tokens(), np.array(IDS["cuts"])
-    whole, end = _apply(name)(variables, tokens, None, ids)
-    state, parts = None, []
-    for start, stop in ((0, 11), (11, 12), (12, 13), (13, LENGTH)):
-        cut = slice(start, stop)
-        logits, state = _apply(name)(
-            variables, tokens[:, cut], state, ids[:, cut]
-        )
-        parts.append(logits)
-    np.testing.assert_allclose(
-        np.concatenate(parts, 1), whole, rtol=1e-9, atol=1e-9
-    )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9),
-        state,
-        end,
-    )
+def test_every_model_is_here():
+    assert {label.split(",")[0] for label in MODELS} == set(names())

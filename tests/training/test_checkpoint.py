@@ -234,3 +234,23 @@ def test_a_foreign_folder_stays_as_it_is(tiny, tmp_path, name, text):
     assert [path.name for path in tmp_path.iterdir()] == [name]
     with pytest.raises(InputError, match="is a file"):
         train(tiny(), tmp_path / name)
+
+
+def test_some_checkpoints_are_kept_for_good(tiny, tmp_path):
+    train(tiny(keep_checkpoints=1, keep_every=4), tmp_path)
+    assert steps_in(tmp_path) == [4, 6]
+
+
+def test_a_step_that_hangs_shows_its_stacks(tmp_path):
+    code = (
+        "import time\n"
+        "from nl_jax.training.process import StopSignal\n"
+        "with StopSignal(0.2) as stop:\n"
+        "    stop.agree(1)\n"
+        "    time.sleep(1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "Timeout" in done.stderr
+    assert "line 5 in <module>" in done.stderr

@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 
 from nl_jax.continual import stream
-from nl_jax.data import CONTEXTS, BPETokenizer, Document, pieces
+from nl_jax.data import (
+    CONTEXTS,
+    BPETokenizer,
+    Document,
+    DocumentsInMemory,
+    make_iterator,
+    pieces,
+)
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
 from nl_jax.training import LossSums, PositionTable, bits_per_byte, evaluate
+from nl_jax.training.step import predict
 from tests.training.conftest import LENGTHS, draw
 from tests.training.test_tokenizers import BPE, added, changed
 
@@ -101,11 +109,16 @@ def trained(tiny):
     return model, draw(model, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, variables, tokens):
+    return model.apply(variables, tokens)
+
+
 def from_nothing(trained, tokens):
     """Nats of all but the first token, in float64."""
     # One program for all lengths: what follows a token changes nothing.
     inputs = np.resize(tokens[:-1], 64)
-    logits, _ = jax.jit(trained[0].apply)(trained[1], inputs[None])
+    logits, _ = apply(*trained, inputs[None])
     logits = np.asarray(logits[0, : len(tokens) - 1], np.float64)
     chosen = np.take_along_axis(logits, tokens[1:, None], 1)[:, 0]
     return np.log(np.exp(logits).sum(1)) - chosen
@@ -146,6 +159,32 @@ def test_contexts_agree_where_they_are_the_same(trained):
         )
         expected = nats / math.log(2) / 49
         assert found.total() == pytest.approx(expected, rel=1e-6)
+
+
+def test_packed_documents_have_the_bits_of_each_alone(trained):
+    documents = DOCUMENTS[11, 5, 30, 2, 1]
+    batches = make_iterator(
+        [DocumentsInMemory(documents)],
+        seq_len=48,
+        batch_size=1,
+        seed=0,
+        reading="packed",
+    )
+    batch = next(batches)
+    batches.close()
+    assert np.unique(batch.segment_ids).size > 4
+    read = jax.jit(predict, static_argnums=0)
+    sums = LossSums.of(
+        read(*trained, batch)[0],
+        batch.tokens[:, 1:],
+        LENGTHS,
+        batch.target_weights(),
+    )
+    found = evaluate(
+        *trained, documents, LENGTHS, context="document", length=8, rows=2
+    )
+    assert float(sums.tokens) == found.tokens == 44
+    assert bits_per_byte(sums) == pytest.approx(found.total(), rel=1e-6)
 
 
 @pytest.mark.parametrize("sizes", DOCUMENTS)

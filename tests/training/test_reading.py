@@ -1,6 +1,7 @@
 """Batches of whole documents: packed, and read on from step to step."""
 
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nl_jax.data import Document, DocumentsInMemory, make_iterator
+from nl_jax.data import (
+    DataConfig,
+    Document,
+    DocumentsInMemory,
+    make_iterator,
+    prepare,
+    train_batches,
+)
 from nl_jax.data import packing as packing_module
 from nl_jax.data.packing import best_fit
 from nl_jax.errors import InputError
@@ -260,7 +268,7 @@ def test_long_documents_are_counted_once(caplog):
     ("lengths", "options", "words"),
     [
         ([9] * 9, {"reading": "rows"}, "data.reading='rows' must be one of"),
-        ([9] * 9, {"weights": (1, 2)}, r"weights=\(1, 2\) has 2 numbers; give"),
+        ([9] * 9, {"weights": (1, 2)}, r"weights=\(1, 2\) has 2 numbers and"),
         ([9] * 9, {"weights": (0,)}, r"weights=\(0,\) must be positive"),
         ([9] * 9, {"seed": -1}, "seed=-1 must be an integer >= 0"),
         ([9], {"batch_size": 2}, "documents have 9 tokens, too few for one"),
@@ -268,7 +276,7 @@ def test_long_documents_are_counted_once(caplog):
         (
             [90],
             {"batch_size": 2, "reading": "contiguous"},
-            "has 1 documents, too few for data.reading='contiguous'",
+            "each of batch_size=2 rows; the corpus has only 1 of",
         ),
         (
             [90] * 9,
@@ -280,3 +288,34 @@ def test_long_documents_are_counted_once(caplog):
 def test_what_cannot_be_read_is_refused(lengths, options, words):
     with pytest.raises(InputError, match=words):
         batches(lengths, **({"reading": "packed"} | options))
+
+
+def test_settings_of_reading(tmp_path):
+    (tmp_path / "a,b").touch()
+    comma = str(tmp_path / "a,b")
+    config = DataConfig(paths="x.txt,y.txt", weights=(2, 1))
+    assert config.paths == ("x.txt", "y.txt")
+    assert DataConfig(paths=comma).paths == (comma,)
+    for change, words in (
+        ({"reading": "rows"}, "data.reading='rows' must be one of 'windows'"),
+        ({"weights": (1, 2, 3)}, "has 3 numbers and data.paths has 2 corpora"),
+        ({"weights": (1, "a")}, "must be positive numbers"),
+        ({"packed_share": 1.0}, r"packed_share=1.0 must be in \[0, 1\)"),
+        ({"carry_windows": -1}, "carry_windows=-1 must be an integer >= 0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            dataclasses.replace(config, **change)
+
+
+def test_plain_files_are_mixed_by_weight(tmp_path):
+    """Of two files of equal size, one is read three times as often."""
+    for name in "ab":
+        lines = [json.dumps({"text": f"{i} {name * 40}"}) for i in range(90)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    paths = tuple(str(tmp_path / f"{name}.jsonl") for name in "ab")
+    config = DataConfig(paths=paths, weights=(3, 1), reading="packed")
+    options = {"seq_len": 64, "batch_size": 4, "seed": 0}
+    iterator = train_batches(prepare(config, 64), config, **options)
+    tokens = np.concatenate([next(iterator).tokens for _ in range(300)])
+    first, second = (int((tokens == ord(name)).sum()) for name in "ab")
+    assert first / (first + second) == pytest.approx(0.75, abs=0.01)

@@ -11,6 +11,7 @@ from nl_jax.data import (
     Document,
     DocumentsInMemory,
     load_corpus,
+    prepare,
     tokenize,
 )
 from nl_jax.errors import InputError
@@ -51,6 +52,14 @@ def test_a_prompt_is_no_target(tmp_path):
             whole += 1
             assert weights.tolist() == [0] * prompt + [1] * (length - prompt)
     assert whole >= len(source) - 1 > 10
+    # Neither is it when the held-out documents are evaluated, joined.
+    expected: list[int] = []
+    for text, prompt in found.held_out_documents:
+        expected += [1] * bool(expected)  # The newline between documents.
+        expected += [0] * prompt + [1] * (len(text) - prompt)
+    held_out = prepare(config, 16).held_out
+    assert held_out.weights.tolist() == [1, *expected]
+    assert bytes(held_out.tokens[1:].tolist()) == found.held_out
     path.write_text('{"say": "2"}')
     with pytest.raises(InputError, match=r"'ask'; .* data.prompt_field"):
         load_corpus(config)

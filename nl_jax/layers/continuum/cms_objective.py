@@ -30,6 +30,9 @@ class Reader(NamedTuple):
     """Inner rate of each level, ``[blocks]``."""
     dtype: jnp.dtype
     """Of products."""
+    initial: Any = None
+    """State of the model before the first token, a ``ModelState``, with which
+    documents begin; ``None`` unless there are several."""
 
 
 class CMSObjective:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from nl_jax.layers.continuum.probes import matmul
 
@@ -55,6 +56,20 @@ def read_levels(
             y = level.share.astype(x.dtype) * y
             total = y if total is None else total + y
     return (x if total is None else x + total), inputs
+
+
+def start_levels(
+    config: Any, levels: list[SlowLevel], rows: tuple[int, ...]
+) -> tuple[FastLevel, ...]:
+    """Returns the weights from which levels start, with ``rows`` in front."""
+    return tuple(
+        {
+            name: jnp.broadcast_to(w, (*rows, *w.shape))
+            for name, w in level.weights.items()
+            if name in MATRICES[config.mlp]
+        }
+        for level in levels
+    )
 
 
 def _swiglu(weights, x):

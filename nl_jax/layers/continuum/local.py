@@ -19,16 +19,18 @@ Tokens of a chunk of the fastest level meet the same weights, so their gradients
 are a sum and may come in any number of calls: nothing is read twice.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nl_jax.errors import InputError
 from nl_jax.layers.continuum.cms_objective import CMSObjective
-from nl_jax.layers.continuum.level_mlp import read_levels
+from nl_jax.layers.continuum.level_mlp import read_levels, start_levels
 from nl_jax.layers.continuum.probes import probed, writes
 from nl_jax.layers.continuum.steps import advance_levels
 from nl_jax.layers.norms import rms_norm
+from nl_jax.memory.packed import lay
 from nl_jax.memory.walk import chunk_scan
 
 
@@ -49,8 +51,14 @@ class Local(CMSObjective):
 
     def read_layer(self, config, levels, x, state, *, aligned, packed=None):
         """Reads tokens; see :meth:`CMSObjective.read_layer`."""
+        size = config.periods[0]
+        documents: dict[str, Any] = {}
         if packed is not None:
-            raise InputError("objective='local' takes no segment_ids yet")
+            fast = start_levels(config, levels, (len(x), 1))
+            documents = {
+                "layout": lay(packed, state.position, size),
+                "initial": self.initial_state(config, fast, ()),
+            }
 
         def step(state, x, valid, closes):
             del closes
@@ -62,10 +70,11 @@ class Local(CMSObjective):
             step,
             _map_blocks(state, lambda a: a[:, None]),
             x,
-            size=config.periods[0],
+            size=size,
             position=0 if aligned else state.position,
             axis=1,
             remat=None,
+            **documents,
         )
         return y, _map_blocks(state, lambda a: a[:, 0])
 

@@ -31,7 +31,7 @@ from nl_jax.layers.continuum.level_mlp import (
 )
 from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import NormConfig, declare_norm, normalize
-from nl_jax.memory.packed import Packed
+from nl_jax.memory.packed import Packed, documents
 
 
 class ContinuumMemory(nn.Module):
@@ -117,9 +117,13 @@ class ContinuumMemory(nn.Module):
             mlp = MLPS[config.mlp]
             levels.append(SlowLevel(mlp, read, weights, extra, rate, share))
         if isinstance(fast, CMSState):
-            documents = {} if packed is None else {"packed": packed}
             return goal.read_layer(
-                config, levels, x, fast, aligned=aligned, **documents
+                config,
+                levels,
+                x,
+                fast,
+                aligned=aligned,
+                **documents(packed, goal.read_layer),
             )
         own: Any = [{}] * len(levels) if fast is None else fast
         return read_levels(levels, own, x)[0]

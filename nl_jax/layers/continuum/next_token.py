@@ -24,6 +24,12 @@ gradient needs one forward pass through the whole chunk, so it cannot be summed
 over parts. Whether all rows are at a boundary is known only at run time, hence
 the ``cond`` between the two ways.
 
+With documents in the rows, ``lay`` cuts each at its own chunks. A piece is read
+from the carry with the tokens that the state holds of its chunk in front of its
+own: levels have the same weights throughout a chunk, so nothing changes. What
+comes after a document's tokens changes no logits of theirs, and the mixers'
+state behind an unfinished chunk is computed once, at the end of the call.
+
 Cost: a chunk is read once forward and once backward while reading, against one
 forward for the static network; training differentiates both, and keeps fast
 weights of a number of chunks that grows with the root of the length. Each row
@@ -35,10 +41,10 @@ import jax.numpy as jnp
 import optax
 
 from nl_jax.checks import require
-from nl_jax.errors import InputError
 from nl_jax.layers.continuum.cms_objective import CMSObjective
 from nl_jax.layers.continuum.probes import probed, writes
 from nl_jax.layers.continuum.steps import advance_levels, begin
+from nl_jax.memory.packed import goes_on, lay
 from nl_jax.memory.walk import chunk_scan
 from nl_jax.nested.level import select_rows
 
@@ -66,9 +72,12 @@ class NextToken(CMSObjective):
 
     def read(self, reader, tokens, mixers, cms, *, fresh, packed=None):
         """Reads tokens; see :meth:`CMSObjective.read`."""
-        if packed is not None:
-            raise InputError("objective='next_token' takes no segment_ids yet")
         length, chunk = tokens.shape[1], reader.config.periods[0]
+        if packed is not None:
+            logits, *after = _read_documents(
+                reader, tokens, mixers, cms, packed
+            )
+            return packed.restore(logits), *after
         if fresh:
             return _read_chunks(reader, tokens, mixers, cms)
         whole = length // chunk * chunk
@@ -98,24 +107,82 @@ class NextToken(CMSObjective):
 NEXT_TOKEN = NextToken()
 
 
-def _close(reader, tokens, mixers, cms):
-    """Reads a whole chunk and advances the levels by its gradient."""
-    config = reader.config
+def _close(reader, tokens, mixers, cms, count=None, closes=None):
+    """Reads a whole chunk and advances the levels by its gradient.
+
+    With documents, each row holds ``count`` tokens, and only rows that are
+    full, ``closes``, advance; the others return ``mixers`` as they were.
+    """
+    config, before = reader.config, mixers
 
     def loss(fast):
         logits, after, _ = reader.forward(tokens, mixers, fast, True)
         losses = optax.softmax_cross_entropy_with_integer_labels(
             logits[:, :-1], tokens[:, 1:]
         )
+        if closes is not None:
+            losses = jnp.where(closes[:, None], losses, 0)
         return losses.sum(), (losses.mean(1), logits, after)
 
     fast = probed(config, cms.fast, tokens.shape[1], reader.dtype)
     gradient, (mean, logits, mixers) = jax.grad(loss, has_aux=True)(fast)
-    new = writes(config, gradient)
+    new, valid = writes(config, gradient), None
+    if closes is not None:
+        mixers = select_rows(closes, mixers, before)
+        valid = jnp.broadcast_to(closes[:, None], tokens.shape)
+    count = config.periods[0] if count is None else count
     cms = advance_levels(
-        config, reader.rates, new, cms, config.periods[0], loss=mean
+        config, reader.rates, new, cms, count, loss=mean, valid=valid
     )
     return logits, mixers, cms
+
+
+def _read_documents(reader, tokens, mixers, cms, packed):
+    """Reads tokens piece by piece, or token by token if too many would be."""
+    chunk = reader.config.periods[0]
+    layout = lay(packed, cms.position, chunk)
+    length = tokens.shape[1]
+
+    def step(cms, piece, valid, closes):
+        place = cms.position % chunk
+        held = jnp.where(valid, piece, cms.tokens)
+        count = place + valid.sum(1, dtype=jnp.int32)
+        begun = cms._replace(tokens=held, position=cms.position - place)
+        logits, carry, cms = _close(
+            reader, held, cms.carry, begun, count, closes
+        )
+        return cms._replace(carry=carry), logits
+
+    def by_piece(mixers, cms):
+        del mixers
+        cms, logits = chunk_scan(
+            step,
+            cms,
+            tokens,
+            size=chunk,
+            axis=1,
+            remat=None,
+            layout=layout._replace(fits=None),
+            initial=reader.initial.cms,
+        )
+        open_tokens = goes_on(cms.position % chunk, chunk)
+        mixers = jax.lax.cond(
+            jnp.any(open_tokens.lengths > 0),
+            lambda: reader.forward(
+                cms.tokens, cms.carry, cms.fast, True, open_tokens
+            )[1],
+            lambda: cms.carry,
+        )
+        return logits, mixers, cms
+
+    def by_token(mixers, cms):
+        return _read_tokens(reader, tokens, mixers, cms, packed)
+
+    if len(layout.used) == length:
+        return by_token(mixers, cms)
+    # Each branch would also fill in what the other keeps for its gradient.
+    by_token = jax.checkpoint(by_token, prevent_cse=False)
+    return jax.lax.cond(layout.fits, by_piece, by_token, mixers, cms)
 
 
 def _read_chunks(reader, tokens, mixers, cms):
@@ -147,9 +214,15 @@ def _read_chunks(reader, tokens, mixers, cms):
     return logits, mixers, cms
 
 
-def _read_tokens(reader, tokens, mixers, cms):
+def _read_tokens(reader, tokens, mixers, cms, packed=None):
     """Reads token by token, rows at any positions."""
     chunk = reader.config.periods[0]
+
+    def step_document(carry, inputs, *_):
+        token, starts, valid = inputs
+        before = select_rows(starts[:, 0], tuple(reader.initial[:2]), carry)
+        after, logits = step(before, token)
+        return select_rows(valid[:, 0], after, before), logits
 
     def step(carry, token, *_):
         mixers, cms = carry
@@ -173,11 +246,13 @@ def _read_tokens(reader, tokens, mixers, cms):
         cms = jax.lax.cond(jnp.any(due), close, wait, mixers, waiting)
         return (mixers, cms), logits
 
-    carry = mixers, cms
+    carry, inputs, read = (mixers, cms), tokens, step
+    if packed is not None:
+        inputs, read = (tokens, packed.starts, packed.valid), step_document
     if tokens.shape[1] == 1:
-        (mixers, cms), logits = step(carry, tokens)
+        (mixers, cms), logits = read(carry, inputs)
     else:
         (mixers, cms), logits = chunk_scan(
-            step, carry, tokens, size=1, axis=1, remat=None
+            read, carry, inputs, size=1, axis=1, remat=None
         )
     return logits, mixers, cms

@@ -152,6 +152,9 @@ def advance_levels(
         dues[1:], signal = decide(
             config, signal, state.gathered[1:], totals[1:], loss
         )
+        if not isinstance(count, int):  # Some rows complete no chunk.
+            dues[1:] = [due & dues[0] for due in dues[1:]]
+            signal = select_rows(dues[0], signal, state.signal)
     if isinstance(count, int) and count == config.periods[0]:
         dues[0] = True  # Every row completes a chunk.
     after = [

@@ -224,7 +224,8 @@ class SelfModifyingTitans(Mixer):
         layout = lay(packed, state.position, self.config.chunk_size)
 
         def documents(x, state, layout):
-            return read(x, state, {"layout": layout, "initial": initial})
+            options = {"initial": initial, "drop_start": aligned}
+            return read(x, state, options | {"layout": layout})
 
         return jax.vmap(documents, (0, 0, layout.rows))(x, state, layout)
 

@@ -15,7 +15,8 @@ with a learned scale per channel.
 
 MAC scans over segments, since a segment's memory has learned from the previous
 segment's attention. As attention cannot mask rows at different positions in
-their segments, a call that starts inside a segment is read token by token.
+their segments, a call that starts inside a segment is read token by token,
+except with documents side by side.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ from nl_jax.layers.mixers.mixer import Mixer, MixerConfig
 from nl_jax.layers.mixing import split_heads
 from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.layers.short_conv import silu_conv
+from nl_jax.memory.packed import goes_on, lay
 from nl_jax.memory.walk import chunk_scan
 
 
@@ -125,16 +127,18 @@ class TitansAttention(Mixer):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, aligned: bool = False):
+    def __call__(
+        self, x: Stream, state=None, *, aligned: bool = False, packed=None
+    ):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         combine = self.config.combine
         aligned = aligned or state is None
         x, state, declare = self.begin(x, state)
         if combine == "context":
-            return self._read_segments(x, state, aligned, declare)
-        m, memory = self.memory(x, state.memory, aligned=aligned)
+            return self._read_segments(x, state, aligned, packed, declare)
+        m, memory = self.memory(x, state.memory, aligned=aligned, packed=packed)
         y, attention = self.attention(
-            m if combine == "layer" else x, state.attention
+            m if combine == "layer" else x, state.attention, packed=packed
         )
         if combine == "gate":
             y = self._gate(declare)(y, m)
@@ -153,16 +157,17 @@ class TitansAttention(Mixer):
 
         return gate
 
-    def _read_segments(self, x, state, aligned, declare):
+    def _read_segments(self, x, state, aligned, packed, declare):
         memory_config, d = self.config.memory, self.d_model
         read_memory = memory_config.memory.read
         gate = self._gate(declare)
         kernel = declare.taps("conv_recall", memory_config.conv_width, d)
         scale = declare("recall_scale", nn.initializers.ones, (d,), ("embed",))
         raw = x @ declare.dense("w_recall", d, d, "mixer")
-        q, tail = silu_conv(raw, kernel, state.tail)
+        q, tail = silu_conv(raw, kernel, state.tail, packed)
         if self.is_initializing():
             self.attention(self.memory(x)[0])
+        initial = self.memory.initial_state(1), self.attention.initial_state(1)
         # JAX's loops need functions without modules' parameters inside.
         memory, memory_params = self.memory.unbind()
         attention, attention_params = self.attention.unbind()
@@ -172,7 +177,7 @@ class TitansAttention(Mixer):
             start = kept._replace(weights=kept.start)
             return read_memory(stream._replace(memory=start), q)
 
-        def segment(state, inputs, aligned=False):
+        def segment(state, inputs, aligned=False, part=None):
             """Reads tokens of one segment, from its start if ``aligned``."""
             x, q = inputs
             learner: Any
@@ -186,12 +191,16 @@ class TitansAttention(Mixer):
             # which sees h_s and x_s of s <= t only.
             pairs = jnp.stack([h, x], 2).reshape(x.shape[0], -1, d)
             attended: Any = attention.apply(
-                attention_params, pairs, cache, empty=aligned
+                attention_params,
+                pairs,
+                cache,
+                empty=aligned,
+                packed=None if part is None else part.repeat(2),
             )
             y, cache = attended
             y = y[:, 1::2]
             found: Any = memory.apply(
-                memory_params, y, learner, aligned=aligned
+                memory_params, y, learner, aligned=aligned, packed=part
             )
             m, learner = found
             ended = learner.memory.position == 0
@@ -204,6 +213,20 @@ class TitansAttention(Mixer):
         def from_start(state, inputs, *_):
             return segment(state, inputs, aligned=True)
 
+        def documents(state, inputs, valid, closes):
+            """Reads tokens of one segment of a document in each row."""
+            first = jnp.argmax(valid, 1)[:, None]
+
+            def turn(a, by):
+                at = (jnp.arange(a.shape[1]) + by) % a.shape[1]
+                return jnp.take_along_axis(a, at[..., None], 1)
+
+            count = valid.sum(1, dtype=jnp.int32)
+            part = goes_on(count, valid.shape[1])._replace(closes=closes)
+            inputs = [turn(a, first) for a in inputs]
+            state, o = segment(state, inputs, part=part)
+            return state, turn(o, -first)
+
         size = memory_config.chunk_size
         one_by_one = functools.partial(
             chunk_scan, token, size=1, axis=1, remat=size
@@ -212,7 +235,18 @@ class TitansAttention(Mixer):
             chunk_scan, from_start, size=size, axis=1, drop_start=True
         )
         fast, inputs = (state.memory, state.attention), (x, q)
-        if aligned:
+        if packed is not None:
+            position = state.memory.memory.position
+            fast, o = chunk_scan(
+                documents,
+                fast,
+                inputs,
+                size=size,
+                axis=1,
+                layout=lay(packed, position, size),
+                initial=initial,
+            )
+        elif aligned:
             fast, o = at_once(fast, inputs)
         elif x.shape[1] == 1:
             fast, o = segment(fast, inputs)

@@ -47,8 +47,8 @@ def generate(parts, config, x, memories, tails, **place):
         x: tokens, ``[T, D]``.
         memories: the generators' ``MemoryState``, weights ``[n, H, ...]``.
         tails: raw q, k, v before ``x``, ``[width - 1, D]``.
-        **place: ``position``, or ``layout`` and ``initial``, see
-            :func:`nl_jax.memory.walk.chunk_scan`; ``initial`` is as
+        **place: ``position``, or ``layout``, ``initial`` and ``drop_start``,
+            see :func:`nl_jax.memory.walk.chunk_scan`; ``initial`` is as
             ``(memories, tails)``.
 
     Returns:
@@ -73,8 +73,7 @@ def generate(parts, config, x, memories, tails, **place):
         _project(parts, x),
         size=config.chunk_size,
         remat=config.remat,
-        drop_start=True,
-        **place,
+        **{"drop_start": True} | place,
     )
     return _exchange(made), memories, tails
 

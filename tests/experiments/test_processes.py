@@ -1,0 +1,111 @@
+"""Two processes of two devices each, of which one is stopped or killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.experiments.test_kill import ROOT, lines
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts both processes of a run, and ends what is left of them."""
+    processes = []
+
+    def begin(*flags):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        own = [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "experiments.train_lm",
+                    "--config=experiments/configs/smoke.py",
+                    "--config.steps=1000000",
+                    "--config.keep_checkpoints=2",
+                    "--config.checkpoint_every=1000000",
+                    f"--workdir={tmp_path / 'run'}",
+                    f"--coordinator_address=localhost:{port}",
+                    "--num_processes=2",
+                    f"--process_id={number}",
+                    *flags,
+                ],
+                cwd=ROOT,
+                env=os.environ
+                | {
+                    "JAX_PLATFORMS": "cpu",
+                    "PYTHONUNBUFFERED": "1",
+                    "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+                    + " --xla_force_host_platform_device_count=2",
+                },
+                stdout=(tmp_path / f"out{number}").open("w"),
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for number in range(2)
+        ]
+        processes.extend(own)
+        return own
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _wait_for_steps(tmp_path, processes, least=1):
+    deadline = time.monotonic() + 240
+    while len(lines(tmp_path / "run")) < least:
+        assert time.monotonic() < deadline, _output(tmp_path)
+        for process in processes:
+            assert process.poll() is None, _output(tmp_path)
+        time.sleep(0.1)
+
+
+def _output(tmp_path):
+    return [(tmp_path / f"out{n}").read_text() for n in range(2)]
+
+
+def _ends(processes, seconds):
+    """Exit statuses, if all processes end in time."""
+    deadline = time.monotonic() + seconds
+    return [p.wait(max(deadline - time.monotonic(), 0.1)) for p in processes]
+
+
+@pytest.mark.parametrize(
+    ("number", "asked"),
+    [(signal.SIGTERM, 0), (signal.SIGTERM, 1), (signal.SIGINT, 1)],
+)
+def test_both_stop_after_the_same_step(start, tmp_path, number, asked):
+    processes = start()
+    _wait_for_steps(tmp_path, processes)
+    processes[asked].send_signal(number)
+    assert _ends(processes, 20) == [0, 0], _output(tmp_path)
+    first, other = _output(tmp_path)
+    assert "stopped by a signal after step" in first
+    assert "step" not in other  # Only process 0 prints.
+    done = len(lines(tmp_path / "run"))
+    again = start()
+    _wait_for_steps(tmp_path, again, done + 1)
+    assert f"going on from step {done}" in _output(tmp_path)[0]
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_death_of_one_ends_the_other_with_a_line(start, tmp_path, killed):
+    processes = start()
+    _wait_for_steps(tmp_path, processes)
+    processes[killed].kill()
+    other = processes[1 - killed]
+    assert other.wait(60) == 1
+    last = _output(tmp_path)[1 - killed].strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "another process of the run has gone" in last
