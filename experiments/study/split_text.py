@@ -57,7 +57,10 @@ def read_and_split(paths: Sequence[str]) -> SplitText:
         found += _read_wheel(wheel)
     # Sorted by hash: a random order that depends on nothing else.
     by_hash = {hashlib.sha256(text.strip()).hexdigest(): text for text in found}
-    documents = [text.decode() for _, text in sorted(by_hash.items())]
+    try:
+        documents = [text.decode() for _, text in sorted(by_hash.items())]
+    except UnicodeDecodeError as error:  # Of a wheel; others are checked.
+        raise InputError(f"--paths: a text is not UTF-8 ({error})") from error
     count = max(round(_SHARE * len(documents)), 1)
     held_out = documents[:count]
     known = {line for text in held_out for line in _long_lines(text)}

@@ -13,6 +13,7 @@ import pytest
 from experiments.study import freezing, hope_study
 from experiments.study.split_text import SplitText, overlap, read_and_split
 from experiments.study.variants import VARIANTS, model_of
+from nl_jax.errors import InputError
 from nl_jax.models import build
 from nl_jax.nested.level_table import count_parameters
 
@@ -56,6 +57,14 @@ def test_a_wheel_is_read_like_a_folder(folder, tmp_path):
         file.writestr("texts/__init__.py", "raise SystemExit")
         file.writestr("texts.dist-info/top.txt", "texts")
     assert read_and_split([str(wheel)]) == read_and_split([str(folder)])
+
+
+def test_a_wheel_of_other_encodings_is_refused(tmp_path):
+    wheel = tmp_path / "texts.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("texts/a.txt", "déjà vu".encode("latin-1"))
+    with pytest.raises(InputError, match="--paths: a text is not UTF-8"):
+        read_and_split([str(wheel)])
 
 
 def test_overlap_counts_windows():
