@@ -46,7 +46,8 @@ class DataConfig:
     target, in each line of a JSONL file; empty if there is none."""
     unique_paragraphs: bool = False
     """Keep only one of paragraphs of 40 bytes or more that occur repeatedly, so
-    that the held-out text quotes the training text less."""
+    that the held-out text quotes the training text less. Prepared corpora stay
+    as they are."""
     tokenizer: str = "auto"
     """``"byte"``, ``"bpe"`` for a BPE trained on the training text, the path of
     a ``tokenizer.json`` with a byte-level BPE, or ``"auto"`` for that of

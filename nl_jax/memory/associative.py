@@ -311,7 +311,7 @@ def associative_memory(
             axis=-2,
             remat=remat,
             whole=whole if fused else None,
-            drop_start=aligned or not documents,
+            drop_start=not documents or (aligned and not affine),
             **documents,
         )
         return o, StreamState(memory, (state.position + length) % chunk_size)

@@ -9,6 +9,7 @@ letters are those of :func:`chunk_step`.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,7 +40,7 @@ class Case:
         (``out``); factors of its write (``write``) and its erasure (``erase``)
         in the final states. Per chunk, in ``ends``: the factor of ``w`` in the
         final ``w``, then those of ``s`` in the final ``w`` and ``s``. With
-        resets, per token: how many there have been in the ``document``'s chunk.
+        resets, per token: the chunk's first token of its ``document``.
         """
         names = ["before", "after", "in_w", "out_w", "write_w", "ends"]
         if self.delta:
@@ -105,14 +106,17 @@ def gate_rows(gates, case, keep):
     left = jnp.exp(after[..., -1:] - after)
     rows = {"before": before, "after": after}
     if case.resets:
-        number = rows["document"] = jnp.cumsum(gates["resets"], -1)
+        number = jnp.cumsum(gates["resets"], -1)
+        at = jnp.arange(number.shape[-1])
+        first = jnp.where(gates["resets"] > 0, at, 0).astype(acc)
+        rows["document"] = jax.lax.cummax(first, axis=first.ndim - 1)
         left = jnp.where(number == number[..., -1:], left, 0)
 
-    def initial(factor, at=slice(None)):
+    def initial(factor, some=slice(None)):
         """Zeroes factors of initial states in another document."""
         if not case.resets:
             return factor
-        return jnp.where(number[..., at] > 0, 0, factor)
+        return jnp.where(number[..., some] > 0, 0, factor)
 
     rows |= {
         "in_w": initial(jnp.exp(before)),
@@ -203,9 +207,9 @@ def _masks(rows):
     """Returns :func:`triangles`, for tokens of the same document."""
     now, past = triangles(rows["after"].shape[-1])
     if "document" in rows:
-        number = rows["document"]
-        same = number[..., :, None] == number[..., None, :]
-        now, past = now & same, past & same
+        first = rows["document"][..., :, None]
+        column = jax.lax.broadcasted_iota(first.dtype, now.shape, 1)
+        now, past = now & (column >= first), past & (column >= first)
     return now, past
 
 

@@ -114,7 +114,8 @@ class Run:
         keep = jnp.arange(self.sizes["t"]) < self.plan.length
         rows = gate_rows(gates, self.case, keep.reshape(-1, self.chunk))
         if self.case.resets and self.case.read == "chunk":
-            other = rows["document"].reshape(-1, self.sizes["t"], 1) > 0
+            other = jnp.cumsum(gates["resets"], -1) > 0
+            other = other.reshape(-1, self.sizes["t"], 1)
             others["q"] = jnp.where(other, 0, others["q"])
         return others | {"rows": jnp.stack(list(rows.values()), -2)}
 

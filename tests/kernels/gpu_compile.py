@@ -22,7 +22,7 @@ CASES = [
     for op, shapes, implementations in (
         (
             "delta_memory",
-            ("gated_deltanet_1b3", "titans_760m"),
+            ("gated_deltanet_1b3", "titans_760m", "titans_760m_packed"),
             ("pallas_triton", "pallas_mosaic_gpu"),
         ),
         ("mlp_memory", ("hope_1b3", "hope_760m"), ("pallas_triton",)),

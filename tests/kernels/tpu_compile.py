@@ -24,7 +24,7 @@ CASES = [
         ("newton_schulz", "layers_512x1536"),
     )
     for chip in TOPOLOGIES
-] + ["operations/all/v5e"]
+] + ["delta_memory/titans_760m_packed/v5e", "operations/all/v5e"]
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -104,8 +104,12 @@ def functions(op, shape, implementation=None):
     else:
         from pallas_kernels.delta_memory import delta_scan, shapes
 
-        case = shapes.SHAPES[shape]
+        alone = shape.removesuffix("_packed")
+        case = shapes.SHAPES[alone]
         arguments = case.arrays()
+        if shape != alone:
+            # As numbers, which have gradients.
+            arguments["resets"] = arguments["log_alpha"]
 
         def forward(arrays):
             return delta_scan(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nl_jax.errors import InputError
+from nl_jax.memory import Gates, associative_memory
 from nl_jax.memory.packed import check_segment_ids, lay, pack
 from nl_jax.memory.walk import chunk_scan
 
@@ -111,6 +112,56 @@ def test_a_document_goes_on_inside_its_chunk():
     assert int(position[0]) == LENGTH
     np.testing.assert_allclose(jnp.concatenate(parts), y, rtol=1e-5)
     np.testing.assert_allclose(state[1], whole[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_memory_begins_anew_with_each_document(affine):
+    memory = associative_memory(
+        "linear",
+        "l2",
+        "gd",
+        momentum=not affine,
+        chunk_size=1 if affine else 4,
+    )
+    ids = np.array([[1] * 9 + [2] * 9, [0] * 4 + [3] * 9 + [0] * 5])
+    rng = np.random.default_rng(3)
+    k, v, q = rng.normal(size=(3, *ids.shape, 2)).astype(np.float32)
+    draws = rng.uniform(size=(3, *ids.shape)).astype(np.float32)
+    gates = Gates(0.3 * draws[0], -draws[1], None if affine else -draws[2])
+    fresh = memory.init(jax.random.key(0), 2, 2)
+
+    def rows(count):
+        return jax.tree.map(lambda a: jnp.stack([a] * count), fresh)
+
+    _, packed, _ = pack(jnp.asarray(ids), jnp.asarray(ids), None, True)
+    there = np.argsort(ids == 0, 1, kind="stable")
+    given = jax.tree.map(
+        lambda a: jnp.asarray([x[i] for x, i in zip(a, there, strict=True)]),
+        (k, v, q, gates),
+    )
+    y, state = jax.jit(
+        lambda *inputs: memory.scan_rows(
+            rows(2),
+            *inputs,
+            aligned=True,
+            packed=packed,
+            initial=fresh.memory,
+        )
+    )(*given)
+    own = jax.tree.map(
+        lambda a: jnp.stack([a[ids == name] for name in (1, 2, 3)]),
+        (k, v, q, gates),
+    )
+    alone, after = jax.jit(jax.vmap(memory.scan))(rows(3), *own)
+    found = y[0, :9], y[0, 9:], y[1, :9]
+    np.testing.assert_allclose(jnp.stack(found), alone, rtol=1e-5, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b[jnp.array([1, 2])], rtol=1e-5, atol=1e-5
+        ),
+        state,
+        after,
+    )
 
 
 @pytest.mark.parametrize(

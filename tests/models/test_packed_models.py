@@ -26,13 +26,12 @@ of a batch of documents alone."""
 _LOCAL = {"objective": "local", "token_periods": (3, 6), "rate": 0.3}
 _NEXT = _LOCAL | {"objective": "next_token"}
 _MATRIX = {"matrix": {"chunk_size": 4}}
+_WINDOW = {"window": 5, "persistent": 2}
+_BOTH = {"memory": {"chunk_size": 4}, "attention": _WINDOW}
 _TITANS = {"titans": {"chunk_size": 4, "memory_chunk_size": 2}}
 _MODELS = {
     "mamba": {},
-    "transformer": {
-        "n_layers": 1,
-        "attention": {"window": 5, "persistent": 2},
-    },
+    "transformer": {"n_layers": 1, "attention": _WINDOW},
     "retnet": {"n_layers": 1, **_MATRIX},
     "linear-attention": _MATRIX,
     "gated-deltanet": _MATRIX,
@@ -53,12 +52,7 @@ _MODELS = {
         )
     },
     **{
-        name: {
-            "titans_attention": {
-                "attention": {"window": 5, "persistent": 2},
-                "memory": {"chunk_size": 4},
-            }
-        }
+        name: {"titans_attention": _BOTH}
         for name in ("titans-mac", "titans-mag", "titans-mal")
     },
     "samba": {"samba": {"attention": {"window": 5}}},
@@ -186,8 +180,9 @@ def _go_on(label):
     return jax.jit(apply), state
 
 
-_TOKENS = np.random.default_rng(1).integers(0, VOCAB, (2, LENGTH + MORE))
-_WEIGHTS = np.random.default_rng(2).normal(size=(2, LENGTH))
+_DRAW = np.random.default_rng(1)
+_TOKENS = _DRAW.integers(0, VOCAB, (2, LENGTH + MORE))
+_WEIGHTS = _DRAW.normal(size=(2, LENGTH))
 
 
 def _documents(ids):
@@ -307,9 +302,7 @@ def test_many_cases(label, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("label", MODELS)
 def test_decoding_token_by_token(label):
-    ids = np.array(
-        [[0] * 2 + [1] * 7 + [0] + [2] * 14, [1] + [2] * 4 + [3] * 19]
-    )
+    ids = np.array([[0, *[1] * 8, 0, *[2] * 14], [1, *[2] * 4, *[3] * 19]])
     whole, _ = _read(label)(_TOKENS[:, :LENGTH], ids)
     step, state = _go_on(label)
     for at in range(LENGTH):
