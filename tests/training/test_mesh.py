@@ -11,7 +11,12 @@ from jax.sharding import PartitionSpec
 from nl_jax.errors import InputError
 from nl_jax.models import to_json
 from nl_jax.training import MeshConfig, OptimizerConfig, list_steps, train
-from nl_jax.training.mesh import check_batch, make_mesh, parameter_shardings
+from nl_jax.training.mesh import (
+    check_batch,
+    make_mesh,
+    parameter_shardings,
+    process_rows,
+)
 from tests.devices import run_on_devices
 
 RUN = """
@@ -104,6 +109,7 @@ def test_one_device_takes_any_rule():
     found = parameter_shardings(mesh, axes, shapes, MeshConfig().parameter_axes)
     assert found["w"].spec == PartitionSpec(None, "fsdp", "tensor")
     check_batch(mesh, 5)
+    assert process_rows(mesh, 5) == [0, 1, 2, 3, 4]
 
 
 def test_dimensions_that_do_not_divide_stay_whole():
@@ -113,8 +119,9 @@ def test_dimensions_that_do_not_divide_stay_whole():
         mesh, {"w": ("embed", "mlp")}, shapes, MeshConfig().parameter_axes
     )
     assert found["w"].spec == PartitionSpec(None, "tensor")
-    with pytest.raises(InputError, match="batch_size=5 must be a multiple"):
-        check_batch(mesh, 5)
+    for check in (check_batch, process_rows):
+        with pytest.raises(InputError, match="batch_size=5 must be a multiple"):
+            check(mesh, 5)
 
 
 COMPILE = """
