@@ -30,6 +30,8 @@ from nl_jax.memory.walk import chunk_scan
 
 _SLOWEST, _FASTEST = 0.001, 0.1
 """Range of the initial steps, uniform in the logarithm (section 3.6)."""
+_FOREVER = 1e15
+"""Step behind which nothing is left of a state."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +115,11 @@ def selective_scan(h, x, delta, a, b, c, *, starts=None, chunk_size: int = 64):
     def chunk(h, inputs, *_):
         *values, starts = inputs
         x, delta, b, c = (value.astype(h.dtype) for value in values)
-        kept = jnp.exp(delta[..., None] * a.astype(h.dtype))
+        decayed = delta
         if starts is not None:
-            kept = jnp.where(starts[..., None, None], 0, kept)
+            # So long that exactly 0 is left: cheaper than a mask per state.
+            decayed = jnp.where(starts[..., None], _FOREVER, delta)
+        kept = jnp.exp(decayed[..., None] * a.astype(h.dtype))
         added = (delta * x)[..., None] * b[:, :, None]
         # The first token also adds the decayed initial state.
         added = added.at[:, 0].add(kept[:, 0] * h)
