@@ -1,8 +1,8 @@
 """Scans over documents side by side, whose chunks start anew with each.
 
-Each piece of a :class:`nl_jax.memory.packed.Layout` is one step, and one in
-which no row has tokens costs nothing. Tokens for which there is no piece,
-because documents are many, are read one by one, with the same numbers.
+Each piece of a :class:`nl_jax.memory.packed.Layout` is one step. Tokens for
+which there is no piece, because documents are many, are read one by one, with
+the same numbers.
 """
 
 import jax
@@ -50,7 +50,7 @@ def scan_documents(
         """Moves rows behind the axes of pieces and tokens."""
         return jnp.moveaxis(a, 0, -1) if rows else a
 
-    if len(layout.used) == 1:
+    if layout.pieces == 1:
         state = _where(layout.resets[..., 0], initial, state)
         ends = layout.closes.any(-1)
         state, out = piece(state, tokens, ahead(layout.holds), ends)
@@ -69,7 +69,7 @@ def scan_documents(
         here = [ahead(mark & here) for mark in marks]
         return remat_scan(body, state, (tokens, *here), every=None)
 
-    if len(layout.used) == layout.slot.shape[-1]:
+    if layout.pieces == layout.slot.shape[-1]:
         state, out = by_token(state, tokens, True)
         return state, back(out)
 
@@ -77,35 +77,23 @@ def scan_documents(
         (without_start, with_start) if drop_start else (_same, _same)
     )
 
-    def work(state, chunk):
-        state, out = piece(restore(state), *chunk)
-        return drop(state), out
-
-    def rest(state, chunk):
-        out = jax.eval_shape(work, state, chunk)[1]
-        return state, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), out)
-
-    def begin(state, resets):
-        return _where(resets, drop(initial), state)
-
     def body(carry, chunk):
-        used, begins, resets, *chunk = chunk
+        resets, *chunk = chunk
         state, kept = carry
-        state = jax.lax.cond(begins, begin, lambda s, _: s, state, resets)
+        state = _where(resets, drop(initial), state)
         # Nothing in the scan reads what is kept: it costs nothing if the
         # state after it is not used.
         kept = _where(chunk[1].any(0), starts(restore(state)), kept)
-        state, out = jax.lax.cond(used, work, rest, state, chunk)
-        return (state, kept), out
+        state, out = piece(restore(state), *chunk)
+        return (drop(state), kept), out
 
     valid = ahead(layout.valid)
     slots = len(valid) * valid.shape[1]
-    marks = layout.used, layout.begins, ahead(layout.resets)
     pieces = jax.tree.map(lambda a: _fill(a, layout, ahead), tokens)
     (state, kept), out = remat_scan(
         body,
         (drop(state), starts(state)),
-        (*marks, pieces, valid, valid[:, -1]),
+        (ahead(layout.resets), pieces, valid, valid[:, -1]),
         every=remat,
     )
     slot = jnp.minimum(ahead(layout.slot), slots - 1)

@@ -180,27 +180,27 @@ class Layout(NamedTuple):
     """As :attr:`Packed.valid`, ``[B, T]``."""
     closes: jax.Array
     """Whether a token is the last of its chunk, ``[B, T]``."""
-    used: jax.Array
-    """Pieces in which any row has tokens, ``[n]``, without rows."""
-    begins: jax.Array
-    """Pieces in which any row begins a document, ``[n]``, without rows."""
     fits: jax.Array | None
     """Whether all tokens are in the ``n`` pieces, without rows; ``None`` if it
     is known that they are."""
 
     @property
+    def pieces(self) -> int:
+        """Number ``n`` of pieces."""
+        return self.resets.shape[-1]
+
+    @property
     def rows(self) -> Any:
         """Axes for ``jax.vmap`` over rows."""
         axes: Any = dict.fromkeys(self._fields, 0)
-        axes |= {"used": None, "begins": None, "fits": None}
-        return Layout(**axes)
+        return Layout(**axes | {"fits": None})
 
 
 def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     """Cuts documents into pieces of chunks of ``size`` tokens.
 
-    There are a quarter more pieces than a single document would need; more
-    documents do not fit, and their tokens are read one by one.
+    There are a sixteenth more pieces than a single document would need, and
+    two; more documents do not fit, and their tokens are read one by one.
 
     Args:
         packed: the documents.
@@ -208,7 +208,7 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
         size: tokens per chunk.
     """
     batch, length = packed.first.shape
-    pieces = min(length, -(-length * 5 // (4 * size)) + 2)
+    pieces = min(length, -(-length * 17 // (16 * size)) + 2)
     if packed.closes is not None:
         pieces = 1
     valid, starts = packed.valid, packed.starts
@@ -235,8 +235,6 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
         starts,
         valid,
         closes,
-        held.any((0, 2)),
-        resets.any(0),
         jnp.all(jnp.where(valid, piece, 0) < pieces),
     )
 

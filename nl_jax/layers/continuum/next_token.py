@@ -178,7 +178,7 @@ def _read_documents(reader, tokens, mixers, cms, packed):
     def by_token(mixers, cms):
         return _read_tokens(reader, tokens, mixers, cms, packed)
 
-    if len(layout.used) == length:
+    if layout.pieces == length:
         return by_token(mixers, cms)
     # Each branch would also fill in what the other keeps for its gradient.
     by_token = jax.checkpoint(by_token, prevent_cse=False)
