@@ -27,8 +27,9 @@ from experiments.corpora.tokenizing import (
 )
 from experiments.shared import flags
 from nl_jax.data import open_prepared
+from nl_jax.data.array_records import id_dtype
 from nl_jax.data.documents import TextFields
-from nl_jax.data.prepared import PARTS, id_dtype
+from nl_jax.data.prepared import PARTS
 from nl_jax.data.text_files import find_files
 from nl_jax.errors import InputError
 

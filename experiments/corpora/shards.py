@@ -13,12 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.corpora.tokenizing import ROW
-from nl_jax.data.prepared import (
-    UNFINISHED,
-    edges_sha256,
-    file_sha256,
-    record_counts,
-)
+from nl_jax.data.array_records import SHARD, record_counts
+from nl_jax.data.prepared import UNFINISHED, edges_sha256, file_sha256
 from nl_jax.errors import InputError
 
 
@@ -54,7 +50,7 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
         rows = np.fromfile(rows_path, ROW)
         keep = first_of_each(rows["digest"])
         kept = rows[keep]
-        records = folder / f"{job.name}.array_record"
+        records = folder / f"{job.name}{SHARD}"
         index = folder / f"{job.name}.index.npy"
         count = int(record_counts(kept["length"], job.record_tokens).sum())
         _write_records(job, records, rows, keep, count)

@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from nl_jax.data import BPETokenizer, ByteTokenizer, Tokenizer, tokenize
+from nl_jax.data.array_records import id_dtype
 from nl_jax.data.documents import RawBatch, TextFields, parse, text_digest
-from nl_jax.data.prepared import id_dtype
 from nl_jax.errors import InputError
 
 T = TypeVar("T")

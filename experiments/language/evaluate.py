@@ -37,6 +37,7 @@ from nl_jax.data import (
     read_blocks,
     tokenize,
 )
+from nl_jax.data.array_records import MANIFEST
 from nl_jax.data.documents import TextFields, read_documents
 from nl_jax.errors import InputError
 
@@ -72,7 +73,11 @@ def main(values: flags.FlagValues) -> None:
     config = loaded.meta["config"]
     window = values.context == "window"
     file = pathlib.Path(values.file or "")
-    several = file.is_dir() or _DOCUMENTS.search(file.name.lower())
+    several = (
+        file.is_dir()
+        or file.name == MANIFEST
+        or _DOCUMENTS.search(file.name.lower())
+    )
     streamed = not (window or several)
     if not values.file:
         documents = _held_out(loaded, window)
@@ -135,7 +140,7 @@ def _blocks(file, tokenizer) -> Iterable[Document]:
 def _documents(values, tokenizer) -> Iterable[Document]:
     """Returns documents; of a prepared corpus, those that it holds out."""
     if is_prepared(values.file):
-        corpus = open_prepared(values.file)
+        corpus = open_prepared(values.file, field="--file")
         if corpus.tokenizer.to_json()["hash"] != tokenizer.to_json()["hash"]:
             raise InputError(
                 f"--file={values.file} was prepared with another tokenizer "

@@ -3,15 +3,25 @@
 ``python -m experiments.quotations --config.data.paths=my.txt`` prints the share
 of windows of 40 bytes in the held-out text that occur anywhere in the training
 text, and the longest quotations. A model is rewarded for learning those by
-heart; ``--config.data.unique_paragraphs=True`` leaves most of them out.
+heart; ``--config.data.unique_paragraphs=True`` leaves most of them out. The
+training text is held in memory, that of prepared corpora too.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 
 from experiments.language import train_lm
 from experiments.shared import flags
 from nl_jax import training
-from nl_jax.data import load_corpus, quoted
+from nl_jax.data import (
+    DocumentSource,
+    Tokenizer,
+    is_prepared,
+    load_corpus,
+    open_corpora,
+    quoted,
+)
 from nl_jax.errors import InputError
 
 FLAGS = {
@@ -23,8 +33,16 @@ FLAGS = {
 
 def main(values: flags.FlagValues) -> None:
     """Counts and prints."""
-    corpus = load_corpus(training.freeze(values.config).data)
-    train, held_out, length = corpus.train, corpus.held_out, values.length
+    data, length = training.freeze(values.config).data, values.length
+    if any(map(is_prepared, data.paths)):
+        corpora = open_corpora(data)
+        train, held_out = (
+            _joined(part, corpora.tokenizer)
+            for part in (corpora.train, corpora.held_out)
+        )
+    else:
+        corpus = load_corpus(data)
+        train, held_out = corpus.train, corpus.held_out
     found = quoted(train, held_out, length)
     if not found.size:
         raise InputError(
@@ -42,6 +60,15 @@ def main(values: flags.FlagValues) -> None:
     for start, end in zip(starts[longest], ends[longest], strict=True):
         text = held_out[start : end + length - 1]
         print(f"{len(text):,} bytes: {_shortened(text)}")
+
+
+def _joined(sources: Iterable[DocumentSource], tokenizer: Tokenizer) -> bytes:
+    """Returns the text of tokenized documents, joined with newlines."""
+    return b"\n".join(
+        tokenizer.decode(source[i].tokens)
+        for source in sources
+        for i in range(len(source))
+    )
 
 
 def _shortened(text: bytes) -> str:

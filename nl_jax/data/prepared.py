@@ -11,38 +11,18 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import grain
-import numpy as np
-
-from nl_jax.data.sources import Document, Span, masked
+from nl_jax.data.array_records import MANIFEST, SHARD, PreparedDocuments
 from nl_jax.data.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
 from nl_jax.errors import InputError
 
 FORMAT = 1
 """Version of the format."""
-MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"
 """Folder with the work that a preparation has done so far."""
 PARTS = ("train", "held_out")
 _EDGE = 1 << 16
-
-
-def id_dtype(vocab_size: int) -> np.dtype:
-    """Returns the smallest type that holds the ids.
-
-    Example:
-        >>> id_dtype(256).str, id_dtype(4096).str
-        ('|u1', '<u2')
-    """
-    return np.min_scalar_type(vocab_size - 1).newbyteorder("<")
-
-
-def record_counts(lengths: np.ndarray, record_tokens: int) -> np.ndarray:
-    """Returns the number of records of each document."""
-    return -(-lengths.astype(np.int64) // record_tokens)
 
 
 def edges_sha256(path: pathlib.Path) -> str:
@@ -64,29 +44,41 @@ def file_sha256(path: pathlib.Path) -> str:
 
 
 def is_prepared(path: str | os.PathLike) -> bool:
-    """Returns whether a folder holds a prepared corpus.
+    """Returns whether a path is a prepared corpus: its folder or manifest.
 
     Raises:
         InputError: if its preparation has not been finished.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = _folder(path)
     if (folder / MANIFEST).is_file():
         return True
     if (folder / UNFINISHED).is_dir():
         raise InputError(
             f"{path} is not finished; repeat the command that prepared it"
         )
+    if next(folder.glob(f"*{SHARD}"), None):
+        raise InputError(
+            f"{path} has shards but no {MANIFEST}: it was not prepared or "
+            "copied to the end; do that again"
+        )
     return False
+
+
+def _folder(path: str | os.PathLike) -> pathlib.Path:
+    folder = pathlib.Path(path).expanduser()
+    return folder.parent if folder.name == MANIFEST else folder
 
 
 class PreparedCorpus(NamedTuple):
     """A prepared corpus, of which nothing but the index has been read."""
 
-    train: "PreparedDocuments"
-    held_out: "PreparedDocuments"
+    train: PreparedDocuments
+    held_out: PreparedDocuments
     tokenizer: Tokenizer
     sha256: str
     """Hash of the manifest, which has those of all shards."""
+    held_out_share: float
+    """Share of the documents that are held out, by their hashes."""
 
 
 def open_prepared(
@@ -95,32 +87,34 @@ def open_prepared(
     """Opens a prepared corpus.
 
     Args:
-        path: folder of the corpus.
+        path: folder of the corpus, or its manifest.
         field: name of the setting with the path, for error messages.
         verify: whether to compare the hashes of all files, which reads them.
-            Without, their sizes are compared, and the hashes of their edges.
+            Without, their sizes are compared, and the hashes of the indices
+            and of the edges of the shards.
 
     Raises:
         InputError: naming the file and the field of the manifest, if a file is
             missing, truncated or another one.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = _folder(path)
     text, manifest = read_manifest(folder, field)
     try:
         for part in PARTS:
             for shard in manifest["parts"][part]["shards"]:
-                for file in (shard["records"], shard["index"]):
-                    _check_file(field, folder, part, file, verify)
+                _check_file(field, folder, part, shard["records"], verify)
+                _check_file(field, folder, part, shard["index"], True)
         tokenizer = _tokenizer(field, folder, manifest["tokenizer"])
         train, held_out = (
-            PreparedDocuments(folder, manifest, part) for part in PARTS
+            PreparedDocuments(folder, manifest, part, field) for part in PARTS
         )
+        share = float(manifest["settings"]["held_out"])
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"{field}: {folder / MANIFEST} is damaged (no {error})"
         ) from error
     sha256 = hashlib.sha256(text).hexdigest()
-    return PreparedCorpus(train, held_out, tokenizer, sha256)
+    return PreparedCorpus(train, held_out, tokenizer, sha256, share)
 
 
 def read_manifest(
@@ -131,7 +125,7 @@ def read_manifest(
     Raises:
         InputError: if it is missing, damaged or that of another version.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = _folder(path)
     if not is_prepared(folder):
         raise InputError(f"{field}: {folder} has no {MANIFEST}")
     try:
@@ -186,6 +180,17 @@ def _check_file(field, folder, part, file, verify) -> None:
 
 
 def _tokenizer(field, folder, saved) -> Tokenizer:
+    tokenizer = _saved_tokenizer(field, folder, saved)
+    if saved["vocab_size"] != tokenizer.vocab_size:
+        raise InputError(
+            f"{field}: tokenizer.vocab_size of {folder / MANIFEST} is "
+            f"{saved['vocab_size']!r}, but the tokenizer has "
+            f"{tokenizer.vocab_size} ids; copy or prepare the corpus again"
+        )
+    return tokenizer
+
+
+def _saved_tokenizer(field, folder, saved) -> Tokenizer:
     if saved["kind"] == "byte":
         return ByteTokenizer()
     path = folder / saved["file"]
@@ -201,91 +206,3 @@ def _tokenizer(field, folder, saved) -> Tokenizer:
             "than that of the shards"
         )
     return tokenizer
-
-
-class _WholeFile(NamedTuple):
-    """An ArrayRecord file as Grain knows it without opening it."""
-
-    filename: str
-    skip: int
-    take: int
-    examples_in_shard: int
-
-
-class PreparedDocuments:
-    """Source of one part of a prepared corpus; tokens are read when asked for.
-
-    Args:
-        folder: of the corpus.
-        manifest: of the corpus, whose files have been checked.
-        part: ``"train"`` or ``"held_out"``.
-    """
-
-    def __init__(self, folder: pathlib.Path, manifest: Any, part: str):
-        self._dtype = id_dtype(manifest["tokenizer"]["vocab_size"])
-        self._record_tokens = manifest["record_tokens"]
-        shards = manifest["parts"][part]["shards"]
-        index = [np.load(folder / s["index"]["file"]) for s in shards]
-        self.lengths = np.concatenate([found[:, 0] for found in index])
-        self.weighted = manifest["prompts"]
-        self._prompts = None
-        if self.weighted:
-            self._prompts = np.concatenate([found[:, 1] for found in index])
-        counts = record_counts(self.lengths, self._record_tokens)
-        self._first = np.cumsum(counts) - counts
-        self._files = []
-        for shard in shards:
-            path = str(folder / shard["records"]["file"])
-            count = shard["records"]["count"]
-            self._files.append(_WholeFile(path, 0, count, count))
-        self._records = grain.sources.ArrayRecordDataSource(self._files)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> Document:
-        return self.read([Span(index, 0, int(self.lengths[index]))])[0]
-
-    def read(self, slices: Iterable[Span]) -> list[Document]:
-        """Returns parts of documents.
-
-        Raises:
-            InputError: if a shard is damaged.
-        """
-        slices, size = list(slices), self._record_tokens
-        spans = []
-        for index, start, stop in slices:
-            first = int(self._first[index])
-            spans.append(range(first + start // size, first - (-stop // size)))
-        keys = list(dict.fromkeys(key for span in spans for key in span))
-        found = dict(zip(keys, self._fetch(keys), strict=True))
-        out = []
-        for (index, start, stop), span in zip(slices, spans, strict=True):
-            parts = [np.frombuffer(found[key], self._dtype) for key in span]
-            at = start % size
-            whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            tokens = whole[at : at + stop - start].astype(np.int32)
-            if self._prompts is None:
-                out.append(Document(tokens))
-            else:
-                prompt = int(self._prompts[index]) - start
-                out.append(masked(tokens, max(prompt, 0)))
-        return out
-
-    def _fetch(self, keys: list[int]) -> Sequence[bytes]:
-        """Reads records; an error names the file of one that is damaged."""
-        key = 0
-        try:
-            try:
-                return self._records.__getitems__(keys)
-            except (RuntimeError, ValueError, OSError):
-                for key in keys:
-                    self._records[key]
-                raise
-        except (RuntimeError, ValueError, OSError) as error:
-            ends = np.cumsum([file.take for file in self._files])
-            name = self._files[int(np.searchsorted(ends, key, "right"))][0]
-            raise InputError(
-                f"data.paths: {name} is damaged, or was changed since it was "
-                f"opened ({error})"
-            ) from error

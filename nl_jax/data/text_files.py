@@ -21,7 +21,8 @@ def find_files(field: str, name: str) -> list[pathlib.Path]:
     A folder that the package ``datasets`` has saved is returned itself.
 
     Raises:
-        InputError: naming ``field``, if there are none.
+        InputError: naming ``field``, if there are none, or they are those of a
+            prepared corpus.
     """
     path = pathlib.Path(name).expanduser()
     try:
@@ -42,6 +43,12 @@ def find_files(field: str, name: str) -> list[pathlib.Path]:
             f"{field}: cannot read {error.filename or name} ({error.strerror})"
         ) from error
     files = [p for p in files if not _hidden(p.relative_to(path))]
+    shards = [p for p in files if p.name.endswith(".array_record")]
+    if shards:
+        raise InputError(
+            f"{field}: {shards[0].parent} is a prepared corpus, not text; only "
+            "data.paths and evaluate --file take one, by its folder"
+        )
     if not files:
         raise InputError(f"{field}: {name} has no files in it")
     return files

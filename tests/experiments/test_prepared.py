@@ -3,11 +3,18 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from experiments.corpora import prepare_text
 from experiments.shared import cli
-from nl_jax.data import ByteTokenizer, DataConfig, open_corpora, open_prepared
+from nl_jax.data import (
+    ByteTokenizer,
+    DataConfig,
+    load_corpus,
+    open_corpora,
+    open_prepared,
+)
 from nl_jax.data.prepared import is_prepared
 from nl_jax.errors import InputError
 
@@ -96,6 +103,62 @@ def test_damage_amid_a_shard_is_found(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"00001-of.*record is damaged"):
         for index in range(len(train)):
             train[index]
+
+
+def test_a_large_index_is_hashed_whole(tmp_path, monkeypatch):
+    """Damage far from both edges, which a length of one document more is."""
+    texts = (json.dumps({"text": f"{i:06}"}) + "\n" for i in range(20_000))
+    (tmp_path / "a.jsonl").write_text("".join(texts))
+    monkeypatch.setattr("sys.argv", ["prepare_text"])
+    folder = tmp_path / "corpus"
+    flags = (f"--input={tmp_path}/a.jsonl", f"--output={folder}")
+    cli.run(prepare_text, [*flags, "--processes=1"])
+    index = folder / "train-00000-of-00001.index.npy"
+    assert index.stat().st_size > 2 << 16
+    found = np.load(index)
+    found[len(found) // 2, 0] += 1
+    np.save(index, found)
+    with pytest.raises(InputError, match=r"index.npy has sha256 .* damaged"):
+        open_prepared(folder)
+
+
+def test_counts_of_the_manifest_are_those_of_the_index(copies):
+    folder = copies / "byte"
+    whole = (folder / "manifest.json").read_text()
+    for words, change in (
+        ("documents=7 of train-0", lambda s: s.update(documents=7)),
+        ("tokens=7 of train-0", lambda s: s.update(tokens=7)),
+        ("records.count=7 of", lambda s: s["records"].update(count=7)),
+    ):
+        set_field(folder, lambda m: change(m["parts"]["train"]["shards"][0]))  # noqa: B023
+        with pytest.raises(InputError, match=words) as error:
+            open_prepared(folder)
+        assert "\n" not in str(error.value)
+        (folder / "manifest.json").write_text(whole)
+    set_field(folder, lambda m: m["tokenizer"].update(vocab_size=300))
+    with pytest.raises(InputError, match=r"is 300, but .* has 256 ids"):
+        open_prepared(folder)
+
+
+def test_a_manifest_stands_for_its_corpus(copies):
+    folder = copies / "byte"
+    found = [
+        open_corpora(DataConfig(paths=(str(path),)))
+        for path in (folder, folder / "manifest.json")
+    ]
+    assert found[0].sha256 == found[1].sha256
+    assert len(found[0].train[0]) == len(found[1].train[0])
+    config = DataConfig(paths=(str(copies / "bpe/manifest.json"),))
+    assert config.vocab_size() == 280
+
+
+def test_shards_without_a_manifest_are_no_text(copies):
+    folder = copies / "byte"
+    with pytest.raises(InputError, match="byte is a prepared corpus, not text"):
+        load_corpus(DataConfig(paths=(str(folder),)))
+    (folder / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"shards but no manifest\.json"):
+        open_corpora(DataConfig(paths=(str(folder),)))
 
 
 def test_another_tokenizer_is_refused(copies, prepared):

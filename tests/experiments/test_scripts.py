@@ -16,6 +16,7 @@ from experiments.language import evaluate, generate, quotations, train_lm
 from experiments.streams import stream_stability
 from nl_jax.data import open_prepared
 from tests.experiments.conftest import SMALL
+from tests.experiments.test_prepare_text import share_of
 
 
 def test_training_writes_its_files(workdir):
@@ -308,8 +309,29 @@ def test_a_prepared_corpus_is_evaluated_on_what_it_holds_out(
     lengths = open_prepared(tmp_path / "bytes").held_out.lengths
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["tokens"] == (lengths - 1).sum() > 0
+    manifest = tmp_path / "bytes" / "manifest.json"
+    status, out, error = script(evaluate, *here, f"--file={manifest}")
+    assert status == 0 and f"{found['tokens']} tokens," in out, error
     status, _, error = script(evaluate, *here, f"--file={tmp_path}/bpe")
     assert status == 2 and "was prepared with another tokenizer" in error
+    (tmp_path / "bytes" / "held_out-00000-of-00001.index.npy").unlink()
+    status, _, error = script(evaluate, *here, f"--file={manifest}")
+    assert status == 2 and error.startswith("error: --file: ")
+
+
+def test_quotations_of_a_prepared_corpus_are_counted(script, tmp_path):
+    texts = [f"document {i:02}" for i in range(40)]
+    lines = "\n".join(json.dumps({"text": text}) for text in texts)
+    (tmp_path / "a.jsonl").write_text(lines)
+    flags = (f"--input={tmp_path}/a.jsonl", f"--output={tmp_path}/corpus")
+    script(prepare_text, *flags, "--held_out=0.3", "--processes=1")
+    held_out = {text for text in texts if share_of(text) < 0.3}
+    status, out, error = script(
+        quotations, f"--config.data.paths={tmp_path}/corpus", "--length=9"
+    )
+    assert status == 0, error
+    size = 12 * len(held_out) - 1
+    assert f"({size:,} and {40 * 12 - size - 2:,} bytes)" in out
 
 
 def test_quotations_are_counted_and_printed(script, tmp_path):
