@@ -13,10 +13,9 @@ from typing import Any
 
 from experiments.corpora.reading import JOURNAL, Inputs, Journal
 from experiments.corpora.shards import publish, write_atomically
-from experiments.corpora.tokenizing import is_held_out
 from nl_jax.data import BPETokenizer, Tokenizer
 from nl_jax.data.array_records import MANIFEST
-from nl_jax.data.documents import parse, text_digest
+from nl_jax.data.documents import is_held_out, parse, text_digest
 from nl_jax.data.prepared import FORMAT, UNFINISHED
 from nl_jax.data.tokenizers import bounded_sample
 from nl_jax.errors import InputError

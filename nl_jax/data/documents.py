@@ -231,3 +231,8 @@ def text_digest(text: bytes) -> bytes:
     Space around the text does not count.
     """
     return hashlib.sha256(text.strip()).digest()[:16]
+
+
+def is_held_out(digest: bytes, share: float) -> bool:
+    """Returns whether a document is held out, which its text alone decides."""
+    return int.from_bytes(digest[:8], "big") < share * 2**64
