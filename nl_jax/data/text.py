@@ -96,7 +96,7 @@ class DataConfig:
                 )
             # Flags separate paths with commas.
             names = [
-                part
+                part.strip()
                 for path in map(str, paths)
                 for part in (
                     [path]
@@ -104,6 +104,10 @@ class DataConfig:
                     else path.split(",")
                 )
             ]
+            if not all(names):
+                raise InputError(
+                    f"data.{name}={','.join(names)!r} has an empty path"
+                )
             object.__setattr__(self, name, tuple(names))
         object.__setattr__(self, "tokenizer", str(self.tokenizer))
         check_fields(self, "data.", bpe_vocab_size=256, carry_windows=0)
