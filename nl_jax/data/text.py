@@ -15,7 +15,9 @@ from nl_jax.checks import check_fields
 from nl_jax.data.documents import (
     TextDocument,
     TextFields,
+    is_held_out,
     read_documents,
+    text_digest,
 )
 from nl_jax.data.order import check_weights
 from nl_jax.data.prepared import is_prepared, read_manifest
@@ -61,7 +63,8 @@ class DataConfig:
     reads them whole."""
     held_out: float = 0.1
     """Fraction of the text, at its end, that is held out from training; unused
-    with ``held_out_paths``."""
+    with ``held_out_paths``, and beside prepared corpora, whose share by hash
+    then holds for all."""
     max_held_out_bytes: int = 1_048_576
     """Number of bytes of the held-out text that are evaluated, at most."""
 
@@ -93,7 +96,7 @@ class DataConfig:
                 )
             # Flags separate paths with commas.
             names = [
-                part
+                part.strip()
                 for path in map(str, paths)
                 for part in (
                     [path]
@@ -101,6 +104,10 @@ class DataConfig:
                     else path.split(",")
                 )
             ]
+            if not all(names):
+                raise InputError(
+                    f"data.{name}={','.join(names)!r} has an empty path"
+                )
             object.__setattr__(self, name, tuple(names))
         object.__setattr__(self, "tokenizer", str(self.tokenizer))
         check_fields(self, "data.", bpe_vocab_size=256, carry_windows=0)
@@ -151,13 +158,20 @@ class Corpus(NamedTuple):
     the last one of the training text."""
 
 
-def load_corpus(config: DataConfig) -> Corpus:
+def load_corpus(
+    config: DataConfig, hashed_share: float | None = None
+) -> Corpus:
     """Reads the text, shuffles its documents in a fixed order and splits it.
 
     Of documents that occur more than once only one is kept, in the held-out
     text if it occurs there; with ``unique_paragraphs``, of paragraphs too. The
     default text is ``pydoc_data.topics``, English included in CPython, which
     quotes itself so much that this is always done to it.
+
+    Args:
+        config: which text to read, and how to split it.
+        hashed_share: share of the documents to hold out by their hashes, which
+            may be none, as prepared corpora do; ``None`` to hold out the end.
 
     Raises:
         InputError: if a file is missing, empty, binary or invalid JSONL.
@@ -170,16 +184,21 @@ def load_corpus(config: DataConfig) -> Corpus:
     seen: set[bytes] = set()
     unique = config.unique_paragraphs
     each = unique or not config.paths
-    if config.held_out_paths:
-        found = read_documents(
-            "data.held_out_paths", config.held_out_paths, fields
-        )
+    if config.held_out_paths or hashed_share is not None:
+        if hashed_share is None:
+            whose = "data.held_out_paths hold"
+            found = read_documents(
+                "data.held_out_paths", config.held_out_paths, fields
+            )
+        else:
+            whose = f"the hashes below {hashed_share} hold out"
+            found, documents = _by_hash(documents, hashed_share)
         held_out_documents = _shuffled(found, seen, unique)
         train_documents = _shuffled(documents, seen, each)
         if not train_documents:
             raise InputError(
-                "data.held_out_paths hold all documents of data.paths; leave "
-                "some to train on"
+                f"{whose} all documents of data.paths "
+                f"({', '.join(config.paths)}); give others to train on"
             )
         train, held_out = _joined(train_documents), _joined(held_out_documents)
         text = train + b"\0" + held_out
@@ -192,13 +211,25 @@ def load_corpus(config: DataConfig) -> Corpus:
     most = character_start(held_out, config.max_held_out_bytes)
     held_out = held_out[:most]
     held_out_documents, _ = _split(held_out_documents, most)
-    if not train.strip() or not held_out.strip():
+    empty = hashed_share is None and not held_out.strip()
+    if not train.strip() or empty:
         raise InputError(
             f"the text has {len(text)} bytes, too few to hold out "
             f"{config.held_out:.0%}; give more text in data.paths"
         )
     sha256 = hashlib.sha256(text).hexdigest()
     return Corpus(train, held_out, sha256, train_documents, held_out_documents)
+
+
+def _by_hash(
+    documents: Iterable[TextDocument], share: float
+) -> tuple[list[TextDocument], list[TextDocument]]:
+    """Returns the documents to hold out, and the others."""
+    parts: tuple[list[TextDocument], list[TextDocument]] = ([], [])
+    for document in documents:
+        held_out = is_held_out(text_digest(document.text), share)
+        parts[not held_out].append(document)
+    return parts
 
 
 def _joined(documents: Iterable[TextDocument]) -> bytes:

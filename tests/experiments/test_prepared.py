@@ -17,6 +17,7 @@ from nl_jax.data import (
 )
 from nl_jax.data.prepared import is_prepared
 from nl_jax.errors import InputError
+from tests.experiments.test_prepare_text import share_of
 
 TEXTS = [f"Text {i}: " + "some words. " * (i % 7) for i in range(60)]
 
@@ -216,10 +217,58 @@ def test_a_manifest_of_another_kind_is_refused(copies):
         open_corpora(DataConfig(paths=(str(folder),)))
 
 
+def test_no_corpus_trains_on_what_another_holds_out(copies, tmp_path):
+    """Plain files are split as prepared ones are; shares must be the same."""
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("\n".join(json.dumps({"text": t}) for t in TEXTS))
+    config = DataConfig(paths=(str(copies / "byte"), str(plain)), held_out=0.6)
+    for separate in (False, True):
+        found = open_corpora(config, separate=separate)
+        train, held_out = (
+            [{bytes(x.tokens.astype("u1")) for x in source} for source in part]
+            for part in (found.train, found.held_out)
+        )
+        assert train[0] == train[1] and held_out[0] == held_out[1]
+        wanted = {t.encode() for t in TEXTS if share_of(t) < 0.3}
+        assert held_out[0] == wanted
+    one = tmp_path / "one.txt"
+    one.write_text(TEXTS[0])
+    kept = share_of(TEXTS[0]) >= 0.3
+    config = DataConfig(paths=(str(copies / "byte"), str(one)))
+    assert kept and not len(open_corpora(config).held_out[0])
+    one.write_text(min(TEXTS, key=share_of))
+    with pytest.raises(InputError, match=r"below 0\.3 hold out all .*one\.txt"):
+        open_corpora(config)
+    other = copies / "other"
+    shutil.copytree(copies / "byte", other)
+    set_field(other, lambda m: m["settings"].update(held_out=0.1))
+    config = DataConfig(paths=(str(copies / "byte"), str(other)))
+    with pytest.raises(InputError, match=r"=0\.3, but .*other with 0\.1, so"):
+        open_corpora(config)
+
+
+def test_no_plain_file_trains_on_what_another_holds_out(tmp_path):
+    """The second has the documents of the first, and others besides."""
+    paths = [tmp_path / f"{i}.jsonl" for i in range(2)]
+    for path, texts in zip(paths, (TEXTS[:20], TEXTS), strict=True):
+        path.write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    config = DataConfig(paths=tuple(map(str, paths)), held_out=0.4)
+    found = open_corpora(config, separate=True)
+    train, held_out = (
+        [[bytes(x.tokens.astype("u1")) for x in source] for source in part]
+        for part in (found.train, found.held_out)
+    )
+    for texts in train:
+        assert len(texts) > 5
+        assert not {*texts} & {*held_out[0], *held_out[1]}
+        # One that the first has cut is not whole in the second.
+        assert train[0][-1] + held_out[0][0] not in texts
+
+
 def test_prepared_and_plain_corpora_go_together(copies, tmp_path):
     """One corpus per path, in their order, with one tokenizer."""
     plain = tmp_path / "plain.txt"
-    plain.write_text("".join(f"{i} more\n" for i in range(400)))
+    plain.write_text("".join(f"{i} more\n" for i in range(401)))
     paths = (str(plain), str(copies / "byte"))
     for order in (paths, paths[::-1]):
         config = DataConfig(paths=order, max_held_out_bytes=200)
