@@ -15,7 +15,7 @@ from nl_jax.data.sources import (
     DocumentSource,
     tokenize,
 )
-from nl_jax.data.text import Corpus, DataConfig, load_corpus
+from nl_jax.data.text import TEXT_FIELDS, Corpus, DataConfig, load_corpus
 from nl_jax.data.tokenizers import (
     BPETokenizer,
     ByteTokenizer,
@@ -54,7 +54,8 @@ def open_corpora(
     Raises:
         InputError: as for :func:`~nl_jax.data.load_corpus` and
             :func:`~nl_jax.data.open_prepared`, or if prepared corpora have
-            another tokenizer, or hold out different shares.
+            another tokenizer, or hold out different shares, or if settings
+            have no effect.
     """
     prepared: dict[tuple[str, ...], PreparedCorpus] = {
         (path,): open_prepared(path, verify=config.verify)
@@ -68,6 +69,15 @@ def open_corpora(
         )
     share = _held_out_share(prepared)
     plain = tuple(p for p in config.paths if (p,) not in prepared)
+    if not prepared:
+        config.refuse(["verify"], "on text that is not prepared")
+    elif plain:
+        config.refuse(["held_out"], "beside prepared corpora")
+    else:
+        config.refuse(
+            (*TEXT_FIELDS, "unique_paragraphs", "held_out"),
+            "on a corpus that is prepared, which was settled then",
+        )
     groups: list[tuple[str, ...]]
     if separate and config.paths:
         groups = [(path,) for path in config.paths]

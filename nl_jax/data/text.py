@@ -28,6 +28,8 @@ from nl_jax.errors import InputError
 
 _RULED_LINE = re.compile(r"^[^\w\n]{40,}\n", re.MULTILINE)
 """A line that tables or headings are drawn with."""
+TEXT_FIELDS = ("text_field", "prompt_field")
+"""Settings of documents that are records."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +64,9 @@ class DataConfig:
     """Compare the hashes of all files of prepared corpora at the start, which
     reads them whole."""
     held_out: float = 0.1
-    """Fraction of the text, at its end, that is held out from training; unused
-    with ``held_out_paths``, and beside prepared corpora, whose share by hash
-    then holds for all."""
+    """Fraction of the text, at its end, that is held out from training. With
+    ``held_out_paths``, or beside prepared corpora, whose share by hash then
+    holds for all, it cannot be set."""
     max_held_out_bytes: int = 1_048_576
     """Number of bytes of the held-out text that are evaluated, at most."""
 
@@ -96,12 +98,12 @@ class DataConfig:
                 )
             # Flags separate paths with commas.
             names = [
-                part.strip()
+                part
                 for path in map(str, paths)
                 for part in (
                     [path]
                     if pathlib.Path(path).expanduser().exists()
-                    else path.split(",")
+                    else map(str.strip, path.split(","))
                 )
             ]
             if not all(names):
@@ -128,6 +130,35 @@ class DataConfig:
             )
         if not 0 < self.held_out < 1:
             raise InputError(f"data.held_out={self.held_out} must be in (0, 1)")
+        if self.reading != "contiguous":
+            rows = ("carry_windows", "packed_share")
+            self.refuse(rows, "without data.reading='contiguous'")
+        if self.tokenizer != "bpe":
+            bpe = ("bpe_vocab_size", "bpe_sample_bytes")
+            self.refuse(bpe, "without data.tokenizer='bpe'")
+        if self.held_out_paths:
+            self.refuse(("held_out",), "with data.held_out_paths")
+        if self.paths:
+            self.refuse(("stdlib",), "with data.paths")
+        elif not self.held_out_paths:
+            self.refuse(TEXT_FIELDS, "on the default text, which is no JSONL")
+
+    def refuse(self, names: Iterable[str], where: str) -> None:
+        """Raises ``InputError`` if a field is set that has no effect.
+
+        Example:
+            >>> DataConfig(stdlib=True).refuse(["stdlib"], "here")
+            Traceback (most recent call last):
+            ...
+            nl_jax.errors.InputError: data.stdlib=True has no effect here; \
+leave it out
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value != getattr(DataConfig, name):
+                raise InputError(
+                    f"data.{name}={value!r} has no effect {where}; leave it out"
+                )
 
     def vocab_size(self) -> int:
         """Returns the number of ids that a model of the text needs."""

@@ -225,7 +225,7 @@ def test_no_corpus_trains_on_what_another_holds_out(copies, tmp_path):
     """Plain files are split as prepared ones are; shares must be the same."""
     plain = tmp_path / "plain.jsonl"
     plain.write_text("\n".join(json.dumps({"text": t}) for t in TEXTS))
-    config = DataConfig(paths=(str(copies / "byte"), str(plain)), held_out=0.6)
+    config = DataConfig(paths=(str(copies / "byte"), str(plain)))
     for separate in (False, True):
         found = open_corpora(config, separate=separate)
         train, held_out = (
@@ -248,6 +248,42 @@ def test_no_corpus_trains_on_what_another_holds_out(copies, tmp_path):
     set_field(other, lambda m: m["settings"].update(held_out=0.1))
     config = DataConfig(paths=(str(copies / "byte"), str(other)))
     with pytest.raises(InputError, match=r"=0\.3, but .*other with 0\.1, so"):
+        open_corpora(config)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"text_field": "say"},
+        {"prompt_field": "ask"},
+        {"unique_paragraphs": True},
+        {"held_out": 0.3},
+    ],
+)
+def test_settings_of_plain_files_do_not_go_with_prepared_ones(
+    prepared, setting
+):
+    """They may beside plain files, all but the share that is held out."""
+    name = str(prepared / "byte")
+    words = f"data.{min(setting)}=.* has no effect on a corpus that is prepared"
+    with pytest.raises(InputError, match=words):
+        open_corpora(DataConfig(paths=(name,), **setting))
+    both = DataConfig(paths=(name, str(prepared / "a.jsonl")), **setting)
+    words = {
+        "held_out": "held_out=0.3 has no effect beside prepared corpora",
+        "text_field": "has no text in 'say'",
+        "prompt_field": "has no text in 'ask'",
+    }.get(min(setting))
+    if words is None:
+        assert len(open_corpora(both).train) == 2
+        return
+    with pytest.raises(InputError, match=words):
+        open_corpora(both)
+
+
+def test_plain_files_have_no_hashes_to_verify(prepared):
+    config = DataConfig(paths=(str(prepared / "a.jsonl"),), verify=True)
+    with pytest.raises(InputError, match="verify=True has no effect on text"):
         open_corpora(config)
 
 
