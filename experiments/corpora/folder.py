@@ -13,10 +13,9 @@ from typing import Any
 
 from experiments.corpora.reading import JOURNAL, Inputs, Journal
 from experiments.corpora.shards import publish, write_atomically
-from experiments.corpora.tokenizing import is_held_out
 from nl_jax.data import BPETokenizer, Tokenizer
 from nl_jax.data.array_records import MANIFEST
-from nl_jax.data.documents import parse, text_digest
+from nl_jax.data.documents import is_held_out, parse, text_digest
 from nl_jax.data.prepared import FORMAT, UNFINISHED
 from nl_jax.data.tokenizers import bounded_sample
 from nl_jax.errors import InputError
@@ -27,27 +26,22 @@ _PACKAGES = ("array_record", "grain", "numpy", "tokenizers")
 
 
 @contextlib.contextmanager
-def opened(
-    folder: pathlib.Path,
-    settings: Mapping[str, Any],
-    files: Sequence[pathlib.Path],
-) -> Iterator[bool]:
+def opened(folder: pathlib.Path, asked: Mapping[str, Any]) -> Iterator[bool]:
     """Makes the folder ready, or refuses it; it is ours until the end.
 
     Args:
         folder: of the corpus.
-        settings: everything that the result depends on but the inputs.
-        files: the inputs.
+        asked: ``settings``, all that the result depends on but the inputs, and
+            ``inputs``, from :func:`describe_inputs`.
 
     Yields:
         Whether there is something to do.
 
     Raises:
         InputError: if the folder holds something else, another process uses it,
-            or, at any time, if the disk is full.
+            or, at any time, if it cannot be written to.
     """
     work = folder / UNFINISHED
-    asked = {"settings": settings, "inputs": describe_inputs(files)}
     try:
         if (folder / MANIFEST).exists():
             _check_same(folder, folder / MANIFEST, asked, "give a new folder")
@@ -55,6 +49,7 @@ def opened(
             yield False
             return
         _check_ours(folder)
+        new = not folder.exists()
         work.mkdir(parents=True, exist_ok=True)
         with (work / _LOCK).open("w") as lock:
             try:
@@ -63,7 +58,6 @@ def opened(
                 raise InputError(
                     f"--output: another process prepares {folder} now"
                 ) from error
-            asked["times"] = [file.stat().st_mtime_ns for file in files]
             if (work / JOURNAL).exists():
                 words = "repeat the command that began it, or remove the folder"
                 _check_same(folder, work / _SETTINGS, asked, words)
@@ -72,19 +66,39 @@ def opened(
                     if path.name != _LOCK:
                         path.unlink()
                 write_atomically(work / _SETTINGS, asked)
-            yield True
+            try:
+                yield True
+            except InputError:
+                if not (work / JOURNAL).exists():
+                    shutil.rmtree(work, ignore_errors=True)
+                    if new and not _others(folder, set()):
+                        folder.rmdir()
+                raise
     except OSError as error:
-        if error.errno not in _FULL:
+        full = error.errno in _FULL
+        if not full and not str(error.filename).startswith(str(folder)):
             raise
+        words = "make room and repeat the command, which goes on"
         raise InputError(
-            f"--output: cannot write to {folder} ({error.strerror}); make room "
-            "and repeat the command, which goes on"
+            f"--output: cannot write to {folder} ({error.strerror}); "
+            f"{words if full else 'give another folder'}"
         ) from error
 
 
 def describe_inputs(files: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
-    """Returns the names and sizes of the inputs."""
-    return [{"file": str(f), "bytes": f.stat().st_size} for f in files]
+    """Returns names, sizes and times of modification of the inputs."""
+    found = []
+    for file in files:
+        parts = [p for p in file.rglob("*") if p.is_file()] or [file]
+        stats = [part.stat() for part in parts]
+        found.append(
+            {
+                "file": str(file),
+                "bytes": sum(stat.st_size for stat in stats),
+                "modified_ns": max(stat.st_mtime_ns for stat in stats),
+            }
+        )
+    return found
 
 
 def _check_ours(folder: pathlib.Path) -> None:
@@ -108,16 +122,25 @@ def _others(folder: pathlib.Path, ours: set[str]) -> list[str]:
 def _check_same(folder, path, asked, words) -> None:
     try:
         found = json.loads(path.read_text())
-        known, inputs = {**found["settings"]}, found["inputs"]
+        known = {**found["settings"]}
+        names, now = (
+            [entry["file"] for entry in entries]
+            for entries in (found["inputs"], asked["inputs"])
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"--output: {path} is not ours or is damaged; give a new folder"
         ) from error
-    if inputs != asked["inputs"] or found.get("times") != asked.get("times"):
+    if names != now:
         raise InputError(
-            f"--output: {folder} was begun with other files in --input, or "
-            f"they have changed; {words}"
+            f"--output: {folder} was begun with other files in --input; {words}"
         )
+    for before, entry in zip(found["inputs"], asked["inputs"], strict=True):
+        if before != entry:
+            raise InputError(
+                f"--output: {entry['file']} of --input has changed since "
+                f"{folder} was begun, in size or time; {words}"
+            )
     for name in {**known, **asked["settings"]}:
         before, now = known.get(name), asked["settings"].get(name)
         if before != now:

@@ -13,6 +13,7 @@ With ``--verify`` and ``--output``, it compares a corpus with its hashes.
 
 import os
 import pathlib
+import re
 import time
 
 import tqdm
@@ -35,6 +36,8 @@ from nl_jax.errors import InputError
 
 RECORD_TOKENS = 1 << 14
 SHARD_BYTES, MOST_SHARDS = 1 << 28, 256
+_ESCAPE = re.compile(r"\\([nrt\\])")
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 _SETTINGS = (
     "tokenizer",
     "text_field",
@@ -64,7 +67,9 @@ FLAGS = {
         1 << 20, "Longer text files are cut into documents at lines' ends."
     ),
     "separator": flags.string(
-        "", r"Text between the documents of a text file, such as \n\n\n."
+        "",
+        r"Text between the documents of a text file, such as \n\n\n, with \n, "
+        r"\r, \t and \\ as in Python.",
     ),
     "held_out": flags.number(0.01, "Share of the documents.", 0, 1),
     "shards": flags.integer(
@@ -101,11 +106,15 @@ def main(values: flags.FlagValues) -> None:
         given = load_tokenizer(values.tokenizer)
     settings = _settings(values, files, given)
     began = time.monotonic()
-    with corpus_folder.opened(output, settings, files) as anew:
+    asked = {
+        "settings": settings,
+        "inputs": corpus_folder.describe_inputs(files),
+    }
+    with corpus_folder.opened(output, asked) as anew:
         if not anew:
             print(f"{output} has been prepared already, with these settings")
             return
-        manifest, size = _prepare(values, settings, files, output, given)
+        manifest, size = _prepare(values, asked, files, output, given)
     seconds = time.monotonic() - began
     for part in PARTS:
         found = manifest["parts"][part]
@@ -153,11 +162,19 @@ def _settings(values, files, given):
     return settings | {"shards": shards}
 
 
-def _prepare(values, settings, files, output, given):
+def _prepare(values, asked, files, output, given):
     """Returns the manifest, and the number of bytes that were read."""
+    settings = asked["settings"]
     fields = TextFields(values.text_field, values.prompt_field, "--")
-    separator = values.separator.replace("\\n", "\n").encode()
+    separator = _ESCAPE.sub(
+        lambda found: _ESCAPED[found[1]], values.separator
+    ).encode()
     inputs = Inputs(files, fields, values.document_bytes, separator)
+    if separator and not inputs.have_separator():
+        print(
+            f"warning: --separator={values.separator} is in no text file of "
+            "--input"
+        )
     processes = values.processes or _processes(files)
     path = corpus_folder.prepare_tokenizer(output, inputs, settings, given)
     tokenizer = load_tokenizer(path)
@@ -181,10 +198,7 @@ def _prepare(values, settings, files, output, given):
     manifest = corpus_folder.finish(
         output,
         tokenizer,
-        {
-            "settings": settings,
-            "inputs": corpus_folder.describe_inputs(files),
-        },
+        asked,
         journal,
         {"train": done[:-1], "held_out": done[-1:]},
         RECORD_TOKENS,

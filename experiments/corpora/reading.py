@@ -21,8 +21,14 @@ from experiments.corpora.tokenizing import (
     map_in_order,
     tokenize_batch,
 )
-from nl_jax.data.documents import RawBatch, TextFields, read_batches
+from nl_jax.data.documents import (
+    RawBatch,
+    TextFields,
+    is_text,
+    read_batches,
+)
 from nl_jax.data.prepared import UNFINISHED
+from nl_jax.data.text_files import read_blocks
 from nl_jax.errors import InputError
 
 JOURNAL = "journal.json"
@@ -48,6 +54,24 @@ class Inputs:
             document_bytes=self.document_bytes,
             separator=self.separator,
         )
+
+    def have_separator(self) -> bool:
+        """Returns whether a text file has the separator, as most do soon.
+
+        One that cannot be read counts too; reading it says why.
+        """
+        for file in self.files:
+            if not is_text(file) or not file.stat().st_size:
+                continue
+            end = b""
+            try:
+                for block in read_blocks(file, 1 << 20):
+                    if self.separator in end + block:
+                        return True
+                    end = (end + block)[-len(self.separator) :]
+            except InputError:
+                return True
+        return False
 
 
 @dataclasses.dataclass

@@ -16,7 +16,13 @@ import numpy as np
 
 from nl_jax.data import BPETokenizer, ByteTokenizer, Tokenizer, tokenize
 from nl_jax.data.array_records import id_dtype
-from nl_jax.data.documents import RawBatch, TextFields, parse, text_digest
+from nl_jax.data.documents import (
+    RawBatch,
+    TextFields,
+    is_held_out,
+    parse,
+    text_digest,
+)
 from nl_jax.errors import InputError
 
 T = TypeVar("T")
@@ -63,11 +69,6 @@ class TokenizedBatch(NamedTuple):
     """Number of documents that were read."""
     empty: int
     """Number of those that have no text."""
-
-
-def is_held_out(digest: bytes, share: float) -> bool:
-    """Returns whether a document is held out, which its text alone decides."""
-    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def bucket_of(digest: bytes, choices: Choices) -> int:

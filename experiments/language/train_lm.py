@@ -24,8 +24,8 @@ import pathlib
 import time
 
 import jax
-from ml_collections import config_flags
 
+from experiments.language.config_flag import config_file
 from experiments.language.steps import LIST_STEPS, print_steps
 from experiments.shared import flags, processes
 from experiments.shared.records import provenance
@@ -38,12 +38,7 @@ from nl_jax.nested.level_table import count_parameters
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
 _TRACKERS = ("tensorboard", "wandb", "trackio")
 FLAGS = {
-    "config": lambda name, values: config_flags.DEFINE_config_file(
-        name,
-        str(_DEFAULT),
-        "Configuration file; --config.field=value edits it.",
-        flag_values=values,
-    ),
+    "config": config_file(str(_DEFAULT)),
     "workdir": flags.string(
         "runs/default", "Folder of the run; holds all that it writes."
     ),

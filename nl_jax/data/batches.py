@@ -10,7 +10,6 @@ from nl_jax.data.sources import (
     Document,
     DocumentsInMemory,
     DocumentSource,
-    Span,
 )
 from nl_jax.data.text import DataConfig
 from nl_jax.data.tokenizers import Tokenizer
@@ -28,11 +27,13 @@ class Dataset(NamedTuple):
     separator: np.ndarray
     """What joins the documents in windows: a newline's tokens, int32."""
     held_out: Document
-    """Held-out documents, joined, after one training token as their context."""
+    """Held-out documents, joined."""
 
-    def held_out_text(self) -> bytes:
-        """Returns the held-out text."""
-        return self.tokenizer.decode(self.held_out.tokens[1:])
+    def scored_text(self) -> bytes:
+        """Returns the held-out text without its first token and prompts."""
+        tokens, weights = self.held_out
+        counts = slice(None) if weights is None else weights[1:] != 0
+        return self.tokenizer.decode(tokens[1:][counts])
 
 
 def prepare(
@@ -58,20 +59,30 @@ def prepare(
             "a smaller seq_len"
         )
     separator = tokenizer.encode("\n")
-    held_out = JoinedDocuments(
-        DocumentsInMemory(
-            c[i] for c in corpora.held_out for i in range(len(c))
-        ),
-        separator,
+    held_out = DocumentsInMemory(
+        c[i] for c in corpora.held_out for i in range(len(c))
     )
-    last = train[-1]
-    end = int(last.lengths[-1])
-    before = last.read([Span(len(last) - 1, end - 1, end)])[0].tokens
-    tokens, weights = held_out[0]
-    if weights is not None:
-        weights = np.concatenate([[1.0], weights])
-    joined = Document(np.concatenate([before, tokens]), weights)
-    return Dataset(corpora, tokenizer, train, separator, joined)
+    joined = JoinedDocuments(held_out, separator)[0]
+    dataset = Dataset(corpora, tokenizer, train, separator, joined)
+    for name, sources in (("training", train), ("held-out", [held_out])):
+        for source in sources:
+            if not _has_targets(source):
+                raise InputError(
+                    f"data.prompt_field: the {name} text is prompts only; give "
+                    "documents with answers"
+                )
+    if not dataset.scored_text():
+        raise InputError(
+            "the held-out text has one token, before which nothing comes; "
+            "hold out more"
+        )
+    return dataset
+
+
+def _has_targets(source: DocumentSource) -> bool:
+    """Returns whether a document has a target, reading no more than it must."""
+    weights = (source[i].weights for i in range(len(source)))
+    return not source.weighted or any(w is None or w.any() for w in weights)
 
 
 def train_batches(

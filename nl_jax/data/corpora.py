@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nl_jax.data.documents import text_digest
 from nl_jax.data.prepared import PreparedCorpus, is_prepared, open_prepared
 from nl_jax.data.sources import (
     Document,
@@ -14,7 +15,7 @@ from nl_jax.data.sources import (
     DocumentSource,
     tokenize,
 )
-from nl_jax.data.text import Corpus, DataConfig, load_corpus
+from nl_jax.data.text import TEXT_FIELDS, Corpus, DataConfig, load_corpus
 from nl_jax.data.tokenizers import (
     BPETokenizer,
     ByteTokenizer,
@@ -53,7 +54,8 @@ def open_corpora(
     Raises:
         InputError: as for :func:`~nl_jax.data.load_corpus` and
             :func:`~nl_jax.data.open_prepared`, or if prepared corpora have
-            another tokenizer.
+            another tokenizer, or hold out different shares, or if settings
+            have no effect.
     """
     prepared: dict[tuple[str, ...], PreparedCorpus] = {
         (path,): open_prepared(path, verify=config.verify)
@@ -65,7 +67,17 @@ def open_corpora(
             "data.held_out_paths do not go with prepared corpora, such as "
             f"{min(prepared)[0]!r}, which hold out a part themselves"
         )
+    share = _held_out_share(prepared)
     plain = tuple(p for p in config.paths if (p,) not in prepared)
+    if not prepared:
+        config.refuse(["verify"], "on text that is not prepared")
+    elif plain:
+        config.refuse(["held_out"], "beside prepared corpora")
+    else:
+        config.refuse(
+            (*TEXT_FIELDS, "unique_paragraphs", "held_out"),
+            "on a corpus that is prepared, which was settled then",
+        )
     groups: list[tuple[str, ...]]
     if separate and config.paths:
         groups = [(path,) for path in config.paths]
@@ -73,10 +85,14 @@ def open_corpora(
         groups = [plain] if plain or not prepared else []
         groups += prepared
     texts = {
-        paths: load_corpus(dataclasses.replace(config, paths=paths, weights=()))
+        paths: load_corpus(
+            dataclasses.replace(config, paths=paths, weights=()), share
+        )
         for paths in groups
         if paths not in prepared
     }
+    if len(texts) > 1:
+        texts = _without_held_out(texts)
     tokenizer = _choose(config, tokenizer, prepared, texts)
     train: list[DocumentSource] = []
     held_out: list[DocumentsInMemory] = []
@@ -102,6 +118,49 @@ def open_corpora(
     if len(hashes) > 1:
         sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
     return Corpora(train, held_out, tokenizer, sha256)
+
+
+def _held_out_share(
+    prepared: Mapping[tuple[str, ...], PreparedCorpus],
+) -> float | None:
+    """Returns the share that all hold out by hash: none trains on another's."""
+    share = None
+    for paths, corpus in prepared.items():
+        if share is None:
+            share, first = corpus.held_out_share, paths[0]
+        if corpus.held_out_share != share:
+            raise InputError(
+                f"data.paths: {first} was prepared with --held_out={share}, "
+                f"but {paths[0]} with {corpus.held_out_share}, so one may "
+                "train on what the other holds out; prepare both with one"
+            )
+    return share
+
+
+def _without_held_out(
+    texts: Mapping[tuple[str, ...], Corpus],
+) -> dict[tuple[str, ...], Corpus]:
+    """Leaves out what one text trains on and another holds out."""
+    held_out = set()
+    for text in texts.values():
+        documents = [document.text for document in text.held_out_documents]
+        # The first may be the rest of the last one that is trained on.
+        whole = b"".join([text.train_documents[-1].text, *documents[:1]])
+        held_out |= {text_digest(found) for found in (*documents, whole)}
+    out = {}
+    for paths, text in texts.items():
+        kept = tuple(
+            document
+            for document in text.train_documents
+            if text_digest(document.text) not in held_out
+        )
+        if not kept:
+            raise InputError(
+                f"data.paths: other files hold out all text of {paths[0]} that "
+                "is not held out; leave it out"
+            )
+        out[paths] = text._replace(train_documents=kept)
+    return out
 
 
 def _choose(

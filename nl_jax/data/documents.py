@@ -115,9 +115,7 @@ def read_batches(
     Raises:
         InputError: if the file cannot be read.
     """
-    name = path.name.lower()
-    for ending in PACKED:
-        name = name.removesuffix(ending)
+    name = _unpacked_name(path)
     kind = "row"
     items: Iterator[Any]
     if is_saved_dataset(path):
@@ -138,6 +136,19 @@ def read_batches(
             batch, size = [], 0
     if batch:
         yield RawBatch(f"{field}: {path}", kind, batch, size)
+
+
+def is_text(path: pathlib.Path) -> bool:
+    """Returns whether a file is read as text, by its name."""
+    records = (".parquet", *_JSON_LINES)
+    return path.is_file() and not _unpacked_name(path).endswith(records)
+
+
+def _unpacked_name(path: pathlib.Path) -> str:
+    name = path.name.lower()
+    for ending in PACKED:
+        name = name.removesuffix(ending)
+    return name
 
 
 def _size(item) -> int:
@@ -214,6 +225,11 @@ def _from_fields(place: str, record, fields: TextFields) -> TextDocument:
                 f"{place} has no text in {name!r}; name the field with "
                 f"{fields.settings}{setting}_field"
             )
+        if "\0" in found:
+            raise InputError(
+                f"{place} has a NUL character in {name!r}, as binary files do; "
+                "leave it out"
+            )
         try:
             parts.append(found.encode())
         except UnicodeEncodeError as error:
@@ -231,3 +247,8 @@ def text_digest(text: bytes) -> bytes:
     Space around the text does not count.
     """
     return hashlib.sha256(text.strip()).digest()[:16]
+
+
+def is_held_out(digest: bytes, share: float) -> bool:
+    """Returns whether a document is held out, which its text alone decides."""
+    return int.from_bytes(digest[:8], "big") < share * 2**64

@@ -15,7 +15,9 @@ from nl_jax.checks import check_fields
 from nl_jax.data.documents import (
     TextDocument,
     TextFields,
+    is_held_out,
     read_documents,
+    text_digest,
 )
 from nl_jax.data.order import check_weights
 from nl_jax.data.prepared import is_prepared, read_manifest
@@ -26,6 +28,8 @@ from nl_jax.errors import InputError
 
 _RULED_LINE = re.compile(r"^[^\w\n]{40,}\n", re.MULTILINE)
 """A line that tables or headings are drawn with."""
+TEXT_FIELDS = ("text_field", "prompt_field")
+"""Settings of documents that are records."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +64,9 @@ class DataConfig:
     """Compare the hashes of all files of prepared corpora at the start, which
     reads them whole."""
     held_out: float = 0.1
-    """Fraction of the text, at its end, that is held out from training; unused
-    with ``held_out_paths``."""
+    """Fraction of the text, at its end, that is held out from training. With
+    ``held_out_paths``, or beside prepared corpora, whose share by hash then
+    holds for all, it cannot be set."""
     max_held_out_bytes: int = 1_048_576
     """Number of bytes of the held-out text that are evaluated, at most."""
 
@@ -98,9 +103,13 @@ class DataConfig:
                 for part in (
                     [path]
                     if pathlib.Path(path).expanduser().exists()
-                    else path.split(",")
+                    else map(str.strip, path.split(","))
                 )
             ]
+            if not all(names):
+                raise InputError(
+                    f"data.{name}={','.join(names)!r} has an empty path"
+                )
             object.__setattr__(self, name, tuple(names))
         object.__setattr__(self, "tokenizer", str(self.tokenizer))
         check_fields(self, "data.", bpe_vocab_size=256, carry_windows=0)
@@ -121,6 +130,35 @@ class DataConfig:
             )
         if not 0 < self.held_out < 1:
             raise InputError(f"data.held_out={self.held_out} must be in (0, 1)")
+        if self.reading != "contiguous":
+            rows = ("carry_windows", "packed_share")
+            self.refuse(rows, "without data.reading='contiguous'")
+        if self.tokenizer != "bpe":
+            bpe = ("bpe_vocab_size", "bpe_sample_bytes")
+            self.refuse(bpe, "without data.tokenizer='bpe'")
+        if self.held_out_paths:
+            self.refuse(("held_out",), "with data.held_out_paths")
+        if self.paths:
+            self.refuse(("stdlib",), "with data.paths")
+        elif not self.held_out_paths:
+            self.refuse(TEXT_FIELDS, "on the default text, which is no JSONL")
+
+    def refuse(self, names: Iterable[str], where: str) -> None:
+        """Raises ``InputError`` if a field is set that has no effect.
+
+        Example:
+            >>> DataConfig(stdlib=True).refuse(["stdlib"], "here")
+            Traceback (most recent call last):
+            ...
+            nl_jax.errors.InputError: data.stdlib=True has no effect here; \
+leave it out
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value != getattr(DataConfig, name):
+                raise InputError(
+                    f"data.{name}={value!r} has no effect {where}; leave it out"
+                )
 
     def vocab_size(self) -> int:
         """Returns the number of ids that a model of the text needs."""
@@ -151,13 +189,20 @@ class Corpus(NamedTuple):
     the last one of the training text."""
 
 
-def load_corpus(config: DataConfig) -> Corpus:
+def load_corpus(
+    config: DataConfig, hashed_share: float | None = None
+) -> Corpus:
     """Reads the text, shuffles its documents in a fixed order and splits it.
 
     Of documents that occur more than once only one is kept, in the held-out
     text if it occurs there; with ``unique_paragraphs``, of paragraphs too. The
     default text is ``pydoc_data.topics``, English included in CPython, which
     quotes itself so much that this is always done to it.
+
+    Args:
+        config: which text to read, and how to split it.
+        hashed_share: share of the documents to hold out by their hashes, which
+            may be none, as prepared corpora do; ``None`` to hold out the end.
 
     Raises:
         InputError: if a file is missing, empty, binary or invalid JSONL.
@@ -170,16 +215,21 @@ def load_corpus(config: DataConfig) -> Corpus:
     seen: set[bytes] = set()
     unique = config.unique_paragraphs
     each = unique or not config.paths
-    if config.held_out_paths:
-        found = read_documents(
-            "data.held_out_paths", config.held_out_paths, fields
-        )
+    if config.held_out_paths or hashed_share is not None:
+        if hashed_share is None:
+            whose = "data.held_out_paths hold"
+            found = read_documents(
+                "data.held_out_paths", config.held_out_paths, fields
+            )
+        else:
+            whose = f"the hashes below {hashed_share} hold out"
+            found, documents = _by_hash(documents, hashed_share)
         held_out_documents = _shuffled(found, seen, unique)
         train_documents = _shuffled(documents, seen, each)
         if not train_documents:
             raise InputError(
-                "data.held_out_paths hold all documents of data.paths; leave "
-                "some to train on"
+                f"{whose} all documents of data.paths "
+                f"({', '.join(config.paths)}); give others to train on"
             )
         train, held_out = _joined(train_documents), _joined(held_out_documents)
         text = train + b"\0" + held_out
@@ -192,13 +242,25 @@ def load_corpus(config: DataConfig) -> Corpus:
     most = character_start(held_out, config.max_held_out_bytes)
     held_out = held_out[:most]
     held_out_documents, _ = _split(held_out_documents, most)
-    if not train.strip() or not held_out.strip():
+    empty = hashed_share is None and not held_out.strip()
+    if not train.strip() or empty:
         raise InputError(
             f"the text has {len(text)} bytes, too few to hold out "
             f"{config.held_out:.0%}; give more text in data.paths"
         )
     sha256 = hashlib.sha256(text).hexdigest()
     return Corpus(train, held_out, sha256, train_documents, held_out_documents)
+
+
+def _by_hash(
+    documents: Iterable[TextDocument], share: float
+) -> tuple[list[TextDocument], list[TextDocument]]:
+    """Returns the documents to hold out, and the others."""
+    parts: tuple[list[TextDocument], list[TextDocument]] = ([], [])
+    for document in documents:
+        held_out = is_held_out(text_digest(document.text), share)
+        parts[not held_out].append(document)
+    return parts
 
 
 def _joined(documents: Iterable[TextDocument]) -> bytes:

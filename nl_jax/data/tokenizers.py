@@ -217,7 +217,8 @@ class BPETokenizer:
 def bounded_sample(texts: Iterable[bytes], most: int) -> bytes:
     """Chooses pieces of texts at random, of at most so many bytes together.
 
-    The choice depends on nothing but the texts.
+    The choice depends on nothing but the texts; copies, but for space around
+    them, count once.
 
     Args:
         texts: of which a sample and one more are in memory at a time.
@@ -228,17 +229,27 @@ def bounded_sample(texts: Iterable[bytes], most: int) -> bytes:
         b'twoonethree'
         >>> bounded_sample([b"one", b"two", b"three"], 9)
         b'twoonethr'
+        >>> bounded_sample([b"one", b"two", b" one", b"three"], 11)
+        b'twoonethree'
     """
     kept: list[tuple[int, bytes]] = []
+    ranks: set[int] = set()
     size = 0
     for text in texts:
-        for piece in _pieces(text):
+        for piece in _pieces(text.lstrip()):
             # Those of the least hashes are kept; a heap begins with its least.
-            rank = int.from_bytes(hashlib.sha256(piece).digest()[:8], "big")
+            digest = hashlib.sha256(piece.strip()).digest()
+            rank = int.from_bytes(digest[:8], "big")
+            if rank in ranks:
+                continue
+            ranks.add(rank)
             heapq.heappush(kept, (-rank, piece))
             size += len(piece)
             while size - len(kept[0][1]) >= most:
-                size -= len(heapq.heappop(kept)[1])
+                # A copy of it is dropped again: its hash is still the greatest.
+                last, dropped = heapq.heappop(kept)
+                ranks.remove(-last)
+                size -= len(dropped)
     return b"".join(piece for _, piece in sorted(kept, reverse=True))[:most]
 
 

@@ -1,13 +1,15 @@
 """Scans over documents side by side, whose chunks start anew with each.
 
 Each piece of a :class:`nl_jax.memory.packed.Layout` is one step. Tokens for
-which there is no piece, because documents are many, are read one by one, with
-the same numbers.
+which there is no piece, because documents are many, are read in further rounds.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
+from nl_jax.memory.packed import into_pieces
 from nl_jax.memory.remat import flat, remat_scan
 from nl_jax.memory.state import starts, with_start, without_start
 
@@ -56,26 +58,15 @@ def scan_documents(
         state, out = piece(state, tokens, ahead(layout.holds), ends)
         return state, back(out)
 
-    def by_token(state, tokens, here):
-        def body(state, token):
-            chunk, valid, closes, resets = token
-            chunk = jax.tree.map(lambda a: a[None], chunk)
-            state = _where(resets, initial, state)
-            state, out = piece(state, chunk, valid[None], closes)
-            return state, jax.tree.map(lambda a: a[0], out)
-
-        # What is not read here leaves everything as it is.
-        marks = layout.holds, layout.closes, layout.starts
-        here = [ahead(mark & here) for mark in marks]
-        return remat_scan(body, state, (tokens, *here), every=None)
-
-    if layout.pieces == layout.slot.shape[-1]:
-        state, out = by_token(state, tokens, True)
-        return state, back(out)
-
     drop, restore = (
         (without_start, with_start) if drop_start else (_same, _same)
     )
+
+    def lay_out(source, valid, resets):
+        """Returns the pieces to scan."""
+        source, valid, resets = map(ahead, (source, valid, resets))
+        pieces = jax.tree.map(lambda a: _fill(a, source, valid), tokens)
+        return resets, pieces, valid, valid[:, -1]
 
     def body(carry, chunk):
         resets, *chunk = chunk
@@ -87,38 +78,66 @@ def scan_documents(
         state, out = piece(restore(state), *chunk)
         return (drop(state), kept), out
 
-    valid = ahead(layout.valid)
-    slots = len(valid) * valid.shape[1]
-    pieces = jax.tree.map(lambda a: _fill(a, layout, ahead), tokens)
+    slots = layout.valid.shape[-1] * layout.pieces
     (state, kept), out = remat_scan(
         body,
         (drop(state), starts(state)),
-        (ahead(layout.resets), pieces, valid, valid[:, -1]),
+        lay_out(layout.source, layout.valid, layout.resets),
         every=remat,
     )
     slot = jnp.minimum(ahead(layout.slot), slots - 1)
     out = jax.tree.map(lambda a: _take(flat(a), slot), out)
     late = layout.holds & (layout.slot >= slots)
-    mask = ahead(late)
+    state = restore(state)
 
-    def read_late(state, tokens, out):
-        state, more = by_token(restore(state), tokens, late)
-        return state, jax.tree.map(lambda a, b: _where(mask, a, b), more, out)
+    def late_body(state, chunk):
+        resets, *chunk = chunk
+        return piece(_where(resets, initial, state), *chunk)
 
-    def nothing_late(state, tokens, out):
-        del tokens
-        return restore(state), out
+    def read_late(state, out):
+        """Reads the tokens that have no piece, in rounds of fewer pieces."""
+        count, size = layout.late_pieces, layout.valid.shape[-1]
+        cut = functools.partial(into_pieces, count=count, size=size)
+        cut = jax.vmap(cut) if rows else cut
 
-    # Nothing is kept for the backward pass of what hardly ever happens.
-    finish = jax.checkpoint(
-        lambda *operands: jax.lax.cond(
-            layout.fits, nothing_late, read_late, *operands
+        def work(state, start):
+            slot = layout.slot - start
+            inside = late & (slot >= 0) & (slot < count * size)
+            pieces = lay_out(*cut(slot, layout.starts))
+            state, more = remat_scan(late_body, state, pieces, every=remat)
+            slot = ahead(jnp.clip(slot, 0, count * size - 1))
+            more = jax.tree.map(lambda a: _take(flat(a), slot), more)
+            return state, (more, ahead(inside))
+
+        def rest(state, start):
+            empty = jax.eval_shape(work, state, start)[1]
+            return state, jax.tree.map(
+                lambda a: jnp.zeros(a.shape, a.dtype), empty
+            )
+
+        @jax.checkpoint
+        def read(state, used, start):
+            return jax.lax.cond(used, work, rest, state, start)
+
+        def step(carry, number):
+            state, out = carry
+            used, number = number
+            start = slots + number * count * size
+            state, (more, inside) = read(state, used, start)
+            out = jax.tree.map(lambda a, b: _where(inside, a, b), more, out)
+            return (state, out), None
+
+        numbers = jnp.arange(len(layout.late))
+        return jax.lax.scan(step, (state, out), (layout.late, numbers))[0]
+
+    if layout.late is not None and len(layout.late):
+        # Nothing is kept for the backward pass of what hardly ever happens.
+        finish = jax.checkpoint(
+            lambda *operands: jax.lax.cond(
+                layout.late.any(), read_late, lambda *same: same, *operands
+            )
         )
-    )
-    if layout.fits is None:
-        state = restore(state)
-    else:
-        state, out = finish(state, tokens, out)
+        state, out = finish(state, out)
     if drop_start:
         last = layout.holds.sum(-1, keepdims=True) - 1
         closed = layout.closes & (jnp.arange(late.shape[-1]) == last)
@@ -131,10 +150,8 @@ def _same(state):
     return state
 
 
-def _fill(a, layout, ahead):
+def _fill(a, source, valid):
     """Lays tokens into pieces, zeros into empty slots."""
-    valid = ahead(layout.valid)
-    source = ahead(layout.source)
     a = _take(a, source.reshape(-1, *source.shape[2:]))
     a = a.reshape(*valid.shape[:2], *a.shape[1:])
     return _where(valid, a, jnp.zeros((), a.dtype))

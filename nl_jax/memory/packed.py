@@ -6,6 +6,7 @@ everywhere in a model. What a mixer needs to know is a :class:`Packed`; if it
 has chunks, they start anew with each document, see :class:`Layout`.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ import numpy as np
 from nl_jax.array_typing import Ids
 from nl_jax.errors import InputError
 
+UNNAMED = -1
+"""Segment id of a document that was read without one."""
 _BEFORE = -(2**30)
 """Column of the first token of a document that began in an earlier call."""
 
@@ -97,8 +100,8 @@ def pack(
     Args:
         tokens: ids, ``[B, T]``.
         segment_ids: id of each token's document, 0 for padding, ``[B, T]``.
-        before: id of the document of each row's state, ``[B]``; ``None`` for
-            the one with which the row goes on.
+        before: id of the document of each row's state, ``[B]``; ``None``, or
+            -1 in a row, for the one with which the row goes on.
         fresh: whether there is no state, so that every document begins here.
 
     Returns:
@@ -110,7 +113,9 @@ def pack(
     tokens, ids = _take(tokens, there), _take(segment_ids, there)
     count = valid.sum(1, dtype=jnp.int32)
     column = jnp.arange(ids.shape[1], dtype=jnp.int32)
-    opening = ids[:, 0] if before is None else before
+    if before is None:
+        before = jnp.full(len(ids), 0 if fresh else UNNAMED)
+    opening = jnp.where(before == UNNAMED, ids[:, 0], before)
     earlier = jnp.concatenate([opening[:, None], ids[:, :-1]], 1)
     changes = ids != earlier
     if fresh:
@@ -118,30 +123,37 @@ def pack(
     first = jnp.where(changes, column, _BEFORE)
     first = jax.lax.cummax(first, axis=1)
     last = jnp.take_along_axis(ids, jnp.maximum(count - 1, 0)[:, None], 1)[:, 0]
-    kept = jnp.zeros_like(last) if before is None else before
     packed = Packed(first, count, jnp.argsort(there, axis=1))
-    return tokens, packed, jnp.where(count > 0, last, kept)
+    return tokens, packed, jnp.where(count > 0, last, before)
 
 
 def check_segment_ids(segment_ids: Any, shape: tuple[int, ...]) -> Ids:
     """Returns segment ids as int32; traced ones are not compared.
+
+    Traced ids must be less than 2**31.
 
     Raises:
         InputError: for another shape or dtype than that of ids for tokens of
             ``shape``, ids below 0, or one that comes back after another.
     """
     traced = isinstance(segment_ids, jax.core.Tracer)
-    ids = segment_ids if traced else np.asarray(segment_ids)
+    try:
+        ids = segment_ids if traced else np.asarray(segment_ids)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"segment_ids is no array of integers, {list(shape)} ({error})"
+        ) from error
     if ids.shape != shape or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise InputError(
             f"segment_ids is {ids.dtype}{list(ids.shape)}; needs an integer "
             f"for each token, {list(shape)}"
         )
     if not traced:
-        if ids.min() < 0:
+        if ids.min() < 0 or ids.max() >= 2**31:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
             raise InputError(
-                f"segment_ids contains {ids.min()}; ids are positive, 0 is "
-                "padding"
+                f"segment_ids contains {wrong}; ids are positive and less than "
+                "2**31, 0 is padding"
             )
         for number, row in enumerate(ids):
             row = row[row != 0]
@@ -170,8 +182,8 @@ class Layout(NamedTuple):
     resets: jax.Array
     """Whether a piece begins a document, ``[B, n]``."""
     slot: jax.Array
-    """Slot of each token among all ``n C``, int32 ``[B, T]``; not below that
-    for padding, and for tokens that do not fit."""
+    """Slot of each token, int32 ``[B, T]``; from ``n C`` on in further rounds,
+    and behind all of them for padding."""
     place: jax.Array
     """Tokens before each token in its chunk, int32 ``[B, T]``."""
     starts: jax.Array
@@ -180,9 +192,9 @@ class Layout(NamedTuple):
     """As :attr:`Packed.valid`, ``[B, T]``."""
     closes: jax.Array
     """Whether a token is the last of its chunk, ``[B, T]``."""
-    fits: jax.Array | None
-    """Whether all tokens are in the ``n`` pieces, without rows; ``None`` if it
-    is known that they are."""
+    late: jax.Array | None
+    """Further rounds of ``m`` pieces in which any row has tokens, without rows;
+    ``None`` if it is known that there are none."""
 
     @property
     def pieces(self) -> int:
@@ -190,24 +202,30 @@ class Layout(NamedTuple):
         return self.resets.shape[-1]
 
     @property
+    def late_pieces(self) -> int:
+        """Number ``m`` of pieces in a further round."""
+        return -(-self.pieces // 2)
+
+    @property
     def rows(self) -> Any:
         """Axes for ``jax.vmap`` over rows."""
         axes: Any = dict.fromkeys(self._fields, 0)
-        return Layout(**axes | {"fits": None})
+        return Layout(**axes | {"late": None})
 
 
 def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     """Cuts documents into pieces of chunks of ``size`` tokens.
 
     There are a sixteenth more pieces than a single document would need, and
-    two; more documents do not fit, and their tokens are read one by one.
+    two. Where documents are more, the rest of their tokens are read in further
+    rounds.
 
     Args:
         packed: the documents.
         position: tokens of the state's document already read, ``[B]``.
         size: tokens per chunk.
     """
-    batch, length = packed.first.shape
+    length = packed.first.shape[1]
     pieces = min(length, -(-length * 17 // (16 * size)) + 2)
     if packed.closes is not None:
         pieces = 1
@@ -216,18 +234,16 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
     closes = valid & (place == size - 1)
     begins = starts | (place == 0) | (packed.column == 0)
     piece = jnp.cumsum(begins, 1) - 1
-    slot = jnp.where(valid, piece * size + place, pieces * size)
-
-    def put(empty, values):
-        write = jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))
-        return write(jnp.full((batch, pieces * size), empty), slot, values)
-
-    columns = jnp.broadcast_to(packed.column, slot.shape)
-    source = put(-1, columns).reshape(batch, pieces, size)
-    held = source >= 0
-    resets = put(False, starts).reshape(held.shape).any(-1)
+    slot = jnp.where(valid, piece * size + place, length * size)
+    source, held, resets = jax.vmap(
+        functools.partial(into_pieces, count=pieces, size=size)
+    )(slot, starts)
+    half = -(-pieces // 2)
+    count = -(-max(length - pieces, 0) // half)
+    rounds = (piece - pieces) // half
+    late = valid & (piece >= pieces)
     return Layout(
-        jnp.maximum(source, 0),
+        source,
         held,
         resets,
         slot,
@@ -235,8 +251,34 @@ def lay(packed: Packed, position: jax.Array, size: int) -> Layout:
         starts,
         valid,
         closes,
-        jnp.all(jnp.where(valid, piece, 0) < pieces),
+        jnp.zeros(count, bool)
+        .at[jnp.where(late, rounds, count)]
+        .set(True, mode="drop"),
     )
+
+
+def into_pieces(
+    slot: jax.Array, starts: jax.Array, *, count: int, size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns ``source``, ``valid`` and ``resets`` of a row's pieces.
+
+    Args:
+        slot: slot of each token, ``[T]``; others than those of the pieces are
+            left out.
+        starts: whether a token is the first of a document, ``[T]``.
+        count: number of pieces.
+        size: slots in each.
+    """
+    # A negative index would count from the end.
+    at = jnp.where(slot < 0, count * size, slot)
+
+    def put(empty, values):
+        row = jnp.full(count * size, empty)
+        return row.at[at].set(values, mode="drop").reshape(count, size)
+
+    source = put(-1, jnp.arange(len(slot)))
+    resets = put(False, starts).any(-1)
+    return jnp.maximum(source, 0), source >= 0, resets
 
 
 def documents(

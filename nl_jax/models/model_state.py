@@ -22,7 +22,7 @@ class ModelState(NamedTuple):
     """Fast weights of the levels that learn in context, if any."""
     segment: jax.Array | None = None
     """Segment id of each row's last document, int32 ``[B]``, 0 before the
-    first; ``None`` if no call had segment ids."""
+    first, and -1 if it was read without; ``None`` if no call had any."""
 
     def begin_anew(self, initial: Any, starts: jax.Array) -> "ModelState":
         """Returns rows of ``initial`` where ``starts``, ``[B]``, is true.

@@ -309,7 +309,7 @@ class _Run:
             step=step,
             records=self.records,
             held_out_bits_per_byte=held_out,
-            gzip_bits_per_byte=gzip_bits_per_byte(self.data.held_out_text()),
+            gzip_bits_per_byte=gzip_bits_per_byte(self.data.scored_text()),
             text_sha256=self.data.corpus.sha256,
             compile_seconds=programs.compile_seconds,
             train_seconds=time.monotonic() - began,

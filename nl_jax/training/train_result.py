@@ -19,7 +19,7 @@ class TrainResult(NamedTuple):
     held_out_bits_per_byte: float | None
     """Bits per byte of held-out text at the last evaluation."""
     gzip_bits_per_byte: float
-    """Bits per byte of ``gzip -9`` on the held-out text."""
+    """Bits per byte of ``gzip -9`` on the held-out text that is scored."""
     text_sha256: str
     compile_seconds: dict[str, float]
     train_seconds: float

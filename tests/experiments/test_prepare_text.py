@@ -16,6 +16,7 @@ import pytest
 
 from experiments.corpora import prepare_text, reading, shards
 from nl_jax.data import open_prepared
+from nl_jax.data.documents import TextFields
 from nl_jax.data.sources import Span
 from nl_jax.errors import InputError
 
@@ -216,6 +217,47 @@ def test_a_bpe_is_trained_on_a_bounded_part_of_the_training_text(
     assert digest in (shard["records"]["sha256"], shard["index"]["sha256"])
 
 
+def test_a_bpe_sees_copies_of_a_text_once(prepare, tmp_path):
+    """Training on 200 copies of a word would merge its bytes first."""
+    texts = TEXTS[:40]
+    copies = [f" {texts[0]}\n"] * 200
+    flags = {"tokenizer": "bpe", "bpe_vocab_size": 290}
+    found = [
+        (prepare(write_lines(tmp_path / f"{i}.jsonl", t), out=str(i), **flags))
+        for i, t in enumerate((texts, texts + copies))
+    ]
+    one, other = ((f / "tokenizer.json").read_bytes() for f in found)
+    assert one == other
+
+
+def test_separators_are_written_with_escapes(prepare, tmp_path):
+    path = tmp_path / "a.txt"
+    for written, between in (
+        (r"\r\n\r\n", "\r\n\r\n"),
+        (r"\t\\n", "\t\\n"),
+        ("<|end|>", "\n<|end|>\n"),
+    ):
+        path.write_bytes(between.join(TEXTS).encode())
+        out = str(len(between))
+        found = parts(prepare(path, out=out, separator=written))
+        assert sorted(found[0] + found[1]) == sorted(TEXTS)
+        assert "warning" not in prepare.printed
+    path.write_bytes("\n\n".join(TEXTS).encode())
+    flags = {"separator": r"\r\n\r\n", "document_bytes": 99}
+    prepare(write_lines(tmp_path / "b.jsonl", TEXTS), path, out="no", **flags)
+    words = r"warning: --separator=\r\n\r\n is in no text file of --input"
+    assert prepare.printed.splitlines()[0] == words
+
+
+def test_a_separator_is_found_where_blocks_meet(tmp_path):
+    """Blocks end where lines do, and so amid the separator."""
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\n<|end|>two")
+    for text, expected in ((b"\n\n<|end|>", True), (b"\n\n\n<|end|>", False)):
+        inputs = reading.Inputs([path], TextFields(), 1 << 20, text)
+        assert inputs.have_separator() == expected
+
+
 class _KilledError(Exception):
     """The process ends here, without any of its own code."""
 
@@ -357,6 +399,7 @@ def test_what_is_refused(prepare, script, tmp_path):
     (foreign / "manifest.json").write_text('{"name": "an app"}')
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{"txt": 5}\n')
+    nul = write_lines(tmp_path / "nul.jsonl", ["a\0b"])
     blank = tmp_path / "blank.txt"
     blank.write_text("  \n")
     new = tmp_path / "new"
@@ -371,6 +414,8 @@ def test_what_is_refused(prepare, script, tmp_path):
             bad,
             new,
         ),
+        ("line 1 has a NUL character in 'text'", nul, new),
+        ("--output: cannot write to /proc/xx (No such", path, "/proc/xx"),
         ("--tokenizer='gpt'", path, new, "0.2", "--tokenizer=gpt"),
         ("'nowhere' does not exist", "nowhere", new),
         ("--input has no text", blank, new),
@@ -394,6 +439,7 @@ def test_what_is_refused(prepare, script, tmp_path):
         assert status == 2 and errors.count("\n") == 1, errors
         assert words in errors
     assert contents(done) == before and len(contents(other)) == 1
+    assert not new.exists()
     (new / "unfinished").mkdir(parents=True)
     with (new / "unfinished" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -404,3 +450,9 @@ def test_what_is_refused(prepare, script, tmp_path):
     assert contents(new).keys() == before.keys()
     prepare(path, out="done")
     assert "already" in prepare.printed
+    text = path.read_bytes()
+    path.write_bytes(text.replace(b"Text 1:", b"Text 0:"))
+    flags = (f"--input={path}", f"--output={done}", "--held_out=0.2")
+    status, _, errors = script(prepare_text, *flags)
+    assert status == 2 and f"{path} of --input has changed since" in errors
+    assert len(text) == path.stat().st_size and errors.count("\n") == 1

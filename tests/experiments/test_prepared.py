@@ -17,6 +17,7 @@ from nl_jax.data import (
 )
 from nl_jax.data.prepared import is_prepared
 from nl_jax.errors import InputError
+from tests.experiments.test_prepare_text import share_of
 
 TEXTS = [f"Text {i}: " + "some words. " * (i % 7) for i in range(60)]
 
@@ -154,10 +155,12 @@ def test_a_manifest_stands_for_its_corpus(copies):
 
 def test_shards_without_a_manifest_are_no_text(copies):
     folder = copies / "byte"
-    with pytest.raises(InputError, match="byte is a prepared corpus, not text"):
-        load_corpus(DataConfig(paths=(str(folder),)))
+    for name in ("", "manifest.json", "train-00000-of-00002.array_record"):
+        config = DataConfig(paths=(str(folder / name),))
+        with pytest.raises(InputError, match="is a prepared corpus, not text"):
+            load_corpus(config)
     (folder / "manifest.json").unlink()
-    with pytest.raises(InputError, match=r"shards but no manifest\.json"):
+    with pytest.raises(InputError, match=r"data.paths: .*shards but no manif"):
         open_corpora(DataConfig(paths=(str(folder),)))
 
 
@@ -202,12 +205,14 @@ def test_a_manifest_of_another_kind_is_refused(copies):
     for text, words in (
         (whole[:-9], "is not that of a prepared corpus"),
         ("[]", "is not that of a prepared corpus"),
+        ('{"format": 1}', "is not that of a prepared corpus"),
         (whole.replace('"format": 1', '"format": 2'), "format=2; this version"),
         (whole.replace('"parts"', '"party"'), r"damaged \(no 'parts'\)"),
     ):
         path.write_text(text)
+        config = DataConfig(paths=(str(folder),))
         with pytest.raises(InputError, match=words):
-            open_corpora(DataConfig(paths=(str(folder),)))
+            config.vocab_size(), open_corpora(config)
     path.unlink()
     (folder / "unfinished").mkdir()
     with pytest.raises(InputError, match="is not finished"):
@@ -216,10 +221,94 @@ def test_a_manifest_of_another_kind_is_refused(copies):
         open_corpora(DataConfig(paths=(str(folder),)))
 
 
+def test_no_corpus_trains_on_what_another_holds_out(copies, tmp_path):
+    """Plain files are split as prepared ones are; shares must be the same."""
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("\n".join(json.dumps({"text": t}) for t in TEXTS))
+    config = DataConfig(paths=(str(copies / "byte"), str(plain)))
+    for separate in (False, True):
+        found = open_corpora(config, separate=separate)
+        train, held_out = (
+            [{bytes(x.tokens.astype("u1")) for x in source} for source in part]
+            for part in (found.train, found.held_out)
+        )
+        assert train[0] == train[1] and held_out[0] == held_out[1]
+        wanted = {t.encode() for t in TEXTS if share_of(t) < 0.3}
+        assert held_out[0] == wanted
+    one = tmp_path / "one.txt"
+    one.write_text(TEXTS[0])
+    kept = share_of(TEXTS[0]) >= 0.3
+    config = DataConfig(paths=(str(copies / "byte"), str(one)))
+    assert kept and not len(open_corpora(config).held_out[0])
+    one.write_text(min(TEXTS, key=share_of))
+    with pytest.raises(InputError, match=r"below 0\.3 hold out all .*one\.txt"):
+        open_corpora(config)
+    other = copies / "other"
+    shutil.copytree(copies / "byte", other)
+    set_field(other, lambda m: m["settings"].update(held_out=0.1))
+    config = DataConfig(paths=(str(copies / "byte"), str(other)))
+    with pytest.raises(InputError, match=r"=0\.3, but .*other with 0\.1, so"):
+        open_corpora(config)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"text_field": "say"},
+        {"prompt_field": "ask"},
+        {"unique_paragraphs": True},
+        {"held_out": 0.3},
+    ],
+)
+def test_settings_of_plain_files_do_not_go_with_prepared_ones(
+    prepared, setting
+):
+    """They may beside plain files, all but the share that is held out."""
+    name = str(prepared / "byte")
+    words = f"data.{min(setting)}=.* has no effect on a corpus that is prepared"
+    with pytest.raises(InputError, match=words):
+        open_corpora(DataConfig(paths=(name,), **setting))
+    both = DataConfig(paths=(name, str(prepared / "a.jsonl")), **setting)
+    words = {
+        "held_out": "held_out=0.3 has no effect beside prepared corpora",
+        "text_field": "has no text in 'say'",
+        "prompt_field": "has no text in 'ask'",
+    }.get(min(setting))
+    if words is None:
+        assert len(open_corpora(both).train) == 2
+        return
+    with pytest.raises(InputError, match=words):
+        open_corpora(both)
+
+
+def test_plain_files_have_no_hashes_to_verify(prepared):
+    config = DataConfig(paths=(str(prepared / "a.jsonl"),), verify=True)
+    with pytest.raises(InputError, match="verify=True has no effect on text"):
+        open_corpora(config)
+
+
+def test_no_plain_file_trains_on_what_another_holds_out(tmp_path):
+    """The second has the documents of the first, and others besides."""
+    paths = [tmp_path / f"{i}.jsonl" for i in range(2)]
+    for path, texts in zip(paths, (TEXTS[:20], TEXTS), strict=True):
+        path.write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    config = DataConfig(paths=tuple(map(str, paths)), held_out=0.4)
+    found = open_corpora(config, separate=True)
+    train, held_out = (
+        [[bytes(x.tokens.astype("u1")) for x in source] for source in part]
+        for part in (found.train, found.held_out)
+    )
+    for texts in train:
+        assert len(texts) > 5
+        assert not {*texts} & {*held_out[0], *held_out[1]}
+        # One that the first has cut is not whole in the second.
+        assert train[0][-1] + held_out[0][0] not in texts
+
+
 def test_prepared_and_plain_corpora_go_together(copies, tmp_path):
     """One corpus per path, in their order, with one tokenizer."""
     plain = tmp_path / "plain.txt"
-    plain.write_text("".join(f"{i} more\n" for i in range(400)))
+    plain.write_text("".join(f"{i} more\n" for i in range(401)))
     paths = (str(plain), str(copies / "byte"))
     for order in (paths, paths[::-1]):
         config = DataConfig(paths=order, max_held_out_bytes=200)

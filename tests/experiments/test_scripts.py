@@ -14,7 +14,8 @@ import pytest
 from experiments.corpora import prepare_text
 from experiments.language import evaluate, generate, quotations, train_lm
 from experiments.streams import stream_stability
-from nl_jax.data import open_prepared
+from nl_jax.data import DataConfig, open_prepared
+from nl_jax.training import freeze
 from tests.experiments.conftest import SMALL
 from tests.experiments.test_prepare_text import share_of
 
@@ -72,6 +73,45 @@ def test_wrong_flags_are_one_line(script, tmp_path, flag, words):
     assert err.startswith("error: ") and err.count("\n") == 1
     assert words in err
     assert not (tmp_path / "new" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["/a/books,/a/code.jsonl"], ("/a/books", "/a/code.jsonl")),
+        (["./books,./code.jsonl"], ("./books", "./code.jsonl")),
+        (["my-2.txt, a_b.jsonl"], ("my-2.txt", "a_b.jsonl")),
+        (["2024,1e5"], ("2024", "1e5")),
+        (["2024"], ("2024",)),
+        (["None"], ("None",)),
+        (["('a','b')"], ("a", "b")),
+        (["'a b'"], ("a b",)),
+        (["a", "b-1,c", "('d',)"], ("a", "b-1", "c", "d")),
+        (["b,1", "a"], ("b,1", "a")),  # There is a file of this name.
+        (["a.txt,"], "error: data.{}='a.txt,' has an empty path"),
+    ],
+)
+def test_paths_are_flags(script, monkeypatch, tmp_path, given, found):
+    (tmp_path / "b,1").write_text("text")
+    small = os.path.abspath(SMALL[0].partition("=")[2])
+    monkeypatch.chdir(tmp_path)
+    data: list[DataConfig] = []
+    read = types.SimpleNamespace(
+        FLAGS=train_lm.FLAGS,
+        main=lambda values: data.append(freeze(values.config).data),
+    )
+    for name in ("paths", "held_out_paths"):
+        field = f"--config.data.{name}"
+        for flags in (
+            [f"{field}={value}" for value in given],
+            [f"--config={small}", *(w for v in given for w in (field, v))],
+        ):
+            status, _, error = script(read, *flags)
+            if isinstance(found, str):
+                assert status == 2 and error == found.format(name) + "\n"
+            else:
+                assert status == 0, error
+                assert getattr(data[-1], name) == found
 
 
 @pytest.mark.parametrize(
@@ -316,6 +356,9 @@ def test_a_prepared_corpus_is_evaluated_on_what_it_holds_out(
     assert status == 2 and "was prepared with another tokenizer" in error
     (tmp_path / "bytes" / "held_out-00000-of-00001.index.npy").unlink()
     status, _, error = script(evaluate, *here, f"--file={manifest}")
+    assert status == 2 and error.startswith("error: --file: ")
+    manifest.unlink()
+    status, _, error = script(evaluate, *here, f"--file={tmp_path}/bytes")
     assert status == 2 and error.startswith("error: --file: ")
 
 

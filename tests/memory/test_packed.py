@@ -170,9 +170,22 @@ def test_a_memory_begins_anew_with_each_document(affine):
         (np.ones((1, 3), int), "needs an integer"),
         (np.ones((1, 4)), "needs an integer"),
         (np.array([[1, -2, 3, 3]]), "contains -2"),
+        (np.array([[1, 1, 2**32, 2**32]]), "contains 4294967296"),
+        ([[1, 1], [1]], "no array of integers"),
         (np.array([[1, 2, 0, 1]]), "id 1 comes back"),
     ],
 )
 def test_wrong_segment_ids_are_refused(ids, words):
     with pytest.raises(InputError, match=words):
         check_segment_ids(ids, (1, 4))
+
+
+def test_a_row_that_waits_keeps_its_document():
+    ids = np.zeros((1, 2), np.int32)
+    tokens = np.zeros((1, 2), np.int32)
+    _, _, waits = pack(tokens, jnp.asarray(ids), None, False)
+    _, packed, named = pack(tokens, jnp.asarray(ids + 7), waits, False)
+    assert waits.tolist() == [-1] and named.tolist() == [7]
+    assert not packed.starts.any()  # It goes on.
+    _, packed, _ = pack(tokens, jnp.asarray(ids + 8), named, False)
+    assert packed.starts.tolist() == [[True, False]]

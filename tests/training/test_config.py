@@ -72,6 +72,41 @@ def test_json_gives_the_model_back():
             "data.tokenizer='words'.*'byte', 'bpe'",
         ),
         (DataConfig, {"held_out": 1.5}, "held_out=1.5"),
+        (
+            DataConfig,
+            {"carry_windows": 4},
+            "data.carry_windows=4 has no effect without data.reading='contig",
+        ),
+        (
+            DataConfig,
+            {"packed_share": 0.5, "reading": "packed"},
+            "data.packed_share=0.5 has no effect without data.reading='contig",
+        ),
+        (
+            DataConfig,
+            {"bpe_vocab_size": 300},
+            "data.bpe_vocab_size=300 has no effect without data.tokenizer='bpe",
+        ),
+        (
+            DataConfig,
+            {"bpe_sample_bytes": 300, "tokenizer": "byte"},
+            "data.bpe_sample_bytes=300 has no effect without",
+        ),
+        (
+            DataConfig,
+            {"stdlib": True, "paths": ("a.txt",)},
+            "data.stdlib=True has no effect with data.paths",
+        ),
+        (
+            DataConfig,
+            {"held_out": 0.2, "held_out_paths": ("a.txt",)},
+            "data.held_out=0.2 has no effect with data.held_out_paths",
+        ),
+        (
+            DataConfig,
+            {"prompt_field": "ask"},
+            "data.prompt_field='ask' has no effect on the default text",
+        ),
         (OptimizerConfig, {"learning_rate": -1.0}, "learning_rate=-1.0"),
         (OptimizerConfig, {"learning_rate": np.inf}, "learning_rate=inf must"),
         (OptimizerConfig, {"weight_decay": np.nan}, "weight_decay=nan must"),

@@ -176,10 +176,8 @@ def test_a_run_with_bpe_tokens_goes_on(tiny, tmp_path):
     tokenizer = BPETokenizer.train(load_corpus(tiny().data).train, 300)
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(tokenizer.to_json()["model"]))
-    for kind in ("bpe", str(file)):
-        data = dataclasses.replace(
-            tiny().data, tokenizer=kind, bpe_vocab_size=300
-        )
+    for kind, size in (("bpe", {"bpe_vocab_size": 300}), (str(file), {})):
+        data = dataclasses.replace(tiny().data, tokenizer=kind, **size)
         config = tiny(data=data, model={"vocab_size": 300}, steps=4)
         workdir = tmp_path / f"run {kind[-4:]}"
         whole = train(config, workdir)

@@ -52,17 +52,59 @@ def test_a_prompt_is_no_target(tmp_path):
             whole += 1
             assert weights.tolist() == [0] * prompt + [1] * (length - prompt)
     assert whole >= len(source) - 1 > 10
-    # Neither is it when the held-out documents are evaluated, joined.
+    # Neither is it when the held-out documents are evaluated, joined, and
+    # nothing is put before them.
     expected: list[int] = []
     for text, prompt in found.held_out_documents:
         expected += [1] * bool(expected)  # The newline between documents.
         expected += [0] * prompt + [1] * (len(text) - prompt)
-    held_out = prepare(config, 16).held_out
-    assert held_out.weights.tolist() == [1, *expected]
-    assert bytes(held_out.tokens[1:].tolist()) == found.held_out
+    dataset = prepare(config, 16)
+    assert dataset.held_out.weights.tolist() == expected
+    assert bytes(dataset.held_out.tokens.tolist()) == found.held_out
+    # Gzip gets the bytes that the model is scored on.
+    scored = zip(found.held_out[1:], expected[1:], strict=True)
+    assert dataset.scored_text() == bytes(byte for byte, one in scored if one)
     path.write_text('{"say": "2"}')
     with pytest.raises(InputError, match=r"'ask'; .* data.prompt_field"):
         load_corpus(config)
+
+
+@pytest.mark.parametrize(
+    ("answers", "held_out", "words"),
+    [
+        (["", ""], "yes", "the training text is prompts only; give documents"),
+        (["yes", ""], "", "the held-out text is prompts only; give documents"),
+        (["yes", ""], "yes", ""),
+    ],
+)
+def test_text_without_a_target_is_refused(tmp_path, answers, held_out, words):
+    names = ("train", "held_out")
+    for name, says in zip(names, (answers, [held_out]), strict=True):
+        lines = [
+            {"ask": f"{i} of {name}?", "say": s} for i, s in enumerate(says)
+        ]
+        lines[0]["ask"] += " Or two?"
+        text = "\n".join(map(json.dumps, lines))
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    paths = {"paths": "train", "held_out_paths": "held_out"}
+    config = DataConfig(
+        **{k: (f"{tmp_path}/{v}.jsonl",) for k, v in paths.items()},
+        text_field="say",
+        prompt_field="ask",
+    )
+    if not words:
+        assert prepare(config, 4).scored_text() == b"yes"
+        return
+    with pytest.raises(InputError, match=words):
+        prepare(config, 4)
+
+
+def test_a_held_out_text_of_one_token_is_refused(tmp_path):
+    """Nothing comes before it, so that it has no context to be scored in."""
+    (tmp_path / "a.txt").write_text("some text")
+    config = DataConfig(paths=(f"{tmp_path}/a.txt",), max_held_out_bytes=1)
+    with pytest.raises(InputError, match="the held-out text has one token"):
+        prepare(config, 2)
 
 
 def test_empty_documents_are_left_out():

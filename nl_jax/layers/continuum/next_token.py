@@ -162,7 +162,7 @@ def _read_documents(reader, tokens, mixers, cms, packed):
             size=chunk,
             axis=1,
             remat=None,
-            layout=layout._replace(fits=None),
+            layout=layout._replace(late=None),
             initial=reader.initial.cms,
         )
         open_tokens = goes_on(cms.position % chunk, chunk)
@@ -182,7 +182,8 @@ def _read_documents(reader, tokens, mixers, cms, packed):
         return by_token(mixers, cms)
     # Each branch would also fill in what the other keeps for its gradient.
     by_token = jax.checkpoint(by_token, prevent_cse=False)
-    return jax.lax.cond(layout.fits, by_piece, by_token, mixers, cms)
+    many = jnp.any(jnp.asarray(layout.late))
+    return jax.lax.cond(many, by_token, by_piece, mixers, cms)
 
 
 def _read_chunks(reader, tokens, mixers, cms):
