@@ -172,7 +172,7 @@ def _prepare(values, asked, files, output, given):
     inputs = Inputs(files, fields, values.document_bytes, separator)
     if separator and not inputs.have_separator():
         print(
-            f"warning: --separator={values.separator!r} is in no text file of "
+            f"warning: --separator={values.separator} is in no text file of "
             "--input"
         )
     processes = values.processes or _processes(files)

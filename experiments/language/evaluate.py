@@ -140,7 +140,7 @@ def _blocks(file, tokenizer) -> Iterable[Document]:
 
 def _documents(values, tokenizer) -> Iterable[Document]:
     """Returns documents; of a prepared corpus, those that it holds out."""
-    if is_prepared(values.file):
+    if is_prepared(values.file, "--file"):
         corpus = open_prepared(values.file, field="--file")
         if corpus.tokenizer.to_json()["hash"] != tokenizer.to_json()["hash"]:
             raise InputError(

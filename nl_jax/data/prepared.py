@@ -43,8 +43,12 @@ def file_sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_prepared(path: str | os.PathLike) -> bool:
+def is_prepared(path: str | os.PathLike, field: str = "data.paths") -> bool:
     """Returns whether a path is a prepared corpus: its folder or manifest.
+
+    Args:
+        path: of a file or folder.
+        field: name of the setting with the path, for error messages.
 
     Raises:
         InputError: if its preparation has not been finished.
@@ -54,12 +58,13 @@ def is_prepared(path: str | os.PathLike) -> bool:
         return True
     if (folder / UNFINISHED).is_dir():
         raise InputError(
-            f"{path} is not finished; repeat the command that prepared it"
+            f"{field}: {folder} is not finished; repeat the command that "
+            "prepared it"
         )
     if next(folder.glob(f"*{SHARD}"), None):
         raise InputError(
-            f"{path} has shards but no {MANIFEST}: it was not prepared or "
-            "copied to the end; do that again"
+            f"{field}: {folder} has shards but no {MANIFEST}: it was not "
+            "prepared or copied to the end; do that again"
         )
     return False
 
@@ -126,12 +131,14 @@ def read_manifest(
         InputError: if it is missing, damaged or that of another version.
     """
     folder = _folder(path)
-    if not is_prepared(folder):
+    if not is_prepared(folder, field):
         raise InputError(f"{field}: {folder} has no {MANIFEST}")
     try:
         text = (folder / MANIFEST).read_bytes()
         manifest = json.loads(text)
         known = manifest["format"] == FORMAT
+        if known:
+            int(manifest["tokenizer"]["vocab_size"])
     except OSError as error:
         raise InputError(
             f"{field}: cannot read {folder / MANIFEST} ({error.strerror})"

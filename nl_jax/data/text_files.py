@@ -31,6 +31,7 @@ def find_files(field: str, name: str) -> list[pathlib.Path]:
                 f"{field}: {name!r} does not exist; give files or directories"
             )
         if path.is_file() or is_saved_dataset(path):
+            _refuse_prepared(field, name, [path])
             return [path]
         if not path.is_dir():
             raise InputError(
@@ -43,15 +44,20 @@ def find_files(field: str, name: str) -> list[pathlib.Path]:
             f"{field}: cannot read {error.filename or name} ({error.strerror})"
         ) from error
     files = [p for p in files if not _hidden(p.relative_to(path))]
-    shards = [p for p in files if p.name.endswith(".array_record")]
-    if shards:
-        raise InputError(
-            f"{field}: {shards[0].parent} is a prepared corpus, not text; only "
-            "data.paths and evaluate --file take one, by its folder"
-        )
     if not files:
         raise InputError(f"{field}: {name} has no files in it")
+    _refuse_prepared(field, name, files)
     return files
+
+
+def _refuse_prepared(field: str, name: str, files: list[pathlib.Path]) -> None:
+    ending, first = "*.array_record", files[0]
+    beside = first.parent.glob(ending) if first.name == "manifest.json" else ()
+    if any(path.match(ending) for path in (*files, *beside)):
+        raise InputError(
+            f"{field}: {name!r} is a prepared corpus, not text, or has one in "
+            "it; only data.paths and evaluate --file take a corpus"
+        )
 
 
 def is_saved_dataset(path: pathlib.Path) -> bool:

@@ -39,9 +39,10 @@ class MatrixRule:
     Attributes:
         name: name in configurations.
         objective: the objective's name in the level table.
-        scan: ``(state, q, k, v, gates, **options) -> (o, state)``; the options
-            are ``chunk_size``, ``implementation`` and ``resets`` of
-            ``delta_scan``, the last only with documents side by side.
+        scan: ``(state, q, k, v, gates, *, resets=None, **options) -> (o,
+            state)``; ``resets`` and the options, ``chunk_size`` and
+            ``implementation``, are those of ``delta_scan``. Padding has zeros
+            for k, v and all gates of a token, and must change nothing.
         gates: keys required in ``gates`` besides ``log_alpha``, each
             ``[..., T]`` unless the rule says otherwise.
         memories: matrices per head.
@@ -67,8 +68,8 @@ class MatrixRule:
 def _one(scan):
     """Adapts a rule of a single matrix to states with an axis of memories."""
 
-    def run(state, *args, **options):
-        o, w = scan(state[..., 0, :, :], *args, **options)
+    def run(state, *args, resets=None, **options):
+        o, w = scan(state[..., 0, :, :], *args, resets=resets, **options)
         return o, w[..., None, :, :]
 
     return run
@@ -77,8 +78,7 @@ def _one(scan):
 def _hebbian(w, q, k, v, gates, **options):
     log_alpha = gates["log_alpha"]
     if log_alpha.ndim == k.ndim:
-        resets = options.get("resets")
-        return diagonal_scan(w, k, v, q, log_alpha, resets=resets)
+        return diagonal_scan(w, k, v, q, log_alpha, resets=options["resets"])
     o, w, _ = delta_scan(
         w, None, k, v, q, log_alpha, None, read="after", **options
     )
@@ -112,13 +112,14 @@ def _comba(w, q, k, v, gates, **options):
     return _erasing(w, q, k, v, log_alpha, erase, beta, **options)
 
 
-def _oja(state, q, k, v, gates, **options):
+def _oja(state, q, k, v, gates, *, resets=None, **options):
     """The transposed delta rule, with keys and values exchanged.
 
     That memory's writes, ``beta (k - v W^T)``, are the keys under which a plain
     memory stores the values; the second scan reads from the latter.
     """
     log_alpha, beta = gates["log_alpha"], gates["beta"]
+    options["resets"] = resets
     w = state[..., 0, :, :]
     erase = beta * jnp.exp(log_alpha)
     keys = beta[..., None].astype(k.dtype) * k
@@ -142,7 +143,7 @@ def _rwkv7(w, q, k, v, gates, **options):
         gates["log_alpha"],
         removal,
         removal * rate,
-        resets=options.get("resets"),
+        resets=options["resets"],
     )
 
 

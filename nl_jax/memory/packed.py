@@ -282,22 +282,31 @@ def into_pieces(
 
 
 def documents(
-    packed: Packed | None, read: Callable[..., Any]
+    packed: Packed | None, read: Callable[..., Any], name: str = ""
 ) -> dict[str, Any]:
     """Returns ``packed`` as a keyword for ``read``; none if it is ``None``.
+
+    Args:
+        packed: the documents.
+        read: what must name the keyword; ``**options`` could ignore it.
+        name: the matrix rule whose scan ``read`` is. Its keyword is ``resets``,
+            the first tokens of documents for each head, ``[B, 1, T]``.
 
     Raises:
         InputError: if ``read`` has no such keyword.
     """
     if packed is None:
         return {}
-    taken = inspect.signature(read).parameters.values()
-    if not any(p.name == "packed" or p.kind is p.VAR_KEYWORD for p in taken):
+    keyword, what = "packed", "a nl_jax.memory.packed.Packed"
+    if name:
+        keyword, what = "resets", "the first tokens of documents"
+    if keyword not in inspect.signature(read).parameters:
+        label = f"the scan of rule {name!r}" if name else read.__qualname__
         raise InputError(
-            f"segment_ids: {read.__qualname__} does not tell documents apart; "
-            "it must take the keyword packed, a nl_jax.memory.packed.Packed"
+            f"segment_ids: {label} does not tell documents apart; "
+            f"it must take the keyword {keyword} by name, {what}"
         )
-    return {"packed": packed}
+    return {keyword: packed.starts[:, None] if name else packed}
 
 
 def goes_on(lengths: jax.Array, size: int) -> Packed:

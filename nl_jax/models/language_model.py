@@ -128,24 +128,25 @@ class LanguageModel:
         if segment_ids is not None:
             ids = check_segment_ids(segment_ids, tokens.shape)
             tokens, packed, segment = pack(tokens, ids, segment, fresh)
+        initial: Any = None
+        if packed is not None or (fresh and self.learns_in_context):
+            initial = self.init_state(variables, len(tokens))
+        if packed is not None and state is not None:
+            state = state.begin_anew(initial, packed.starts[:, 0])
         forward = functools.partial(self._pass, params)
         if not self.learns_in_context:
             mixers = None if state is None else state.mixers
             logits, mixers, _ = forward(tokens, mixers, packed=packed)
             return logits, ModelState(mixers, None, segment)
-        initial = None
-        if fresh or packed is not None:
-            initial = self.init_state(variables, len(tokens))
-        now: Any = initial if fresh else state
-        config = self.config.cms
+        now = initial if state is None else state
         reader = Reader(
-            config,
+            self.config.cms,
             forward,
             self.fast_parameters(params)[1],
             jnp.dtype(self.config.dtype),
             initial,
         )
-        read = config.goal.read
+        read = self.config.cms.goal.read
         options = {"fresh": fresh} | documents(packed, read)
         logits, mixers, cms = read(
             reader, tokens, now.mixers, now.cms, **options

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from nl_jax.checks import leaf_name
 from nl_jax.errors import InputError
 from nl_jax.layers.continuum.steps import CMSState
+from nl_jax.nested.level import select_rows
 
 
 class ModelState(NamedTuple):
@@ -22,6 +23,14 @@ class ModelState(NamedTuple):
     segment: jax.Array | None = None
     """Segment id of each row's last document, int32 ``[B]``, 0 before the
     first, and -1 if it was read without; ``None`` if no call had any."""
+
+    def begin_anew(self, initial: Any, starts: jax.Array) -> "ModelState":
+        """Returns rows of ``initial`` where ``starts``, ``[B]``, is true.
+
+        Blocks let go of a document by multiplying with 0, from which values
+        that are not finite come back as NaN.
+        """
+        return select_rows(starts, initial, self._replace(segment=None))
 
 
 def params_of(variables: Any) -> Any:
@@ -68,8 +77,12 @@ def check_state(model: Any, state: Any, one: Any = None) -> int:
                 model,
                 f"{leaf_name(path)} has shape {jnp.shape(leaf)}, not {shape}",
             )
-    if segment is not None and jnp.shape(segment) != (rows,):
-        _refuse(model, f"segment has shape {jnp.shape(segment)}, not {(rows,)}")
+    if segment is not None:
+        kind, shape = jnp.result_type(segment), jnp.shape(segment)
+        if shape != (rows,):
+            _refuse(model, f"segment has shape {shape}, not {(rows,)}")
+        if kind != jnp.int32:
+            _refuse(model, f"segment is {kind}, not int32")
     return rows
 
 

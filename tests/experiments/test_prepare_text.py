@@ -245,7 +245,7 @@ def test_separators_are_written_with_escapes(prepare, tmp_path):
     path.write_bytes("\n\n".join(TEXTS).encode())
     flags = {"separator": r"\r\n\r\n", "document_bytes": 99}
     prepare(write_lines(tmp_path / "b.jsonl", TEXTS), path, out="no", **flags)
-    words = r"warning: --separator='\\r\\n\\r\\n' is in no text file of --input"
+    words = r"warning: --separator=\r\n\r\n is in no text file of --input"
     assert prepare.printed.splitlines()[0] == words
 
 

@@ -155,10 +155,12 @@ def test_a_manifest_stands_for_its_corpus(copies):
 
 def test_shards_without_a_manifest_are_no_text(copies):
     folder = copies / "byte"
-    with pytest.raises(InputError, match="byte is a prepared corpus, not text"):
-        load_corpus(DataConfig(paths=(str(folder),)))
+    for name in ("", "manifest.json", "train-00000-of-00002.array_record"):
+        config = DataConfig(paths=(str(folder / name),))
+        with pytest.raises(InputError, match="is a prepared corpus, not text"):
+            load_corpus(config)
     (folder / "manifest.json").unlink()
-    with pytest.raises(InputError, match=r"shards but no manifest\.json"):
+    with pytest.raises(InputError, match=r"data.paths: .*shards but no manif"):
         open_corpora(DataConfig(paths=(str(folder),)))
 
 
@@ -203,12 +205,14 @@ def test_a_manifest_of_another_kind_is_refused(copies):
     for text, words in (
         (whole[:-9], "is not that of a prepared corpus"),
         ("[]", "is not that of a prepared corpus"),
+        ('{"format": 1}', "is not that of a prepared corpus"),
         (whole.replace('"format": 1', '"format": 2'), "format=2; this version"),
         (whole.replace('"parts"', '"party"'), r"damaged \(no 'parts'\)"),
     ):
         path.write_text(text)
+        config = DataConfig(paths=(str(folder),))
         with pytest.raises(InputError, match=words):
-            open_corpora(DataConfig(paths=(str(folder),)))
+            config.vocab_size(), open_corpora(config)
     path.unlink()
     (folder / "unfinished").mkdir()
     with pytest.raises(InputError, match="is not finished"):

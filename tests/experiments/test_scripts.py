@@ -357,6 +357,9 @@ def test_a_prepared_corpus_is_evaluated_on_what_it_holds_out(
     (tmp_path / "bytes" / "held_out-00000-of-00001.index.npy").unlink()
     status, _, error = script(evaluate, *here, f"--file={manifest}")
     assert status == 2 and error.startswith("error: --file: ")
+    manifest.unlink()
+    status, _, error = script(evaluate, *here, f"--file={tmp_path}/bytes")
+    assert status == 2 and error.startswith("error: --file: ")
 
 
 def test_quotations_of_a_prepared_corpus_are_counted(script, tmp_path):

@@ -26,7 +26,7 @@ from nl_jax.layers.mixing import (
 from nl_jax.layers.norms import l2_normalize
 from nl_jax.layers.rotary import rotate
 from nl_jax.memory import MATRIX_RULES, MatrixRule
-from nl_jax.memory.packed import Packed
+from nl_jax.memory.packed import Packed, documents
 from pallas_kernels import delta_memory, device
 
 
@@ -180,10 +180,8 @@ class MatrixMemory(Mixer):
         gates = self._gates(declare, x)
         if "removal" in rule.gates:
             k, gates, bonus = _rwkv7_keys(declare, q, k, v, gates)
-        documents: dict[str, jax.Array] = {}
         if packed is not None:
-            documents["resets"] = packed.starts[:, None]
-            gates, v = _without_padding(gates, v, packed)
+            gates, k, v = _without_padding(gates, k, v, packed)
         if config.features == "rotary":
             # Positions count from the last token in the state, so precision
             # does not depend on the stream's length.
@@ -202,7 +200,7 @@ class MatrixMemory(Mixer):
             gates,
             chunk_size=config.chunk_size,
             implementation=config.implementation,
-            **documents,
+            **documents(packed, rule.scan, rule.name),
         )
         if config.features == "rotary":
             memory = rotate(memory.mT, -end).mT
@@ -269,15 +267,16 @@ GATES: dict[str, Callable[..., jax.Array]] = {
 rule. A rule with ``"removal"`` uses the keys and retention of RWKV-7."""
 
 
-def _without_padding(gates, v, packed):
-    """Returns gates and values with which padding changes nothing."""
-    valid = packed.valid[:, None]
-    gates = dict(gates)
-    for name in ("log_alpha", "beta", "rate"):
-        if name in gates:
-            mask = valid[..., *(None,) * (gates[name].ndim - 3)]
-            gates[name] = jnp.where(mask, gates[name], 0)
-    return gates, jnp.where(valid[..., None], v, 0)
+def _without_padding(gates, k, v, packed):
+    """Returns the gates, keys and values of tokens, zero for padding."""
+
+    def keep(a):
+        if a.shape[:3] != k.shape[:3]:
+            return a  # One gate for all tokens.
+        valid = packed.valid[:, None]
+        return jnp.where(valid[..., *(None,) * (a.ndim - 3)], a, 0)
+
+    return {name: keep(a) for name, a in gates.items()}, keep(k), keep(v)
 
 
 def _sizes(normalizer, q, k, packed):
