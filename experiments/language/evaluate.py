@@ -100,7 +100,8 @@ def main(values: flags.FlagValues) -> None:
     source = values.file or "the held-out text"
     if not positions.tokens:
         raise InputError(
-            f"{source} has no document of 2 tokens; give a longer text"
+            f"{source} has no document of 2 tokens, or prompts only; give a "
+            "longer text"
         )
     lines = table.markdown(
         ["from byte", "bytes", "bits per byte"],

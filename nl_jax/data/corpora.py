@@ -106,14 +106,18 @@ def open_corpora(
             hashes.append(corpus.sha256)
         else:
             text = texts[paths]
+            # That of data.held_out_paths is the same for all corpora.
+            again = config.held_out_paths and held_out
             for part, documents in (
                 (train, text.train_documents),
-                (held_out, text.held_out_documents),
+                (held_out, () if again else text.held_out_documents),
             ):
                 part.append(
                     DocumentsInMemory(tokenize(d, tokenizer) for d in documents)
                 )
             hashes.append(text.sha256)
+    if not any(source.weighted for source in (*train, *held_out)):
+        config.refuse(["prompt_field"], "where no document has a prompt")
     sha256 = hashes[0]
     if len(hashes) > 1:
         sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -99,6 +99,24 @@ def test_text_without_a_target_is_refused(tmp_path, answers, held_out, words):
         prepare(config, 4)
 
 
+def test_prompts_of_a_text_file_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text('{"text": "an answer", "ask": "a prompt"}')
+    config = DataConfig(paths=(f"{tmp_path}/a.txt",), prompt_field="ask")
+    with pytest.raises(InputError, match="'ask' has no effect where no docum"):
+        prepare(config, 4)
+
+
+def test_mixed_corpora_are_evaluated_once_on_the_same_files(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"text of {name}")
+    config = DataConfig(
+        paths=(f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"),
+        weights=(2, 1),
+        held_out_paths=(f"{tmp_path}/c.txt",),
+    )
+    assert bytes(prepare(config, 4).held_out.tokens.tolist()) == b"text of c"
+
+
 def test_a_held_out_text_of_one_token_is_refused(tmp_path):
     """Nothing comes before it, so that it has no context to be scored in."""
     (tmp_path / "a.txt").write_text("some text")
