@@ -129,12 +129,15 @@ def test_nothing_of_a_spoilt_state_is_in_the_next_document(name, fields):
     assert np.isnan(same).all()  # It goes on.
 
 
-def test_a_segment_that_is_no_integer_is_named():
+@pytest.mark.parametrize(
+    ("segment", "kind"), [(jnp.ones(1), "float32"), ([1], "list")]
+)
+def test_a_segment_that_is_no_integer_is_named(segment, kind):
     model = build("lstm", **SMALL)
 
     def apply(v):
-        state = model.init_state(v, 1)._replace(segment=jnp.ones(1))
+        state = model.init_state(v, 1)._replace(segment=segment)
         return model.apply(v, TOKENS, state)
 
-    with pytest.raises(InputError, match="segment is float32, not int32"):
+    with pytest.raises(InputError, match=f"segment is {kind}, not int32"):
         jax.eval_shape(apply, model.parameter_shapes())
