@@ -315,13 +315,20 @@ def test_decoding_token_by_token(label):
 @pytest.mark.slow
 @pytest.mark.parametrize("label", MODELS)
 def test_bfloat16_within_its_rounding(label):
-    read = _read(label, "bfloat16")
+    """As near to float64 as a document read alone in bfloat16 is, times 3.
+
+    Levels that learn by the model's own gradient amplify its rounding.
+    """
+    read, exactly = _read(label, "bfloat16"), _read(label)
     logits, _ = read(_TOKENS[:, :LENGTH], _MANY.ids)
     for tokens, _, batch in _alone(_MANY.ids):
-        alone, _ = read(tokens)
-        for (row, columns), wanted in zip(batch, alone, strict=False):
-            found = logits[row, columns]
-            _same(found, wanted[: len(columns)], 0.05 * np.abs(wanted).max())
+        alone, exact = (function(tokens)[0] for function in (read, exactly))
+        for number, (row, columns) in enumerate(batch):
+            wanted = exact[number, : len(columns)]
+            rounding = np.abs(alone[number, : len(columns)] - wanted).max()
+            least = 0.01 * np.abs(wanted).max()
+            error = np.abs(logits[row, columns] - wanted).max()
+            assert error <= 3 * max(rounding, least)
 
 
 class Deaf(CMSObjective):
