@@ -31,11 +31,11 @@ class MeshConfig:
     )
     """Where parameters rest: for names of their axes an axis of the mesh, or
     several, as in ``"fsdp,tensor"``."""
-    compute_axes: Mapping[str, str] = FrozenDict(
-        batch="data,fsdp", vocab="tensor"
-    )
+    compute_axes: Mapping[str, str] = FrozenDict(batch="data,fsdp", vocab="")
     """Where computation happens: the same for the activations' ``batch``, for
-    the ``vocab`` of logits and for ``embed`` of the embedding."""
+    the ``vocab`` of embedding and logits, and for ``embed`` of the embedding.
+    ``vocab="tensor"`` saves memory, but XLA's collectives on CPUs may then wait
+    for each other for ever."""
 
     def __post_init__(self):
         check_fields(self, "mesh.", data=-1, fsdp=-1, tensor=-1)
