@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from nl_jax.memory.packed import into_pieces
 from nl_jax.memory.remat import flat, remat_scan
 from nl_jax.memory.state import starts, with_start, without_start
+from nl_jax.nested.level import select_rows
 
 
 def axes(axis: int):
@@ -53,7 +54,7 @@ def scan_documents(
         return jnp.moveaxis(a, 0, -1) if rows else a
 
     if layout.pieces == 1:
-        state = _where(layout.resets[..., 0], initial, state)
+        state = select_rows(layout.resets[..., 0], initial, state)
         ends = layout.closes.any(-1)
         state, out = piece(state, tokens, ahead(layout.holds), ends)
         return state, back(out)
@@ -71,10 +72,10 @@ def scan_documents(
     def body(carry, chunk):
         resets, *chunk = chunk
         state, kept = carry
-        state = _where(resets, drop(initial), state)
+        state = select_rows(resets, drop(initial), state)
         # Nothing in the scan reads what is kept: it costs nothing if the
         # state after it is not used.
-        kept = _where(chunk[1].any(0), starts(restore(state)), kept)
+        kept = select_rows(chunk[1].any(0), starts(restore(state)), kept)
         state, out = piece(restore(state), *chunk)
         return (drop(state), kept), out
 
@@ -92,7 +93,7 @@ def scan_documents(
 
     def late_body(state, chunk):
         resets, *chunk = chunk
-        return piece(_where(resets, initial, state), *chunk)
+        return piece(select_rows(resets, initial, state), *chunk)
 
     def read_late(state, out):
         """Reads the tokens that have no piece, in rounds of fewer pieces."""
@@ -119,16 +120,18 @@ def scan_documents(
         def read(state, used, start):
             return jax.lax.cond(used, work, rest, state, start)
 
-        def step(carry, number):
+        def next_round(carry, number):
             state, out = carry
             used, number = number
             start = slots + number * count * size
             state, (more, inside) = read(state, used, start)
-            out = jax.tree.map(lambda a, b: _where(inside, a, b), more, out)
+            out = jax.tree.map(
+                lambda a, b: select_rows(inside, a, b), more, out
+            )
             return (state, out), None
 
         numbers = jnp.arange(len(layout.late))
-        return jax.lax.scan(step, (state, out), (layout.late, numbers))[0]
+        return jax.lax.scan(next_round, (state, out), (layout.late, numbers))[0]
 
     if layout.late is not None and len(layout.late):
         # Nothing is kept for the backward pass of what hardly ever happens.
@@ -142,7 +145,7 @@ def scan_documents(
         last = layout.holds.sum(-1, keepdims=True) - 1
         closed = layout.closes & (jnp.arange(late.shape[-1]) == last)
         own = (closed | late).any(-1)
-        state = with_start(state, _where(own, starts(state), kept))
+        state = with_start(state, select_rows(own, starts(state), kept))
     return state, back(out)
 
 
@@ -154,22 +157,10 @@ def _fill(a, source, valid):
     """Lays tokens into pieces, zeros into empty slots."""
     a = _take(a, source.reshape(-1, *source.shape[2:]))
     a = a.reshape(*valid.shape[:2], *a.shape[1:])
-    return _where(valid, a, jnp.zeros((), a.dtype))
+    return select_rows(valid, a, jnp.zeros((), a.dtype))
 
 
 def _take(a, columns):
     if columns.ndim == 1:
         return a[columns]
     return jax.vmap(lambda a, at: a[at], 1, 1)(a, columns)
-
-
-def _where(mask, new, old):
-    """Chooses between trees, by a mask of the first axes."""
-
-    def pick(a, b):
-        ndim = max(jnp.ndim(a), jnp.ndim(b))
-        return jnp.where(
-            mask.reshape(*mask.shape, *(1,) * (ndim - mask.ndim)), a, b
-        )
-
-    return jax.tree.map(pick, new, old)

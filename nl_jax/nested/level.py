@@ -187,10 +187,14 @@ class Level(NamedTuple):
 
 
 def select_rows(due: Any, new: Tree, old: Tree) -> Tree:
-    """Rows of ``new`` where ``due``, ``[B]``, else of ``old``."""
+    """Rows of ``new`` where ``due``, else of ``old``.
+
+    ``due`` is a mask of the first axes, usually ``[B]``.
+    """
 
     def pick(a, b):
-        return jnp.where(due.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+        rest = max(jnp.ndim(a), jnp.ndim(b)) - due.ndim
+        return jnp.where(due.reshape(*due.shape, *(1,) * rest), a, b)
 
     return jax.tree.map(pick, new, old)
 
