@@ -176,10 +176,16 @@ class Level(NamedTuple):
         )
 
         def act(state):
+            before = state
+            if jnp.ndim(due):
+                # No gradient flows back through the step of a row that is not
+                # due: of a sum of 0, that of Adam's root is infinite.
+                fixed = jax.lax.stop_gradient(state)
+                state = select_rows(due, state, fixed)
             params, inner = self.step(state, *seen)
             none = jax.tree.map(jnp.zeros_like, (state.gathered, state.since))
             after = LevelState(params, none[0], inner, none[1])
-            return select_rows(due, after, state) if jnp.ndim(due) else after
+            return select_rows(due, after, before) if jnp.ndim(due) else after
 
         if isinstance(due, bool):
             return act(state) if due else state

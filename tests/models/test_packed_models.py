@@ -124,6 +124,8 @@ _MANY = Case(
     [0, 0],
 )
 """More documents than there are pieces, and one alone."""
+_NONE = _MANY._replace(ids=np.array([[0] * LENGTH, [5] * 6 + [0] * 18]))
+"""No document in a row, and an unfinished chunk."""
 
 
 def _examples(count):
@@ -291,6 +293,7 @@ def test_gradients_are_the_sum_over_documents(label, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("label", MODELS)
+@example(_NONE)
 @given(_cases())
 @_examples(30)
 def test_many_cases(label, case):

@@ -244,6 +244,28 @@ def test_rows_are_due_by_themselves_and_only_who_is_due_pays():
         )
 
 
+def test_rows_that_are_not_due_have_a_gradient():
+    """Adam's root of a sum of 0 has an infinite derivative."""
+    adam = optax.scale_by_adam()
+
+    def step(state, *_):
+        direction, inner = jax.vmap(adam.update)(state.gathered, state.inner)
+        return state.params - direction, inner
+
+    level = Level(lambda w: fresh_level(w, jax.vmap(adam.init)(w)), step, 2)
+
+    def loss(weights, new):
+        state = level.init(weights)._replace(since=jnp.zeros(2, int))
+        due = jnp.array([True, False])
+        return level.update(state, new, due=due).params.sum()
+
+    new = jnp.array([[2.0], [0.0]])
+    gradients = jax.grad(loss, (0, 1))(jnp.ones((2, 1)), new)
+    # A first step of Adam is the sign of its gradient, nearly.
+    np.testing.assert_allclose(gradients[0], 1)
+    np.testing.assert_allclose(gradients[1], 0, atol=1e-6)
+
+
 def test_levels_and_systems_are_described():
     level = gradient_level(pull, optax.adam(0.1), 4)
     system = NestedSystem({"slow": level, "fixed": level._replace(period=0)})
