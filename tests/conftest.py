@@ -6,6 +6,7 @@ few optimisations here: what they compute counts, not how fast.
 
 import gc
 import os
+import pathlib
 import sys
 from importlib.metadata import version
 
@@ -36,6 +37,8 @@ jax.config.update("jax_numpy_dtype_promotion", "standard")
 gc.set_threshold(50_000, 20, 20)  # A fifth of all tracing is saved.
 flags.FLAGS(sys.argv[:1])  # Grain reads absl's flags.
 
+_MANY_MAPS = 20_000
+
 
 @pytest.fixture(autouse=True)
 def _optimise(request):
@@ -53,3 +56,13 @@ def _forget_programs():
     65,530: the whole suite's do not fit in one."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _forget_many_programs(request):
+    """One module's slow tests may fill them, and gigabytes."""
+    yield
+    if request.node.get_closest_marker("slow") is not None:
+        maps = pathlib.Path("/proc/self/maps")
+        if maps.exists() and maps.read_bytes().count(b"\n") > _MANY_MAPS:
+            jax.clear_caches()
