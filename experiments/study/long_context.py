@@ -25,28 +25,26 @@ JSON, and the same command, or one with more variants, goes on where it stopped.
 """
 
 import functools
-import itertools
 import pathlib
-import statistics
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.shared import flags, plot, table
-from experiments.shared.records import Records, write
-from experiments.shared.sweep import StoppedError, grouped, sweep
+from experiments.shared import flags
+from experiments.shared.records import Records
+from experiments.shared.sweep import StoppedError, sweep
 from experiments.study import freezing
+from experiments.study.long_report import summarize
 from experiments.study.split_text import read_and_split
 from experiments.study.train_on_text import train_on_text
 from experiments.study.variants import sized
+from experiments.study.windows_alone import ALONE, alone, edges_to
 from nl_jax.errors import InputError
 from nl_jax.models import ModelConfig, build, configure, names
 from nl_jax.nested.level_table import count_parameters
-from nl_jax.training import token_losses
 
 
 class Variant(NamedTuple):
@@ -96,7 +94,7 @@ _SETTINGS = {
         0.25, "Rows among the carried ones that start from nothing.", 0.0, 0.99
     ),
     "held_out": flags.integer(65_536, "Bytes to evaluate on in windows."),
-    "documents": flags.integer(8, "Held-out documents to read.", 2),
+    "documents": flags.integer(7, "Held-out documents to read.", 2),
     "least": flags.integer(65_536, "Bytes that each of them has, at least."),
     "positions": flags.integer(16_384, "Bytes of each that are read.", 512),
 }
@@ -115,7 +113,6 @@ FLAGS = {
     "jobs": flags.integer(1, "Runs at the same time, a process each."),
     "out": flags.folder("runs/long_context", "Folder."),
 }
-_ALONE = "each window from nothing"
 
 
 def main(values: flags.FlagValues) -> None:
@@ -227,7 +224,7 @@ def run_one(variant, rate, seed, *, paths, documents, settings, frozen):
     edges = edges_to(settings["length"], documents.shape[1])
     read = (result.model, result.variables)
     found = {"": freezing.by_position(*read, documents, edges)}
-    found[_ALONE] = _alone(*read, documents, edges, settings["length"])
+    found[ALONE] = alone(*read, documents, edges, settings["length"])
     if seed == frozen:
         for part, still in freezing.frozen_parts(*read).items():
             found[part] = freezing.by_position(*still, documents, edges)
@@ -236,148 +233,6 @@ def run_one(variant, rate, seed, *, paths, documents, settings, frozen):
         "parameters": count_parameters(result.variables),
         "state_bytes": _state_bytes(model),
         "hidden": model.cms.hidden,
-        "edges": edges,
         "by_position": found,
         "train_seconds": round(result.train_seconds, 1),
     }
-
-
-def edges_to(length: int, positions: int) -> list[int]:
-    """Returns the windows' ends, each twice the last, up to ``positions``.
-
-    Example:
-        >>> edges_to(256, 2048)
-        [0, 256, 512, 1024, 2048]
-    """
-    edges = [0, length]
-    while 2 * edges[-1] < positions:
-        edges.append(2 * edges[-1])
-    return [*edges, positions]
-
-
-def _alone(model, variables, documents, edges, length):
-    """Returns means like ``by_position``, of windows read from nothing."""
-
-    @jax.jit
-    def read(ids):
-        logits, _ = model.apply(variables, ids[:, :-1])
-        return token_losses(logits, ids[:, 1:])
-
-    # A window begins with the last token of the one before, as in training.
-    padded = np.pad(documents[:, : edges[-1]], ((0, 0), (0, 1)))
-    nats = [np.full((len(documents), 1), np.nan)]
-    for start in range(0, edges[-1], length):
-        nats.append(np.asarray(read(padded[:, start : start + length + 1])))
-    bits = np.concatenate(nats, 1)[:, : edges[-1]] / np.log(2)
-    return freezing.means_between(bits, edges)
-
-
-def summarize(rows, settings, out):
-    """Writes losses and differences by position."""
-    groups = {
-        name: _over_seeds(own)
-        for name, own in grouped(rows, "variant").items()
-        if any(row["bits_per_byte"] is not None for row in own)
-    }
-    edges = next(r["edges"] for r in rows if r["bits_per_byte"] is not None)
-    heads = [f"{a:,} to {b:,}" for a, b in itertools.pairwise(edges)]
-    sections = {
-        "Bits per byte": {name: own[""] for name, own in groups.items()},
-        "Less than in the first window": {
-            name: own[""][:, :1] - own[""] for name, own in groups.items()
-        },
-        "What the context before the window is worth": {
-            name: own[_ALONE] for name, own in groups.items()
-        },
-        "More bits with one part that does not learn": {
-            f"{name}, {part}": bits
-            for name, own in groups.items()
-            for part, bits in own.items()
-            if part not in ("", _ALONE)
-        },
-        "More bits than another variant": {
-            f"{one} than {other}": groups[one][""] - groups[other][""]
-            for one, other in itertools.permutations(groups, 2)
-            if other.startswith("hope-") and one in ("hope", "transformer")
-        },
-    }
-    lines = table.markdown(
-        ["variant", "seeds", "parameters", "state, bytes", "in windows"],
-        [_summary(name, own) for name, own in grouped(rows, "variant").items()],
-    )
-    for title, found in sections.items():
-        cells = [
-            [name, *(f"{m:.3f} ± {e:.3f}" for m, e in _mean(bits).T)]
-            for name, bits in found.items()
-        ]
-        if cells:
-            lines += ["", f"{title}:", ""]
-            lines += table.markdown(["variant", *heads], cells)
-    lines += ["", "Mean ± standard error over documents."]
-    record = {
-        "settings": settings,
-        "edges": edges,
-        **{
-            title: {name: _mean(bits).tolist() for name, bits in found.items()}
-            for title, found in sections.items()
-        },
-    }
-    write(out, "long_context", lines, record, _draw(sections, edges))
-
-
-def _over_seeds(rows):
-    """Returns means over seeds, ``[N, positions]``.
-
-    Under ``""`` there are bits per byte; else what is more if documents are
-    read in another way.
-    """
-    found = {}
-    for row in rows:
-        for name, bits in (row.get("by_position") or {}).items():
-            bits = np.asarray(bits)
-            more = bits - row["by_position"][""] if name else bits
-            found.setdefault(name, []).append(more)
-    return {name: np.mean(bits, 0) for name, bits in found.items()}
-
-
-def _mean(bits):
-    """Returns mean and standard error over documents."""
-    error = bits.std(0, ddof=1) / len(bits) ** 0.5
-    return np.stack([bits.mean(0), error])
-
-
-def _summary(name, rows):
-    finite = [row for row in rows if row["bits_per_byte"] is not None]
-    if not finite:
-        return [name, 0, "", "", "diverged"]
-    bits = [row["bits_per_byte"] for row in finite]
-    error = ""
-    if len(bits) > 1:
-        error = f" ± {statistics.stdev(bits) / len(bits) ** 0.5:.4f}"
-    shown = f"{statistics.fmean(bits):.4f}{error}"
-    row = finite[0]
-    counts = f"{row['parameters']:,}", f"{row['state_bytes']:,}"
-    return [name, len(finite), *counts, shown]
-
-
-def _draw(sections, edges):
-    titles = list(sections)
-    middles = [
-        (max(a, edges[1] / 2) * b) ** 0.5 for a, b in itertools.pairwise(edges)
-    ]
-    panels = [
-        plot.Panel(
-            {n: (middles, *_mean(bits)) for n, bits in sections[title].items()},
-            "position, bytes",
-            "bits per byte",
-            title,
-            ("log", "linear"),
-            "o-",
-        )
-        for title in (titles[2], titles[3], titles[4])
-    ]
-    figure = plot.curves(*panels, size=(15, 4.5))
-    for axes in figure.axes:
-        if axes.lines:
-            axes.legend(fontsize=6)
-    return figure
