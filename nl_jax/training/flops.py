@@ -30,8 +30,8 @@ def model_flops(model: LanguageModel, length: int) -> float:
     same once more for a target of its own and for each layer but the first,
     through which its gradient goes, and twice for momentum, which is read and
     written too; and, since :math:`C` tokens at a time are written,
-    :math:`4 C` for each of a matrix's rows and columns. Levels that learn in context
-    also need the gradient by which they step.
+    :math:`4 C` for each of a matrix's rows and columns. Levels that learn in
+    context also need the gradient by which they step.
 
     Args:
         model: the model.
