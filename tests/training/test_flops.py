@@ -79,3 +79,32 @@ def agrees(model):
     )
     walked = 3 * count_flops(jaxpr, "cpu") / LENGTH
     assert model_flops(model, LENGTH) == pytest.approx(walked, rel=0.1)
+
+
+def gradient_flops(name, remat):
+    model = build(name, **SIZES, remat=remat)
+    tokens = jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)
+    gradient = jax.grad(lambda v, t: model.apply(v, t)[0].sum())
+    variables = model.parameter_shapes()
+    return count_flops(jax.make_jaxpr(gradient)(variables, tokens))
+
+
+def test_policies_recompute_what_their_names_say():
+    none, dots, blocks = (
+        gradient_flops("transformer", remat)
+        for remat in ("none", "dots", "blocks")
+    )
+    layers, width, hidden = 2, 256, 4 * 256
+    # Attention multiplies by keys and by values.
+    assert dots - none == layers * 2 * (2 * LENGTH**2 * width)
+    # Nothing needs the outputs of the last matrix, ``down``.
+    matrices = 4 * width**2 + 2 * width * hidden
+    assert blocks - dots == layers * 2 * LENGTH * matrices
+
+
+def test_kernels_run_once_forwards_where_their_results_are_kept():
+    none, kernels, dots = (
+        gradient_flops("gated-deltanet", remat)
+        for remat in ("none", "kernels", "dots")
+    )
+    assert none == kernels < dots
