@@ -218,14 +218,8 @@ class LanguageModel:
             params, state, fast = layer
             if local:
                 fast = own.with_blocks(fast)
-            x, state = block.apply(
-                {"params": params},
-                x,
-                state,
-                fast,
-                aligned=aligned,
-                packed=packed,
-            )
+            given = {"params": params}, x, state, fast
+            x, state = block.apply(*given, aligned=aligned, packed=packed)
             if not local:
                 return x, (state, None)
             x, after = x
