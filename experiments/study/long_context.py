@@ -47,7 +47,7 @@ from nl_jax.models import ModelConfig, build, configure, names
 from nl_jax.nested.level_table import count_parameters
 
 
-class Variant(NamedTuple):
+class CarriedVariant(NamedTuple):
     """A model and how it reads while it is trained."""
 
     name: str
@@ -63,17 +63,17 @@ def _levels(objective):
 
 
 _ONE = {"cms": {"step_periods": (1,)}}
-VARIANTS: dict[str, Variant] = {
-    "hope": Variant("hope", fields=_ONE),
-    "hope-carried": Variant("hope", True, _ONE),
-    "hope-next-token": Variant("hope", True, _levels("next_token")),
-    "hope-local": Variant("hope", True, _levels("local")),
-    "titans": Variant("titans"),
-    "titans-carried": Variant("titans", True),
-    "mamba": Variant("mamba"),
-    "mamba-carried": Variant("mamba", True),
-    "transformer": Variant("transformer"),
-    "transformer-carried": Variant("transformer", True),
+VARIANTS: dict[str, CarriedVariant] = {
+    "hope": CarriedVariant("hope", fields=_ONE),
+    "hope-carried": CarriedVariant("hope", True, _ONE),
+    "hope-next-token": CarriedVariant("hope", True, _levels("next_token")),
+    "hope-local": CarriedVariant("hope", True, _levels("local")),
+    "titans": CarriedVariant("titans"),
+    "titans-carried": CarriedVariant("titans", True),
+    "mamba": CarriedVariant("mamba"),
+    "mamba-carried": CarriedVariant("mamba", True),
+    "transformer": CarriedVariant("transformer"),
+    "transformer-carried": CarriedVariant("transformer", True),
 }
 """By name. The attention of a transformer has the window whose keys and values
 take as many bytes as the state of ``hope``."""
