@@ -3,10 +3,11 @@
 import collections
 import contextlib
 import json
-import pathlib
 import time
 from collections.abc import Iterator
 from typing import Literal
+
+from etils import epath
 
 from nl_jax.errors import InputError
 from nl_jax.training.process import write_json
@@ -75,7 +76,7 @@ class RunClock:
         }
 
 
-def first_start(file: pathlib.Path) -> float:
+def first_start(file: epath.Path) -> float:
     """Returns when a run was first started, which it notes in a file.
 
     Raises:
