@@ -24,6 +24,7 @@ from nl_jax.nested import describe
 from nl_jax.pretrained import Pretrained
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
+from nl_jax.training.device_peaks import ideal_seconds
 from nl_jax.training.evaluation import evaluate_held_out
 from nl_jax.training.initial import initial_tokenizer, initial_weights
 from nl_jax.training.metric_writers import (
@@ -230,7 +231,8 @@ class _Run:
             batch,
         )
         step, held_out = self.start, None
-        clock = RunClock(self.started, step, self.in_steps)
+        ideal = ideal_seconds(self.model, config)
+        clock = RunClock(self.started, step, self.in_steps, ideal)
         progress = Progress(
             config.steps, step, config.batch_size * config.seq_len
         )

@@ -18,6 +18,7 @@ from nl_jax.errors import DivergedError, InputError
 from nl_jax.training import (
     Checkpoints,
     cache_programs,
+    device_peaks,
     loop,
     run_clock,
     train,
@@ -66,6 +67,7 @@ def test_metrics_are_fetched_together_where_they_are_logged(tiny, monkeypatch):
     result = train(tiny(log_every=4))
     assert fetched == [5] * 4 * 4 + [6] * 2 * 4  # 3 sums and a norm each.
     assert [row["step"] for row in result.records if "loss" in row] == [4, 6]
+    assert "mfu" not in result.records[0]  # What a CPU can do is not known.
     for row in result.records[:2]:
         same = whole.records[row["step"] - 1]
         for column in ("loss", "grad_norm", "learning_rate", "tokens"):
@@ -166,8 +168,11 @@ def test_goodput_goes_on_after_a_restart(tiny, tmp_path, monkeypatch):
     """A step takes 2 s, a batch 0.5, saving 1, compiling 10.
 
     The run is killed in step 6, after 24.5 s, and begins anew 100 s later with
-    step 5: 14 s in steps are 12 s of kept ones.
+    step 5: 14 s in steps are 12 s of kept ones. At their peak the devices would
+    do the 64 tokens of a step in 1 s.
     """
+    monkeypatch.setitem(device_peaks._TERA, "cpu", 64 * 3e6 / 1e12)
+    monkeypatch.setattr(device_peaks, "model_flops", lambda model, length: 3e6)
     clock, batches = Clock(), [0]
     fake = types.SimpleNamespace(time=clock.time, monotonic=clock.time)
     for module in (loop, run_clock):
@@ -197,7 +202,7 @@ def test_goodput_goes_on_after_a_restart(tiny, tmp_path, monkeypatch):
     assert clock.now == 1024.5
     clock.tick(100)
     train(tiny(log_every=2), tmp_path)
-    columns = ("step", "step_seconds", "input_wait_seconds", "goodput")
+    columns = ("step", "step_seconds", "input_wait_seconds", "goodput", "mfu")
     found = [
         tuple(row[column] for column in columns)
         for row in lines(tmp_path)
@@ -205,9 +210,9 @@ def test_goodput_goes_on_after_a_restart(tiny, tmp_path, monkeypatch):
     ]
     # The first batch of each start comes before the compilation.
     assert found == [
-        (2, 4.5 / 2, 0.5 / 2, round(4 / 15, 4)),
-        (4, 5 / 2, 1 / 2, round(8 / 21, 4)),
-        (6, 4.5 / 2, 0.5 / 2, round(12 / 139.5, 4)),
+        (2, 4.5 / 2, 0.5 / 2, round(4 / 15, 4), round(1 / 2.25, 4)),
+        (4, 5 / 2, 1 / 2, round(8 / 21, 4), 0.4),
+        (6, 4.5 / 2, 0.5 / 2, round(12 / 139.5, 4), 0.4444),
     ]
 
 
