@@ -10,6 +10,8 @@ from nl_jax.errors import InputError
 from nl_jax.layers import (
     MIXERS,
     AttentionConfig,
+    CacheConfig,
+    CachedConfig,
     CMSConfig,
     MixerConfig,
     NormConfig,
@@ -61,6 +63,8 @@ class ModelConfig(_Choices):
     """Dtype of products; parameters and fast state are float32."""
     remat: bool = False
     """Whether to recompute each block's activations in the backward pass."""
+    cache: CacheConfig = CacheConfig()
+    """Earlier states of the mixer's memory that tokens read besides it."""
     cms: CMSConfig = CMSConfig()
     """Continuum memory that follows the mixer in each block."""
 
@@ -103,11 +107,13 @@ class ModelConfig(_Choices):
 
     @property
     def choices(self) -> MixerConfig:
-        """Configuration of the mixer."""
+        """Configuration of the mixer, which caches if ``cache`` says so."""
         if isinstance(self.mixer, MixerConfig):
-            return self.mixer
-        # A mixer registered after this class was made has no field.
-        return getattr(self, self.mixer, None) or MIXERS[self.mixer]()
+            own = self.mixer
+        else:
+            # A mixer registered after this class was made has no field.
+            own = getattr(self, self.mixer, None) or MIXERS[self.mixer]()
+        return CachedConfig(own, self.cache) if self.cache.segment else own
 
     @property
     def cycle(self) -> int:
