@@ -72,7 +72,7 @@ def test_tokens_read_the_current_memory_and_those_kept(cache):
     with jax.enable_x64(True):
         y, state = applied(layer, "float64")({"params": params}, x)
     expected = [paper(CACHES[cache], params, row) for row in x]
-    same(y, expected, 1e-5 if y.dtype == np.float32 else 1e-10)
+    same(y, expected, 1e-10)
     assert state.held.tolist() == [KEPT] * 2
     assert state.position.tolist() == [T % SEGMENT] * 2
 
@@ -86,8 +86,10 @@ def test_any_split_equals_the_whole(cache):
         for piece in np.split(x, [5, 6], 1):
             y, state = apply(params, piece, state)
             outs.append(y)
-        whole = jax.tree.leaves(apply(params, x))
-        same((jnp.concatenate(outs, 1), *jax.tree.leaves(state)), whole, 1e-12)
+        y, end = apply(params, x)
+    pairs = zip(*map(jax.tree.leaves, (state, end)), strict=True)
+    parts = [(a, b) for a, b in pairs if a.size]  # Not empty convolutions.
+    same(*zip((jnp.concatenate(outs, 1), y), *parts, strict=True), 1e-12)
 
 
 CACHE = {"segment": 8, "segments": 2}
