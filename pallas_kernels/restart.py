@@ -10,8 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 Arrays = Any
+
+SAVED = "kernel"
+"""Name of what a derivative needs, for policies of ``jax.checkpoint``: where it
+is kept, nothing runs again forwards."""
 
 
 def restartable(
@@ -56,7 +61,7 @@ def restartable(
         return backward(arrays, starts, cotangents)
 
     def save(arrays):
-        out, starts = saving(arrays)
+        out, starts = checkpoint_name(saving(arrays), SAVED)
         return out, (_apart(arrays), starts)
 
     def save_and_show(arrays):

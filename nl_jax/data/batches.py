@@ -93,7 +93,7 @@ def train_batches(
     Args:
         dataset: text from :func:`prepare`.
         config: says how to read it.
-        **options: ``seq_len``, ``batch_size``, ``seed`` and ``rows``.
+        **options: ``seq_len``, ``batch_size``, ``seed``, ``rows`` and ``put``.
     """
     return make_iterator(
         dataset.train,

@@ -9,7 +9,7 @@ import collections
 import logging
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -53,11 +53,12 @@ class BatchIterator:
         seq_len: int,
         order: str,
         segmented: bool,
+        put: Callable[[Batch], Any],
     ):
         self._plan, self._sources, self._order = plan, sources, order
         self._batch_size, self._rows = batch_size, rows
         self._shape = (len(rows), seq_len + 1)
-        self._segmented = segmented
+        self._segmented, self._put = segmented, put
         self._weighted = any(source.weighted for source in sources)
         self._ready: collections.deque[tuple[Batch, dict[str, Any]]]
         self._ready = collections.deque()
@@ -70,7 +71,7 @@ class BatchIterator:
         if not self._ready:
             self._read_ahead()
         batch, self._state = self._ready.popleft()
-        return batch
+        return self._put(batch)
 
     def _read_ahead(self) -> None:
         """Reads some batches at once."""
@@ -166,6 +167,7 @@ def make_iterator(
     packed_share: float = 0.0,
     separator: np.ndarray | None = None,
     rows: Sequence[int] | None = None,
+    put: Callable[[Batch], Any] = lambda batch: batch,
 ) -> PrefetchedBatches:
     """Returns an endless iterator of :class:`Batch`, read ahead in a thread.
 
@@ -190,6 +192,8 @@ def make_iterator(
         packed_share: share of packed rows among contiguous ones.
         separator: ids between joined documents; none by default.
         rows: the rows of each batch that this process reads; all by default.
+        put: applied to each batch in the thread, such as to put it on devices
+            before it is asked for.
 
     Raises:
         InputError: if arguments do not fit, or there are too few documents.
@@ -246,6 +250,7 @@ def make_iterator(
         seq_len=seq_len,
         order="/".join([f"{text:08x}", *map(str, choices)]),
         segmented=reading != "windows",
+        put=put,
     )
     return PrefetchedBatches(batches, prefetch_buffer_size=2)
 

@@ -1,4 +1,4 @@
-"""Scans that recompute their steps in the backward pass.
+"""What the backward pass recomputes: parts of blocks, and steps of scans.
 
 The derivative of a scan needs the carry before every step: here fast weights,
 one copy of a memory per chunk. Two nested scans keep the carry of every
@@ -8,14 +8,46 @@ With ``n`` near the root of ``T``, memory grows with that root.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from nl_jax.checks import check_count
+from pallas_kernels.restart import SAVED
 
 Carry = TypeVar("Carry")
+Remat = Literal["none", "blocks", "dots", "kernels"]
+"""What the backward pass computes again; see :func:`recompute`."""
+_products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+_POLICIES = {
+    "blocks": None,
+    "dots": _products,
+    "kernels": jax.checkpoint_policies.save_from_both_policies(
+        _products, jax.checkpoint_policies.save_only_these_names(SAVED)
+    ),
+}
+
+
+def recompute(function: Callable, what: Remat) -> Callable:
+    """Has the backward pass compute activations inside ``function`` again.
+
+    Args:
+        function: one block of a model.
+        what: ``"none"`` keeps everything; ``"blocks"`` keeps only what goes
+            into ``function``, for one more forward pass; ``"dots"`` keeps
+            products with parameters, too, so that only norms, attention and
+            memories run again; ``"kernels"`` keeps, besides, what memories
+            with a kernel return, on all platforms: they run once.
+
+    Example:
+        >>> square = recompute(lambda x: x * x, "blocks")
+        >>> float(jax.grad(square)(3.0))
+        6.0
+    """
+    if what == "none":
+        return function
+    return jax.checkpoint(function, policy=_POLICIES[what])
 
 
 def remat_scan(

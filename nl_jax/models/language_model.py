@@ -21,6 +21,7 @@ from nl_jax.layers.continuum.placement import join, segments
 from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import declare_norm, normalize
 from nl_jax.memory.packed import check_segment_ids, documents, pack
+from nl_jax.memory.remat import recompute
 from nl_jax.models.block import Block, level_rows
 from nl_jax.models.model_config import ModelConfig, configure
 from nl_jax.models.model_state import ModelState, check_given, params_of
@@ -217,20 +218,14 @@ class LanguageModel:
             params, state, fast = layer
             if local:
                 fast = own.with_blocks(fast)
-            x, state = block.apply(
-                {"params": params},
-                x,
-                state,
-                fast,
-                aligned=aligned,
-                packed=packed,
-            )
+            given = {"params": params}, x, state, fast
+            x, state = block.apply(*given, aligned=aligned, packed=packed)
             if not local:
                 return x, (state, None)
             x, after = x
             return x, (state, after.by_block)
 
-        return jax.checkpoint(step) if self.config.remat else step
+        return recompute(step, self.config.remat)
 
     def fast_parameters(self, params):
         """Returns each level's initial fast weights and rates, by block."""

@@ -16,6 +16,7 @@ from nl_jax.layers import (
     MixerConfig,
     NormConfig,
 )
+from nl_jax.memory.remat import Remat
 
 _Choices: Any = dataclasses.make_dataclass(
     "_Choices",
@@ -61,8 +62,11 @@ class ModelConfig(_Choices):
     """Norm before each mixer, MLP and head."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Dtype of products; parameters and fast state are float32."""
-    remat: bool = False
-    """Whether to recompute each block's activations in the backward pass."""
+    remat: Remat = "none"
+    """What of a block's activations the backward pass computes again: nothing;
+    all (``"blocks"``); all but products with parameters (``"dots"``); or
+    neither these nor memories with a kernel (``"kernels"``). Chunk scans have a
+    ``remat`` of their own, in the mixer's configuration."""
     cache: CacheConfig = CacheConfig()
     """Earlier states of the mixer's memory that tokens read besides it."""
     cms: CMSConfig = CMSConfig()
@@ -226,7 +230,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Named models, as overrides of :class:`ModelConfig`."""
 
-_PAPER = {"vocab_size": 32_000, "dtype": "bfloat16", "remat": True}
+_PAPER = {"vocab_size": 32_000, "dtype": "bfloat16", "remat": "blocks"}
 _CHUNKS = {"chunk_size": 64, "memory_chunk_size": 64}
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},

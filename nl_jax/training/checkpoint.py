@@ -34,10 +34,11 @@ _ENTRIES: dict[str, dict[str, type]] = {
     "data": {"iterator": dict, "sha256": str},
     "versions": {},
     "evaluated": {},
+    "seconds_in_steps": {},
     "sums": {"meta": str, "variables": dict, "optimizer": dict},
 }
 """Entries of the metadata, and what those hold at least."""
-_NEWER = ("evaluated", "sums")
+_NEWER = ("evaluated", "seconds_in_steps", "sums")
 """Entries that the first checkpoints lack."""
 
 

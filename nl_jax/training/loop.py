@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
-import math
 import os
 import pathlib
 import time
@@ -18,7 +18,6 @@ from nl_jax.data import (
     prepare,
     train_batches,
 )
-from nl_jax.errors import DivergedError
 from nl_jax.models import LanguageModel, to_json
 from nl_jax.models.config_json import check_named
 from nl_jax.nested import describe
@@ -27,7 +26,6 @@ from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
 from nl_jax.training.evaluation import evaluate_held_out
 from nl_jax.training.initial import initial_tokenizer, initial_weights
-from nl_jax.training.losses import bits_per_byte
 from nl_jax.training.metric_writers import (
     JsonLines,
     MetricsWriter,
@@ -36,6 +34,7 @@ from nl_jax.training.metric_writers import (
 from nl_jax.training.optimizer import make_schedule
 from nl_jax.training.process import StopSignal, locked, versions, write_json
 from nl_jax.training.reporting import Progress
+from nl_jax.training.run_clock import RunClock, first_start
 from nl_jax.training.saved_runs import (
     check_folder,
     check_text,
@@ -48,6 +47,7 @@ from nl_jax.training.step import (
     draw_state,
     plan_state,
 )
+from nl_jax.training.step_records import StepRecords
 from nl_jax.training.train_config import TrainConfig
 from nl_jax.training.train_result import TrainResult
 from nl_jax.training.train_state import TrainState
@@ -108,8 +108,8 @@ class _Run:
         self.records: list[dict] = []
         self.checkpoints: Checkpoints | None = None
         self.start, self.evaluated = 0, True
-        self.tokens = 0  # Targets that counted, in all steps.
-        self.seconds_before = 0.0
+        self.tokens = 0  # Targets that counted before.
+        self.started, self.in_steps = time.time(), 0.0
         self.state: TrainState | None = None
         self.model = LanguageModel(config.model)
         if workdir is not None:
@@ -167,6 +167,7 @@ class _Run:
             batch_size=config.batch_size,
             seed=config.seed,
             rows=mesh_lib.process_rows(self.mesh, config.batch_size),
+            put=functools.partial(mesh_lib.global_batch, self.mesh),
         )
         self._stack.callback(self.iterator.close)
         if meta is not None:
@@ -181,15 +182,15 @@ class _Run:
             if self.iterator.get_state()["order"] != position["order"]:
                 self.state = restored.forget()  # Reading begins anew.
             self.tokens = meta["data"]["tokens"]
+            self.in_steps = meta.get("seconds_in_steps", 0.0)
         if jax.process_index() != 0:
             self.writers = []
         for writer in self.writers:
             writer.begin(self.start, to_json(config))
         if workdir is not None and self.writers:
             self.records = read_json_lines(workdir / "metrics.jsonl")
-            times = [row["seconds"] for row in self.records if "seconds" in row]
-            self.seconds_before = times[-1] if times else 0.0
             write_json(workdir / "config.json", to_json(config))
+            self.started = first_start(workdir / "started.json")
 
     def train(self) -> TrainResult:
         """Trains until the last step or a signal."""
@@ -220,39 +221,22 @@ class _Run:
             self.data.tokenizer.byte_lengths,
             batch,
         )
-        schedule = make_schedule(config.optimizer, config.steps)
         step, held_out = self.start, None
-        pending: list[tuple] = []
-        began = time.monotonic()
+        clock = RunClock(self.started, step, self.in_steps)
         progress = Progress(
             config.steps, step, config.batch_size * config.seq_len
         )
+        done = StepRecords(
+            config,
+            make_schedule(config.optimizer, config.steps),
+            self.writers,
+            self.records,
+            self.tokens,
+            clock,
+            progress,
+            self._kept,
+        )
         saver = self.checkpoints
-
-        def record() -> None:
-            if not pending:
-                return
-            step, metrics = pending.pop()
-            sums, norm = jax.device_get((metrics["sums"], metrics["grad_norm"]))
-            # Of a batch that is all padding no target counts.
-            loss = float(sums.nats) / (float(sums.tokens) or 1.0)
-            self.tokens += round(float(sums.tokens))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                self._not_finite(step, loss, float(norm))
-            bits = bits_per_byte(sums)
-            speed = progress.update(step, loss, bits)
-            if step % config.log_every == 0 or step == config.steps:
-                seconds = self.seconds_before + time.monotonic() - began
-                values = {
-                    "loss": loss,
-                    "bits_per_byte": bits,
-                    "grad_norm": float(norm),
-                    "learning_rate": float(schedule(step - 1)),
-                    "tokens": self.tokens,
-                    "seconds": round(seconds, 3),
-                    "tokens_per_second": round(speed, 1),
-                }
-                self._write(step, values)
 
         def evaluate() -> float | None:
             bits = evaluate_held_out(
@@ -266,7 +250,7 @@ class _Run:
             if bits is None:
                 return held_out
             if not self.evaluated:
-                self._write(step, {"held_out_bits_per_byte": bits})
+                done.write(step, {"held_out_bits_per_byte": bits})
             self.evaluated = True
             if step < config.steps:
                 progress.note(step, f"held out: {bits:.3f} bits/byte")
@@ -274,29 +258,31 @@ class _Run:
 
         with progress, StopSignal(config.stall_seconds) as stop:
             if step == config.steps or not self.evaluated:
-                held_out = evaluate()
+                with clock.outside("other"):
+                    held_out = evaluate()
             while step < config.steps:
                 if step > self.start:
-                    batch = next(self.iterator)
-                rows = mesh_lib.global_batch(self.mesh, batch)
-                state, metrics = programs.train_step(state, rows)
+                    with clock.outside("input"):
+                        batch = next(self.iterator)
+                state, metrics = programs.train_step(state, batch)
                 step += 1
-                # The device computes this step while the last is recorded.
-                record()
-                pending.append((step, metrics))
+                done.add(step, metrics)
                 stop.agree(step)
                 last, every = step == config.steps, config.eval_every
                 save = last or (saver is not None and saver.due(step))
                 self.evaluated = not (last or (every and step % every == 0))
                 if not self.evaluated and not stop.asked:
-                    record()
-                    held_out = evaluate()
+                    done.fetch()
+                    with clock.outside("other"):
+                        held_out = evaluate()
                 stopping = stop.asked
                 if save or stopping:
                     # Nothing is saved unless its loss is known to be finite.
-                    record()
+                    done.fetch()
                     if saver is not None:
-                        saver.save(step, state, self._meta())
+                        with clock.outside("other"):
+                            meta = self._meta(done.tokens, clock.in_steps)
+                            saver.save(step, state, meta)
                 if stopping:
                     _LOG.info("stopped by a signal after step %d", step)
                     break
@@ -312,15 +298,10 @@ class _Run:
             gzip_bits_per_byte=gzip_bits_per_byte(self.data.scored_text()),
             text_sha256=self.data.corpus.sha256,
             compile_seconds=programs.compile_seconds,
-            train_seconds=time.monotonic() - began,
+            train_seconds=clock.seconds,
         )
 
-    def _write(self, step: int, values: dict[str, float]) -> None:
-        self.records.append({"step": step, **values})
-        for writer in self.writers:
-            writer.write(step, values)
-
-    def _meta(self) -> dict:
+    def _meta(self, tokens: int, in_steps: float) -> dict:
         """Returns the metadata of a checkpoint.
 
         All processes are at the same position in the data.
@@ -330,21 +311,17 @@ class _Run:
             "tokenizer": self.data.tokenizer.to_json(),
             "data": {
                 "iterator": self.iterator.get_state(),
-                "tokens": self.tokens,
+                "tokens": tokens,
                 "sha256": self.data.corpus.sha256,
             },
             "evaluated": self.evaluated,
+            "seconds_in_steps": round(in_steps, 3),
             "versions": versions(),
         }
 
-    def _not_finite(self, step: int, loss: float, norm: float) -> None:
+    def _kept(self) -> str:
+        """Returns what is left of a run that diverges."""
         good = self.checkpoints and self.checkpoints.last_good()
-        kept = "no checkpoint was saved before"
-        if good is not None:
-            kept = f"the checkpoint of step {good} in {self.workdir} is good"
-        raise DivergedError(
-            f"stopped at step {step}: loss {loss}, gradient norm {norm}; "
-            f"{kept}. Lower --config.optimizer.learning_rate or "
-            "--config.optimizer.clip_norm, and begin in another --workdir or "
-            "go on with --config.accept_new_config=True"
-        )
+        if good is None:
+            return "no checkpoint was saved before"
+        return f"the checkpoint of step {good} in {self.workdir} is good"

@@ -50,7 +50,7 @@ CASES = {name: (name, {}) for name in names()} | {
         "lstm",
         {"cms": LEVELS | {"objective": "local", "layers": 1}},
     ),
-    "hope-remat": ("hope", {"remat": True}),
+    "hope-remat": ("hope", {"remat": "blocks"}),
     "hope-cached": ("hope", {"cache": {"segment": 4, "segments": 2}}),
     "deltanet-cached": (
         "deltanet",
