@@ -199,7 +199,8 @@ class CachedMixer(Mixer):
             kept,
             jnp.zeros((batch_size, count, self.d_model), wide),
             jnp.zeros((batch_size, self.d_model), wide),
-            *jnp.zeros((2, batch_size), jnp.int32),
+            jnp.zeros(batch_size, jnp.int32),
+            jnp.zeros(batch_size, jnp.int32),
         )
 
     @nn.compact
@@ -248,15 +249,17 @@ class CachedMixer(Mixer):
                     lambda a, b: jnp.broadcast_to(a, b.shape), fast, going.inner
                 )
             memory = self.config.inner.memory_of(going.inner)
+            kept, past = jax.tree.map(
+                lambda old, new: jnp.concatenate(
+                    [old[:, 1:], new[:, None].astype(old.dtype)], 1
+                ),
+                (state.kept, state.means),
+                (memory, mean),
+            )
             ended = CachedState(
                 fast,
-                *jax.tree.map(
-                    lambda old, new: jnp.concatenate(
-                        [old[:, 1:], new[:, None].astype(old.dtype)], 1
-                    ),
-                    (state.kept, state.means),
-                    (memory, mean),
-                ),
+                kept,
+                past,
                 jnp.zeros_like(total),
                 jnp.minimum(state.held + 1, cache.segments),
                 jnp.zeros_like(position),
