@@ -62,6 +62,9 @@ def test_training_prints_levels_and_results(script, workdir):
         ("--writers=mlflow", "allowed are tensorboard, wandb, trackio"),
         ("--config.sample.top_p=2", "sample.top_p=2.0 must be in (0, 1]"),
         ("--config.seed=-1", "seed=-1 must be an integer >= 0"),
+        ("--workdir=ftp://a/b", "--workdir=ftp://a/b has an unknown scheme"),
+        ("--profile=5", "--profile='5' must be START:STEPS"),
+        ("--profile=5:1", "must begin with one of the steps 1 to 4"),
         ("workdir", "unexpected argument 'workdir'"),
     ],
 )

@@ -1,18 +1,32 @@
 """What keeps devices busy: batches put ahead, metrics fetched now and then."""
 
+import logging
+import os
 import threading
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from jax.profiler import ProfileData
 
 from nl_jax.data import Document, DocumentsInMemory, make_iterator
 from nl_jax.data.iterator import PrefetchedBatches
 from nl_jax.errors import DivergedError, InputError
-from nl_jax.training import Checkpoints, loop, run_clock, train
+from nl_jax.training import (
+    Checkpoints,
+    cache_programs,
+    device_peaks,
+    loop,
+    run_clock,
+    train,
+)
 from nl_jax.training.run_clock import first_start
 from tests.training.test_loop import lines
+
+HIT = "/jax/compilation_cache/cache_hits"
 
 
 def wrap_step(monkeypatch, after, compiling=lambda: None):
@@ -53,6 +67,7 @@ def test_metrics_are_fetched_together_where_they_are_logged(tiny, monkeypatch):
     result = train(tiny(log_every=4))
     assert fetched == [5] * 4 * 4 + [6] * 2 * 4  # 3 sums and a norm each.
     assert [row["step"] for row in result.records if "loss" in row] == [4, 6]
+    assert "mfu" not in result.records[0]  # What a CPU can do is not known.
     for row in result.records[:2]:
         same = whole.records[row["step"] - 1]
         for column in ("loss", "grad_norm", "learning_rate", "tokens"):
@@ -95,6 +110,48 @@ def test_batches_are_put_ahead_by_another_thread():
     ahead.close()
 
 
+def traced_steps(folder):
+    """The steps that a trace shows."""
+    (file,) = folder.glob("plugins/profile/*/*.xplane.pb")
+    events = [
+        event
+        for plane in ProfileData.from_file(str(file)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    ]
+    return {dict(event.stats)["step_num"] for event in events}
+
+
+def test_a_trace_of_some_steps_is_written_once(tiny, tmp_path, caplog):
+    logging.getLogger("nl_jax").propagate = True
+    for times in (1, 2):
+        train(tiny(log_every=4), tmp_path, profile=(3, 2))
+        assert traced_steps(tmp_path / "profile") == {3, 4}
+        warned = "the steps to trace were done before" in caplog.text
+        assert warned == (times == 2)
+
+
+def test_a_trace_that_cannot_be_is_refused_or_left_out(tiny, tmp_path, caplog):
+    for workdir, profile, words in (
+        (None, (1, 1), "profile needs a workdir"),
+        (tmp_path / "run", (7, 1), "profile=7:1 must begin with .* 1 to 6,"),
+        (tmp_path / "run", (0, 1), "profile=0:1"),
+        (tmp_path / "run", (1, -1), "profile=1:-1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            train(tiny(), workdir, profile=profile)
+    assert not (tmp_path / "run").exists()
+    logging.getLogger("nl_jax").propagate = True
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    # There can be one only.
+    with jax.profiler.trace(tmp_path / "mine", profiler_options=options):
+        assert train(tiny(), tmp_path / "run", profile=(2, 1)).step == 6
+    assert "no trace in" in caplog.text
+    assert "Only one profile may be run at a time" in caplog.text
+
+
 class Clock:
     """A clock that moves where a test says so."""
 
@@ -111,8 +168,11 @@ def test_goodput_goes_on_after_a_restart(tiny, tmp_path, monkeypatch):
     """A step takes 2 s, a batch 0.5, saving 1, compiling 10.
 
     The run is killed in step 6, after 24.5 s, and begins anew 100 s later with
-    step 5: 14 s in steps are 12 s of kept ones.
+    step 5: 14 s in steps are 12 s of kept ones. At their peak the devices would
+    do the 64 tokens of a step in 1 s.
     """
+    monkeypatch.setitem(device_peaks._TERA, "cpu", 64 * 3e6 / 1e12)
+    monkeypatch.setattr(device_peaks, "model_flops", lambda model, length: 3e6)
     clock, batches = Clock(), [0]
     fake = types.SimpleNamespace(time=clock.time, monotonic=clock.time)
     for module in (loop, run_clock):
@@ -142,7 +202,7 @@ def test_goodput_goes_on_after_a_restart(tiny, tmp_path, monkeypatch):
     assert clock.now == 1024.5
     clock.tick(100)
     train(tiny(log_every=2), tmp_path)
-    columns = ("step", "step_seconds", "input_wait_seconds", "goodput")
+    columns = ("step", "step_seconds", "input_wait_seconds", "goodput", "mfu")
     found = [
         tuple(row[column] for column in columns)
         for row in lines(tmp_path)
@@ -150,9 +210,9 @@ def test_goodput_goes_on_after_a_restart(tiny, tmp_path, monkeypatch):
     ]
     # The first batch of each start comes before the compilation.
     assert found == [
-        (2, 4.5 / 2, 0.5 / 2, round(4 / 15, 4)),
-        (4, 5 / 2, 1 / 2, round(8 / 21, 4)),
-        (6, 4.5 / 2, 0.5 / 2, round(12 / 139.5, 4)),
+        (2, 4.5 / 2, 0.5 / 2, round(4 / 15, 4), round(1 / 2.25, 4)),
+        (4, 5 / 2, 1 / 2, round(8 / 21, 4), 0.4),
+        (6, 4.5 / 2, 0.5 / 2, round(12 / 139.5, 4), 0.4444),
     ]
 
 
@@ -167,3 +227,42 @@ def test_the_first_start_is_noted_once(tmp_path, monkeypatch):
         file.write_text(text)
         with pytest.raises(InputError, match=r"started\.json does not hold"):
             first_start(file)
+
+
+@pytest.fixture
+def no_cache():
+    """Neither of the suite's folders of compiled programs is in use."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+def test_programs_are_kept_in_a_folder_of_ones_own(
+    no_cache, tmp_path, monkeypatch, caplog
+):
+    logging.getLogger("nl_jax").propagate = True
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: -1)
+        cache_programs(tmp_path / "theirs")
+    (tmp_path / "file").write_text("")
+    cache_programs(tmp_path / "file")
+    assert caplog.text.count("compiled programs cannot be kept in") == 2
+    assert jax.config.jax_compilation_cache_dir is None
+    cache_programs(tmp_path / "mine")
+    cache_programs(tmp_path / "other")  # One has been chosen.
+    found = jax.config.jax_compilation_cache_dir
+    assert found == str(tmp_path / "mine")
+    hits = []
+    note = lambda event, **_: hits.append(event == HIT)  # noqa: E731
+    jax.monitoring.register_event_listener(note)
+    for started in range(2):
+        jax.clear_caches()
+        jax.jit(lambda x: x * 3 + 1)(jnp.ones(3))
+        assert sum(hits) == started * len(os.listdir(found))
+    jax.monitoring.unregister_event_listener(note)

@@ -151,14 +151,22 @@ class SelfModifyingTitans(Mixer):
         )
 
     def __call__(
-        self, x: Stream, state=None, *, aligned: bool = False, packed=None
+        self,
+        x: Stream,
+        state=None,
+        *,
+        aligned: bool = False,
+        packed=None,
+        recall=None,
     ):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         aligned = aligned or state is None
         x, state, _ = self.begin(x, state)
         shares = self.config.shares_recurrence
         read = self._read_shared if shares else self._read
-        y, v, state = read(x, state, aligned, packed)
+        y, q, v, state = read(x, state, aligned, packed)
+        if recall is not None:
+            y = recall(y, q)
         position = state.position + x.shape[1]
         if packed is not None:
             position = packed.advance(state.position)
@@ -197,17 +205,17 @@ class SelfModifyingTitans(Mixer):
             initial=initial.memory,
         )
         state = TitansState(generators, memory.memory, tails, state.position)
-        return y, made.v, state
+        return y, made.q, made.v, state
 
     def _read_shared(self, x, state, aligned, packed):
         parts = self._parts()
 
         def read(x, state, options):
             *memories, position = state
-            y, v, *memories = read_shared(
+            y, q, v, *memories = read_shared(
                 parts, self.config, x, *memories, **options
             )
-            return y, v, state._make([*memories, position])
+            return y, q, v, state._make([*memories, position])
 
         *initial, _ = self._initial_row()
         return self._each_row(read, x, state, aligned, packed, tuple(initial))

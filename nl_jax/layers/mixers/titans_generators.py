@@ -91,7 +91,8 @@ def read_shared(
     Takes the arguments of :func:`generate` and the answering ``memory``, also
     in ``initial``, for a ``config`` that ``shares_recurrence``;
     ``memories.weights`` is ``G`` and ``memory.weights`` is empty. Returns
-    ``(y, v, memories, memory, tails)``, outputs and values ``[H, T, d]``.
+    ``(y, q, v, memories, memory, tails)``, outputs, queries and values
+    ``[H, T, d]``.
     """
     (product,) = memories.weights
     identity = jnp.broadcast_to(
@@ -114,7 +115,8 @@ def read_shared(
             for w in (starts, answers)
         )
         product = jnp.where(closes, identity, product)
-        return (starts, answers, product, tails), _exchange((y, made.v))
+        outputs = y, made.q, made.v
+        return (starts, answers, product, tails), _exchange(outputs)
 
     def carried(memories, memory, tails):
         return *memories.start, *memory.start, *memories.weights, tails
