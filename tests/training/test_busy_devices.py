@@ -120,6 +120,7 @@ def traced_steps(folder):
     return {dict(event.stats)["step_num"] for event in events}
 
 
+@pytest.mark.slow
 def test_a_trace_of_some_steps_is_written_once(tiny, tmp_path, caplog):
     logging.getLogger("nl_jax").propagate = True
     for times in (1, 2):
@@ -129,7 +130,7 @@ def test_a_trace_of_some_steps_is_written_once(tiny, tmp_path, caplog):
         assert warned == (times == 2)
 
 
-def test_a_trace_that_cannot_be_is_refused_or_left_out(tiny, tmp_path, caplog):
+def test_a_trace_of_no_steps_is_refused(tiny, tmp_path):
     for workdir, profile, words in (
         (None, (1, 1), "profile needs a workdir"),
         (tmp_path / "run", (7, 1), "profile=7:1 must begin with .* 1 to 6,"),
@@ -139,6 +140,10 @@ def test_a_trace_that_cannot_be_is_refused_or_left_out(tiny, tmp_path, caplog):
         with pytest.raises(InputError, match=words):
             train(tiny(), workdir, profile=profile)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_trace_that_fails_is_left_out(tiny, tmp_path, caplog):
     logging.getLogger("nl_jax").propagate = True
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
