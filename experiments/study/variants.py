@@ -155,7 +155,7 @@ def model_of(name: str, size: int | None = None) -> ModelConfig:
         size: number of parameters, by default that of ``hope``.
 
     Example:
-        >>> model_of("mamba").cms.hidden < model_of("hope-one-level").cms.hidden
+        >>> model_of("hope-one-level").cms.hidden < model_of("mamba").cms.hidden
         True
     """
     variant = VARIANTS[name]
