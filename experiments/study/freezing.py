@@ -100,19 +100,34 @@ def measure(
     """
     models = {"": (model, variables), **frozen_parts(model, variables)}
     return {
-        name: _by_position(*found, documents, edges)
+        name: by_position(*found, documents, edges)
         for name, found in models.items()
     }
 
 
-def _by_position(model, variables, documents, edges):
+def by_position(
+    model: LanguageModel,
+    variables: Any,
+    documents: np.ndarray,
+    edges: Sequence[int],
+) -> list[list[float]]:
+    """Returns what :func:`measure` does, of one model."""
     pieces = continual.stream(
         model, variables, documents[:, : edges[-1]], chunk=_PIECE
     )
     # The first token has no loss.
     nats = [np.full((len(documents), 1), np.nan)]
     nats += [piece.nats for piece in pieces]
-    bits = np.concatenate(nats, 1) / np.log(2)
+    return means_between(np.concatenate(nats, 1) / np.log(2), edges)
+
+
+def means_between(bits: np.ndarray, edges: Sequence[int]) -> list[list[float]]:
+    """Returns the means of ``[N, T]`` between edges, leaving out NaN.
+
+    Example:
+        >>> means_between(np.array([[np.nan, 1, 2, 4]]), [0, 2, 4])
+        [[1.0, 3.0]]
+    """
     means = [
         np.nanmean(bits[:, start:end], axis=1)
         for start, end in itertools.pairwise(edges)

@@ -32,9 +32,9 @@ from experiments.shared.records import Records, write
 from experiments.shared.sweep import Cell, StoppedError, grouped, sweep
 from experiments.study import freezing
 from experiments.study.split_text import overlap, read_and_split
+from experiments.study.train_on_text import train_on_text
 from experiments.study.variants import VARIANTS, model_of
-from nl_jax import training
-from nl_jax.errors import DivergedError, InputError
+from nl_jax.errors import InputError
 from nl_jax.nested.level_table import count_parameters
 
 _EDGES = (0, 256, 1024, 4096, 16384, 65536)
@@ -83,7 +83,9 @@ def main(values: flags.FlagValues) -> None:
     split = read_and_split(values.paths)
     out = pathlib.Path(values.out)
     settings = flags.pick(values, _SETTINGS) | {"text_sha256": split.sha256}
-    documents = _long_documents(split.held_out, settings)
+    documents = split.long_documents(
+        settings["documents"], settings["positions"]
+    )
     paths = split.save(out / f"text-{split.sha256[:8]}")
     shared = overlap(split)
     print(
@@ -135,54 +137,19 @@ def _cells(variants, rates, seeds) -> list[Cell]:
     ]
 
 
-def _long_documents(texts, settings) -> np.ndarray:
-    """Returns the beginnings of enough long documents, ``[N, T]``."""
-    count, length = settings["documents"], settings["positions"]
-    ids = [np.frombuffer(text.encode(), np.uint8) for text in texts]
-    ids = [text[:length] for text in ids if len(text) >= length][:count]
-    if len(ids) < count:
-        raise InputError(
-            f"--documents={count}: the held-out text has {len(ids)} documents "
-            f"of {length} bytes; give more text, or fewer --positions"
-        )
-    return np.array(ids, np.int32).reshape(count, length)
-
-
 def train_one(variant, rate, seed, *, paths, documents, settings):
     """Trains once, and returns the results."""
-    train, held_out = paths
-    config = training.freeze(
-        training.flag_config(
-            data={
-                "paths": (train,),
-                "held_out_paths": (held_out,),
-                "max_held_out_bytes": settings["held_out"],
-            },
-            optimizer={
-                "learning_rate": rate,
-                "warmup_steps": max(settings["steps"] // 10, 1),
-            },
-            sample={"tokens": 0},
-            seed=seed,
-            steps=settings["steps"],
-            batch_size=settings["batch"],
-            seq_len=settings["length"],
-            eval_every=0,
-        ),
-        base=model_of(variant),
+    model = model_of(variant)
+    result = train_on_text(
+        model, paths, rate=rate, seed=seed, settings=settings
     )
-    try:
-        result = training.train(config)
-    except DivergedError as error:
-        print(error, flush=True)
+    if result is None:
         return {"bits_per_byte": None}
-    if result.step < config.steps:
-        raise StoppedError
     bits = [r["bits_per_byte"] for r in result.records if "loss" in r]
     found: dict[str, Any] = {
         "bits_per_byte": round(result.held_out_bits_per_byte, 4),
         "parameters": count_parameters(result.variables),
-        "hidden": config.model.cms.hidden,
+        "hidden": model.cms.hidden,
         "curve": [round(b, 3) for b in bits[:: max(len(bits) // 30, 1)]],
         "train_seconds": round(result.train_seconds, 1),
     }

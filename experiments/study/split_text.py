@@ -7,6 +7,8 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from nl_jax.data.documents import TextFields, read_documents
 from nl_jax.errors import InputError
 
@@ -31,6 +33,30 @@ class SplitText(NamedTuple):
             path.write_text("\n".join(lines) + "\n")
             paths.append(str(path))
         return paths[0], paths[1]
+
+    def long_documents(
+        self, count: int, length: int, least: int = 0
+    ) -> np.ndarray:
+        """Returns the beginnings of held-out documents, ids ``[N, T]``.
+
+        Args:
+            count: of documents.
+            length: bytes of each that are returned.
+            least: bytes that each must have, if more.
+
+        Raises:
+            InputError: if there are fewer than ``count`` of them.
+        """
+        least = max(least, length)
+        ids = [np.frombuffer(t.encode(), np.uint8) for t in self.held_out]
+        ids = [text[:length] for text in ids if len(text) >= least][:count]
+        if len(ids) < count:
+            raise InputError(
+                f"--documents={count}: the held-out text has {len(ids)} "
+                f"documents of {least} bytes; give more text, or fewer "
+                "--positions"
+            )
+        return np.array(ids, np.int32).reshape(count, length)
 
 
 def read_and_split(paths: Sequence[str]) -> SplitText:

@@ -159,13 +159,24 @@ def model_of(name: str, size: int | None = None) -> ModelConfig:
         True
     """
     variant = VARIANTS[name]
+    size = size or _count(configure("hope"))
+    return sized(variant.name, variant.fields, size)
+
+
+def sized(name: str, fields: Mapping[str, Any], size: int) -> ModelConfig:
+    """Returns a model with the levels' width that comes nearest to a size.
+
+    Args:
+        name: in the registry.
+        fields: of ``ModelConfig`` that differ from those of the name.
+        size: number of parameters.
+    """
+    unit = configure(name, **fields).d_model
 
     def wide(hidden):
-        fields = variant.fields
-        cms = {**fields.get("cms", {}), "hidden": hidden / 128}
-        return configure(variant.name, **{**fields, "cms": cms})
+        cms = {**fields.get("cms", {}), "hidden": hidden / unit}
+        return configure(name, **{**fields, "cms": cms})
 
-    size = size or _count(configure("hope"))
     one, two = (_count(wide(hidden)) for hidden in (1, 2))
     return wide(max(round(1 + (size - one) / (two - one)), 1))
 

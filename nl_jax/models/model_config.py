@@ -10,6 +10,8 @@ from nl_jax.errors import InputError
 from nl_jax.layers import (
     MIXERS,
     AttentionConfig,
+    CacheConfig,
+    CachedConfig,
     CMSConfig,
     MixerConfig,
     NormConfig,
@@ -65,6 +67,8 @@ class ModelConfig(_Choices):
     all (``"blocks"``); all but products with parameters (``"dots"``); or
     neither these nor memories with a kernel (``"kernels"``). Chunk scans have a
     ``remat`` of their own, in the mixer's configuration."""
+    cache: CacheConfig = CacheConfig()
+    """Earlier states of the mixer's memory that tokens read besides it."""
     cms: CMSConfig = CMSConfig()
     """Continuum memory that follows the mixer in each block."""
 
@@ -107,11 +111,13 @@ class ModelConfig(_Choices):
 
     @property
     def choices(self) -> MixerConfig:
-        """Configuration of the mixer."""
+        """Configuration of the mixer, which caches if ``cache`` says so."""
         if isinstance(self.mixer, MixerConfig):
-            return self.mixer
-        # A mixer registered after this class was made has no field.
-        return getattr(self, self.mixer, None) or MIXERS[self.mixer]()
+            own = self.mixer
+        else:
+            # A mixer registered after this class was made has no field.
+            own = getattr(self, self.mixer, None) or MIXERS[self.mixer]()
+        return CachedConfig(own, self.cache) if self.cache.segment else own
 
     @property
     def cycle(self) -> int:

@@ -13,6 +13,7 @@ import pytest
 from experiments.study import freezing, hope_study
 from experiments.study.split_text import SplitText, overlap, read_and_split
 from experiments.study.variants import VARIANTS, model_of
+from nl_jax import training
 from nl_jax.errors import InputError
 from nl_jax.models import build
 from nl_jax.nested.level_table import count_parameters
@@ -155,7 +156,7 @@ def trained(monkeypatch):
             train_seconds=1.0,
         )
 
-    monkeypatch.setattr(hope_study.training, "train", train)
+    monkeypatch.setattr(training, "train", train)
     return given
 
 

@@ -164,7 +164,13 @@ class SelfModifyingTitans(Mixer):
         )
 
     def __call__(
-        self, x: Stream, state=None, *, aligned: bool = False, packed=None
+        self,
+        x: Stream,
+        state=None,
+        *,
+        aligned: bool = False,
+        packed=None,
+        recall=None,
     ):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         aligned = aligned or state is None
@@ -180,7 +186,9 @@ class SelfModifyingTitans(Mixer):
             tokens, past = jnp.split(stream, [self.d_model], -1)
         shares = self.config.shares_recurrence
         read = self._read_shared if shares else self._read
-        y, state = read(tokens, _inner(state), aligned, packed)
+        y, q, state = read(tokens, _inner(state), aligned, packed)
+        if recall is not None:
+            y = recall(y, q)
         position = state.position + x.shape[1]
         if packed is not None:
             position = packed.advance(state.position)
@@ -221,17 +229,17 @@ class SelfModifyingTitans(Mixer):
             initial=initial.memory,
         )
         state = TitansState(generators, memory.memory, tails, state.position)
-        return y, state
+        return y, made.q, state
 
     def _read_shared(self, x, state, aligned, packed):
         parts = self._parts()
 
         def read(x, state, options):
             *memories, position = state
-            y, *memories = read_shared(
+            y, q, *memories = read_shared(
                 parts, self.config, x, *memories, **options
             )
-            return y, state._make([*memories, position])
+            return y, q, state._make([*memories, position])
 
         *initial, _ = _inner(self._initial_row())
         return self._each_row(read, x, state, aligned, packed, tuple(initial))

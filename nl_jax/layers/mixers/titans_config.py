@@ -272,6 +272,21 @@ class TitansConfig(MixerConfig):
             for name, (fast, period, runs) in kinds.items()
         ]
 
+    @property
+    def memory_fields(self) -> tuple[str, ...]:
+        """Fields that queries read."""
+        return ("memory",)
+
+    def memory_of(self, state):
+        """Returns the weights of the answering memory."""
+        if self.shares_recurrence:
+            return (state.generators.weights[0] @ state.memory.start[0],)
+        return state.memory.weights
+
+    def answer(self, memory, q):
+        """Returns outputs for queries, without a write."""
+        return self.memory_architecture.apply(memory, q)
+
     def learned(self, state):
         """Returns the weights of all memories by the names of their starts."""
         if self.shares_recurrence:

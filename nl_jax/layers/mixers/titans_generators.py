@@ -92,7 +92,7 @@ def read_shared(
     Takes the arguments of :func:`generate` and the answering ``memory``, also
     in ``initial``, for a ``config`` that ``shares_recurrence``;
     ``memories.weights`` is ``G`` and ``memory.weights`` is empty. Returns
-    ``(y, memories, memory, tails)``, outputs ``[H, T, d]``.
+    ``(y, q, memories, memory, tails)``, outputs and queries ``[H, T, d]``.
     """
     (product,) = memories.weights
     identity = jnp.broadcast_to(
@@ -115,12 +115,12 @@ def read_shared(
             for w in (starts, answers)
         )
         product = jnp.where(closes, identity, product)
-        return (starts, answers, product, tails), _exchange(y)
+        return (starts, answers, product, tails), _exchange((y, made.q))
 
     def carried(memories, memory, tails):
         return *memories.start, *memory.start, *memories.weights, tails
 
-    (starts, answers, product, tails), y = chunk_scan(
+    (starts, answers, product, tails), read = chunk_scan(
         step,
         carried(memories, memory, tails),
         _project(parts, x),
@@ -131,7 +131,7 @@ def read_shared(
     )
     memories = memories._replace(start=(starts,), weights=(product,))
     memory = memory._replace(start=(answers,))
-    return _exchange(y), memories, memory, tails
+    return *_exchange(read), memories, memory, tails
 
 
 def _project(parts, x):

