@@ -171,7 +171,11 @@ def _titans_attention(hidden: float, **choices: Any) -> dict[str, Any]:
 
 
 MODELS: dict[str, dict[str, Any]] = {
-    "hope": {"mixer": "titans", "cms": {"step_periods": (1, 4)}},
+    # The MLPs shrink by the parameters of the mixer's stream and gate.
+    "hope": {
+        "mixer": "titans",
+        "cms": {"step_periods": (1, 4), "hidden": 7 / 6},
+    },
     "hope-paper": {
         "mixer": "titans",
         "titans": {
@@ -182,6 +186,9 @@ MODELS: dict[str, dict[str, Any]] = {
             "read": "chunk",
             "generator_targets": "rms",
             "gates": "direct",
+            "stream_width": 0.0,
+            "output_gate": False,
+            "output_scale": 1.0,
         },
         # The MLP shrinks by the parameters of the memories at four heads.
         "cms": {"step_periods": (1, 4), "hidden": 1.5},

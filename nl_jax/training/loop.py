@@ -295,9 +295,9 @@ class _Run:
                     # Nothing is saved unless its loss is known to be finite.
                     done.fetch()
                     if saver is not None:
-                        self.lines.flush()
                         with clock.outside("other"):
                             meta = self._meta(done.tokens, clock.in_steps)
+                            self.lines.flush()
                             saver.save(step, state, meta)
                 if stopping:
                     _LOG.info("stopped by a signal after step %d", step)

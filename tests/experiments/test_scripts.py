@@ -42,6 +42,24 @@ def test_training_prints_levels_and_results(script, workdir):
         assert words in out
 
 
+@pytest.mark.slow
+def test_a_restart_compiles_nothing(script, tmp_path, cache_hits):
+    """Programs lie beside the folders of runs, and serve other runs too."""
+    flags = (*SMALL, "--config.sample.tokens=0")
+    assert script(train_lm, *flags, f"--workdir={tmp_path / 'a'}")[0] == 0
+    folder = tmp_path / "compilation_cache"
+    kept = sorted(path.name for path in folder.iterdir())
+    steps = [name for name in kept if name.startswith("jit_step-")]
+    assert len(steps) == 1 and not cache_hits
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "4")
+    for run in "ab":
+        cache_hits.clear()
+        jax.clear_caches()
+        assert script(train_lm, *flags, f"--workdir={tmp_path / run}")[0] == 0
+        assert len(cache_hits) > 3
+        assert steps == [p.name for p in folder.glob("jit_step-*")]
+
+
 @pytest.mark.parametrize(
     ("flag", "words"),
     [

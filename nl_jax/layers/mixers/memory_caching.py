@@ -210,7 +210,9 @@ class CachedMixer(Mixer):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         aligned = aligned or state is None
         x, state, declare = self.begin(x, state)
-        u = x @ declare.dense("w_recall", self.d_model, self.d_model, None)
+        # All gates are equal at first, so that recall is learned sooner.
+        zeros, shape = nn.initializers.zeros, (self.d_model, self.d_model)
+        u = x @ declare("w_recall", zeros, shape, ("embed", None))
         if self.is_initializing():
             self.inner(x)
         initial = self.initial_state(1)

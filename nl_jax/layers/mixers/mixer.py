@@ -174,7 +174,7 @@ def what_scans(
     """Returns the name of the backend for a memory's whole chunks.
 
     ``memory`` and ``tails`` hold the shapes of its state, heads third from the
-    end, and of its convolutions' inputs.
+    end, and of convolutions' inputs, in the dtype of products.
     """
     if implementation is not None:
         return implementation
@@ -182,9 +182,9 @@ def what_scans(
         jax.ShapeDtypeStruct(w.shape[-3:], w.dtype)
         for w in (*memory.weights, *(memory.momentum or ()))
     ]
-    heads = matrices[0].shape[0]
-    width = tails["q"].shape[-1] // heads
-    x = jax.ShapeDtypeStruct((heads, LONG, width), tails["q"].dtype)
+    heads, width, _ = matrices[0].shape
+    dtype = next(iter(tails.values())).dtype
+    x = jax.ShapeDtypeStruct((heads, LONG, width), dtype)
     gate = jax.ShapeDtypeStruct(x.shape[:-1], jnp.float32)
     return mlp_memory.implementation_for(
         device.here(),
