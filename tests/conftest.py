@@ -32,6 +32,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 import jax
 import pytest
 from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 gc.set_threshold(50_000, 20, 20)  # A fifth of all tracing is saved.
@@ -66,3 +67,28 @@ def _forget_many_programs(request):
         maps = pathlib.Path("/proc/self/maps")
         if maps.exists() and maps.read_bytes().count(b"\n") > _MANY_MAPS:
             jax.clear_caches()
+
+
+@pytest.fixture
+def cache_hits():
+    """Hits in a folder of compiled programs that a test chooses itself."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    hits = []
+
+    def note(event, **unused):
+        if event == "/jax/compilation_cache/cache_hits":
+            hits.append(event)
+
+    for name, value in zip(names, (None, 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    jax.monitoring.register_event_listener(note)
+    yield hits
+    jax.monitoring.unregister_event_listener(note)
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

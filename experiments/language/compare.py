@@ -20,6 +20,7 @@ from experiments.shared.records import write_page
 from nl_jax.errors import InputError
 from nl_jax.training.metric_writers import read_json_lines
 from nl_jax.training.reporting import settled_limits
+from nl_jax.training.run_folder import is_remote, open_folder
 from nl_jax.training.same_config import differences
 
 _AXES = ("step", "tokens", "seconds")
@@ -83,8 +84,11 @@ def main(values: flags.FlagValues) -> None:
 
 def _named(folders):
     """Returns the folders by the ends of their paths that differ."""
-    paths = [pathlib.Path(folder) for folder in dict.fromkeys(folders)]
-    parts = [path.resolve().parts for path in paths]
+    paths = [open_folder(folder, "RUN") for folder in dict.fromkeys(folders)]
+    parts = [
+        path.parts if is_remote(path) else path.resolve().parts
+        for path in paths
+    ]
     count = 1
     while len({part[-count:] for part in parts}) < len({*parts}):
         count += 1

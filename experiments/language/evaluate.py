@@ -122,7 +122,7 @@ def main(values: flags.FlagValues) -> None:
         "config": config,
         "seed": config["seed"],
     }
-    out = pathlib.Path(values.out or values.workdir)
+    out = training.open_folder(values.out or values.workdir, "--out")
     write(out, "evaluation", lines, record)
     training.plot_positions(out / "evaluation.png", positions.rows())
     print(

@@ -13,7 +13,9 @@ another run's workdir or of a pretrained model.
 The folder ``--workdir`` then holds ``config.json``, ``metrics.jsonl``,
 ``loss.png``, ``results.json``, ``sample.txt`` and ``checkpoints/``. The same
 command continues from the last checkpoint, with the same numbers as if the run
-had never stopped.
+had never stopped. It may be remote, such as ``gs://bucket/run``. Compiled
+programs are kept beside it, in ``compilation_cache/``, unless
+``JAX_COMPILATION_CACHE_DIR`` names another folder.
 
 On several machines the same command runs in each, with ``--distributed`` where
 JAX finds the others (TPUs, SLURM, Kubernetes), and elsewhere with
@@ -24,6 +26,7 @@ import pathlib
 import time
 
 import jax
+from etils import epath
 
 from experiments.language.config_flag import config_file
 from experiments.language.steps import LIST_STEPS, print_steps
@@ -51,6 +54,9 @@ FLAGS = {
     "skip_damaged": flags.switch(
         "Go on from the newest intact checkpoint if later ones are damaged."
     ),
+    "profile": flags.string(
+        None, "START:STEPS; writes an XProf trace of them to workdir/profile."
+    ),
     "list_steps": LIST_STEPS,
     **processes.PROCESS_FLAGS,
 }
@@ -76,7 +82,8 @@ def _run(values: flags.FlagValues) -> None:
     began = time.monotonic()
     if values.init_from:
         values.config.init_from = values.init_from
-    workdir = pathlib.Path(values.workdir)
+    workdir = training.open_folder(values.workdir)
+    training.cache_programs(workdir.parent / "compilation_cache")
     config, initial = training.begin_run(values.config, workdir)
     result = training.train(
         config,
@@ -84,6 +91,7 @@ def _run(values: flags.FlagValues) -> None:
         initial=initial,
         writers=[_writer(name, workdir) for name in values.writers],
         skip_damaged=values.skip_damaged,
+        profile=_profile(values.profile),
     )
     if jax.process_index() != 0:
         return
@@ -122,7 +130,20 @@ def _run(values: flags.FlagValues) -> None:
     print(f"everything is in {workdir}; the same command goes on from there")
 
 
-def _writer(name: str, workdir: pathlib.Path) -> training.MetricsWriter:
+def _profile(text: str | None) -> tuple[int, int]:
+    """Returns the first step and the number of steps to trace."""
+    if text is None:
+        return 1, 0
+    first, _, count = text.partition(":")
+    if not (first.isdecimal() and count.isdecimal() and int(count)):
+        raise InputError(
+            f"--profile={text!r} must be START:STEPS, such as 10:5 for the "
+            "steps 10 to 14"
+        )
+    return int(first), int(count)
+
+
+def _writer(name: str, workdir: epath.Path) -> training.MetricsWriter:
     if name == "tensorboard":
         return training.TensorBoard(workdir / name)
     return training.Tracker(name, workdir)

@@ -8,6 +8,8 @@ import numpy as np
 from nl_jax.errors import InputError
 from nl_jax.models import build, names
 
+_CACHE = {"segment": 32, "segments": 16, "restart": True}
+_FIXED = {"adaptive_k": False, "adaptive_v": False}
 RUNS = {
     **{name: (name, {}) for name in names()},
     "hope-no-momentum": ("hope", {"titans": {"momentum": False}}),
@@ -25,10 +27,13 @@ RUNS = {
             }
         },
     ),
-    "hope-fixed-k-v": (
-        "hope",
-        {"titans": {"adaptive_k": False, "adaptive_v": False}},
-    ),
+    "hope-fixed-k-v": ("hope", {"titans": _FIXED}),
+    "hope-cached": ("hope", {"cache": _CACHE}),
+    "hope-fixed-k-v-cached": ("hope", {"titans": _FIXED, "cache": _CACHE}),
+    **{
+        f"{name}-cached": (name, {"cache": _CACHE})
+        for name in ("deltanet", "oja", "titans", "mamba")
+    },
     "hope-mlp": ("hope", {"titans": {"architecture": "mlp", "expansion": 2}}),
     "hope-paper": (
         "hope",
@@ -43,7 +48,7 @@ RUNS = {
 }
 """Maps names of runs to a name in the registry and overrides. ``hope-shared``
 runs all memories as one recurrence; ``hope-paper`` has the memory and the
-objective of the paper."""
+objective of the paper; ``-cached`` reads memories of earlier segments."""
 
 
 class Slice(NamedTuple):

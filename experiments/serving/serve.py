@@ -21,6 +21,7 @@ from experiments.shared import flags
 from nl_jax import training
 from nl_jax.errors import InputError
 from nl_jax.training.process import locked
+from nl_jax.training.run_folder import is_remote
 
 POSITIONAL = "workdir"
 FLAGS = {
@@ -40,6 +41,10 @@ FLAGS = {
 def main(values: flags.FlagValues) -> None:
     """Serves until it is interrupted."""
     loaded = training.load_model(values.workdir, values.step)
+    if not values.states and is_remote(values.workdir):
+        raise InputError(
+            f"--states is missing; sessions cannot be kept in {values.workdir}"
+        )
     folder = pathlib.Path(
         values.states or pathlib.Path(values.workdir) / "sessions"
     )

@@ -12,7 +12,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nl_jax.training import git_revision, versions, write_json
+from nl_jax.training import (
+    git_revision,
+    open_folder,
+    versions,
+    write_figure,
+    write_json,
+)
 
 Row = dict[str, Any]
 _PAGE = """<!doctype html>
@@ -109,13 +115,13 @@ def write(
         figure: a matplotlib figure, or ``None``.
     """
     print("\n".join(lines), flush=True)
-    folder = pathlib.Path(out)
+    folder = open_folder(out, "--out")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
     write_json(folder / f"{name}.json", {**record, **provenance()})
     if figure is not None:
         figure.tight_layout()
-        figure.savefig(folder / f"{name}.png", dpi=120)
+        write_figure(folder / f"{name}.png", figure)
 
 
 def write_page(

@@ -33,6 +33,7 @@ def _titans(change, base="hope-one-level", **titans):
     return Variant(base, change, "hope", {**_ONE, "titans": titans})
 
 
+_PLAIN = {"stream_width": 0.0, "output_gate": False, "output_scale": 1.0}
 _RESIDUAL = {"architecture": "residual"}
 _DOT = {**_RESIDUAL, "objective": "dot_product"}
 _FIXED = {"adaptive_k": False, "adaptive_v": False}
@@ -50,13 +51,23 @@ VARIANTS: dict[str, Variant] = {
     "titans-dot": _deep("titans-residual", "dot product for L2", **_DOT),
     "titans-dgd": _deep("titans-dot", "delta rule", **_DOT, rule="dgd"),
     "hope-fixed": _titans(
-        "self-generated targets and gates", "titans-dgd", **_FIXED
+        "self-generated targets and gates", "titans-dgd", **_FIXED, **_PLAIN
     ),
     "hope-adaptive-k": _titans(
-        "keys from a memory", "hope-fixed", adaptive_v=False
+        "keys from a memory", "hope-fixed", adaptive_v=False, **_PLAIN
     ),
-    "hope-one-level": Variant(
-        "hope-adaptive-k", "values from a memory", "hope", _ONE
+    "hope-plain": _titans("values from a memory", "hope-adaptive-k", **_PLAIN),
+    "hope-gate": _titans(
+        "output gate", "hope-plain", **_PLAIN | {"output_gate": True}
+    ),
+    "hope-narrow": _titans(
+        "a convolved stream, which also goes past the memories",
+        "hope-gate",
+        stream_width=1.0,
+    ),
+    "hope-one-level": _titans(
+        "a stream of twice the width, half of it past the memories only",
+        "hope-narrow",
     ),
     "hope-levels-1-1": Variant(
         "hope-one-level",
@@ -78,9 +89,8 @@ VARIANTS: dict[str, Variant] = {
     "read-chunk": _titans("reads the chunk's start", read="chunk"),
     "rms-targets": _titans("longer targets", generator_targets="rms"),
     "direct-gates": _titans("gates without readout", gates="direct"),
-    "skip": _titans("values past the memory", skip=True),
-    "output-gate": _titans("output gate", output_gate=True),
-    "skip-gate": _titans("output gate", "skip", skip=True, output_gate=True),
+    "no-gate": _titans("no output gate", output_gate=False),
+    "scale-1": _titans("first outputs 10 times as large", output_scale=1.0),
     "adaptive-q": _titans("queries from a memory", adaptive_q=True),
     "no-convolution": _titans("no convolution", conv_width=1),
     "chunk-1": _chunks(1),
@@ -145,7 +155,7 @@ def model_of(name: str, size: int | None = None) -> ModelConfig:
         size: number of parameters, by default that of ``hope``.
 
     Example:
-        >>> model_of("mamba").cms.hidden < model_of("hope-one-level").cms.hidden
+        >>> model_of("hope-one-level").cms.hidden < model_of("mamba").cms.hidden
         True
     """
     variant = VARIANTS[name]

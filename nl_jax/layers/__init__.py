@@ -27,6 +27,13 @@ from nl_jax.layers.mixers.matrix_memory import (
     MatrixMemoryConfig,
     MatrixMemoryState,
 )
+from nl_jax.layers.mixers.memory_caching import (
+    CacheConfig,
+    CachedConfig,
+    CachedMixer,
+    CachedState,
+    Recall,
+)
 from nl_jax.layers.mixers.mixer import Mixer, MixerConfig, token_level
 from nl_jax.layers.mixers.samba import Samba, SambaConfig, SambaState
 from nl_jax.layers.mixers.srwm import (
@@ -60,6 +67,10 @@ __all__ = [
     "AttentionState",
     "CMSConfig",
     "CMSObjective",
+    "CacheConfig",
+    "CachedConfig",
+    "CachedMixer",
+    "CachedState",
     "CausalAttention",
     "ContinuumMemory",
     "DeepMemory",
@@ -76,6 +87,7 @@ __all__ = [
     "Mixer",
     "MixerConfig",
     "NormConfig",
+    "Recall",
     "RopeScaling",
     "SRWMConfig",
     "SRWMState",

@@ -10,6 +10,8 @@ from nl_jax.errors import InputError
 from nl_jax.layers import (
     MIXERS,
     AttentionConfig,
+    CacheConfig,
+    CachedConfig,
     CMSConfig,
     MixerConfig,
     NormConfig,
@@ -65,6 +67,8 @@ class ModelConfig(_Choices):
     all (``"blocks"``); all but products with parameters (``"dots"``); or
     neither these nor memories with a kernel (``"kernels"``). Chunk scans have a
     ``remat`` of their own, in the mixer's configuration."""
+    cache: CacheConfig = CacheConfig()
+    """Earlier states of the mixer's memory that tokens read besides it."""
     cms: CMSConfig = CMSConfig()
     """Continuum memory that follows the mixer in each block."""
 
@@ -107,11 +111,13 @@ class ModelConfig(_Choices):
 
     @property
     def choices(self) -> MixerConfig:
-        """Configuration of the mixer."""
+        """Configuration of the mixer, which caches if ``cache`` says so."""
         if isinstance(self.mixer, MixerConfig):
-            return self.mixer
-        # A mixer registered after this class was made has no field.
-        return getattr(self, self.mixer, None) or MIXERS[self.mixer]()
+            own = self.mixer
+        else:
+            # A mixer registered after this class was made has no field.
+            own = getattr(self, self.mixer, None) or MIXERS[self.mixer]()
+        return CachedConfig(own, self.cache) if self.cache.segment else own
 
     @property
     def cycle(self) -> int:
@@ -165,7 +171,11 @@ def _titans_attention(hidden: float, **choices: Any) -> dict[str, Any]:
 
 
 MODELS: dict[str, dict[str, Any]] = {
-    "hope": {"mixer": "titans", "cms": {"step_periods": (1, 4)}},
+    # The MLPs shrink by the parameters of the mixer's stream and gate.
+    "hope": {
+        "mixer": "titans",
+        "cms": {"step_periods": (1, 4), "hidden": 7 / 6},
+    },
     "hope-paper": {
         "mixer": "titans",
         "titans": {
@@ -176,6 +186,9 @@ MODELS: dict[str, dict[str, Any]] = {
             "read": "chunk",
             "generator_targets": "rms",
             "gates": "direct",
+            "stream_width": 0.0,
+            "output_gate": False,
+            "output_scale": 1.0,
         },
         # The MLP shrinks by the parameters of the memories at four heads.
         "cms": {"step_periods": (1, 4), "hidden": 1.5},

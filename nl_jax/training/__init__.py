@@ -14,13 +14,19 @@ from nl_jax.training.metric_writers import (
 )
 from nl_jax.training.optimizer import make_optimizer, make_schedule
 from nl_jax.training.process import (
+    cache_programs,
     git_revision,
     peak_memory_bytes,
     resident_memory_bytes,
     versions,
     write_json,
 )
-from nl_jax.training.reporting import plot_losses, plot_positions
+from nl_jax.training.reporting import (
+    plot_losses,
+    plot_positions,
+    write_figure,
+)
+from nl_jax.training.run_folder import open_folder
 from nl_jax.training.saved_runs import LoadedModel, load_model
 from nl_jax.training.saved_steps import SavedStep, list_steps
 from nl_jax.training.step import make_train_step
@@ -53,6 +59,7 @@ __all__ = [
     "TrainState",
     "begin_run",
     "bits_per_byte",
+    "cache_programs",
     "evaluate",
     "flag_config",
     "freeze",
@@ -64,6 +71,7 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "make_train_step",
+    "open_folder",
     "peak_memory_bytes",
     "plot_losses",
     "plot_positions",
@@ -71,5 +79,6 @@ __all__ = [
     "token_losses",
     "train",
     "versions",
+    "write_figure",
     "write_json",
 ]

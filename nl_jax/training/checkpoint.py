@@ -10,7 +10,6 @@ import contextlib
 import datetime
 import gc
 import logging
-import pathlib
 import shutil
 import sys
 import warnings
@@ -23,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from nl_jax.errors import DamagedError, InputError
 from nl_jax.training.checksums import array_sums, json_sum
+from nl_jax.training.run_folder import is_remote, open_folder
 from nl_jax.training.train_state import TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Checkpoints:
         keep: int = 3,
         keep_every: int = 0,
     ):
-        self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
+        self.directory = open_folder(workdir) / "checkpoints"
         self._saving: int | None = None
         self.unverified: set[int] = set()
         """Steps that were read, from before there were checksums."""
@@ -121,8 +121,11 @@ class Checkpoints:
             saved.step: (
                 saved.commit_timestamp,
                 sum(
-                    f.stat().st_size
-                    for f in (self.directory / str(saved.step)).rglob("*")
+                    (folder / name).stat().length
+                    for folder, _, names in (
+                        self.directory / str(saved.step)
+                    ).walk()
+                    for name in names
                 ),
             )
             for saved in self._checkpointer.checkpoints
@@ -137,11 +140,12 @@ class Checkpoints:
         self.wait()
         self._saving = step
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.directory).free
-        if free < need + 2**20:
-            self._fail(
-                step, f"it needs {need >> 10} KiB, {free >> 10} are free"
-            )
+        if not is_remote(self.directory):
+            free = shutil.disk_usage(self.directory).free
+            if free < need + 2**20:
+                self._fail(
+                    step, f"it needs {need >> 10} KiB, {free >> 10} are free"
+                )
         parts = state.parts()
         sums: dict[str, Any] = {n: array_sums(p) for n, p in parts.items()}
         sums["meta"] = json_sum(meta)
@@ -200,7 +204,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             target = self.directory.parent / "damaged"
             target.mkdir(exist_ok=True)
-            shutil.rmtree(target / str(step), ignore_errors=True)
+            (target / str(step)).rmtree(missing_ok=True)
             (self.directory / str(step)).rename(target / str(step))
             _LOG.warning("moved %s to %s", self.directory / str(step), target)
         if jax.process_count() > 1:

@@ -162,5 +162,5 @@ def _times(eqn) -> int:
             return math.prod(params["grid_mapping"].grid)
         case "shard_map":
             mesh = params["mesh"].shape
-            return math.prod(mesh[a] for a in params["manual_axes"])
+            return math.prod(mesh[a] for a in params["newly_manual_axes"])
     return 1

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pathlib
 
 from ml_collections import config_dict
 
@@ -10,6 +9,7 @@ from nl_jax.data import DataConfig, Tokenizer
 from nl_jax.errors import DamagedError, InputError
 from nl_jax.pretrained import Pretrained, load_pretrained, tokenizer_text
 from nl_jax.pretrained.tokenizer_json import BYTES_JSON
+from nl_jax.training.run_folder import open_folder
 from nl_jax.training.same_config import is_file_name
 from nl_jax.training.saved_runs import (
     load_model,
@@ -34,7 +34,7 @@ def load_weights(
     Raises:
         InputError: as for :func:`load_model` and ``load_pretrained``.
     """
-    if (pathlib.Path(path) / "checkpoints").is_dir():
+    if (open_folder(path, "--init_from") / "checkpoints").is_dir():
         loaded = load_model(path, step)
         text = tokenizer_text(loaded.tokenizer)
         return Pretrained(loaded.model, loaded.variables, text)
@@ -61,7 +61,7 @@ def begin_run(
         InputError: if a value is not allowed or the weights cannot be loaded.
     """
     config = config.copy_and_resolve_references()
-    saved = saved_config(pathlib.Path(workdir))
+    saved = saved_config(workdir)
     if saved and is_file_name(config.data.tokenizer):
         # The file may be gone.
         model = config.model

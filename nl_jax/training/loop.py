@@ -5,11 +5,11 @@ import dataclasses
 import functools
 import logging
 import os
-import pathlib
 import time
 from collections.abc import Iterable
 
 import jax
+from jax.profiler import StepTraceAnnotation
 
 from nl_jax.data import (
     Dataset,
@@ -24,6 +24,7 @@ from nl_jax.nested import describe
 from nl_jax.pretrained import Pretrained
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.checkpoint import Checkpoints
+from nl_jax.training.device_peaks import ideal_seconds
 from nl_jax.training.evaluation import evaluate_held_out
 from nl_jax.training.initial import initial_tokenizer, initial_weights
 from nl_jax.training.metric_writers import (
@@ -33,8 +34,10 @@ from nl_jax.training.metric_writers import (
 )
 from nl_jax.training.optimizer import make_schedule
 from nl_jax.training.process import StopSignal, locked, versions, write_json
+from nl_jax.training.profiling import StepProfiler, plan_trace
 from nl_jax.training.reporting import Progress
 from nl_jax.training.run_clock import RunClock, first_start
+from nl_jax.training.run_folder import open_folder
 from nl_jax.training.saved_runs import (
     check_folder,
     check_text,
@@ -62,15 +65,17 @@ def train(
     initial: Pretrained | None = None,
     writers: Iterable[MetricsWriter] = (),
     skip_damaged: bool = False,
+    profile: tuple[int, int] = (1, 0),
 ) -> TrainResult:
     """Trains a language model, or resumes the run in ``workdir``.
 
     Args:
         config: configuration of the run.
-        workdir: folder for checkpoints, metrics and the configuration; ``None``
-            writes nothing. From a checkpoint of the same configuration the run
-            resumes with the same numbers as if it had never stopped. Only one
-            process, or one group of processes, can use it at a time.
+        workdir: folder for checkpoints, metrics and the configuration, local or
+            such as ``gs://bucket/run``; ``None`` writes nothing. From a
+            checkpoint of the same configuration the run resumes with the same
+            numbers as if it had never stopped. Only one process, or one group
+            of processes, can use it at a time.
         initial: weights to begin with; by default those of
             ``config.init_from``, if any. Parameters of the same names begin
             with them.
@@ -78,6 +83,8 @@ def train(
             ``TensorBoard(...)``; they are closed at the end.
         skip_damaged: whether to go on from the newest checkpoint that is intact
             if later ones are damaged; those are moved to ``workdir/damaged``.
+        profile: first step and number of steps whose XProf trace is written to
+            ``workdir/profile``.
 
     Raises:
         InputError: for invalid data, configuration or devices, a damaged
@@ -92,10 +99,12 @@ def train(
             stack.callback(writer.close)
         mesh = mesh_lib.make_mesh(config.mesh)
         stack.enter_context(jax.set_mesh(mesh))
-        folder = None if workdir is None else pathlib.Path(workdir)
+        folder = None if workdir is None else open_folder(workdir)
+        profiler = plan_trace(folder, config.steps, *profile)
         run = _Run(config, mesh, folder, writers, stack)
         run.open(initial, skip_damaged)
-        return run.train()
+        stack.callback(profiler.close)
+        return run.train(profiler)
 
 
 class _Run:
@@ -123,9 +132,9 @@ class _Run:
                 keep_every=config.keep_every,
             )
             stack.callback(self.checkpoints.close)
-            lines = JsonLines(workdir / "metrics.jsonl")
-            self.writers = [lines, *writers]
-            stack.callback(lines.close)
+            self.lines = JsonLines(workdir / "metrics.jsonl")
+            self.writers = [self.lines, *writers]
+            stack.callback(self.lines.close)
 
     def open(self, initial: Pretrained | None, skip_damaged: bool) -> None:
         """Reads the newest checkpoint and the data, and opens the writers."""
@@ -192,7 +201,7 @@ class _Run:
             write_json(workdir / "config.json", to_json(config))
             self.started = first_start(workdir / "started.json")
 
-    def train(self) -> TrainResult:
+    def train(self, profiler: StepProfiler) -> TrainResult:
         """Trains until the last step or a signal."""
         config = self.config
         table = describe(
@@ -222,7 +231,8 @@ class _Run:
             batch,
         )
         step, held_out = self.start, None
-        clock = RunClock(self.started, step, self.in_steps)
+        ideal = ideal_seconds(self.model, config)
+        clock = RunClock(self.started, step, self.in_steps, ideal)
         progress = Progress(
             config.steps, step, config.batch_size * config.seq_len
         )
@@ -264,7 +274,12 @@ class _Run:
                 if step > self.start:
                     with clock.outside("input"):
                         batch = next(self.iterator)
-                state, metrics = programs.train_step(state, batch)
+                if profiler.turns(step + 1):
+                    done.fetch()
+                    with clock.outside("other"):
+                        profiler.turn()
+                with StepTraceAnnotation("train", step_num=step + 1):
+                    state, metrics = programs.train_step(state, batch)
                 step += 1
                 done.add(step, metrics)
                 stop.agree(step)
@@ -282,6 +297,7 @@ class _Run:
                     if saver is not None:
                         with clock.outside("other"):
                             meta = self._meta(done.tokens, clock.in_steps)
+                            self.lines.flush()
                             saver.save(step, state, meta)
                 if stopping:
                     _LOG.info("stopped by a signal after step %d", step)

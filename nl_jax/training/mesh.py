@@ -24,13 +24,17 @@ _LEAST = 2**14
 """Smaller arrays stay whole where their names place them nowhere."""
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
     """Returns the mesh ``(data, fsdp, tensor)`` over all devices.
+
+    Args:
+        config: devices along each axis.
+        devices: other devices than all of this run, such as a topology's.
 
     Raises:
         InputError: if the product of the axes is not the number of devices.
     """
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     shape = [config.data, config.fsdp, config.tensor]
     known = int(np.prod([n for n in shape if n != -1]))
     if shape.count(-1) == 1 and known > 0 and count % known == 0:
@@ -45,6 +49,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
         tuple(shape),
         ("data", "fsdp", "tensor"),
         axis_types=(AxisType.Auto,) * 3,
+        devices=devices,
     )
 
 

@@ -5,15 +5,21 @@ same values to any writers of yours.
 """
 
 import importlib
+import io
 import json
-import os
 import pathlib
 import secrets
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from etils import epath
+
 from nl_jax.checks import check_choice
 from nl_jax.errors import InputError
+from nl_jax.training.run_folder import is_remote, open_folder
+
+_REMOTE_SECONDS = 60.0
 
 
 class MetricsWriter(Protocol):
@@ -50,7 +56,10 @@ class MetricsWriter(Protocol):
 
 
 class JsonLines:
-    """Writes metrics as one JSON object per line, flushed at once.
+    """Writes metrics as one JSON object per line.
+
+    Lines of a local file are flushed at once. A remote file cannot be appended
+    to: it is written anew after a minute, and by :meth:`flush`.
 
     Args:
         path: path of the file. Lines of an interrupted run that are later than
@@ -58,25 +67,44 @@ class JsonLines:
     """
 
     def __init__(self, path):
-        self._path = pathlib.Path(path)
+        self._path = epath.Path(path)
         self._file: Any = None
+        self._flushed = 0.0
 
     def begin(self, step: int, config: Mapping[str, Any] | None = None) -> None:
         """Opens the file."""
+        kept: list[str] = []
         if self._path.exists():
-            kept = [r for r in read_json_lines(self._path) if r["step"] <= step]
+            found = read_json_lines(self._path)
+            kept = [_line(row) for row in found if row["step"] <= step]
             fresh = self._path.with_suffix(".tmp")
-            fresh.write_text("".join(json.dumps(r) + "\n" for r in kept))
-            os.replace(fresh, self._path)
-        self._file = self._path.open("a", buffering=1)
+            fresh.write_text("".join(kept))
+            fresh.replace(self._path)
+        if is_remote(self._path):
+            self._file = io.StringIO()
+            self._file.writelines(kept)
+            self.flush()
+        else:
+            # epath opens no file that is flushed at each line.
+            file = pathlib.Path(self._path)
+            self._file = file.open("a", buffering=1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(_line({"step": step, **values}))
+        if time.monotonic() - self._flushed > _REMOTE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was not written yet."""
+        if isinstance(self._file, io.StringIO):
+            self._path.write_text(self._file.getvalue())
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
+            self.flush()
             self._file.close()
 
 
@@ -133,7 +161,7 @@ class Tracker:
     def __init__(self, package: str, folder, project="nl_jax", **options: Any):
         check_choice("package", package, ("wandb", "trackio"))
         self._package = _import(package, package)
-        self._folder, self._project = pathlib.Path(folder), project
+        self._folder, self._project = open_folder(folder), project
         self._options = options
         self._run: Any = None
 
@@ -147,7 +175,7 @@ class Tracker:
         kept = self._folder / f"{package}_run"
         if not kept.exists():
             kept.write_text(secrets.token_hex(4))
-        name = f"{self._folder.absolute().name}-{kept.read_text()}"
+        name = f"{self._folder.name}-{kept.read_text()}"
         options = {"name": name, "resume": "allow", "config": dict(config)}
         errors: tuple[type[Exception], ...] = (
             OSError,
@@ -156,7 +184,9 @@ class Tracker:
         )
         if package == "wandb":
             # Its runs have an identity besides their name.
-            options |= {"id": name, "dir": str(self._folder)}
+            options |= {"id": name}
+            if not is_remote(self._folder):
+                options |= {"dir": str(self._folder)}
             errors += (self._package.Error,)
         try:
             self._run = self._package.init(
@@ -182,7 +212,7 @@ def read_json_lines(path) -> list[dict]:
         InputError: if another line is not a record of a run.
     """
     try:
-        lines = pathlib.Path(path).read_text().splitlines(keepends=True)
+        lines = epath.Path(path).read_text().splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path} ({error})") from error
     out = []
@@ -201,6 +231,10 @@ def read_json_lines(path) -> list[dict]:
             )
         out.append(found)
     return out
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record) + "\n"
 
 
 def _import(package: str, extra: str) -> Any:

@@ -20,9 +20,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from nl_jax.errors import InputError
+from nl_jax.training.run_folder import is_remote
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,11 +71,12 @@ def resident_memory_bytes() -> int:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
+def locked(folder: os.PathLike, flag: str = "--workdir") -> Iterator[None]:
     """Context in which no other process writes into a folder.
 
     Process 0 of a run holds the lock for all. The operating system releases it
-    when that process ends, in whatever way; the file stays.
+    when that process ends, in whatever way; the file stays. Remote folders have
+    no locks.
 
     Args:
         folder: the folder, which is created if necessary.
@@ -84,10 +87,10 @@ def locked(folder: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         owner = ""
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not is_remote(folder):
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((folder / "lock").open("a+"))
+                os.makedirs(folder, exist_ok=True)
+                file = stack.enter_context(open(f"{folder}/lock", "a+"))
             except OSError as error:
                 owner = f"cannot be used ({error.strerror})"
             else:
@@ -175,7 +178,26 @@ class StopSignal:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes a JSON file atomically."""
-    path = pathlib.Path(path)
-    fresh = path.with_suffix(".tmp")
+    file = epath.Path(path)
+    fresh = file.with_suffix(".tmp")
     fresh.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(fresh, path)
+    fresh.replace(file)
+
+
+def cache_programs(folder: epath.Path) -> None:
+    """Has JAX keep compiled programs in a folder, unless it does elsewhere.
+
+    A local folder must be this user's: what lies in it is run.
+    """
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        return
+    if not is_remote(folder):
+        try:
+            os.makedirs(folder, exist_ok=True)
+            usable = os.stat(folder).st_uid == os.getuid()
+        except OSError:
+            usable = False
+        if not usable:
+            _LOG.warning("compiled programs cannot be kept in %s", folder)
+            return
+    jax.config.update("jax_compilation_cache_dir", os.fspath(folder))

@@ -1,12 +1,16 @@
 """What a run shows: progress and figures."""
 
+import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import tqdm
+from etils import epath
 
 _LOG = logging.getLogger(__name__)
 
@@ -99,7 +103,7 @@ def plot_losses(
     axes.set_xlabel("step")
     axes.set_ylabel("bits per byte")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def plot_positions(path, rows: Sequence[Mapping]) -> None:
@@ -125,7 +129,7 @@ def plot_positions(path, rows: Sequence[Mapping]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlabel("position in the stream, bytes")
     axes.set_ylabel("bits per byte")
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def merge_buckets(rows: Sequence[Mapping], least: int) -> list[dict]:
@@ -170,6 +174,14 @@ def settled_limits(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
     high = max(max(y[len(y) // 10 :]) for y in curves)
     margin = 0.05 * (high - low) or 0.5
     return low - margin, high + margin
+
+
+def write_figure(path: str | os.PathLike, figure: Any) -> None:
+    """Writes an image, of the kind that the end of its path says."""
+    image = io.BytesIO()
+    file = epath.Path(path)
+    figure.savefig(image, dpi=120, format=file.suffix[1:])
+    file.write_bytes(image.getvalue())
 
 
 def _figure():

@@ -1,19 +1,20 @@
-"""Where the time of a run goes."""
+"""Where the time of a run goes, and how near its devices are to their peak."""
 
 import collections
 import contextlib
 import json
-import pathlib
 import time
 from collections.abc import Iterator
 from typing import Literal
+
+from etils import epath
 
 from nl_jax.errors import InputError
 from nl_jax.training.process import write_json
 
 
 class RunClock:
-    """Measures steps, waits for input, and goodput.
+    """Measures steps, waits for input, MFU and goodput.
 
     Goodput is the time in steps over all time since the run was first started:
     waits for input, evaluation, saving, compilation, pauses between restarts
@@ -23,9 +24,17 @@ class RunClock:
         started: Unix time of the first start.
         step: step that the run goes on from.
         in_steps: seconds that went into the steps up to there.
+        ideal_seconds: those of a step at the devices' peak rate, if known.
     """
 
-    def __init__(self, started: float, step: int = 0, in_steps: float = 0.0):
+    def __init__(
+        self,
+        started: float,
+        step: int = 0,
+        in_steps: float = 0.0,
+        ideal_seconds: float | None = None,
+    ):
+        self._ideal_seconds = ideal_seconds
         self._started, self._before = started, in_steps
         self._began = time.monotonic()
         self._spent: dict[str, float] = collections.defaultdict(float)
@@ -58,7 +67,8 @@ class RunClock:
 
         Returns:
             ``step_seconds``, of which ``input_wait_seconds`` pass before there
-            is a batch, and ``goodput``.
+            is a batch, ``goodput`` and, where the peak is known, ``mfu``: model
+            FLOPs utilisation, of the whole step with its wait for input.
         """
         before, old_total, old_input = self._measured
         total, waited = (
@@ -67,15 +77,19 @@ class RunClock:
         )
         self._measured = (step, total, waited)
         steps = max(step - before, 1)
+        seconds = (total - old_total) / steps
         since_start = max(time.time() - self._started, 1e-9)
-        return {
-            "step_seconds": round((total - old_total) / steps, 6),
+        found = {
+            "step_seconds": round(seconds, 6),
             "input_wait_seconds": round((waited - old_input) / steps, 6),
             "goodput": round(self.in_steps / since_start, 4),
         }
+        if self._ideal_seconds is not None:
+            found["mfu"] = round(self._ideal_seconds / max(seconds, 1e-9), 4)
+        return found
 
 
-def first_start(file: pathlib.Path) -> float:
+def first_start(file: epath.Path) -> float:
     """Returns when a run was first started, which it notes in a file.
 
     Raises:

@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from nl_jax.data import DataConfig, Tokenizer, from_json
 from nl_jax.errors import DamagedError, InputError
@@ -141,7 +143,7 @@ def restore_newest(
         return meta, state
 
 
-def saved_config(workdir: pathlib.Path) -> dict[str, Any]:
+def saved_config(workdir: str | os.PathLike) -> dict[str, Any]:
     """Returns the configuration of the run in a folder; empty if there is none.
 
     It is that of the newest checkpoint whose metadata can be read.
@@ -156,7 +158,7 @@ def saved_config(workdir: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
-def check_folder(workdir: pathlib.Path) -> None:
+def check_folder(workdir: epath.Path) -> None:
     """Checks that a run can be begun or resumed in a folder.
 
     Raises:

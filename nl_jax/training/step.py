@@ -192,6 +192,25 @@ def draw_state(
     return jax.jit(begin, out_shardings=layout)(variables)
 
 
+def jit_train_step(
+    config: TrainConfig,
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    shapes: TrainState,
+    byte_lengths: np.ndarray,
+) -> Any:
+    """Returns the jitted training step of a run; see :func:`compile_programs`.
+
+    It is to be traced within ``mesh.computing(config.mesh)``.
+    """
+    lengths = np.ones(model.config.vocab_size, np.int32)
+    lengths[: len(byte_lengths)] = byte_lengths
+    step = make_train_step(model, optimizer, lengths, config.accumulate)
+    # Fixed shardings, so that every step's output fits the next step's input.
+    out = (_layout(shapes), None)
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
 def compile_programs(
     config: TrainConfig,
     model: LanguageModel,
@@ -212,8 +231,6 @@ def compile_programs(
         byte_lengths: bytes of each token, ``[V]``.
         batch: this process's rows of a batch; others are of the same shapes.
     """
-    lengths = np.ones(model.config.vocab_size, np.int32)
-    lengths[: len(byte_lengths)] = byte_lengths
     where = mesh_lib.batch_sharding(mesh)
     rows = config.batch_size
     batch = jax.tree.map(
@@ -232,7 +249,6 @@ def compile_programs(
         _LOG.info("compiled %s in %.1f s", name, seconds[name])
         return compiled
 
-    step = make_train_step(model, optimizer, lengths, config.accumulate)
     # Every process gets all losses, not only those of its rows.
     evaluate = jax.jit(
         lambda variables, tokens: (
@@ -241,9 +257,7 @@ def compile_programs(
         ),
         out_shardings=(mesh_lib.replicated(mesh), None),
     )
-    # Fixed shardings, so that every step's output fits the next step's input.
-    out = (_layout(shapes), None)
-    step = jax.jit(step, donate_argnums=0, out_shardings=out)
+    step = jit_train_step(config, model, optimizer, shapes, byte_lengths)
     return Programs(
         timed("train_step", step, shapes, batch),
         timed("eval_step", evaluate, shapes.variables, batch.tokens),

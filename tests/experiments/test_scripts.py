@@ -42,6 +42,24 @@ def test_training_prints_levels_and_results(script, workdir):
         assert words in out
 
 
+@pytest.mark.slow
+def test_a_restart_compiles_nothing(script, tmp_path, cache_hits):
+    """Programs lie beside the folders of runs, and serve other runs too."""
+    flags = (*SMALL, "--config.sample.tokens=0")
+    assert script(train_lm, *flags, f"--workdir={tmp_path / 'a'}")[0] == 0
+    folder = tmp_path / "compilation_cache"
+    kept = sorted(path.name for path in folder.iterdir())
+    steps = [name for name in kept if name.startswith("jit_step-")]
+    assert len(steps) == 1 and not cache_hits
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "4")
+    for run in "ab":
+        cache_hits.clear()
+        jax.clear_caches()
+        assert script(train_lm, *flags, f"--workdir={tmp_path / run}")[0] == 0
+        assert len(cache_hits) > 3
+        assert steps == [p.name for p in folder.glob("jit_step-*")]
+
+
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
@@ -62,6 +80,9 @@ def test_training_prints_levels_and_results(script, workdir):
         ("--writers=mlflow", "allowed are tensorboard, wandb, trackio"),
         ("--config.sample.top_p=2", "sample.top_p=2.0 must be in (0, 1]"),
         ("--config.seed=-1", "seed=-1 must be an integer >= 0"),
+        ("--workdir=ftp://a/b", "--workdir=ftp://a/b has an unknown scheme"),
+        ("--profile=5", "--profile='5' must be START:STEPS"),
+        ("--profile=5:1", "must begin with one of the steps 1 to 4"),
         ("workdir", "unexpected argument 'workdir'"),
     ],
 )

@@ -32,7 +32,7 @@ def begin(name, *flags, cache=True):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_compilation_ends_with_one_line(tmp_path, number):
     """The table of levels is printed right before the model is compiled."""
-    process = begin("train_lm", f"--workdir={tmp_path}", cache=False)
+    process = begin("train_lm", f"--workdir={tmp_path / 'run'}", cache=False)
     while not process.stdout.readline().startswith("cms.level_2"):
         assert process.poll() is None
     time.sleep(1.0)

@@ -9,7 +9,13 @@ import json
 
 import pytest
 
-from tests.kernels.tpu_compile import CASES, COSTS, in_process
+from tests.kernels.tpu_compile import (
+    CASES,
+    COSTS,
+    ENVIRONMENT,
+    in_process,
+    run_module,
+)
 
 pytestmark = [
     pytest.mark.tpu_compile,
@@ -41,3 +47,45 @@ def test_sharded_training_step_compiles_for_a_pod_slice(model):
     costs = in_process(f"train_step/{model}", timeout=1500)
     assert costs["kernels"] >= 2, "forward and backward"
     assert costs["temporaries"] < 16 * 2**30, "a v5e has 16 GiB"
+
+
+def compile_pod(out, *flags):
+    """Figures of a step of a small model on 4 chips, by the script."""
+    run_module(
+        "experiments.compile_pod",
+        "--topology=v5e:2x2",
+        f"--out={out}",
+        "--config.model.name=gated-deltanet",
+        "--config.model.d_model=256",
+        "--config.model.n_layers=1",
+        # Rows times heads of a device are not the rows of the batch.
+        "--config.model.n_heads=2",
+        "--config.batch_size=12",
+        "--config.seq_len=384",
+        *flags,
+        timeout=600,
+        env=ENVIRONMENT,
+        json_line=False,
+    )
+    return json.loads(out.read_text())
+
+
+def test_the_pod_script_measures_a_step(tmp_path):
+    fsdp = ("--config.mesh.data=1", "--config.mesh.fsdp=4")
+    cut = compile_pod(tmp_path / "fsdp.json", *fsdp)
+    whole = compile_pod(tmp_path / "data.json", "--config.mesh.data=4")
+    assert cut["fits"] and cut["whole_batch_arrays"] == 0
+    # Large parameters are cut into 4; AdamW keeps two numbers for each.
+    held, all_of_it = (found["bytes"]["parameters"] for found in (cut, whole))
+    assert all_of_it / 4 <= held <= 1.1 * all_of_it / 4
+    assert cut["bytes"]["optimizer"] == pytest.approx(2 * held, rel=0.01)
+    # Every matrix is gathered in the pass forwards, at least; only sums of
+    # gradients pass between devices that have all.
+    assert cut["collectives"]["all-gather"]["bytes"] >= all_of_it / 2
+    assert "all-gather" not in whole["collectives"]
+    assert whole["collectives"]["all-reduce"]["bytes"] >= all_of_it / 2
+    flops = cut["flops"]
+    assert flops["forward_times_3"] == pytest.approx(
+        flops["equations"], rel=0.1
+    )
+    assert 0 < cut["mfu"] < 1

@@ -39,11 +39,12 @@ def in_process(*arguments, timeout):
     return run_module(module, *arguments, timeout=timeout, env=ENVIRONMENT)[0]
 
 
-def run_module(module, *arguments, timeout, env):
+def run_module(module, *arguments, timeout, env, json_line=True):
     """Runs a compiler's file; an absurd kernel can hang or crash it.
 
     Returns:
-        The JSON of its last line, and all else that it printed.
+        The JSON of its last line, if that is some, and all else that it
+        printed.
     """
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
@@ -57,7 +58,7 @@ def run_module(module, *arguments, timeout, env):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     *log, last = done.stdout.splitlines()
-    return json.loads(last), "\n".join(log) + done.stderr
+    return json.loads(last) if json_line else None, "\n".join(log) + done.stderr
 
 
 def functions(op, shape, implementation=None):

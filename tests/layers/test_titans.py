@@ -38,10 +38,10 @@ VARIANTS = {
         "value_norm": "input",
         "momentum": False,
     },
-    "skip": {"skip": True, "output_gate": True},
+    "plain": {"stream_width": 0.0, "output_gate": False, "output_scale": 1.0},
+    "narrow": {"stream_width": 1.0, "output_gate": False},
     "shared-l2": {
-        "skip": True,
-        "output_gate": True,
+        "stream_width": 0.0,
         "architecture": "linear",
         "value_norm": "input",
         "momentum": False,
@@ -104,8 +104,16 @@ def plain_titans(config, params, x):
     }
     answering = [memory("memory", h) for h in range(HEADS)]
     raws = {name: [np.zeros(D)] * 3 for name in "qkv"}
+    stream = []
     outputs = []
-    for t, x_t in enumerate(x):
+    for t, seen in enumerate(x):
+        x_t, past = seen, []
+        if config.stream_width:
+            stream.append(seen @ p["w_in"])
+            taps = zip(p["conv_stream"][::-1], stream[::-1], strict=False)
+            u = sum(tap * raw for tap, raw in taps)
+            u = u * sigmoid(u)
+            x_t, past = u[:D], u[D:]
         if t % config.chunk_size == 0:
             for m in makers.values():
                 m.begin_chunk()
@@ -121,7 +129,9 @@ def plain_titans(config, params, x):
             else:
                 raw = x_t @ p[f"w_{name}"]
             raws[name] = [*raws[name][-3:], raw]
-            a = sum(p[f"conv_{name}"][j] * raws[name][j] for j in range(4))
+            a = raw
+            if not config.stream_width:
+                a = sum(p[f"conv_{name}"][j] * raws[name][j] for j in range(4))
             mixed[name] = (a * sigmoid(a)).reshape(HEADS, WIDTH)
         answer = []
         for h in range(HEADS):
@@ -141,8 +151,9 @@ def plain_titans(config, params, x):
             mu = gate("mu", "eta") if config.momentum else None
             chunk = config.read == "chunk"
             o = (answering[h].generate if chunk else answering[h].read)(q)
-            past = p["skip"][h] * v if config.skip else 0
-            answer.append(rms(o) * p["out_scale"][h] + past)
+            answer.append(rms(o) * p["out_scale"][h])
+            if config.stream_width:
+                answer[-1] = answer[-1] + p["skip"][h] * heads[h]
             own = [m for key, m in makers.items() if key[1] == h]
             for m in (*own, answering[h]):
                 target = m.generate(v)
@@ -151,9 +162,9 @@ def plain_titans(config, params, x):
                     long = long or m is answering[h]
                     target = (rms if long else unit)(target)
                 m.write(k, target, eta, alpha, mu)
-        y = np.concatenate(answer)
+        y = np.concatenate([*answer, past])
         if config.output_gate:
-            opened = x_t @ p["w_gate"]
+            opened = seen @ p["w_gate"]
             y = y * opened * sigmoid(opened)
         outputs.append(y @ p["w_out"])
     return np.stack(outputs)
@@ -240,11 +251,11 @@ def test_rows_at_different_positions_do_not_disturb_each_other():
 
 def adversarial(kind):
     rng = np.random.default_rng(0)
-    tokens = rng.normal(size=(4096, D)).astype("float32")
+    tokens = rng.normal(size=(8192, D)).astype("float32")
     if kind == "repeat":
         tokens[:] = tokens[0]
     elif kind == "alternate":
-        tokens[:] = tokens[np.arange(4096) % 2]
+        tokens[:] = tokens[np.arange(8192) % 2]
     return jnp.asarray(10 * tokens[None])
 
 
@@ -267,8 +278,8 @@ def test_no_memory_grows_without_bound(variant, trained):
         variables = jax.tree.map(lambda a: 3 * a, variables)
     for kind in ("repeat", "alternate", "random"):
         x = adversarial(kind)
-        y, half = apply(variables, x[:, :2048], start)
-        rest, end = apply(variables, x[:, 2048:], half)
+        y, half = apply(variables, x[:, :4096], start)
+        rest, end = apply(variables, x[:, 4096:], half)
         assert np.isfinite(y).all() and np.isfinite(rest).all(), kind
         sizes = [
             np.array([jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(s[:2])])
@@ -304,7 +315,8 @@ def test_gradients_do_not_grow_with_the_length(variant):
 def test_gradients_of_linear_memories_that_forget_explode():
     """Why the default memory is residual; were this to pass, drop it."""
     forgets = {"alpha_bias": 4.0, "eta_bias": -1.0}
-    assert gradient_growth(architecture="linear", **forgets) > 20
+    options = VARIANTS["plain"] | {"architecture": "linear"} | forgets
+    assert gradient_growth(**options) > 20
 
 
 def test_the_literal_equations_overflow():
@@ -333,6 +345,7 @@ def test_bfloat16_stays_close_to_float32():
         ({"architecture": "tree"}, "architecture='tree' must be one of"),
         ({"chunk_size": 0}, "chunk_size=0 must be an integer >= 1"),
         ({"eta_max": 3.0}, r"eta_max=3.0 must be in \(0, 2\]"),
+        ({"stream_width": 0.5}, "stream_width=0.5 must be 0 or at least 1"),
         ({"read": "never"}, "read='never' must be one of"),
         ({"gain": float("nan")}, "gain=nan must be a finite number"),
         ({"momentum": "no"}, "momentum='no' must be True or False"),

@@ -51,6 +51,11 @@ CASES = {name: (name, {}) for name in names()} | {
         {"cms": LEVELS | {"objective": "local", "layers": 1}},
     ),
     "hope-remat": ("hope", {"remat": "blocks"}),
+    "hope-cached": ("hope", {"cache": {"segment": 4, "segments": 2}}),
+    "deltanet-cached": (
+        "deltanet",
+        {"cache": {"segment": 4, "segments": 2, "restart": True}},
+    ),
 }
 
 
@@ -72,7 +77,7 @@ ALIKE = (
 )
 # Second derivatives of a memory's scan take long to compile; a quick test
 # compares hope-remat with hope.
-SLOW = (*ALIKE, "hope-next-token", "hope-remat")
+SLOW = (*ALIKE, "hope-next-token", "hope-remat", "hope-cached")
 # One case of each mixer, and levels in blocks of their own.
 EXACT = (
     "deltanet",

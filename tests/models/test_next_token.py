@@ -175,8 +175,8 @@ def test_levels_across_depth_step_at_their_own_periods():
 
 
 @pytest.mark.parametrize("made", [make, across_depth])
-def test_rate_zero_is_the_static_network_bit_for_bit(made):
-    """By configuration at any length; in the machinery at a learned zero."""
+def test_rate_zero_is_the_static_network_bit_for_bit(x64, made):
+    """By configuration; in the machinery, at a learned zero, to rounding."""
     model, variables, tokens = made()
     if made is across_depth:  # XLA rounds a scan of one block in its own way.
         model, variables, tokens = made(layers=4)
@@ -199,10 +199,11 @@ def test_rate_zero_is_the_static_network_bit_for_bit(made):
         ),
         variables,
     )
-    tokens = tokens[:, :16]  # Whole chunks: the same products on both sides.
+    variables = jax.tree.map(lambda a: a.astype(float), variables)
+    static, model = (build(m.config, dtype="float64") for m in (static, model))
     plain, _ = apply(static, variables, tokens)
     learning, state = apply(model, variables, tokens)
-    np.testing.assert_array_equal(learning, plain)
+    np.testing.assert_allclose(learning, plain, rtol=1e-12, atol=1e-12)
     first = jax.tree.leaves(model.init_state(variables, 2).cms.fast)
     for a, b in zip(jax.tree.leaves(state.cms.fast), first, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -76,10 +76,23 @@ _CMS = {
     "transformer, next_token levels": _NEXT,
 }
 """Levels that learn in context."""
-MODELS = _MODELS | {
-    label: {**_MODELS[label.split(",")[0]], "cms": cms}
-    for label, cms in _CMS.items()
-}
+_CACHE = {"segment": 8, "segments": 2}
+MODELS = (
+    _MODELS
+    | {
+        label: {**_MODELS[label.split(",")[0]], "cms": cms}
+        for label, cms in _CMS.items()
+    }
+    | {
+        f"{name}, cached": _MODELS[name] | {"cache": cache}
+        for name, cache in {
+            "hope": _CACHE,
+            "titans": _CACHE | {"restart": True},
+            "linear-attention": _CACHE | {"restart": True, "top_k": 1},
+            "mamba": _CACHE,
+        }.items()
+    }
+)
 """Overrides of configurations, by the model's name and what is special."""
 
 

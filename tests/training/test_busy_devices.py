@@ -1,16 +1,27 @@
 """What keeps devices busy: batches put ahead, metrics fetched now and then."""
 
+import logging
+import os
 import threading
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.profiler import ProfileData
 
 from nl_jax.data import Document, DocumentsInMemory, make_iterator
 from nl_jax.data.iterator import PrefetchedBatches
 from nl_jax.errors import DivergedError, InputError
-from nl_jax.training import Checkpoints, loop, run_clock, train
+from nl_jax.training import (
+    Checkpoints,
+    cache_programs,
+    device_peaks,
+    loop,
+    run_clock,
+    train,
+)
 from nl_jax.training.run_clock import first_start
 from tests.training.test_loop import lines
 
@@ -53,6 +64,7 @@ def test_metrics_are_fetched_together_where_they_are_logged(tiny, monkeypatch):
     result = train(tiny(log_every=4))
     assert fetched == [5] * 4 * 4 + [6] * 2 * 4  # 3 sums and a norm each.
     assert [row["step"] for row in result.records if "loss" in row] == [4, 6]
+    assert "mfu" not in result.records[0]  # What a CPU can do is not known.
     for row in result.records[:2]:
         same = whole.records[row["step"] - 1]
         for column in ("loss", "grad_norm", "learning_rate", "tokens"):
@@ -95,6 +107,53 @@ def test_batches_are_put_ahead_by_another_thread():
     ahead.close()
 
 
+def traced_steps(folder):
+    """The steps that a trace shows."""
+    (file,) = folder.glob("plugins/profile/*/*.xplane.pb")
+    events = [
+        event
+        for plane in ProfileData.from_file(str(file)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    ]
+    return {dict(event.stats)["step_num"] for event in events}
+
+
+@pytest.mark.slow
+def test_a_trace_of_some_steps_is_written_once(tiny, tmp_path, caplog):
+    logging.getLogger("nl_jax").propagate = True
+    for times in (1, 2):
+        train(tiny(log_every=4), tmp_path, profile=(3, 2))
+        assert traced_steps(tmp_path / "profile") == {3, 4}
+        warned = "the steps to trace were done before" in caplog.text
+        assert warned == (times == 2)
+
+
+def test_a_trace_of_no_steps_is_refused(tiny, tmp_path):
+    for workdir, profile, words in (
+        (None, (1, 1), "profile needs a workdir"),
+        (tmp_path / "run", (7, 1), "profile=7:1 must begin with .* 1 to 6,"),
+        (tmp_path / "run", (0, 1), "profile=0:1"),
+        (tmp_path / "run", (1, -1), "profile=1:-1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            train(tiny(), workdir, profile=profile)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_trace_that_fails_is_left_out(tiny, tmp_path, caplog):
+    logging.getLogger("nl_jax").propagate = True
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    # There can be one only.
+    with jax.profiler.trace(tmp_path / "mine", profiler_options=options):
+        assert train(tiny(), tmp_path / "run", profile=(2, 1)).step == 6
+    assert "no trace in" in caplog.text
+    assert "Only one profile may be run at a time" in caplog.text
+
+
 class Clock:
     """A clock that moves where a test says so."""
 
@@ -111,8 +170,11 @@ def test_goodput_goes_on_after_a_restart(tiny, tmp_path, monkeypatch):
     """A step takes 2 s, a batch 0.5, saving 1, compiling 10.
 
     The run is killed in step 6, after 24.5 s, and begins anew 100 s later with
-    step 5: 14 s in steps are 12 s of kept ones.
+    step 5: 14 s in steps are 12 s of kept ones. At their peak the devices would
+    do the 64 tokens of a step in 1 s.
     """
+    monkeypatch.setitem(device_peaks._TERA, "cpu", 64 * 3e6 / 1e12)
+    monkeypatch.setattr(device_peaks, "model_flops", lambda model, length: 3e6)
     clock, batches = Clock(), [0]
     fake = types.SimpleNamespace(time=clock.time, monotonic=clock.time)
     for module in (loop, run_clock):
@@ -142,7 +204,7 @@ def test_goodput_goes_on_after_a_restart(tiny, tmp_path, monkeypatch):
     assert clock.now == 1024.5
     clock.tick(100)
     train(tiny(log_every=2), tmp_path)
-    columns = ("step", "step_seconds", "input_wait_seconds", "goodput")
+    columns = ("step", "step_seconds", "input_wait_seconds", "goodput", "mfu")
     found = [
         tuple(row[column] for column in columns)
         for row in lines(tmp_path)
@@ -150,9 +212,9 @@ def test_goodput_goes_on_after_a_restart(tiny, tmp_path, monkeypatch):
     ]
     # The first batch of each start comes before the compilation.
     assert found == [
-        (2, 4.5 / 2, 0.5 / 2, round(4 / 15, 4)),
-        (4, 5 / 2, 1 / 2, round(8 / 21, 4)),
-        (6, 4.5 / 2, 0.5 / 2, round(12 / 139.5, 4)),
+        (2, 4.5 / 2, 0.5 / 2, round(4 / 15, 4), round(1 / 2.25, 4)),
+        (4, 5 / 2, 1 / 2, round(8 / 21, 4), 0.4),
+        (6, 4.5 / 2, 0.5 / 2, round(12 / 139.5, 4), 0.4444),
     ]
 
 
@@ -167,3 +229,26 @@ def test_the_first_start_is_noted_once(tmp_path, monkeypatch):
         file.write_text(text)
         with pytest.raises(InputError, match=r"started\.json does not hold"):
             first_start(file)
+
+
+def test_programs_are_kept_in_a_folder_of_ones_own(
+    cache_hits, tmp_path, monkeypatch, caplog
+):
+    logging.getLogger("nl_jax").propagate = True
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: -1)
+        cache_programs(tmp_path / "theirs")
+    (tmp_path / "file").write_text("")
+    cache_programs(tmp_path / "file")
+    for name in ("theirs", "file"):
+        words = f"compiled programs cannot be kept in {tmp_path / name}"
+        assert words in caplog.text
+    assert jax.config.jax_compilation_cache_dir is None
+    cache_programs(tmp_path / "mine")
+    cache_programs(tmp_path / "other")  # One has been chosen.
+    found = jax.config.jax_compilation_cache_dir
+    assert found == str(tmp_path / "mine")
+    for started in range(2):
+        jax.clear_caches()
+        jax.jit(lambda x: x * 3 + 1)(jnp.ones(3))
+        assert len(cache_hits) == started * len(os.listdir(found))

@@ -241,6 +241,17 @@ def test_some_checkpoints_are_kept_for_good(tiny, tmp_path):
     assert steps_in(tmp_path) == [4, 6]
 
 
+def test_a_save_that_only_began_does_not_count(copy, run, tiny):
+    """As a kill leaves it: all may be there, but not under its name."""
+    checkpoints = copy / "checkpoints"
+    (checkpoints / "6").rename(checkpoints / "6.orbax-checkpoint-tmp")
+    assert load_model(copy).meta["step"] == 4
+    assert [saved.step for saved in list_steps(copy)] == [2, 4]
+    train(tiny(), copy)
+    assert losses(copy) == losses(run)
+    assert steps_in(copy) == [2, 4, 6]  # It has gone.
+
+
 def test_a_step_that_hangs_shows_its_stacks(tmp_path):
     code = (
         "import time\n"

@@ -54,6 +54,21 @@ def test_convolutions_and_batches_of_products():
     assert count(jnp.matmul, (6, 2, 3), (6, 3, 4)) == 6 * 2 * 2 * 3 * 4
 
 
+def test_devices_count_together():
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "tensor"), auto)
+    rows = jax.P("data")
+
+    def multiply(x, w):
+        run = jax.shard_map(
+            jnp.matmul, in_specs=(rows, jax.P()), out_specs=rows, mesh=mesh
+        )
+        return run(x, w)
+
+    # Both devices along ``tensor`` compute the same.
+    assert count(multiply, (8, 3), (3, 5)) == 2 * (2 * 8 * 3 * 5)
+
+
 @pytest.mark.parametrize(
     "name",
     ["transformer", "deltanet", "gated-deltanet", "titans", "hope"],

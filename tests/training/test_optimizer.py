@@ -139,8 +139,14 @@ def test_the_level_table_shows_it(declared, name):
         ),
         (
             "hope",
-            {"w_q", "w_out"},
-            {"memory_0", "generators_0", "conv_k", "gate_eta", "out_scale"},
+            {"w_in", "w_q", "w_gate", "w_out"},
+            {
+                "memory_0",
+                "generators_0",
+                "conv_stream",
+                "gate_eta",
+                "out_scale",
+            },
         ),
         ("deltanet", {"w_q", "w_out"}, {"w_beta", "b_beta", "conv_k"}),
     ],

@@ -224,6 +224,20 @@ class DeepMemoryConfig(MixerConfig):
             )
         ]
 
+    @property
+    def memory_fields(self) -> tuple[str, ...]:
+        """Fields that queries read."""
+        return ("memory",)
+
+    def memory_of(self, state):
+        """Returns the weights."""
+        return state.memory.memory.weights
+
+    def answer(self, memory, q):
+        """Returns outputs for queries, without a write."""
+        weights = tuple(map(self.kept.weights, memory))
+        return self.memory_architecture.apply(weights, q)
+
     def learned(self, state):
         """Returns the weights of the memory by the names of their starts."""
         weights = state.memory.memory.weights
@@ -268,7 +282,13 @@ class DeepMemory(Mixer):
 
     @nn.compact
     def __call__(
-        self, x: Stream, state=None, *, aligned: bool = False, packed=None
+        self,
+        x: Stream,
+        state=None,
+        *,
+        aligned: bool = False,
+        packed=None,
+        recall=None,
     ):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, heads = self.config, self.d_model, self.n_heads
@@ -309,6 +329,8 @@ class DeepMemory(Mixer):
             packed=packed,
             initial=config.memory.init(self.initial).memory,
         )
+        if recall is not None:
+            y = recall(y, q)
         y = normalize_heads(declare, y)
         out = declare.dense("w_out", d, d, "embed", "mixer")
         return y.reshape(x.shape) @ out, DeepMemoryState(memory, tails)

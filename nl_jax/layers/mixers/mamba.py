@@ -59,6 +59,16 @@ class MambaConfig(MixerConfig):
         """Returns the configured module."""
         return Mamba(self, d_model, n_heads, dtype)
 
+    @property
+    def memory_fields(self) -> tuple[str, ...]:
+        """Fields that queries read."""
+        return ("hidden",)
+
+    def answer(self, memory, q):
+        """Returns outputs for the ports C, as a single head."""
+        hidden = memory["hidden"]
+        return jnp.einsum("ben,bhtn->bhte", hidden, q.astype(hidden.dtype))
+
     def levels(self, params, state):
         """Returns the mixer's rows of the level table."""
         del params
@@ -152,7 +162,7 @@ class Mamba(Mixer):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, packed=None):
+    def __call__(self, x: Stream, state=None, *, packed=None, recall=None):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, width = self.config, self.d_model, self.width
         rank, size = -(-d // config.step_rank), config.state_size
@@ -187,6 +197,8 @@ class Mamba(Mixer):
             starts=starts,
             chunk_size=config.chunk_size,
         )
+        if recall is not None:
+            y = recall(y[:, None], c[:, None])[:, 0]
         skip = declare("skip", nn.initializers.ones, (width,), ("mixer",))
         y = (y.astype(x.dtype) + skip * u) * jax.nn.silu(z)
         out = declare.dense("w_out", width, d, "embed", "mixer")

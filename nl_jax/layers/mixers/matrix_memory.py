@@ -87,6 +87,22 @@ class MatrixMemoryConfig(MixerConfig):
         """The rule as an object."""
         return choose("rule", self.rule, MATRIX_RULES, MatrixRule)
 
+    @property
+    def memory_fields(self) -> tuple[str, ...]:
+        """Fields that queries read; none if keys turn with every token."""
+        if self.features == "rotary" or self.recurrence.memories > 1:
+            return ()
+        return ("memory", "normalizer")
+
+    def answer(self, memory, q):
+        """Returns outputs for queries, without a write."""
+        held, sums = memory["memory"], memory["normalizer"]
+        q = q.astype(held.dtype)
+        o = q @ held[..., 0, :, :]
+        if sums is None:
+            return o
+        return o / (jnp.einsum("bhtd,bhd->bht", q, sums)[..., None] + 1e-6)
+
     def levels(self, params, state):
         """Returns the mixer's rows of the level table."""
         del params
@@ -159,7 +175,14 @@ class MatrixMemory(Mixer):
         )
 
     @nn.compact
-    def __call__(self, x: Stream, state=None, *, packed: Packed | None = None):
+    def __call__(
+        self,
+        x: Stream,
+        state=None,
+        *,
+        packed: Packed | None = None,
+        recall=None,
+    ):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         config, d, heads = self.config, self.d_model, self.n_heads
         rule = config.recurrence
@@ -214,6 +237,8 @@ class MatrixMemory(Mixer):
             else:
                 size, normalizer = _sizes(normalizer, q, k, packed)
             o = (o / (size[..., None] + 1e-6)).astype(o.dtype)
+        if recall is not None:
+            o = recall(o, q)
         y = normalize_heads(declare, o)
         if bonus is not None:
             y = y + bonus.swapaxes(1, 2)

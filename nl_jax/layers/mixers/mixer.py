@@ -33,6 +33,16 @@ class MixerConfig(abc.ABC):
     """Whether chunk boundaries matter; the module then takes ``aligned``."""
 
     @property
+    def memory_fields(self) -> tuple[str, ...]:
+        """Fields of the state that queries read, for memory caching.
+
+        The module then takes ``recall``, a function of outputs and queries,
+        ``[B, H, T, d]``, and applies it before its norm. Empty if the mixer
+        cannot be cached.
+        """
+        return ()
+
+    @property
     def cycle(self) -> int:
         """Tokens until all chunk boundaries coincide; 1 without chunks."""
         return 1
@@ -67,6 +77,19 @@ class MixerConfig(abc.ABC):
         ``params`` and ``state`` are the shapes of the module's parameters and
         fast state in all blocks, for one batch row.
         """
+
+    def memory_of(self, state: Any) -> Any:
+        """Returns arrays that :meth:`answer` needs, ``[B, ...]`` each."""
+        return {name: getattr(state, name) for name in self.memory_fields}
+
+    def answer(self, memory: Any, q: jax.Array) -> jax.Array:
+        """Returns outputs ``[B, H, T, d]`` for queries, without a write.
+
+        Args:
+            memory: what :meth:`memory_of` returns, maybe of an earlier token.
+            q: queries as ``recall`` gets them.
+        """
+        raise NotImplementedError
 
     def learned(self, state: Any) -> dict[str, Any]:
         """Returns what memories have learned, by the names of their starts.
@@ -151,7 +174,7 @@ def what_scans(
     """Returns the name of the backend for a memory's whole chunks.
 
     ``memory`` and ``tails`` hold the shapes of its state, heads third from the
-    end, and of its convolutions' inputs.
+    end, and of convolutions' inputs, in the dtype of products.
     """
     if implementation is not None:
         return implementation
@@ -159,9 +182,9 @@ def what_scans(
         jax.ShapeDtypeStruct(w.shape[-3:], w.dtype)
         for w in (*memory.weights, *(memory.momentum or ()))
     ]
-    heads = matrices[0].shape[0]
-    width = tails["q"].shape[-1] // heads
-    x = jax.ShapeDtypeStruct((heads, LONG, width), tails["q"].dtype)
+    heads, width, _ = matrices[0].shape
+    dtype = next(iter(tails.values())).dtype
+    x = jax.ShapeDtypeStruct((heads, LONG, width), dtype)
     gate = jax.ShapeDtypeStruct(x.shape[:-1], jnp.float32)
     return mlp_memory.implementation_for(
         device.here(),

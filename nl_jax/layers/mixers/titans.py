@@ -37,6 +37,7 @@ from nl_jax.layers.mixers.titans_generators import (
 )
 from nl_jax.layers.mixing import Declare
 from nl_jax.layers.norms import rms_norm
+from nl_jax.layers.short_conv import silu_conv
 from nl_jax.memory import MemoryState, StreamState
 from nl_jax.memory.packed import lay
 
@@ -50,7 +51,8 @@ class TitansState(NamedTuple):
     memory: MemoryState
     """Answering memory, ``[B, H, ...]``; ``weights`` is empty if shared."""
     tails: dict[str, jax.Array]
-    """Raw q, k, v of the last tokens, ``[B, width - 1, D]`` each."""
+    """Inputs of convolutions at the last tokens, ``[B, width - 1, channels]``:
+    of the stream, or of q, k and v."""
     position: jax.Array
     """Tokens since both chunk boundaries last coincided, int32 ``[B]``."""
 
@@ -94,22 +96,31 @@ class SelfModifyingTitans(Mixer):
             for name in "qkv"
             if name not in names
         }
+        total = self._stream_width or d
+        convolved = ("stream",) if config.stream_width else ("q", "k", "v")
         self.kernels = {
-            name: declare.taps(f"conv_{name}", config.conv_width, d)
-            for name in "qkv"
+            name: declare.taps(f"conv_{name}", config.conv_width, total)
+            for name in convolved
         }
         self.gates = {
             name: self._gate(declare, name, bias)
             for name, bias in config.gate_biases.items()
         }
-        ones = nn.initializers.ones
-        shape = (heads, width)
-        self.out_scale = declare("out_scale", ones, shape, ("heads", None))
-        if config.skip:
-            self.skip = declare("skip", ones, shape, ("heads", None))
+        constant, shape = nn.initializers.constant, (heads, width)
+        self.out_scale = declare(
+            "out_scale", constant(config.output_scale), shape, ("heads", None)
+        )
+        if config.stream_width:
+            self.w_in = declare.dense("w_in", d, total, "mixer")
+            self.skip = declare("skip", constant(1), shape, ("heads", None))
         if config.output_gate:
-            self.w_gate = declare.dense("w_gate", d, d, "mixer")
-        self.w_out = declare.dense("w_out", d, d, "embed", "mixer")
+            self.w_gate = declare.dense("w_gate", d, total, "mixer")
+        self.w_out = declare.dense("w_out", total, d, "embed", "mixer")
+
+    @property
+    def _stream_width(self):
+        """Channels of the stream."""
+        return round(self.config.stream_width * self.d_model)
 
     def _gate(self, declare, name, bias):
         """Returns a gate's readout, if it is learned, and its bias."""
@@ -131,9 +142,6 @@ class SelfModifyingTitans(Mixer):
 
     def _initial_row(self):
         config = self.config
-        tail = jnp.zeros(
-            (config.conv_width - 1, self.d_model), self.cache_dtype
-        )
         generators = config.generators.init(self.generators).memory
         memory = config.memory.init(self.memory).memory
         if config.shares_recurrence:
@@ -146,35 +154,59 @@ class SelfModifyingTitans(Mixer):
         return TitansState(
             generators,
             memory,
-            dict.fromkeys(("q", "k", "v"), tail),
+            {
+                name: jnp.zeros(
+                    (config.conv_width - 1, kernel.shape[1]), self.cache_dtype
+                )
+                for name, kernel in self.kernels.items()
+            },
             jnp.zeros((), jnp.int32),
         )
 
     def __call__(
-        self, x: Stream, state=None, *, aligned: bool = False, packed=None
+        self,
+        x: Stream,
+        state=None,
+        *,
+        aligned: bool = False,
+        packed=None,
+        recall=None,
     ):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         aligned = aligned or state is None
         x, state, _ = self.begin(x, state)
+        tokens, past, tails = x, x[..., :0], {}
+        if self.config.stream_width:
+            stream, tails["stream"] = silu_conv(
+                x @ self.w_in.astype(x.dtype),
+                self.kernels["stream"].astype(x.dtype),
+                state.tails["stream"],
+                packed,
+            )
+            tokens, past = jnp.split(stream, [self.d_model], -1)
         shares = self.config.shares_recurrence
         read = self._read_shared if shares else self._read
-        y, v, state = read(x, state, aligned, packed)
+        y, q, state = read(tokens, _inner(state), aligned, packed)
+        if recall is not None:
+            y = recall(y, q)
         position = state.position + x.shape[1]
         if packed is not None:
             position = packed.advance(state.position)
         position %= self.config.cycle
         scale = self.out_scale.astype(y.dtype)
         y = rms_norm(y.swapaxes(1, 2)) * scale
-        if self.config.skip:
-            y = y + self.skip.astype(y.dtype) * v.swapaxes(1, 2)
-        y = y.reshape(x.shape)
+        if self.config.stream_width:
+            skip = self.skip.astype(y.dtype)
+            y = y + skip * tokens.reshape(y.shape)
+        y = jnp.concatenate([y.reshape(x.shape), past], -1)
         if self.config.output_gate:
             y = y * jax.nn.silu(x @ self.w_gate.astype(x.dtype))
         y = y @ self.w_out.astype(y.dtype)
-        return y, state._replace(position=position)
+        return y, state._replace(tails=state.tails | tails, position=position)
 
     def _read(self, x, state, aligned, packed):
-        config, parts, initial = self.config, self._parts(), self._initial_row()
+        config, parts = self.config, self._parts()
+        initial = _inner(self._initial_row())
 
         def make(x, state, options):
             memories = state.generators, state.tails
@@ -197,19 +229,19 @@ class SelfModifyingTitans(Mixer):
             initial=initial.memory,
         )
         state = TitansState(generators, memory.memory, tails, state.position)
-        return y, made.v, state
+        return y, made.q, state
 
     def _read_shared(self, x, state, aligned, packed):
         parts = self._parts()
 
         def read(x, state, options):
             *memories, position = state
-            y, v, *memories = read_shared(
+            y, q, *memories = read_shared(
                 parts, self.config, x, *memories, **options
             )
-            return y, v, state._make([*memories, position])
+            return y, q, state._make([*memories, position])
 
-        *initial, _ = self._initial_row()
+        *initial, _ = _inner(self._initial_row())
         return self._each_row(read, x, state, aligned, packed, tuple(initial))
 
     def _each_row(self, read, x, state, aligned, packed, initial):
@@ -236,3 +268,9 @@ class SelfModifyingTitans(Mixer):
             gates=dict(self.gates),
             heads=self.n_heads,
         )
+
+
+def _inner(state):
+    """Returns what is carried from chunk to chunk: no tail of the stream."""
+    tails = {n: tail for n, tail in state.tails.items() if n != "stream"}
+    return state._replace(tails=tails)

@@ -75,17 +75,22 @@ class TitansConfig(MixerConfig):
     read: Literal["before", "after", "chunk"] = "before"
     """Weights that a query reads: before or after its token's write, or those
     at the start of the chunk."""
-    skip: bool = False
-    """Whether values also go past the memory: outputs are the memory's plus the
-    token's own value times a learned vector, at first 1, as Mamba's ``D x``."""
-    output_gate: bool = False
+    stream_width: float = 2.0
+    """Channels of a stream ``u = SiLU(conv(x W_in))`` between two projections,
+    in units of ``d_model``: at least 1, of which memories read the first
+    ``d_model``. The output is of ``(memory + skip * u, u)``, where ``skip`` is
+    learned and at first 1: all of the stream goes past the memories. With 0
+    there is none: memories read ``x``, and q, k and v are convolved."""
+    output_gate: bool = True
     """Whether outputs are multiplied by SiLU of a projection of the input."""
+    output_scale: float = 0.1
+    """Initial factor of the memory's normalised outputs."""
     expansion: int = 4
     """Hidden width of an MLP memory, in units of the head width."""
     eta_max: float = 1.0
     """Largest step size, in units of alpha; 2 allows state tracking."""
     conv_width: int = 4
-    """Width (tokens) of the causal convolution on q, k, v; 1 for none."""
+    """Width (tokens) of the causal convolution on the stream; 1 for none."""
     alpha_bias: float = 6.0
     """Initial logit of the retention."""
     eta_bias: float = -2.0
@@ -114,6 +119,10 @@ class TitansConfig(MixerConfig):
         check_choice("implementation", self.implementation, kinds)
         if not 0 < self.eta_max <= 2:
             raise ValueError(f"eta_max={self.eta_max} must be in (0, 2]")
+        if self.stream_width and not 1 <= self.stream_width < math.inf:
+            raise ValueError(
+                f"stream_width={self.stream_width} must be 0 or at least 1"
+            )
         _ = self.memory  # Raises for incompatible choices.
 
     @property
@@ -262,6 +271,21 @@ class TitansConfig(MixerConfig):
             )
             for name, (fast, period, runs) in kinds.items()
         ]
+
+    @property
+    def memory_fields(self) -> tuple[str, ...]:
+        """Fields that queries read."""
+        return ("memory",)
+
+    def memory_of(self, state):
+        """Returns the weights of the answering memory."""
+        if self.shares_recurrence:
+            return (state.generators.weights[0] @ state.memory.start[0],)
+        return state.memory.weights
+
+    def answer(self, memory, q):
+        """Returns outputs for queries, without a write."""
+        return self.memory_architecture.apply(memory, q)
 
     def learned(self, state):
         """Returns the weights of all memories by the names of their starts."""

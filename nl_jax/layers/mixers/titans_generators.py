@@ -21,7 +21,7 @@ class Generators(NamedTuple):
     projections: dict[str, jax.Array]
     """``[D, D]`` for each of q, k, v without a memory."""
     kernels: dict[str, jax.Array]
-    """Short convolution of each of q, k, v, ``[width, D]``."""
+    """Short convolution of each of q, k, v, ``[width, D]``, if it has one."""
     gates: dict[str, tuple[jax.Array | None, jax.Array]]
     """Readout ``[H, d]``, if learned, and bias ``[H]`` of each gate."""
     heads: int
@@ -46,7 +46,8 @@ def generate(parts, config, x, memories, tails, **place):
         config: the layer's ``TitansConfig``.
         x: tokens, ``[T, D]``.
         memories: the generators' ``MemoryState``, weights ``[n, H, ...]``.
-        tails: raw q, k, v before ``x``, ``[width - 1, D]``.
+        tails: raw q, k, v before ``x``, ``[width - 1, D]``; what has no
+            convolution stays as it is.
         **place: ``position``, or ``layout``, ``initial`` and ``drop_start``,
             see :func:`nl_jax.memory.walk.chunk_scan`; ``initial`` is as
             ``(memories, tails)``.
@@ -91,7 +92,7 @@ def read_shared(
     Takes the arguments of :func:`generate` and the answering ``memory``, also
     in ``initial``, for a ``config`` that ``shares_recurrence``;
     ``memories.weights`` is ``G`` and ``memory.weights`` is empty. Returns
-    ``(y, v, memories, memory, tails)``, outputs and values ``[H, T, d]``.
+    ``(y, q, memories, memory, tails)``, outputs and queries ``[H, T, d]``.
     """
     (product,) = memories.weights
     identity = jnp.broadcast_to(
@@ -114,7 +115,7 @@ def read_shared(
             for w in (starts, answers)
         )
         product = jnp.where(closes, identity, product)
-        return (starts, answers, product, tails), _exchange((y, made.v))
+        return (starts, answers, product, tails), _exchange((y, made.q))
 
     def carried(memories, memory, tails):
         return *memories.start, *memory.start, *memories.weights, tails
@@ -155,13 +156,15 @@ def _make(parts, config, start, tails, tokens, valid):
             strict=True,
         )
     )
-    mixed, after = {}, {}
+    mixed, after = {}, dict(tails)
     for name in ("q", "k", "v"):
         raw = raws.get(name)
         if raw is None:
             raw = outputs[name].swapaxes(0, 1).reshape(length, -1)
-        y, after[name] = _convolve(raw, parts.kernels[name], tails[name], valid)
-        y = jax.nn.silu(y)
+        kernel = parts.kernels.get(name)
+        if kernel is not None:
+            raw, after[name] = _convolve(raw, kernel, tails[name], valid)
+        y = jax.nn.silu(raw)
         mixed[name] = y.reshape(length, parts.heads, -1).swapaxes(0, 1)
     q, k = l2_normalize(mixed["q"]), l2_normalize(mixed["k"])
     v = mixed["v"]

@@ -1,0 +1,1 @@
+"""Training on pods, looked at before anyone has one."""
