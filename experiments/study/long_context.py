@@ -63,9 +63,12 @@ def _levels(objective):
 
 
 _ONE = {"cms": {"step_periods": (1,)}}
+_FIXED = {**_ONE, "titans": {"adaptive_k": False, "adaptive_v": False}}
 VARIANTS: dict[str, CarriedVariant] = {
     "hope": CarriedVariant("hope", fields=_ONE),
     "hope-carried": CarriedVariant("hope", True, _ONE),
+    "hope-fixed": CarriedVariant("hope", fields=_FIXED),
+    "hope-fixed-carried": CarriedVariant("hope", True, _FIXED),
     "hope-next-token": CarriedVariant("hope", True, _levels("next_token")),
     "hope-local": CarriedVariant("hope", True, _levels("local")),
     "titans": CarriedVariant("titans"),
