@@ -94,7 +94,7 @@ _SETTINGS = {
         0,
     ),
     "packed_share": flags.number(
-        0.25, "Rows among the carried ones that start from nothing.", 0.0, 0.99
+        0.75, "Rows among the carried ones that start from nothing.", 0.0, 0.99
     ),
     "held_out": flags.integer(65_536, "Bytes to evaluate on in windows."),
     "documents": flags.integer(7, "Held-out documents to read.", 2),
