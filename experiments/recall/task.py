@@ -10,6 +10,7 @@ from nl_jax.models import build, names
 
 _CACHE = {"segment": 32, "segments": 16, "restart": True}
 _FIXED = {"adaptive_k": False, "adaptive_v": False}
+_PLAIN = {"stream_width": 0.0, "output_gate": False, "output_scale": 1.0}
 RUNS = {
     **{name: (name, {}) for name in names()},
     "hope-no-momentum": ("hope", {"titans": {"momentum": False}}),
@@ -29,7 +30,12 @@ RUNS = {
     ),
     "hope-fixed-k-v": ("hope", {"titans": _FIXED}),
     "hope-cached": ("hope", {"cache": _CACHE}),
-    "hope-fixed-k-v-cached": ("hope", {"titans": _FIXED, "cache": _CACHE}),
+    "hope-plain": ("hope", {"titans": _PLAIN}),
+    "hope-plain-fixed-k-v": ("hope", {"titans": _PLAIN | _FIXED}),
+    "hope-plain-fixed-k-v-cached": (
+        "hope",
+        {"titans": _PLAIN | _FIXED, "cache": _CACHE},
+    ),
     **{
         f"{name}-cached": (name, {"cache": _CACHE})
         for name in ("deltanet", "oja", "titans", "mamba")
@@ -48,7 +54,8 @@ RUNS = {
 }
 """Maps names of runs to a name in the registry and overrides. ``hope-shared``
 runs all memories as one recurrence; ``hope-paper`` has the memory and the
-objective of the paper; ``-cached`` reads memories of earlier segments."""
+objective of the paper; ``-plain`` has no stream past the
+memories, and ``-cached`` reads memories of earlier segments."""
 
 
 class Slice(NamedTuple):

@@ -29,6 +29,9 @@ def open_folder(path: str | os.PathLike, flag: str = "--workdir") -> epath.Path:
         return epath.Path(pathlib.Path(path).absolute())
     try:
         found = epath.Path(path)
+        # Orbax can save to other schemes only if epath finds them locally.
+        if is_remote(found) and not os.fspath(found).startswith("gs://"):
+            raise KeyError
         found.exists()
     except KeyError as error:
         raise InputError(

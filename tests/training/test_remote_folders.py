@@ -6,7 +6,8 @@ import os
 import jax
 import numpy as np
 import pytest
-from etils.epath import backend, gpath
+from etils import epath
+from etils.epath import backend, gpath, register
 from orbax.checkpoint._src.path import gcs_utils
 
 from nl_jax.errors import InputError
@@ -136,6 +137,7 @@ def test_remote_metrics_are_written_now_and_then(store, monkeypatch):
 
 def test_folders_out_of_reach_are_refused(monkeypatch):
     for path, words in (
+        ("s3://b/run", r"--workdir=s3://b/run has an unknown scheme"),
         ("ftp://host/run", r"--workdir=ftp://host/run has an unknown scheme"),
         ("gs://b/run", r"needs a package: .*gcsfs.*nl-jax\[gcs\]"),
         ("gs://c/run", r"cannot reach --workdir=gs://c/run: no credentials"),
@@ -157,6 +159,17 @@ def test_folders_out_of_reach_are_refused(monkeypatch):
             )
         with pytest.raises(InputError, match=words):
             open_folder(path)
+
+
+def test_a_registered_scheme_may_lead_to_a_local_folder(tmp_path, monkeypatch):
+    class Here:
+        def __new__(cls, path):
+            return epath.Path(tmp_path / path.removeprefix("here://"))
+
+    monkeypatch.setitem(register._URI_PREFIXES_TO_CLS, "here://", Here)
+    assert open_folder("here://run") == epath.Path(tmp_path / "run")
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        load_model("here://run")
 
 
 def raising(error):
