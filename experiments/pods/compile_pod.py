@@ -146,6 +146,7 @@ def measure(config: training.TrainConfig, topology: str) -> dict[str, Any]:
     found["fits"] = found["needs"] <= found["memory"]
     text = compiled.as_text()
     of_batch = rf"\[{config.batch_size},{config.seq_len},\d"
+    # A device's rows times its heads may be as many as the rows of the batch.
     found["whole_batch_arrays"] = len(re.findall(of_batch, text))
     found |= _speed(text, found, _chip(topology))
     found["advice"] = "" if found["fits"] else advice(config, mesh, found)

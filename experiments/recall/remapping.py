@@ -71,6 +71,7 @@ FLAGS = {
 
 def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
+    flags.check_multiple(values, "width", "heads")
     settings = flags.pick(values, _SETTINGS)
     rows = sweep(
         Records(f"{values.out}/remapping.jsonl", settings),

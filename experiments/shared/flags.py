@@ -12,6 +12,8 @@ from typing import Any
 
 from absl import flags
 
+from nl_jax.errors import InputError
+
 _LAST_SEED = 2**32 - 1
 FlagValues = flags.FlagValues
 Flag = Callable[[str, FlagValues], Any]
@@ -164,6 +166,15 @@ def seed(text: str) -> Flag:
 def pick(values: FlagValues, names: Iterable[str]) -> dict[str, Any]:
     """Returns the values of some flags by name, for a record."""
     return {name: values[name].value for name in names}
+
+
+def check_multiple(values: FlagValues, name: str, of: str) -> None:
+    """Raises ``InputError`` unless a flag is a multiple of another one."""
+    if values[name].value % values[of].value:
+        raise InputError(
+            f"--{name}={values[name].value}: must be a multiple of "
+            f"--{of}={values[of].value}"
+        )
 
 
 def define(table: Mapping[str, Flag], values: FlagValues) -> None:

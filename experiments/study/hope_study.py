@@ -45,6 +45,8 @@ _FIRST = (
     "mamba", "transformer", "hope-attention",
 )  # fmt: skip
 _SETTINGS = {
+    "d_model": flags.integer(128, "Width of the models."),
+    "heads": flags.integer(4, "Heads."),
     "steps": flags.integer(300, "Steps."),
     "batch": flags.integer(8, "Sequences per step."),
     "length": flags.integer(256, "Tokens per sequence.", multiple_of=64),
@@ -139,7 +141,7 @@ def _cells(variants, rates, seeds) -> list[Cell]:
 
 def train_one(variant, rate, seed, *, paths, documents, settings):
     """Trains once, and returns the results."""
-    model = model_of(variant)
+    model = model_of(variant, settings["d_model"], settings["heads"])
     result = train_on_text(
         model, paths, rate=rate, seed=seed, settings=settings
     )

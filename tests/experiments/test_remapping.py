@@ -130,6 +130,7 @@ def test_a_small_run(finished):
         ("--tasks=best", "allowed are cipher, "),
         ("--models=best", "allowed are hope, "),
         ("--phases=1", "phases"),
+        ("--width=65", "must be a multiple of --heads=2"),
     ],
 )
 def test_wrong_flags_are_one_line(refused, flag, words):
