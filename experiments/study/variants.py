@@ -130,9 +130,13 @@ VARIANTS: dict[str, Variant] = {
     ),
     "local": Variant(
         "hope",
-        "levels learn in context, from own keys and values",
+        "levels learn in context, from own keys and values, whose parameters "
+        "a stream of twice the width leaves",
         "hope",
-        {"cms": {"step_periods": (1, 4), "objective": "local"}},
+        {
+            "cms": {"step_periods": (1, 4), "objective": "local"},
+            "titans": {"stream_width": 2.0},
+        },
     ),
     "paper": Variant("hope", "the paper's settings", "hope-paper"),
     # Others.
