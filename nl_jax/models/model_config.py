@@ -174,7 +174,7 @@ MODELS: dict[str, dict[str, Any]] = {
     # The MLPs shrink by the parameters of the mixer's stream and gate.
     "hope": {
         "mixer": "titans",
-        "cms": {"step_periods": (1, 4), "hidden": 7 / 6},
+        "cms": {"step_periods": (1, 4), "hidden": 2 / 3},
     },
     "hope-paper": {
         "mixer": "titans",

@@ -78,7 +78,7 @@ def test_overlap_counts_windows():
     [
         ("titans", (128, 4)),
         ("hope-fixed", (128, 4)),
-        ("local", (64, 2)),
+        ("local", (128, 4)),
         ("mamba", (64, 2)),
     ],
 )

@@ -76,7 +76,7 @@ class TitansConfig(MixerConfig):
     read: Literal["before", "after", "chunk"] = "before"
     """Weights that a query reads: before or after its token's write, or those
     at the start of the chunk."""
-    stream_width: float = 2.0
+    stream_width: float = 3.0
     """Channels of a stream ``u = SiLU(conv(x W_in))`` between two projections,
     in units of ``d_model``: at least 1, of which memories read the first
     ``d_model``. The output is of ``(memory + skip * u, u)``, where ``skip`` is
