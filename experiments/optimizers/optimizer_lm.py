@@ -41,7 +41,7 @@ OPTIMIZERS = {
 MODELS = {
     "transformer": 3.0,
     "deltanet": 3.0,
-    "hope": 0.79,
+    "hope": 0.29,
     "hope-attention": 1.5,
 }
 """Hidden width of a level, chosen for an equal number of parameters."""

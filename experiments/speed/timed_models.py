@@ -21,7 +21,8 @@ _MEMORIES = {
     "hope-linear": _LINEAR,
     "hope-shared": _SHARED,
     # Storing the weights of every chunk would take 19 GB at 16,384 tokens.
-    "hope-mlp": {"architecture": "mlp", "remat": 8},
+    # A wider stream would leave no parameters for the levels.
+    "hope-mlp": {"architecture": "mlp", "remat": 8, "stream_width": 1.0},
 }
 
 

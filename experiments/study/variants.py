@@ -65,10 +65,12 @@ VARIANTS: dict[str, Variant] = {
         "hope-gate",
         stream_width=1.0,
     ),
-    "hope-one-level": _titans(
+    "hope-stream-2": _titans(
         "a stream of twice the width, half of it past the memories only",
         "hope-narrow",
+        stream_width=2.0,
     ),
+    "hope-one-level": _titans("of three times the width", "hope-stream-2"),
     "hope-levels-1-1": Variant(
         "hope-one-level",
         "two MLPs of half the width in a chain, both moved every step",
@@ -91,6 +93,8 @@ VARIANTS: dict[str, Variant] = {
     "direct-gates": _titans("gates without readout", gates="direct"),
     "no-gate": _titans("no output gate", output_gate=False),
     "scale-1": _titans("first outputs 10 times as large", output_scale=1.0),
+    "stream-4": _titans("of four times the width", stream_width=4.0),
+    "fixed-k-v": _titans("keys and values from projections", **_FIXED),
     "adaptive-q": _titans("queries from a memory", adaptive_q=True),
     "no-convolution": _titans("no convolution", conv_width=1),
     "chunk-1": _chunks(1),
@@ -126,15 +130,25 @@ VARIANTS: dict[str, Variant] = {
     ),
     "local": Variant(
         "hope",
-        "levels learn in context, from own keys and values",
+        "levels learn in context, from own keys and values, whose parameters "
+        "a stream of twice the width leaves",
         "hope",
-        {"cms": {"step_periods": (1, 4), "objective": "local"}},
+        {
+            "cms": {"step_periods": (1, 4), "objective": "local"},
+            "titans": {"stream_width": 2.0},
+        },
     ),
     "paper": Variant("hope", "the paper's settings", "hope-paper"),
     # Others.
     "hope-attention": Variant("", "attention", "hope-attention"),
     "transformer": Variant("hope-attention", "one level", "transformer"),
     "mamba": Variant("", "Mamba", "mamba"),
+    "mamba-wide": Variant(
+        "mamba",
+        "three times the width for twice",
+        "mamba",
+        {"mamba": {"expansion": 3.0}},
+    ),
     "gated-deltanet": Variant("", "Gated DeltaNet", "gated-deltanet"),
     "gated-deltanet-gate": Variant(
         "gated-deltanet",

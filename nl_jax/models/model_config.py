@@ -77,12 +77,12 @@ class ModelConfig(_Choices):
         check_fields(self)
         own_width = getattr(self.choices, "head_dim", 0)
         if not own_width and self.d_model % self.n_heads:
-            raise ValueError(
+            raise InputError(
                 f"n_heads={self.n_heads} must divide d_model={self.d_model}"
             )
         attends = isinstance(self.choices, AttentionConfig)
         if self.learned_positions and not attends:
-            raise ValueError(
+            raise InputError(
                 f"learned_positions goes with mixer='attention', whose window "
                 f"bounds them, not with {self.mixer!r}"
             )
@@ -91,19 +91,19 @@ class ModelConfig(_Choices):
         if inner:
             object.__setattr__(self, "cms", self.cms.on_grid(self.cycle))
         if inner and self.cms.layers > self.n_layers:
-            raise ValueError(
+            raise InputError(
                 f"cms.layers={self.cms.layers} must be at most "
                 f"n_layers={self.n_layers}"
             )
         levels, own = len(self.cms.periods), self.cms.layers or self.n_layers
         if self.cms.placement == "depth" and levels > own:
-            raise ValueError(
+            raise InputError(
                 f"{self.cms.shown_periods}: with placement='depth' each "
                 f"level needs a block that learns in context; there are {own}"
             )
         fastest = self.cms.periods[0]
         if self.cms.goal.replays and fastest % self.cycle:
-            raise ValueError(
+            raise InputError(
                 f"{self.cms.shown_periods}: the fastest, {fastest}, must "
                 f"be a multiple of {self.cycle} tokens, where the chunks of "
                 f"{self.mixer} meet"
@@ -174,7 +174,7 @@ MODELS: dict[str, dict[str, Any]] = {
     # The MLPs shrink by the parameters of the mixer's stream and gate.
     "hope": {
         "mixer": "titans",
-        "cms": {"step_periods": (1, 4), "hidden": 7 / 6},
+        "cms": {"step_periods": (1, 4), "hidden": 2 / 3},
     },
     "hope-paper": {
         "mixer": "titans",
@@ -286,11 +286,11 @@ def configure(
     base = name_or_config
     if not isinstance(base, ModelConfig):
         if base not in MODELS:
-            raise ValueError(
+            raise InputError(
                 f"model {base!r} does not exist; there are {', '.join(names())}"
             )
         if preset not in PRESETS:
-            raise ValueError(
+            raise InputError(
                 f"preset={preset!r} must be one of {', '.join(PRESETS)}"
             )
         sized = _merge(ModelConfig(name=base), PRESETS[preset], "")

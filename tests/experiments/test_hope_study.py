@@ -78,7 +78,7 @@ def test_overlap_counts_windows():
     [
         ("titans", (128, 4)),
         ("hope-fixed", (128, 4)),
-        ("local", (64, 2)),
+        ("local", (128, 4)),
         ("mamba", (64, 2)),
     ],
 )
@@ -199,6 +199,7 @@ def test_seeds_run_at_the_best_rate_only(finished, trained, folder, tmp_path):
         ("--paths=", "--paths is missing"),
         ("--paths=/nowhere", "'/nowhere' does not exist"),
         ("--length=100", "must be a multiple of 64"),
+        ("--d_model=65", "must be a multiple of --heads=4"),
         ("--documents=3", "has 0 documents of 16384 bytes"),
     ],
 )

@@ -138,7 +138,9 @@ def test_a_configuration_with_a_cache_is_saved():
         ("lstm", {}, r"cache\.segment=8 must be 0 with this LSTMConfig"),
         ("retnet", {}, "must be 0 with this MatrixMemoryConfig"),
         ("hope", {}, "must be a multiple of 16"),
-        ("mamba", {"segments": 0}, "segments=0 must be"),
+        ("mamba", {"segments": 0}, r"cache\.segments=0 must be"),
+        ("mamba", {"segments": 2, "top_k": 3}, r"top_k=3 must be at most "),
+        ("mamba", {"segment": 0, "top_k": 4}, r"cache\.top_k=4 has no effect"),
     ],
 )
 def test_what_cannot_be_cached_is_named(name, fields, message):

@@ -52,7 +52,19 @@ class CacheConfig:
     """Whether the memory begins each segment anew, or goes on learning."""
 
     def __post_init__(self):
-        check_fields(self, segment=0, top_k=0)
+        check_fields(self, "cache.", segment=0, top_k=0)
+        if self.top_k > self.segments:
+            raise InputError(
+                f"cache.top_k={self.top_k} must be at most "
+                f"cache.segments={self.segments}"
+            )
+        for field in () if self.segment else dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                raise InputError(
+                    f"cache.{field.name}={value} has no effect with "
+                    "cache.segment=0, which caches nothing"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +325,7 @@ def _gates(state, x, u, part, top_k):
     slots = state.means.shape[1]
     held = jnp.arange(slots) >= slots - state.held[:, None]
     scores = jnp.where(held[:, None], scores, -jnp.inf)
-    if 0 < top_k < slots:
+    if top_k:
         least = jax.lax.top_k(scores, top_k)[0][..., -1:]
         scores = jnp.where(scores < least, -jnp.inf, scores)
     gates = jax.nn.softmax(jnp.concatenate([now[..., None], scores], -1))

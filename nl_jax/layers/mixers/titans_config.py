@@ -5,6 +5,7 @@ import math
 from typing import ClassVar, Literal
 
 from nl_jax.checks import check_choice, check_fields, choose
+from nl_jax.errors import InputError
 from nl_jax.layers.mixers.mixer import MixerConfig, token_level, what_scans
 from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, RULES
@@ -75,7 +76,7 @@ class TitansConfig(MixerConfig):
     read: Literal["before", "after", "chunk"] = "before"
     """Weights that a query reads: before or after its token's write, or those
     at the start of the chunk."""
-    stream_width: float = 2.0
+    stream_width: float = 3.0
     """Channels of a stream ``u = SiLU(conv(x W_in))`` between two projections,
     in units of ``d_model``: at least 1, of which memories read the first
     ``d_model``. The output is of ``(memory + skip * u, u)``, where ``skip`` is
@@ -118,9 +119,9 @@ class TitansConfig(MixerConfig):
         kinds = (None, *IMPLEMENTATIONS)
         check_choice("implementation", self.implementation, kinds)
         if not 0 < self.eta_max <= 2:
-            raise ValueError(f"eta_max={self.eta_max} must be in (0, 2]")
-        if self.stream_width and not 1 <= self.stream_width < math.inf:
-            raise ValueError(
+            raise InputError(f"eta_max={self.eta_max} must be in (0, 2]")
+        if self.stream_width and self.stream_width < 1:
+            raise InputError(
                 f"stream_width={self.stream_width} must be 0 or at least 1"
             )
         _ = self.memory  # Raises for incompatible choices.
