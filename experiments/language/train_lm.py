@@ -82,16 +82,17 @@ def _run(values: flags.FlagValues) -> None:
     began = time.monotonic()
     if values.init_from:
         values.config.init_from = values.init_from
+    profile = _profile(values.profile)
     workdir = training.open_folder(values.workdir)
-    training.cache_programs(workdir.parent / "compilation_cache")
     config, initial = training.begin_run(values.config, workdir)
+    training.cache_programs(workdir.parent / "compilation_cache")
     result = training.train(
         config,
         workdir,
         initial=initial,
         writers=[_writer(name, workdir) for name in values.writers],
         skip_damaged=values.skip_damaged,
-        profile=_profile(values.profile),
+        profile=profile,
     )
     if jax.process_index() != 0:
         return

@@ -33,7 +33,13 @@ from nl_jax.training.metric_writers import (
     read_json_lines,
 )
 from nl_jax.training.optimizer import make_schedule
-from nl_jax.training.process import StopSignal, locked, versions, write_json
+from nl_jax.training.process import (
+    StopSignal,
+    locked,
+    versions,
+    wait_for_processes,
+    write_json,
+)
 from nl_jax.training.profiling import StepProfiler, plan_trace
 from nl_jax.training.reporting import Progress
 from nl_jax.training.run_clock import RunClock, first_start
@@ -230,6 +236,7 @@ class _Run:
             self.data.tokenizer.byte_lengths,
             batch,
         )
+        wait_for_processes("compiled")
         step, held_out = self.start, None
         ideal = ideal_seconds(self.model, config)
         clock = RunClock(self.started, step, self.in_steps, ideal)

@@ -22,11 +22,13 @@ import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from nl_jax.errors import InputError
 from nl_jax.training.run_folder import is_remote
 
 _LOG = logging.getLogger(__name__)
+_DAY_MS = 24 * 60 * 60 * 1000
 
 
 def versions() -> dict[str, str]:
@@ -174,6 +176,15 @@ class StopSignal:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             self.asked = True
+
+
+def wait_for_processes(what: str) -> None:
+    """Waits until all processes of a run have done something.
+
+    Collectives on CPUs wait for half a minute only. Compiling can take longer
+    where process 0 has kept its programs and the others have not.
+    """
+    multihost.get_barrier_sync_fn()(key=what, timeout_ms=_DAY_MS)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -83,6 +83,9 @@ def differences(
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yields the fields in which two configurations differ.
 
+    Every ``remat`` is left out: it changes what the backward pass keeps, and
+    no more than the roundings of a result.
+
     Args:
         saved: configuration in a file, which may lack newer fields.
         own: current configuration.
@@ -99,7 +102,7 @@ def differences(
     flat_saved, flat_own = _flat(_overlay(defaults, saved)), _flat(own)
     for name in sorted({*flat_saved, *flat_own}):
         old, new = flat_saved.get(name), flat_own.get(name)
-        if old != new:
+        if old != new and name.rpartition(".")[2] != "remat":
             yield name, old, new
 
 

@@ -43,7 +43,8 @@ class StepRecords:
         progress: Progress,
         kept: Callable[[], str],
     ):
-        self._config, self._schedule = config, schedule
+        # As one program: it is run at every record.
+        self._config, self._schedule = config, jax.jit(schedule)
         self._writers, self.records, self.tokens = writers, records, tokens
         self._clock, self._progress, self._kept = clock, progress, kept
         times = [row["seconds"] for row in records if "seconds" in row]

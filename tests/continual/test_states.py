@@ -88,6 +88,7 @@ def test_files_that_are_no_such_state(learning, static, state, tmp_path):
     path = tmp_path / "state"
     save_state(path, learning.model, state)
     model, variables = learning[:2]
+    load_state(path, build(model.config, remat="blocks"), variables)
     with pytest.raises(InputError, match="nothing does not exist; save a"):
         load_state(tmp_path / "nothing", model, variables)
     faster = build(model.config, cms={"rate": 0.2})

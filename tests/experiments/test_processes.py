@@ -14,15 +14,19 @@ from tests.experiments.test_kill import ROOT, lines
 pytestmark = pytest.mark.slow
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture
 def start(tmp_path):
     """Starts both processes of a run, and ends what is left of them."""
     processes = []
 
     def begin(*flags):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         own = [
             subprocess.Popen(
                 [
@@ -109,3 +113,31 @@ def test_the_death_of_one_ends_the_other_with_a_line(start, tmp_path, killed):
     last = _output(tmp_path)[1 - killed].strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert "another process of the run has gone" in last
+
+
+def test_a_process_that_compiles_for_long_is_waited_for():
+    """Without that, a collective on CPUs gives up after 30 s."""
+    program = """
+import sys, time, jax
+from jax.experimental import multihost_utils
+from nl_jax.training.process import wait_for_processes
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+time.sleep(35 * jax.process_index())
+wait_for_processes("compiled")
+print(multihost_utils.process_allgather(jax.process_index()).tolist())
+"""
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, f"localhost:{port}", str(number)],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0 and "[0, 1]" in output, output

@@ -278,3 +278,13 @@ def test_default_periods_are_those_that_were_once_saved():
     saved["model"]["cms"]["token_periods"] = [32, 64]
     with pytest.raises(InputError, match=r"cms\.token_periods=\[32, 64\], but"):
         check_same_config("runs/mine", saved, config)
+
+
+@pytest.mark.parametrize("was", ["blocks", True, False])
+def test_a_run_goes_on_with_another_remat(was):
+    """Only roundings depend on it. Once it was true or false."""
+    config = TrainConfig(model=configure("hope", preset="tiny"))
+    saved = to_json(config)
+    saved["model"]["remat"] = was
+    saved["model"]["titans"]["remat"] = 4
+    check_same_config("runs/mine", saved, config)
