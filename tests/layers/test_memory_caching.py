@@ -9,6 +9,7 @@ import pytest
 
 from nl_jax.continual import consolidate, load_state, save_state
 from nl_jax.layers import CacheConfig, CachedConfig, MatrixMemoryConfig
+from nl_jax.memory.packed import goes_on
 from nl_jax.models import ModelConfig, build, configure, to_json
 from nl_jax.nested import describe
 from tests.layers.papers_tools import applied, drawn, same
@@ -90,6 +91,21 @@ def test_any_split_equals_the_whole(cache):
     pairs = zip(*map(jax.tree.leaves, (state, end)), strict=True)
     parts = [(a, b) for a, b in pairs if a.size]  # Not empty convolutions.
     same(*zip((jnp.concatenate(outs, 1), y), *parts, strict=True), 1e-12)
+
+
+def test_a_row_without_tokens_has_a_gradient():
+    layer, params, x = made("goes on")
+    params = {"params": params}
+    state = layer.apply(params, 2, method="initial_state")
+    packed = goes_on(jnp.array([0, 2]), SEGMENT)
+
+    def outputs(total):
+        begun = state._replace(total=total)
+        y, _ = layer.apply(params, x[:, :SEGMENT], begun, packed=packed)
+        return y[1, :2].sum()
+
+    # Nothing is kept yet, so that all depends on the current memory.
+    assert (jax.jit(jax.grad(outputs))(state.total) == 0).all()
 
 
 CACHE = {"segment": 8, "segments": 2}

@@ -193,7 +193,7 @@ class CachedMixer(Mixer):
     config: CachedConfig
 
     def setup(self):
-        """Declares the mixer and the projection to the gates."""
+        """Makes the mixer."""
         shared = (self.d_model, self.n_heads, self.dtype)
         self.inner = self.config.inner.build(*shared)
 
@@ -331,4 +331,6 @@ def _gates(state, x, u, part, top_k):
     gates = jax.nn.softmax(jnp.concatenate([now[..., None], scores], -1))
     last = sums[:, -1]
     read = x.shape[1] if part is None else part.lengths
-    return gates, (last, last / (state.position + read)[:, None])
+    # A row may hold no token yet.
+    tokens = jnp.maximum(state.position + read, 1)
+    return gates, (last, last / tokens[:, None])
