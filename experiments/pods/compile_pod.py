@@ -66,10 +66,18 @@ FLAGS = {
 def main(values: flags.FlagValues) -> None:
     """Compiles, and prints the figures."""
     config = training.freeze(values.config)
+    if config.init_from:
+        raise InputError(
+            f"config.init_from={config.init_from!r} must be empty: the sizes "
+            "of what is compiled are those of config.model"
+        )
+    if values.out:  # Before minutes of compiling.
+        out = training.open_folder(values.out, "--out")
+        out.parent.mkdir(parents=True, exist_ok=True)
     found = measure(config, values.topology)
     print("\n".join(lines(found)))
     if values.out:
-        training.write_json(values.out, found)
+        training.write_json(out, found)
 
 
 def measure(config: training.TrainConfig, topology: str) -> dict[str, Any]:

@@ -198,14 +198,15 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def cache_programs(folder: epath.Path) -> None:
     """Has JAX keep compiled programs in a folder, unless it does elsewhere.
 
-    A local folder must be this user's: what lies in it is run.
+    A local folder must be this user's, since what lies in it is run.
     """
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     if not is_remote(folder):
         try:
             os.makedirs(folder, exist_ok=True)
-            usable = os.stat(folder).st_uid == os.getuid()
+            own = os.stat(folder).st_uid == os.getuid()
+            usable = own and os.access(folder, os.W_OK | os.X_OK)
         except OSError:
             usable = False
         if not usable:

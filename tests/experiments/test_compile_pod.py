@@ -102,3 +102,20 @@ def test_advice_names_one_change():
     assert "seq_len" in advise(model=blocks, batch_size=4)
     learning = blocks | {"cms": {"objective": "next_token"}}
     assert "mesh.tensor" in advise(model=learning, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.init_from=runs/a", "init_from='runs/a' must be empty"),
+        ("--out=FILE/figures.json", "exists (FILE)"),
+    ],
+)
+def test_flags_that_are_refused_before_it_compiles(
+    script, tmp_path, flag, words
+):
+    file = tmp_path / "file"
+    file.write_text("")
+    status, _, errors = script(compile_pod, flag.replace("FILE", str(file)))
+    assert status == 2 and len(errors.splitlines()) == 1
+    assert words.replace("FILE", str(file)) in errors

@@ -238,9 +238,12 @@ def test_programs_are_kept_in_a_folder_of_ones_own(
     with monkeypatch.context() as patch:
         patch.setattr(os, "getuid", lambda: -1)
         cache_programs(tmp_path / "theirs")
+    with monkeypatch.context() as patch:  # Root may write into any folder.
+        patch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+        cache_programs(tmp_path / "read_only")
     (tmp_path / "file").write_text("")
     cache_programs(tmp_path / "file")
-    for name in ("theirs", "file"):
+    for name in ("theirs", "read_only", "file"):
         words = f"compiled programs cannot be kept in {tmp_path / name}"
         assert words in caplog.text
     assert jax.config.jax_compilation_cache_dir is None
