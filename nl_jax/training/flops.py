@@ -14,6 +14,7 @@ from jax.extend import core
 
 from nl_jax.layers.mixers.attention import AttentionState
 from nl_jax.layers.mixers.matrix_memory import MatrixMemoryState
+from nl_jax.layers.mixers.memory_caching import CachedConfig
 from nl_jax.layers.mixers.titans import TitansState
 from nl_jax.memory import MemoryState
 from nl_jax.models import LanguageModel
@@ -30,7 +31,8 @@ def model_flops(model: LanguageModel, length: int) -> float:
     same once more for a target of its own and for each layer but the first,
     through which its gradient goes, and twice for momentum, which is read and
     written too; and, since :math:`C` tokens at a time are written,
-    :math:`4 C` for each of a matrix's rows and columns. Levels that learn in
+    :math:`4 C` for each of a matrix's rows and columns. Tokens also
+    read the memories kept of earlier segments. Levels that learn in
     context also need the gradient by which they step.
 
     Args:
@@ -69,7 +71,9 @@ def model_flops(model: LanguageModel, length: int) -> float:
 def _memories(state, config, length) -> float:
     """Returns the operations of mixers on what they remember, per token."""
     kinds = AttentionState, MatrixMemoryState, TitansState, MemoryState
-    total = 0.0
+    mixer, total = config.choices, 0.0
+    if isinstance(mixer, CachedConfig):
+        total, mixer = _recall(state, mixer.cache, length), mixer.inner
     for part in jax.tree.leaves(state, is_leaf=lambda p: isinstance(p, kinds)):
         match part:
             case AttentionState(keys=keys):
@@ -77,16 +81,24 @@ def _memories(state, config, length) -> float:
                 seen = length if length <= window else 2 * window
                 total += 4 * layers * seen * config.n_heads * width
             case MatrixMemoryState(memory=memory):
-                chunk = min(length, config.choices.chunk_size)
+                chunk = min(length, mixer.chunk_size)
                 total += _learning([memory], 3, chunk)
             case TitansState(generators=made, memory=memory):
                 for one in (made, memory):
                     passes = 4 + 2 * (one.momentum is not None)
-                    total += _learning(one.start, passes, config.cycle)
+                    total += _learning(one.start, passes, mixer.cycle)
             case MemoryState(start=start, momentum=momentum):
                 passes = 3 + 2 * (momentum is not None)
-                total += _learning(start, passes, config.cycle)
+                total += _learning(start, passes, mixer.cycle)
     return total
+
+
+def _recall(state, cache, length) -> float:
+    """Returns the operations of reads of the memories kept so far."""
+    segments = range(-(-length // cache.segment))
+    held = sum(min(s, cache.segments) for s in segments) / len(segments)
+    kept = jax.tree.leaves((state.kept, state.means))
+    return 2 * held / cache.segments * sum(leaf.size for leaf in kept)
 
 
 def _learning(weights, passes, chunk) -> float:

@@ -123,3 +123,15 @@ def test_kernels_run_once_forwards_where_their_results_are_kept():
         for remat in ("none", "kernels", "dots")
     )
     assert none == kernels < dots
+
+
+def test_reads_of_kept_memories_count():
+    sizes = {"d_model": 128, "n_heads": 4, "n_layers": 2}
+    plain, cached = (
+        model_flops(build("deltanet", cache={"segment": size}, **sizes), 256)
+        for size in (0, 64)
+    )
+    # In four segments 0 to 3 memories are kept: 4 matrices of 32 x 32 each,
+    # and a mean of 128 inputs for the gate, besides its projection.
+    reads = 1.5 * (4 * 32 * 32 + 128)
+    assert cached - plain == 3 * 2 * 2 * (reads + 128 * 128)
