@@ -61,7 +61,7 @@ def compile_pod(out, *flags):
         # Rows times heads of a device are not the rows of the batch.
         "--config.model.n_heads=2",
         "--config.batch_size=12",
-        "--config.seq_len=384",
+        "--config.seq_len=192",
         *flags,
         timeout=600,
         env=ENVIRONMENT,
