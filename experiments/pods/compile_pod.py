@@ -43,6 +43,7 @@ from nl_jax.errors import InputError
 from nl_jax.models import build
 from nl_jax.nested.level_table import count_bytes
 from nl_jax.training import mesh as mesh_lib
+from nl_jax.training.device_peaks import peak_flops
 from nl_jax.training.flops import count_flops, model_flops
 from nl_jax.training.step import jit_train_step, plan_state
 
@@ -156,12 +157,12 @@ def measure(config: training.TrainConfig, topology: str) -> dict[str, Any]:
     of_batch = rf"\[{config.batch_size},{config.seq_len},\d"
     # A device's rows times its heads may be as many as the rows of the batch.
     found["whole_batch_arrays"] = len(re.findall(of_batch, text))
-    found |= _speed(text, found, _chip(topology))
+    found |= _speed(text, found, topology)
     found["advice"] = "" if found["fits"] else advice(config, mesh, found)
     return found
 
 
-def _speed(text, found, chip) -> dict[str, Any]:
+def _speed(text, found, topology) -> dict[str, Any]:
     """Returns the collectives, and the least time of a step."""
     program, entry = compiled_program.parse(text)
     times = compiled_program.runs(program, entry)
@@ -171,7 +172,8 @@ def _speed(text, found, chip) -> dict[str, Any]:
         size * (2 if kind == "all-reduce" else 1)
         for kind, (_, size) in sent.items()
     )
-    peak = found["chips"] * chip.flops
+    chip, peak = _chip(topology), peak_flops(f"TPU {_version(topology)}")
+    peak *= found["chips"]
     seconds = {
         "products": found["flops"]["step"] / peak,
         "memory": compiled_program.traffic(program, times) / chip.memory_speed,
@@ -278,8 +280,12 @@ def _too_large(error) -> dict[str, Any]:
     return {"needs": needs, "memory": memory, "fits": False}
 
 
+def _version(topology):
+    return topology.partition(":")[0]
+
+
 def _chip(topology):
-    return CHIPS[topology.partition(":")[0]]
+    return CHIPS[_version(topology)]
 
 
 def _devices(topology: str) -> list[Any]:
