@@ -214,11 +214,7 @@ def summarize(rows, settings, out):
 def _shown(values, part):
     if np.isnan(values).any():
         return ""
-    sign = "+" if part else ""
-    shown = f"{values.mean():{sign}.2f}"
-    if len(values) > 1:
-        shown += f" ± {values.std(ddof=1) / len(values) ** 0.5:.2f}"
-    return shown
+    return table.mean_error(values, "+.2f" if part else ".2f")
 
 
 def _draw(rows):

