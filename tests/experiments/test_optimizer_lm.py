@@ -30,7 +30,7 @@ def test_a_repeated_command_repeats_nothing(finished, tmp_path):
     (line,) = lines(tmp_path)
     assert line["settings"]["steps"] == 3 and line["git_revision"]
     assert len(line["result"]["curve"]) == 3
-    assert 0 < line["row"]["bits_per_byte"] < 12
+    assert 0 < line["result"]["bits_per_byte"] < 12
     both = "--optimizers=m3,momentum"
     out, _ = finished(optimizer_lm, *flags, both)
     assert "m3, rate" not in out and "momentum, rate" in out
