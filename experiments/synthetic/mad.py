@@ -71,7 +71,7 @@ def main(values: flags.FlagValues) -> None:
     summarize(rows, settings, values.out)
 
 
-class Decoder(nn.Module):
+class SymbolDecoder(nn.Module):
     """Predicts all symbols of a sequence from one vector, ``[B, D]``."""
 
     length: int
@@ -91,14 +91,14 @@ class Decoder(nn.Module):
 
 
 class Compressor:
-    """A model whose last output a :class:`Decoder` reads.
+    """A model whose last output a :class:`SymbolDecoder` reads.
 
     The head of the model gives as many numbers as the model is wide, a linear
     map of its last hidden vector.
     """
 
     def __init__(self, model: LanguageModel, length: int, vocab: int):
-        self._model, self._decoder = model, Decoder(length, vocab)
+        self._model, self._decoder = model, SymbolDecoder(length, vocab)
 
     def init(self, rng, tokens):
         """Draws the parameters of both."""
