@@ -35,7 +35,7 @@ from experiments.recall.changing_meaning import PHASE, TASKS, VOCAB
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
 from experiments.shared.sweep import grid, grouped, sweep
-from experiments.shared.training import asked_loss, make_step
+from experiments.shared.training import asked_loss, clipped_adamw, make_step
 from experiments.study.freezing import frozen_parts
 from experiments.study.variants import sized
 from nl_jax.models import LanguageModel, build, configure
@@ -136,13 +136,7 @@ def _init(model, seed):
 
 @functools.cache  # All tasks and seeds share a program.
 def _step(model: LanguageModel, rate: float, steps: int):
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, rate, max(steps // 10, 1), steps, 0.05 * rate
-    )
-    tx = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.95, weight_decay=0.1),
-    )
+    tx = clipped_adamw(rate, steps)
 
     def loss(variables, tokens, targets):
         return asked_loss(model.apply(variables, tokens)[0], targets)
