@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
-class Progress:
+class SweepProgress:
     """Counts finished cells and the work that is left.
 
     Args:
@@ -15,7 +15,7 @@ class Progress:
         clock: returns the time in seconds.
 
     Example:
-        >>> progress = Progress([{"n": 1}, {"n": 3}], lambda c: c["n"], 1)
+        >>> progress = SweepProgress([{"n": 1}, {"n": 3}], lambda c: c["n"], 1)
         >>> progress.add({"n": 1}, 20.0)
         >>> print(progress)
         1 of 2 cells are done after 0:00, about 1:00 left

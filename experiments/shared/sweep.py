@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.shared import workers
-from experiments.shared.progress import Progress
+from experiments.shared.progress import SweepProgress
 from experiments.shared.records import Records, Row
 from nl_jax.errors import InputError
 
@@ -91,7 +91,7 @@ def sweep(
     """
     cells = list(cells)
     missing = [cell for cell in cells if records.find(**cell) is None]
-    progress = Progress([*cells, *later], work, jobs)
+    progress = SweepProgress([*cells, *later], work, jobs)
     for cell in (*cells, *later):
         if (row := records.find(**cell)) is not None:
             progress.add(cell, row.get("seconds"))

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from experiments.shared import flags
-from experiments.shared.progress import Progress
+from experiments.shared.progress import SweepProgress
 from experiments.shared.records import Records, read_cells
 from experiments.shared.sweep import collect_failures, grid, grouped, sweep
 from experiments.shared.workers import StoppedError
@@ -125,7 +125,7 @@ def test_processor_time_is_not_that_of_the_clock(tmp_path):
 def test_the_time_left_counts_work_and_later_cells(capsys):
     clock = iter([100.0, 160.0]).__next__
     cells = [{"n": 1}, {"n": 2}, {"n": 5}, {"n": 4}]
-    progress = Progress(cells, lambda cell: cell["n"], 3, clock)
+    progress = SweepProgress(cells, lambda cell: cell["n"], 3, clock)
     progress.add({"n": 1}, None)  # Of a run whose time is not known.
     progress.add({"n": 2}, 4000.0)
     # 9 of 12 are left, at 2,000 seconds each, in three processes.
