@@ -130,7 +130,7 @@ def main(values: flags.FlagValues) -> None:
     _check_levels(values.periods, values.retentions)
     texts, settings = inputs.load(values)
     settings |= flags.pick(values, _SETTINGS)
-    records = Records(f"{values.out}/class_incremental.jsonl", settings)
+    records = Records(f"{values.out}/class_incremental", settings)
     features, learn = inputs.make_run(texts, settings)
 
     def run(learner, seed):
@@ -146,7 +146,7 @@ def main(values: flags.FlagValues) -> None:
         prepare=features,
     )
     cells = grid(learner=values.learners, seed=values.seeds)
-    rows = [records.find(**cell) for cell in cells]
+    rows = [row for cell in cells if (row := records.find(**cell))]
     summarize(values.out, settings, rows, texts)
 
 

@@ -73,7 +73,7 @@ def main(values: flags.FlagValues) -> None:
         given = (rng, 1, values.length, essay, words)
         draw(TASKS[name], *given, training=True)
     rows = sweep(
-        Records(f"{values.out}/needle.jsonl", settings),
+        Records(f"{values.out}/needle", settings),
         grid(seed=values.seeds, task=values.tasks, run=values.runs),
         functools.partial(run_one, settings=settings),
         after="{task}, {run}, seed {seed}: {scores} % after {seconds} s",

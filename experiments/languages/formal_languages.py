@@ -176,7 +176,7 @@ def train(run, name, seed, values):
 def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
     settings = flags.pick(values, _SETTINGS)
-    records = Records(f"{values.out}/formal_languages.jsonl", settings)
+    records = Records(f"{values.out}/formal_languages", settings)
     sweep(
         records,
         grid(language=values.languages, run=values.runs, seed=values.seeds),

@@ -76,7 +76,7 @@ FLAGS = {
 def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
     settings = flags.pick(values, _SETTINGS)
-    records = Records(f"{values.out}/digits.jsonl", settings)
+    records = Records(f"{values.out}/digits", settings)
     data = load()
 
     @functools.cache

@@ -145,7 +145,7 @@ def main(values: flags.FlagValues) -> None:
         raise InputError("--tuning_seeds: must not be among --seeds")
     settings = flags.pick(values, _SETTINGS)
     rows = sweep(
-        Records(f"{values.out}/orthogonal_tasks.jsonl", settings),
+        Records(f"{values.out}/orthogonal_tasks", settings),
         grid(optimizer=values.optimizers),
         lambda optimizer: compare(optimizer, settings),
         after="{optimizer}: {seconds} s",

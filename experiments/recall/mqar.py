@@ -202,7 +202,7 @@ def main(values: flags.FlagValues) -> None:
         values.slices, vocab=values.vocab, tokens=values.tokens
     )
     settings = flags.pick(values, _SETTINGS)
-    records = Records(f"{values.out}/mqar.jsonl", settings)
+    records = Records(f"{values.out}/mqar", settings)
     sweep(
         records,
         grid(seed=values.seeds, run=values.runs),

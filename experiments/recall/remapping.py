@@ -74,7 +74,7 @@ def main(values: flags.FlagValues) -> None:
     flags.check_multiple(values, "width", "heads")
     settings = flags.pick(values, _SETTINGS)
     rows = sweep(
-        Records(f"{values.out}/remapping.jsonl", settings),
+        Records(f"{values.out}/remapping", settings),
         grid(seed=values.seeds, task=values.tasks, model=values.models),
         lambda task, model, seed: run_one(task, model, seed, settings),
         after="{task}, {model}, seed {seed}: {bits:.3f} bits after {seconds} s",

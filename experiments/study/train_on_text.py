@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.shared.sweep import StoppedError
+from experiments.shared.workers import StoppedError
 from nl_jax import training
 from nl_jax.errors import DivergedError
 from nl_jax.models import ModelConfig

@@ -66,7 +66,7 @@ def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
     settings = flags.pick(values, _SETTINGS)
     rows = sweep(
-        Records(f"{values.out}/mad.jsonl", settings),
+        Records(f"{values.out}/mad", settings),
         grid(seed=values.seeds, task=values.tasks, run=values.runs),
         functools.partial(train, settings=settings, every=values.every),
         after="{task}, {run}, seed {seed}: {macro:.1f} % after {seconds} s",
