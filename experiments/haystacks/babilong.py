@@ -75,7 +75,7 @@ def main(values: flags.FlagValues) -> None:
     settings = flags.pick(values, _SETTINGS)
     background(values.documents)  # Raises before anything is trained.
     rows = sweep(
-        Records(f"{values.out}/babilong.jsonl", settings),
+        Records(f"{values.out}/babilong", settings),
         grid(seed=values.seeds, task=values.tasks, run=values.runs),
         functools.partial(run_one, settings=settings),
         after="{task}, {run}, seed {seed}: {scores} % after {seconds} s",
