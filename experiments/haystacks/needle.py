@@ -29,21 +29,18 @@ JSON, a Markdown table, a record and a plot. Finished runs are not repeated.
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from experiments.haystacks.answers import train_to_answer, write_answer
 from experiments.haystacks.ruler import TASKS, draw, score, word_ids
 from experiments.haystacks.words import background
 from experiments.recall.task import RUNS, make_model
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
 from experiments.shared.sweep import grid, grouped, sweep
-from experiments.shared.training import asked_loss, clipped_adamw, make_step
 from nl_jax.nested.level_table import count_parameters
 
 _TEST_SEED = (0, 1)  # Differs from every integer seed.
-_EVERY = 50
 _SETTINGS = {
     "width": flags.integer(64, "Of the models.", multiple_of=2),
     "length": flags.integer(128, "Tokens of a prompt."),
@@ -61,6 +58,7 @@ FLAGS = {
     "runs": flags.words(["hope", "deltanet"], known=RUNS),
     "seeds": flags.seeds([0]),
     **_SETTINGS,
+    "jobs": flags.integer(1, "Runs at the same time, a process each."),
     "out": flags.folder("runs/needle", "Folder of the results."),
 }
 
@@ -77,103 +75,44 @@ def main(values: flags.FlagValues) -> None:
     rows = sweep(
         Records(f"{values.out}/needle", settings),
         grid(seed=values.seeds, task=values.tasks, run=values.runs),
-        lambda seed, task, run: train(run, task, seed, values),
+        functools.partial(run_one, settings=settings),
         after="{task}, {run}, seed {seed}: {scores} % after {seconds} s",
+        jobs=values.jobs,
     )
     summarize(rows, settings, values.out)
 
 
-def train(run, task, seed, settings):
+def run_one(run, task, seed, settings):
     """Trains once and returns the scores of all lengths."""
-    essay = background(settings.documents)
+    essay = background(settings["documents"])
     words = word_ids(essay)
-    model = make_model(run, len(words), d_model=settings.width)
-    drawn = functools.partial(draw, TASKS[task], essay=essay, words=words)
-    rng = np.random.default_rng(seed)
-    tx = clipped_adamw(settings.learning_rate, settings.steps)
+    model = make_model(run, len(words), d_model=settings["width"])
 
-    def loss(variables, tokens, targets):
-        return asked_loss(model.apply(variables, tokens)[0], targets)
+    def drawn(rng, count, length, training):
+        given = (rng, count, length, essay, words)
+        return draw(TASKS[task], *given, training=training)
 
-    step = make_step(loss, tx)
-    variables = jax.jit(model.init)(
-        jax.random.key(seed), jnp.zeros((1, 1), jnp.int32)
+    length = settings["length"]
+    variables, curve = train_to_answer(
+        model,
+        lambda rng: drawn(rng, settings["batch"], length, True)[:2],
+        seed,
+        settings,
+        f"{task} {run} seed {seed}",
     )
-    state, curve = tx.init(variables), []
-    for number in range(1, settings.steps + 1):
-        found = drawn(
-            rng=rng,
-            count=settings.batch,
-            length=settings.length,
-            training=True,
-        )
-        variables, state, value = step(
-            variables, state, *with_targets(found.prompts, found.answers)
-        )
-        if number % _EVERY == 0 or number == settings.steps:
-            curve.append([number, round(float(value), 4)])
-            print(f"{task} {run} seed {seed} step {number} loss {value:.4f}")
     scores = []
-    for factor in settings.factors:
-        found = drawn(
-            rng=np.random.default_rng(_TEST_SEED),
-            count=settings.tests,
-            length=factor * settings.length,
-            training=False,
-        )
-        pieces = np.split(found.prompts, factor, axis=1)
-        ids = answer(model, variables, pieces, found.answers.shape[1])
-        outputs = [words.decode(row) for row in np.asarray(ids)]
+    for factor in settings["factors"]:
+        rng = np.random.default_rng(_TEST_SEED)
+        found = drawn(rng, settings["tests"], factor * length, False)
+        size = found.answers.shape[1]
+        written = write_answer(model, variables, found.prompts, size, length)
+        outputs = [words.decode(row) for row in written.ids]
         scores.append(round(100 * score(outputs, found.references), 1))
     return {
         "scores": scores,
         "curve": curve,
         "parameters": count_parameters(variables),
     }
-
-
-def with_targets(prompts, answers):
-    """Returns tokens to train on, and targets: -1 before the answer.
-
-    Example:
-        >>> with_targets(np.array([[5, 6]]), np.array([[7, 8]]))
-        (array([[5, 6, 7]]), array([[-1,  7,  8]]))
-    """
-    tokens = np.concatenate([prompts, answers[:, :-1]], 1)
-    hidden = np.full((len(prompts), prompts.shape[1] - 1), -1)
-    return tokens, np.concatenate([hidden, answers], 1)
-
-
-def answer(model, variables, pieces, count):
-    """Returns the likeliest tokens, one after the other, ``[N, count]``.
-
-    Args:
-        model: that writes.
-        variables: its parameters.
-        pieces: of the prompts, ``[N, T]`` each, which are read in turn.
-        count: tokens to write.
-    """
-    state = model.init_state(variables, len(pieces[0]))
-    for piece in pieces:
-        token, state = _read(model, variables, piece, state)
-    return _write(model, variables, token, state, count)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _read(model, variables, tokens, state):
-    logits, state = model.apply(variables, tokens, state)
-    return logits[:, -1].argmax(-1), state
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _write(model, variables, token, state, count):
-    def step(carry, _):
-        token, state = carry
-        logits, state = model.apply(variables, token[:, None], state)
-        return (logits[:, 0].argmax(-1), state), token
-
-    _, tokens = jax.lax.scan(step, (token, state), None, count)
-    return tokens.T
 
 
 def summarize(rows, settings, out):

@@ -55,6 +55,13 @@ def background(kind: str) -> tuple[str, ...]:
     )
 
 
+@functools.cache
+def sentence_ends(kind: str) -> np.ndarray:
+    """Returns how many words of a background come before each new sentence."""
+    dots = [i + 1 for i, word in enumerate(background(kind)) if word == "."]
+    return np.array(dots)
+
+
 def common(words: Iterable[str], count: int) -> list[str]:
     """Returns the most frequent words.
 

@@ -22,6 +22,8 @@ Results: ``docs/synthetic.md``. They go to ``--out``: finished runs as lines of
 JSON, a Markdown table, a record and a plot. Finished runs are not repeated.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,7 @@ FLAGS = {
     "seeds": flags.seeds([0]),
     **_SETTINGS,
     "every": flags.integer(100, "Steps between tests."),
+    "jobs": flags.integer(1, "Runs at the same time, a process each."),
     "out": flags.folder("runs/mad", "Folder of the results."),
 }
 
@@ -65,8 +68,9 @@ def main(values: flags.FlagValues) -> None:
     rows = sweep(
         Records(f"{values.out}/mad", settings),
         grid(seed=values.seeds, task=values.tasks, run=values.runs),
-        lambda seed, task, run: train(run, task, seed, values),
+        functools.partial(train, settings=settings, every=values.every),
         after="{task}, {run}, seed {seed}: {macro:.1f} % after {seconds} s",
+        jobs=values.jobs,
     )
     summarize(rows, settings, values.out)
 
@@ -125,20 +129,22 @@ def model_for(run, task, width, length):
     return Compressor(model, length, vocab)
 
 
-def train(run, task, seed, settings):
+def train(run, task, seed, settings, every):
     """Trains once, testing on the way, and returns the record."""
     own = TASKS[task]
-    length = min(settings.length, own.length)
-    steps = settings.steps or own.steps
-    model = model_for(run, task, settings.width, length)
+    length = min(settings["length"], own.length)
+    steps = settings["steps"] or own.steps
+    model = model_for(run, task, settings["width"], length)
     rng = np.random.default_rng(seed)
-    examples = min(settings.examples, own.examples)
+    examples = min(settings["examples"], own.examples)
     tokens, targets = own.draw(rng, examples, length, True)
     tests = own.draw(
-        np.random.default_rng(_TEST_SEED), settings.tests, length, False
+        np.random.default_rng(_TEST_SEED), settings["tests"], length, False
     )
     variables = jax.jit(model.init)(jax.random.key(seed), tokens[:1])
-    tx = clipped_adamw(settings.learning_rate, steps, settings.weight_decay)
+    tx = clipped_adamw(
+        settings["learning_rate"], steps, settings["weight_decay"]
+    )
 
     def loss(variables, tokens, targets):
         return asked_loss(model.apply(variables, tokens)[0], targets)
@@ -150,9 +156,9 @@ def train(run, task, seed, settings):
         return model.apply(variables, tokens)[0].argmax(-1)
 
     def test():
-        batches = range(0, settings.tests, settings.batch)
+        batches = range(0, settings["tests"], settings["batch"])
         found = [
-            predict(variables, tests[0][at : at + settings.batch])
+            predict(variables, tests[0][at : at + settings["batch"]])
             for at in batches
         ]
         shares = accuracies(np.concatenate(found), tests[1])
@@ -160,13 +166,13 @@ def train(run, task, seed, settings):
 
     state, curve, order = tx.init(variables), [], []
     for number in range(1, steps + 1):
-        if len(order) < settings.batch:
+        if len(order) < settings["batch"]:
             order = [*order, *rng.permutation(len(tokens))]
-        rows, order = order[: settings.batch], order[settings.batch :]
+        rows, order = order[: settings["batch"]], order[settings["batch"] :]
         variables, state, value = step(
             variables, state, tokens[rows], targets[rows]
         )
-        if number % settings.every == 0 or number == steps:
+        if number % every == 0 or number == steps:
             curve.append([number, round(float(value), 4), *test()])
             print(
                 f"{task} {run} seed {seed} step {number} loss {value:.4f} "

@@ -1,13 +1,12 @@
 """Needles: prompts against the rules, greedy answers, and the script."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.haystacks import needle, ruler
+from experiments.haystacks import answers, needle, ruler
 from experiments.haystacks.words import WordIds, background
-from nl_jax.models.model_state import ModelState
+from nl_jax.models import build
 
 ESSAY = ("it", "rains", ".", "we", "read", "a", "long", "book", "now", ".")
 WORDS = ruler.word_ids(ESSAY)
@@ -93,29 +92,15 @@ def test_an_essay_may_be_shorter_than_a_haystack():
     assert prompts[0].count("rains") > 5
 
 
-class Counter:
-    """Predicts the last token plus the number of tokens read so far."""
-
-    def init_state(self, variables, rows):
-        return ModelState(jnp.zeros((rows,), int), None)
-
-    def apply(self, variables, tokens, state):
-        seen = state.mixers[:, None] + 1 + jnp.arange(tokens.shape[1])
-        logits = jax.nn.one_hot((tokens + seen) % 50, 50)
-        return logits, ModelState(seen[:, -1], None)
-
-    def __hash__(self):
-        return 0
-
-    def __eq__(self, other):
-        return isinstance(other, Counter)
-
-
-def test_answers_are_written_after_all_pieces_of_a_prompt():
-    pieces = [np.array([[1, 2], [3, 4]]), np.array([[5, 6], [7, 8]])]
-    written = needle.answer(Counter(), {}, pieces, 3)
-    # After four tokens, the last of which is 6: 6 + 4, 10 + 5, 15 + 6.
-    assert written.tolist() == [[10, 15, 21], [12, 17, 23]]
+def test_answers_are_the_likeliest_tokens_after_all_of_a_prompt():
+    model = build("lstm", vocab_size=20, d_model=8, n_heads=1, n_layers=1)
+    prompts = np.arange(14).reshape(2, 7) % 20
+    variables = jax.jit(model.init)(jax.random.key(3), prompts)
+    written = answers.write_answer(model, variables, prompts, 3, chunk=4)
+    read = np.concatenate([prompts, written.ids[:, :2]], 1)
+    logits, _ = jax.jit(model.apply)(variables, read)
+    assert (written.ids == logits[:, 6:].argmax(-1)).all()
+    assert len(written.resident) == 2  # Chunks of four and of three.
 
 
 def test_the_score_is_the_share_of_values_contained():
@@ -141,7 +126,7 @@ def test_the_script_scores_each_length(finished, monkeypatch):
     (row,) = record["rows"]
     assert len(row["scores"]) == 2 and len(row["curve"]) == 1
     assert "| 64 tokens | 128 tokens |" in out
-    monkeypatch.setattr(needle, "train", None)
+    monkeypatch.setattr(needle, "run_one", lambda **_: 1 / 0)
     assert finished(needle, *SMALL)[1]["rows"] == record["rows"]
 
 
