@@ -124,7 +124,8 @@ class _Run:
         self.checkpoints: Checkpoints | None = None
         self.start, self.evaluated = 0, True
         self.tokens = 0  # Targets that counted before.
-        self.started, self.in_steps = time.time(), 0.0
+        self.started: float | None = time.time()
+        self.in_steps = 0.0
         self.state: TrainState | None = None
         self.model = LanguageModel(config.model)
         if workdir is not None:
@@ -205,7 +206,7 @@ class _Run:
         if workdir is not None and self.writers:
             self.records = read_json_lines(workdir / "metrics.jsonl")
             write_json(workdir / "config.json", to_json(config))
-            self.started = first_start(workdir / "started.json")
+            self.started = first_start(workdir / "started.json", meta)
 
     def train(self, profiler: StepProfiler) -> TrainResult:
         """Trains until the last step or a signal."""
@@ -338,6 +339,7 @@ class _Run:
                 "sha256": self.data.corpus.sha256,
             },
             "evaluated": self.evaluated,
+            "started": self.started,
             "seconds_in_steps": round(in_steps, 3),
             "versions": versions(),
         }
