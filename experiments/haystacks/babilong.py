@@ -40,6 +40,7 @@ from experiments.haystacks.words import WordIds, background, common
 from experiments.recall.task import RUNS, make_model
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, grouped, sweep
 from nl_jax.nested.level_table import count_parameters
 
@@ -211,3 +212,15 @@ def summarize(rows, settings, out):
     ]
     figure = plot.curves(*panels, size=(3 * len(panels) + 2, 3), legend=None)
     write(out, "babilong", lines, {"settings": settings, "rows": rows}, figure)
+
+
+REPORT = Report(
+    "BABILong: facts scattered in other text",
+    ("task", "run"),
+    {
+        "shortest, %": Column(lambda r: r["scores"][0], ".1f"),
+        "longest, %": Column(lambda r: r["scores"][-1], ".1f"),
+        "parameters": Column("parameters", ",.0f"),
+    },
+    [Plot("scores", "right answers, %", "lengths", "words of a prompt")],
+)

@@ -37,6 +37,7 @@ from experiments.haystacks.words import background
 from experiments.recall.task import RUNS, make_model
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, grouped, sweep
 from nl_jax.nested.level_table import count_parameters
 
@@ -152,3 +153,23 @@ def summarize(rows, settings, out):
     ]
     figure = plot.curves(*panels, size=(3 * len(panels) + 2, 3), legend=None)
     write(out, "needle", lines, {"settings": settings, "rows": rows}, figure)
+
+
+REPORT = Report(
+    "Needles in haystacks",
+    ("task", "run"),
+    {
+        "as long as in training, %": Column(lambda r: r["scores"][0], ".1f"),
+        "longest, %": Column(lambda r: r["scores"][-1], ".1f"),
+        "parameters": Column("parameters", ",.0f"),
+    },
+    [
+        Plot(
+            "scores",
+            "values found, %",
+            lambda row: [f * row["length"] for f in row["factors"]],
+            "tokens of a prompt",
+            scales=("log", "linear"),
+        )
+    ],
+)

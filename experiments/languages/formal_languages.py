@@ -48,6 +48,7 @@ import optax
 from experiments.languages.formal import LANGUAGES, draw
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Paper, Plot, Report
 from experiments.shared.sweep import grid, sweep
 from experiments.shared.training import asked_loss, make_step
 from nl_jax.models import build
@@ -204,3 +205,38 @@ def summarize(rows, settings, out):
     record = {"runs": rows, "settings": settings}
     lines = table.markdown(head, body)
     write(out, "formal_languages", lines, record, plot.curves(panel))
+
+
+_HEADS = ("trained lengths, %", "longer, %")
+_TABLE_5 = {
+    **{
+        (language, run): (100, 100)
+        for language in LANGUAGES
+        for run in ("hope", "lstm")
+    },
+    ("parity", "transformer"): (46.4, 0),
+    ("aa", "transformer"): (0, 0),
+    ("parity", "deltanet-positive"): (98.2, 10.1),
+}
+REPORT = Report(
+    "Formal languages: strings without an error",
+    ("language", "run"),
+    {
+        **{
+            head: Column(lambda row, n=n: row["bins"][n], ".1f")
+            for n, head in enumerate(_HEADS)
+        },
+        "steps": Column("steps", ",.0f"),
+        "parameters": Column("parameters", ",.0f"),
+    },
+    [Plot(lambda row: row["bins"][1], "longer strings without an error, %")],
+    Paper(
+        "Table 5",
+        {"strings": 10_000},
+        {
+            key: dict(zip(_HEADS, values, strict=True))
+            for key, values in _TABLE_5.items()
+        },
+    ),
+    note="The paper does not give the size of its models, nor their steps.",
+)

@@ -28,6 +28,7 @@ import optax
 from experiments.recall.task import RUNS, make_batch, make_model, parse_slices
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, sweep
 from experiments.shared.training import asked_loss
 from nl_jax.nested.level_table import count_parameters
@@ -209,3 +210,33 @@ def main(values: flags.FlagValues) -> None:
         lambda seed, run: train(run, seed, slices, values),
     )
     summarize(records.rows, slices, settings, values.out)
+
+
+def _slice(number):
+    """Returns the accuracy at a slice, ``None`` where there is none."""
+    return lambda row: dict(enumerate(row["accuracy"])).get(number)
+
+
+REPORT = Report(
+    "Multi-query associative recall",
+    ("run",),
+    {
+        **{
+            f"{part} slice, %": Column(_slice(n), ".1f", 100)
+            for n, part in enumerate(("1st", "2nd", "3rd", "4th"))
+        },
+        "steps": Column("steps", ",.0f"),
+        "parameters": Column("parameters", ",.0f"),
+    },
+    [
+        Plot(
+            "accuracy",
+            "accuracy at queries, %",
+            lambda row: [int(each.split(":")[0]) for each in row["slices"]],
+            "tokens",
+            scales=("log", "linear"),
+            scale=100,
+        )
+    ],
+    note="Slices are tokens:pairs, in the order of the configuration.",
+)

@@ -34,6 +34,7 @@ import optax
 from experiments.recall.changing_meaning import PHASE, TASKS, VOCAB
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, grouped, sweep
 from experiments.shared.training import asked_loss, clipped_adamw, make_step
 from experiments.study.freezing import frozen_parts
@@ -229,3 +230,14 @@ def _draw(rows):
         ),
         legend=None,
     )
+
+
+REPORT = Report(
+    "Tokens whose meaning changes",
+    ("task", "model"),
+    {
+        "bits": Column("bits", ".3f"),
+        "parameters": Column("parameters", ",.0f"),
+    },
+    [Plot("bits", "bits per question")],
+)

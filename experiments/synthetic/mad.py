@@ -32,6 +32,7 @@ import numpy as np
 from experiments.recall.task import RUNS, make_model
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Paper, Plot, Report
 from experiments.shared.sweep import grid, grouped, sweep
 from experiments.shared.training import asked_loss, clipped_adamw, make_step
 from experiments.synthetic.mad_tasks import TASKS, accuracies
@@ -232,3 +233,39 @@ def summarize(rows, settings, out):
     ]
     figure = plot.curves(*panels, size=(3 * len(panels) + 2, 3), legend=None)
     write(out, "mad", lines, {"settings": settings, "rows": rows}, figure)
+
+
+_ORDER = ("compression", "recall", "fuzzy-recall", "selective-copying")
+_TABLE_4 = {
+    "transformer": (49.4, 100, 47.9, 96.2, 83.7),
+    "titans": (49.8, 100, 50.0, 99.4, 83.4),
+    "hope": (51.2, 100, 52.1, 99.7, 85.2),
+}
+REPORT = Report(
+    "MAD: synthetic memory",
+    ("task", "run"),
+    {
+        "macro accuracy, %": Column("macro", ".1f"),
+        "tokens right, %": Column("token", ".1f"),
+        "steps": Column("steps", ",.0f"),
+        "parameters": Column("parameters", ",.0f"),
+    },
+    [Plot("macro", "macro accuracy, %")],
+    Paper(
+        "Table 4",
+        {
+            "width": 128,
+            "length": lambda row: TASKS[row["task"]].length,
+            "batch": 128,
+            "examples": 12_800,
+            "tests": 1280,
+        },
+        {
+            (task, run): {"macro accuracy, %": value}
+            for run, values in _TABLE_4.items()
+            for task, value in zip(
+                (*_ORDER, "memorization"), values, strict=True
+            )
+        },
+    ),
+)
