@@ -41,6 +41,9 @@ Results go to ``--out``: finished runs as lines of JSON, a table, a record and a
 plot. Finished runs are not repeated.
 """
 
+import functools
+import types
+
 import jax
 import numpy as np
 import optax
@@ -103,6 +106,7 @@ FLAGS = {
     ),
     "seeds": flags.seeds([0]),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/formal_languages", "Folder."),
 }
 
@@ -121,13 +125,13 @@ def make_model(run, language, width, layers):
     )
 
 
-def train(run, name, seed, values):
+def train(run, language, seed, settings):
     """Returns the record of one run."""
-    language = LANGUAGES[name]
-    model = make_model(run, language, values.width, values.layers)
+    own, values = LANGUAGES[language], types.SimpleNamespace(**settings)
+    model = make_model(run, own, values.width, values.layers)
     rng = np.random.default_rng(seed)
-    symbols, labels = draw(language, rng, values.strings, 0)
-    tests = [draw(language, rng, values.test_strings, part) for part in (0, 1)]
+    symbols, labels = draw(own, rng, values.strings, 0)
+    tests = [draw(own, rng, values.test_strings, part) for part in (0, 1)]
     variables = jax.jit(model.init)(jax.random.key(seed), symbols[:1])
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -159,7 +163,7 @@ def train(run, name, seed, values):
             bins = [float(right(variables, *test)) for test in tests]
             curve.append([number, float(value), *bins])
             print(
-                f"{name} {run} seed {seed} step {number} loss {value:.4f} "
+                f"{language} {run} seed {seed} step {number} loss {value:.4f} "
                 f"bins {bins[0]:.1f} {bins[1]:.1f}",
                 flush=True,
             )
@@ -181,7 +185,8 @@ def main(values: flags.FlagValues) -> None:
     sweep(
         records,
         grid(language=values.languages, run=values.runs, seed=values.seeds),
-        lambda language, run, seed: train(run, language, seed, values),
+        functools.partial(train, settings=settings),
+        jobs=values.jobs,
     )
     summarize(records.rows, settings, values.out)
 

@@ -66,6 +66,7 @@ FLAGS = {
     "seeds": flags.seeds([0], "Seeds."),
     "rates": flags.integer(3, "Learning rates tried for each optimizer."),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/optimizer_lm", "Folder."),
 }
 
@@ -131,6 +132,7 @@ def main(values: flags.FlagValues) -> None:
         records,
         cells,
         functools.partial(train_one, settings=settings),
+        jobs=values.jobs,
         before="{optimizer}, rate {rate:g}, seed {seed}",
     )
     summarize(records.rows, settings, values.out)

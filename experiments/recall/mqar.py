@@ -20,6 +20,9 @@ Markdown table and a plot. Finished runs are not repeated unless a setting
 changes.
 """
 
+import functools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +56,7 @@ FLAGS = {
     "runs": flags.words(["hope", "deltanet"], known=RUNS),
     "seeds": flags.seeds([0]),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/mqar", "Folder of the results."),
 }
 
@@ -207,7 +211,10 @@ def main(values: flags.FlagValues) -> None:
     sweep(
         records,
         grid(seed=values.seeds, run=values.runs),
-        lambda seed, run: train(run, seed, slices, values),
+        functools.partial(
+            train, slices=slices, settings=types.SimpleNamespace(**settings)
+        ),
+        jobs=values.jobs,
     )
     summarize(records.rows, slices, settings, values.out)
 

@@ -66,6 +66,7 @@ FLAGS = {
     "models": flags.words(["hope", "fixed"], "Models.", MODELS),
     "seeds": flags.seeds([0, 1, 2]),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/remapping", "Folder."),
 }
 
@@ -77,7 +78,8 @@ def main(values: flags.FlagValues) -> None:
     rows = sweep(
         Records(f"{values.out}/remapping", settings),
         grid(seed=values.seeds, task=values.tasks, model=values.models),
-        lambda task, model, seed: run_one(task, model, seed, settings),
+        functools.partial(run_one, settings=settings),
+        jobs=values.jobs,
         after="{task}, {model}, seed {seed}: {bits:.3f} bits after {seconds} s",
     )
     summarize(rows, settings, values.out)

@@ -113,7 +113,7 @@ FLAGS = {
     "seeds": flags.seeds([0, 1, 2]),
     **_SETTINGS,
     "paths": PATHS,
-    "jobs": flags.integer(1, "Runs at the same time, a process each."),
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/long_context", "Folder."),
 }
 
