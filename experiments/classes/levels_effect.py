@@ -30,8 +30,6 @@ Results go to ``--out``: finished runs as lines of JSON, tables, a record and a
 plot. Finished runs are not repeated.
 """
 
-import time
-
 import numpy as np
 
 from experiments.classes import inputs
@@ -93,7 +91,7 @@ def main(values: flags.FlagValues) -> None:
     _check_levels(values)
     texts, settings = inputs.load(values)
     settings |= flags.pick(values, _SETTINGS)
-    records = Records(f"{values.out}/levels_effect.jsonl", settings)
+    records = Records(f"{values.out}/levels_effect", settings)
     features, learn = inputs.make_run(texts, settings)
 
     def run(levels, slowest, seed):
@@ -108,14 +106,13 @@ def main(values: flags.FlagValues) -> None:
         grid(seed=values.seeds, slowest=values.slowest, levels=values.levels),
         run,
         after="levels {levels}, slowest {slowest}, seed {seed}: "
-        "{average_accuracy[gem]:.1%}, {seconds} s",
+        "{average_accuracy[gem]:.1%}, {processor_seconds} s",
         prepare=features,
-        clock=time.process_time,
     )
     cells = grid(
         levels=values.levels, slowest=values.slowest, seed=values.seeds
     )
-    rows = [records.find(**own) for own in cells]
+    rows = [row for own in cells if (row := records.find(**own))]
     summarize(values.out, settings, rows, len(texts.train))
 
 

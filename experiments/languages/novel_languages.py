@@ -36,7 +36,7 @@ Results go to ``--out``: finished runs as lines of JSON, tables, a record with
 every ``R``, and a plot. Finished runs are not repeated.
 """
 
-import time
+import functools
 
 import numpy as np
 
@@ -68,6 +68,7 @@ FLAGS = {
     "runs": flags.words(list(LEVELS), known=LEVELS),
     "seeds": flags.seeds([0, 1, 2], "Of languages and parameters."),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/novel_languages", "Folder."),
 }
 
@@ -104,16 +105,17 @@ def main(values: flags.FlagValues) -> None:
             f"--questions={settings['questions']}: of the {SENTENCES} "
             f"sentences of a language {left} are not learned"
         )
-    records = Records(f"{values.out}/novel_languages.jsonl", settings)
+    records = Records(f"{values.out}/novel_languages", settings)
     sweep(
         records,
         grid(seed=values.seeds, run=values.runs),
-        lambda seed, run: run_one(run, seed, settings),
+        functools.partial(run_one, settings=settings),
+        jobs=values.jobs,
         before="seed {seed}, {run}",
-        clock=time.process_time,
     )
     cells = grid(run=values.runs, seed=values.seeds)
-    summarize(values.out, settings, [records.find(**cell) for cell in cells])
+    rows = [row for cell in cells if (row := records.find(**cell))]
+    summarize(values.out, settings, rows)
 
 
 def summarize(out, settings, rows):

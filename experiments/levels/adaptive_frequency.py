@@ -34,7 +34,7 @@ a thousandth, with three more updates, in all seeds. An earlier run with
 ``--least=2`` and thresholds 0.5 and 1.1 gave the same result: 1.7971 against
 1.7967, and 1.7989 against 1.7990. More updates are better.
 
-Results go to ``--out``: one line per run in ``runs.jsonl``, a record, a
+Results go to ``--out``: a JSON file per run, a record, a
 Markdown table and a plot.
 """
 
@@ -96,7 +96,7 @@ def main(values: flags.FlagValues) -> None:
             f"--least={values.least}: must be at most --most={values.most}"
         )
     settings = flags.pick(values, _SETTINGS)
-    records = Records(f"{values.out}/runs.jsonl", settings)
+    records = Records(f"{values.out}/adaptive_frequency", settings)
     parts = [split(text) for text in sources()]
 
     @functools.cache

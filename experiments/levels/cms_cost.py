@@ -30,7 +30,7 @@ local                        256      1.9       2.6     7.3    0.82
 local                      4,096      1.8       2.0    69.6    0.82
 ========================  ======  =======  ========  ======  ======
 
-Results go to ``--out``: one line per case in ``runs.jsonl``, a record, a
+Results go to ``--out``: a JSON file per case, a record, a
 Markdown table and a plot.
 """
 
@@ -83,12 +83,13 @@ def main(values: flags.FlagValues) -> None:
             f"multiples of --chunk={values.chunk}"
         )
     settings = flags.pick(values, _SETTINGS)
-    records = Records(f"{values.out}/runs.jsonl", settings)
+    records = Records(f"{values.out}/cms_cost", settings)
     for length in lengths:
         if not all(records.find(arm=arm, length=length) for arm in ARMS):
             # Ratios are to the static network, measured in the same minute.
             for row in measure(values, length):
-                print(records.add(row), flush=True)
+                cell = {"arm": row.pop("arm"), "length": length}
+                print(records.add(row, cell), flush=True)
     rows = {
         (arm, length): records.find(arm=arm, length=length)
         for arm in ARMS
@@ -136,7 +137,7 @@ def measure(values, length):
     seconds = in_turn(steps, values.rounds, clock=time.process_time)
     rows = []
     for arm, passes in cases.items():
-        row = {"arm": arm, "length": length}
+        row = {"arm": arm}
         for kind, run in passes.items():
             row[f"{kind}_seconds"] = statistics.median(seconds[f"{arm} {kind}"])
             row[f"{kind}_bytes"] = run.memory_analysis().temp_size_in_bytes

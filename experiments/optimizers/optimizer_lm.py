@@ -17,12 +17,15 @@ Runs are stored in ``--out`` as lines of JSON, and the same command continues
 where it stopped. At the end come a Markdown table, a record and a plot.
 """
 
+import functools
 import statistics
 
 from experiments.optimizers.rates import best_rates, list_tried, tried_rates
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
-from experiments.shared.sweep import StoppedError, half_decades, sweep
+from experiments.shared.report_form import Column, Plot, Report
+from experiments.shared.sweep import half_decades, sweep
+from experiments.shared.workers import StoppedError
 from nl_jax import training
 from nl_jax.errors import DivergedError
 from nl_jax.nested.level_table import count_parameters
@@ -63,6 +66,7 @@ FLAGS = {
     "seeds": flags.seeds([0], "Seeds."),
     "rates": flags.integer(3, "Learning rates tried for each optimizer."),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/optimizer_lm", "Folder."),
 }
 
@@ -92,8 +96,9 @@ def make_config(name, rate, seed, settings):
     )
 
 
-def run(config):
+def train_one(optimizer, rate, seed, *, settings):
     """Trains once and returns the results."""
+    config = make_config(optimizer, rate, seed, settings)
     try:
         result = training.train(config)
     except DivergedError as error:
@@ -116,25 +121,20 @@ def run(config):
 def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
     settings = flags.pick(values, _SETTINGS)
-    records = Records(f"{values.out}/optimizer_lm.jsonl", settings)
+    records = Records(f"{values.out}/optimizer_lm", settings)
     cells = [
         {"optimizer": name, "rate": rate, "seed": seed}
         for name in values.optimizers
         for rate in half_decades(OPTIMIZERS[name], values.rates)
         for seed in values.seeds
     ]
-    try:
-        sweep(
-            records,
-            cells,
-            lambda optimizer, rate, seed: run(
-                make_config(optimizer, rate, seed, settings)
-            ),
-            before="{optimizer}, rate {rate:g}, seed {seed}",
-        )
-    except StoppedError:
-        print("stopped; the same command goes on with this run")
-        return
+    sweep(
+        records,
+        cells,
+        functools.partial(train_one, settings=settings),
+        jobs=values.jobs,
+        before="{optimizer}, rate {rate:g}, seed {seed}",
+    )
     summarize(records.rows, settings, values.out)
 
 
@@ -218,3 +218,15 @@ def _last_tenth(curve):
 def _speed(groups):
     speeds = [row["tokens_per_second"] for rows in groups for row in rows]
     return statistics.median(s for s in speeds if s is not None)
+
+
+REPORT = Report(
+    "Optimizers of a language model",
+    ("optimizer",),
+    {
+        "held out, bits per byte": Column("bits_per_byte", ".4f"),
+        "tokens per second": Column("tokens_per_second", ",.0f"),
+    },
+    [Plot("bits_per_byte", "held-out bits per byte")],
+    best=("rate", "bits_per_byte"),
+)

@@ -34,8 +34,9 @@ import optax
 from experiments.recall.changing_meaning import PHASE, TASKS, VOCAB
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, grouped, sweep
-from experiments.shared.training import asked_loss, make_step
+from experiments.shared.training import asked_loss, clipped_adamw, make_step
 from experiments.study.freezing import frozen_parts
 from experiments.study.variants import sized
 from nl_jax.models import LanguageModel, build, configure
@@ -65,6 +66,7 @@ FLAGS = {
     "models": flags.words(["hope", "fixed"], "Models.", MODELS),
     "seeds": flags.seeds([0, 1, 2]),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/remapping", "Folder."),
 }
 
@@ -74,9 +76,10 @@ def main(values: flags.FlagValues) -> None:
     flags.check_multiple(values, "width", "heads")
     settings = flags.pick(values, _SETTINGS)
     rows = sweep(
-        Records(f"{values.out}/remapping.jsonl", settings),
+        Records(f"{values.out}/remapping", settings),
         grid(seed=values.seeds, task=values.tasks, model=values.models),
-        lambda task, model, seed: run_one(task, model, seed, settings),
+        functools.partial(run_one, settings=settings),
+        jobs=values.jobs,
         after="{task}, {model}, seed {seed}: {bits:.3f} bits after {seconds} s",
     )
     summarize(rows, settings, values.out)
@@ -136,13 +139,7 @@ def _init(model, seed):
 
 @functools.cache  # All tasks and seeds share a program.
 def _step(model: LanguageModel, rate: float, steps: int):
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, rate, max(steps // 10, 1), steps, 0.05 * rate
-    )
-    tx = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.95, weight_decay=0.1),
-    )
+    tx = clipped_adamw(rate, steps)
 
     def loss(variables, tokens, targets):
         return asked_loss(model.apply(variables, tokens)[0], targets)
@@ -235,3 +232,14 @@ def _draw(rows):
         ),
         legend=None,
     )
+
+
+REPORT = Report(
+    "Tokens whose meaning changes",
+    ("task", "model"),
+    {
+        "bits": Column("bits", ".3f"),
+        "parameters": Column("parameters", ",.0f"),
+    },
+    [Plot("bits", "bits per question")],
+)

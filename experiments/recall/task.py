@@ -105,12 +105,13 @@ def parse_slices(
     return slices
 
 
-def make_model(run, vocab):
-    """Returns the model of a run: two blocks of width 64."""
+def make_model(run, vocab, **fields):
+    """Returns the model of a run: two blocks, of width 64 by default."""
     name, overrides = RUNS[run]
-    overrides = {"cms": {"step_periods": (1,), "hidden": 2.0}} | overrides
+    shape = {"d_model": 64, "n_layers": 2, "n_heads": 2}
+    levels = {"cms": {"step_periods": (1,), "hidden": 2.0}}
     return build(
-        name, vocab_size=vocab, d_model=64, n_layers=2, n_heads=2, **overrides
+        name, vocab_size=vocab, **(shape | levels | overrides | fields)
     )
 
 

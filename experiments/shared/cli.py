@@ -15,6 +15,8 @@ from absl.flags import Error
 
 from experiments.shared import flags
 from experiments.shared.interrupts import ExitAtSignal
+from experiments.shared.sweep import FailedCellsError, collect_failures
+from experiments.shared.workers import StoppedError
 from nl_jax.errors import InputError
 
 # Errors that ml_collections raises for unknown fields and wrong types.
@@ -24,7 +26,8 @@ _FLAG_ERRORS = (Error, AttributeError, KeyError, TypeError, ValueError)
 def run(script: ModuleType, argv: Sequence[str] | None = None) -> None:
     """Runs a script on its flags; wrong input prints one line and exits with 2.
 
-    At SIGINT and SIGTERM it prints one line too, and exits with 130 or 143.
+    At SIGINT and SIGTERM it prints one line too, and exits with 130 or 143. If
+    cells of its sweeps failed, it says which and why, and exits with 1.
 
     Args:
         script: has ``FLAGS``, a table of flags, and ``main``, which takes the
@@ -62,8 +65,22 @@ def _run(script, argv):
             f"cannot load --config: {place}" if place else _flag_message(error)
         )
     try:
-        script.main(values)
+        with collect_failures() as failed:
+            try:
+                script.main(values)
+            finally:
+                for line in failed:
+                    print(f"error: failed: {line}", file=sys.stderr)
         sys.stdout.flush()
+        if failed:
+            sys.exit(
+                f"error: failed cells: {len(failed)}; the same command tries "
+                "these again"
+            )
+    except FailedCellsError:
+        sys.exit("error: no cell of the sweep has a result")
+    except StoppedError:
+        print("stopped; the same command goes on with this run")
     except BrokenPipeError:
         _drop_output()
         sys.exit(128 + signal.SIGPIPE)

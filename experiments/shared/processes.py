@@ -75,7 +75,7 @@ def run_together(
         )
     if _CHILD not in os.environ:
         _watch_child(module)
-    _end_with_parent()
+    end_with(int(os.environ[_CHILD]))
     try:
         jax.distributed.initialize(
             **given, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
@@ -112,9 +112,9 @@ def _watch_child(module) -> NoReturn:
     os._exit(status)
 
 
-def _end_with_parent() -> None:
-    """Has Linux kill this child when its parent ends, in whatever way."""
+def end_with(parent: int) -> None:
+    """Has Linux kill this process when its parent ends, in whatever way."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(os.environ[_CHILD]):
+        if os.getppid() != parent:
             os._exit(1)

@@ -1,17 +1,19 @@
-"""Files that scripts write: finished runs as lines of JSON, and results.
+"""Files that scripts write: a JSON file for each cell, and results.
 
-A repeated command continues from the finished runs. The results are a Markdown
-table, a record and a plot.
+A repeated command continues from the finished cells. The results are a Markdown
+table, a record and a plot; ``python -m experiments.report`` reads the cells.
 """
 
-import html
-import io
+import datetime
+import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nl_jax.errors import InputError
 from nl_jax.training import (
     git_revision,
     open_folder,
@@ -21,57 +23,44 @@ from nl_jax.training import (
 )
 
 Row = dict[str, Any]
-_PAGE = """<!doctype html>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<style>
-:root {{ color-scheme: light dark; font-family: sans-serif; }}
-svg {{ max-width: 100%; height: auto; }}
-td, th {{ padding: 0.2em 0.8em; text-align: left; }}
-@media (prefers-color-scheme: dark) {{
-  svg {{ filter: invert(1) hue-rotate(180deg); }}
-}}
-</style>
-{svg}
-<table>
-{body}</table>
-"""
+_FIELDS = {"experiment", "cell", "settings", "result", "error", "finished"}
 
 
 class Records:
-    """The finished runs of one command, in a file that many commands share.
+    """The cells of one experiment, each a JSON file in a folder.
 
-    Only rows that were made with the same settings count; other rows stay in
-    the file. Each line is on disk before :meth:`add` returns. A line that was
-    cut off by a kill is ignored, and its run is repeated.
+    A file holds the cell, the settings, what was measured or why it failed,
+    the time it took by the clock and by the processor, versions and the git
+    revision. It is written whole or not at all, so a kill costs only the cell
+    that was running, and several commands can share the folder. Only cells
+    with the same settings count; those of other settings stay.
 
     Args:
-        path: the file; neither it nor its folder has to exist.
-        settings: values that all rows of this command share and that change
+        folder: need not exist; its name is that of the experiment.
+        settings: values that all cells of this command share and that change
             results, such as steps and sizes.
 
     Example:
         >>> import tempfile
-        >>> path = os.path.join(tempfile.mkdtemp(), "runs.jsonl")
-        >>> Records(path, {"steps": 5}).add({"seed": 0, "loss": 0.5})
+        >>> folder = os.path.join(tempfile.mkdtemp(), "loss")
+        >>> Records(folder, {"steps": 5}).add({"loss": 0.5}, {"seed": 0})
         {'seed': 0, 'loss': 0.5}
-        >>> Records(path, {"steps": 5}).find(seed=0)
+        >>> Records(folder, {"steps": 5}).find(seed=0)
         {'seed': 0, 'loss': 0.5}
-        >>> Records(path, {"steps": 6}).rows
+        >>> Records(folder, {"steps": 6}).rows
         []
     """
 
-    def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any]):
-        self._path = pathlib.Path(path)
+    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any]):
+        self._folder = pathlib.Path(folder)
         self._settings = _as_read(settings)
+        if self._folder.exists() and not self._folder.is_dir():
+            raise InputError(f"{folder} is a file; results go into a folder")
         self.rows: list[Row] = []
-        """Runs with these settings, in the order in which they finished."""
-        text = self._path.read_text() if self._path.exists() else ""
-        self._cut_off = bool(text) and not text.endswith("\n")
-        for line in text.splitlines():
-            found = _parsed(line)
-            if found.get("settings") == self._settings:
-                self.rows.append(found["row"])
+        """Cells with these settings and their results, as they finished."""
+        for found in read_cells(self._folder):
+            if found["settings"] == self._settings and not found["error"]:
+                self.rows.append(row_of(found))
 
     def find(self, **key: Any) -> Row | None:
         """Returns the first row with these values, or ``None``."""
@@ -81,16 +70,66 @@ class Records:
                 return row
         return None
 
-    def add(self, row: Mapping[str, Any]) -> Row:
-        """Appends a run, together with versions and the git revision."""
-        line = {"row": row, "settings": self._settings, **provenance()}
-        text = json.dumps(line) + "\n"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            file.write("\n" + text if self._cut_off else text)
-        self._cut_off = False
-        self.rows.append(json.loads(text)["row"])
+    def add(
+        self, result: Mapping[str, Any], cell: Mapping[str, Any], **times: float
+    ) -> Row:
+        """Stores what was measured in a cell, and returns the row.
+
+        Args:
+            result: of the cell.
+            cell: the keys by which the row is found.
+            **times: ``seconds`` and ``processor_seconds``.
+        """
+        self.rows.append(row_of(self._store(cell, result, None, times)))
         return self.rows[-1]
+
+    def add_failure(
+        self, error: str, cell: Mapping[str, Any], **times: Any
+    ) -> None:
+        """Stores why a cell has no result; it is no row, and is tried again."""
+        self._store(cell, {}, error, times)
+
+    def _store(self, cell, result, error, times):
+        key = _as_read({"cell": cell, "settings": self._settings})
+        found = _as_read(
+            {
+                "experiment": self._folder.stem,
+                **key,
+                "result": result,
+                "error": error,
+                "seconds": None,
+                "processor_seconds": None,
+                **times,
+                "finished": datetime.datetime.now(datetime.UTC).isoformat(),
+                **provenance(),
+            }
+        )
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
+        words = "-".join(str(value) for value in cell.values())
+        words = re.sub(r"[^\w.+]+", "-", words)[:60].strip("-.")
+        path = self._folder / f"{words}-{digest.hexdigest()[:10]}.json"
+        lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in found.items()]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(f".{os.getpid()}.tmp")
+        fresh.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        fresh.replace(path)
+        return found
+
+
+def read_cells(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """Returns all cells in a folder and those in it, as they finished.
+
+    Other files, and files that are damaged, are left out.
+    """
+    found = [_parsed(path) for path in pathlib.Path(folder).rglob("*.json")]
+    return sorted(filter(None, found), key=lambda cell: cell["finished"])
+
+
+def row_of(stored: Mapping[str, Any]) -> Row:
+    """Returns a stored cell as a row: its keys, times and results."""
+    times = ("seconds", "processor_seconds")
+    known = {k: stored[k] for k in times if stored[k] is not None}
+    return {**stored["cell"], **known, **stored["result"]}
 
 
 def provenance() -> dict[str, Any]:
@@ -124,41 +163,15 @@ def write(
         write_figure(folder / f"{name}.png", figure)
 
 
-def write_page(
-    path: pathlib.Path,
-    figure: Any,
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-) -> None:
-    """Writes a figure and a table as one HTML page, for light and dark screens.
-
-    Args:
-        path: of the page.
-        figure: a matplotlib figure.
-        head: heads of the table's columns.
-        rows: cells of the table.
-    """
-    drawing = io.StringIO()
-    figure.savefig(drawing, format="svg", transparent=True)
-    _, tag, svg = drawing.getvalue().partition("<svg")
-
-    def line(kind, cells):
-        cells = "".join(f"<{kind}>{html.escape(c)}</{kind}>" for c in cells)
-        return f"<tr>{cells}</tr>\n"
-
-    body = line("th", head) + "".join(line("td", row) for row in rows)
-    path.write_text(_PAGE.format(svg=tag + svg, body=body), encoding="utf-8")
-
-
 def _as_read(value):
     """Returns a value as JSON restores it: tuples as lists, keys as strings."""
     return json.loads(json.dumps(value))
 
 
-def _parsed(line):
+def _parsed(path: pathlib.Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
-    except json.JSONDecodeError:
-        return {}
-    whole = isinstance(found, dict) and isinstance(found.get("row"), dict)
-    return found if whole else {}
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(found, dict) and found.keys() >= _FIELDS
+    return found if whole else None

@@ -1,22 +1,32 @@
 """Runs the cells of a grid, each only once, even if a command is repeated."""
 
-import concurrent.futures
+import contextlib
+import contextvars
 import itertools
-import multiprocessing
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from experiments.shared import workers
+from experiments.shared.progress import SweepProgress
 from experiments.shared.records import Records, Row
+from nl_jax.errors import InputError
 
 Cell = dict[str, Any]
+_FAILED: contextvars.ContextVar[list[str]] = contextvars.ContextVar("failed")
 
 
-class StoppedError(Exception):
-    """Raised by a run that was stopped before its end; it stops the sweep.
+class FailedCellsError(Exception):
+    """Raised by a sweep none of whose cells has a result."""
 
-    No record of the run is kept, so a repeated sweep starts with it.
-    """
+
+@contextlib.contextmanager
+def collect_failures() -> Iterator[list[str]]:
+    """Yields a list that takes a line for each cell that fails inside."""
+    token = _FAILED.set([])
+    try:
+        yield _FAILED.get()
+    finally:
+        _FAILED.reset(token)
 
 
 def grid(**axes: Iterable[Any]) -> list[Cell]:
@@ -40,12 +50,16 @@ def sweep(
     before: str = "",
     after: str = "",
     prepare: Callable[[], Any] = lambda: None,
-    clock: Callable[[], float] = time.perf_counter,
     jobs: int = 1,
+    work: Callable[[Cell], float] = lambda cell: 1.0,
+    later: Sequence[Cell] = (),
 ) -> list[Row]:
     """Runs the cells without a record and returns the rows of all cells.
 
-    A row contains the cell, the result of ``run``, and its ``seconds``.
+    A row contains the cell, the result of ``run``, and its ``seconds`` and
+    ``processor_seconds``. A cell whose ``run`` raises an error is stored with
+    the reason and has no row; the others go on, and a repeated command tries it
+    again. After each cell a line says how far the sweep is.
 
     Args:
         records: of this command.
@@ -54,60 +68,69 @@ def sweep(
         before: is formatted with the cell and printed before it runs.
         after: is formatted with the row and printed once the row is on disk.
         prepare: is called before each run and not timed.
-        clock: returns the time in seconds.
         jobs: processes that run cells at the same time. With more than one,
             ``run`` must be picklable, and ``prepare`` is not called.
+        work: what a cell costs in comparison with others, for the time left.
+        later: cells, of the same costs, that the command runs after these.
+
+    Raises:
+        workers.StoppedError: if a run was stopped before its end.
+        InputError: if a run refuses its input before any cell has a row.
+        FailedCellsError: if no cell has a row.
 
     Example:
         >>> import tempfile
-        >>> records = Records(f"{tempfile.mkdtemp()}/runs.jsonl", {})
+        >>> records = Records(f"{tempfile.mkdtemp()}/squares", {})
         >>> square = lambda x: {"y": x * x}
         >>> rows = sweep(records, grid(x=[3]), square, after="{x}: {y}")
         3: 9
-        >>> [row["y"] for row in sweep(records, grid(x=[2, 3]), square)]
+        >>> rows = sweep(records, grid(x=[2, 3]), square)
+        2 of 2 cells are done
+        >>> [row["y"] for row in rows]
         [4, 9]
     """
-    cells, rows = list(cells), []
-    if jobs > 1:
-        _run_ahead(records, cells, run, before, after, jobs)
-    for cell in cells:
-        row = records.find(**cell)
-        if row is None:
-            if before:
-                print(before.format_map(cell), flush=True)
-            prepare()
-            row = records.add(_timed(run, cell, clock))
+    cells = list(cells)
+    missing = [cell for cell in cells if records.find(**cell) is None]
+    progress = SweepProgress([*cells, *later], work, jobs)
+    for cell in (*cells, *later):
+        if (row := records.find(**cell)) is not None:
+            progress.add(cell, row.get("seconds"))
+
+    def start(cell):
+        if before:
+            print(before.format_map(cell), flush=True)
+
+    outcomes = (
+        workers.in_turn(run, missing, start, prepare)
+        if jobs == 1
+        else workers.side_by_side(run, missing, start, jobs)
+    )
+    failed = []
+    for cell, outcome in outcomes:
+        times = outcome.seconds, outcome.processor_seconds
+        clocks = dict(zip(("seconds", "processor_seconds"), times, strict=True))
+        if outcome.refused and not records.rows:
+            raise InputError(outcome.error)
+        if outcome.error:
+            records.add_failure(
+                outcome.error, cell, **clocks, traceback=outcome.traceback
+            )
+            words = " ".join(f"{k}={v}" for k, v in cell.items())
+            failed.append(f"{words}: {outcome.error}")
+            print(f"FAILED {failed[-1]}", flush=True)
+        else:
+            row = records.add(outcome.result, cell, **clocks)
             if after:
                 print(after.format_map(row), flush=True)
-        rows.append(row)
-    return rows
-
-
-def _timed(run, cell, clock=time.perf_counter):
-    begun = clock()
-    found = run(**cell)
-    return {**cell, "seconds": round(clock() - begun, 2), **found}
-
-
-def _run_ahead(records, cells, run, before, after, jobs):
-    """Runs the cells without a record in processes of their own."""
-    # JAX cannot run in a forked process.
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, spawn) as pool:
-        runs = []
-        for cell in cells:
-            if records.find(**cell) is None:
-                if before:
-                    print(before.format_map(cell), flush=True)
-                runs.append(pool.submit(_timed, run, cell))
-        try:
-            for done in concurrent.futures.as_completed(runs):
-                row = records.add(done.result())
-                if after:
-                    print(after.format_map(row), flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        progress.add(cell, outcome.seconds)
+        if progress.total > 1:
+            print(progress, flush=True)
+    _FAILED.get([]).extend(failed)
+    rows = [records.find(**cell) for cell in cells]
+    found = [row for row in rows if row is not None]
+    if failed and not found:
+        raise FailedCellsError("; ".join(failed))
+    return found
 
 
 def half_decades(middle: float, count: int) -> list[float]:

@@ -32,6 +32,22 @@ def make_step(
     return step
 
 
+def clipped_adamw(
+    rate: float, steps: int, weight_decay: float = 0.1
+) -> optax.GradientTransformation:
+    """Returns AdamW after clipping to norm 1, with warm-up and a cosine.
+
+    The rate rises during a tenth of the steps, and falls to a twentieth.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, rate, max(steps // 10, 1), steps, 0.05 * rate
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.95, weight_decay=weight_decay),
+    )
+
+
 def asked_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the mean cross-entropy where a target is not negative."""
     losses = optax.softmax_cross_entropy_with_integer_labels(

@@ -127,7 +127,7 @@ def main(values: flags.FlagValues) -> None:
 def _records(values, part, flags_used, more):
     """Returns finished runs of these sizes; for throughput each is a round."""
     settings = flags.pick(values, (*_SIZES, *flags_used))
-    path = f"{values.out}/runs.jsonl"
+    path = f"{values.out}/benchmark_models"
     return Records(path, settings | {"part": part, "more": more})
 
 

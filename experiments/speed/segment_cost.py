@@ -7,7 +7,7 @@ the median of the rounds::
     python -m experiments.segment_cost --models=transformer,hope,hope/local
 
 ``NAME/OBJECTIVE`` stands for a model whose continuum memory learns in context.
-Results go to ``--out``: a line per case in ``runs.jsonl``, a record, a
+Results go to ``--out``: a JSON file per case, a record, a
 Markdown table and a plot.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.sweep import grid, sweep
 from experiments.shared.timing import in_turn
 from nl_jax import training
 from nl_jax.errors import InputError
@@ -48,17 +49,16 @@ FLAGS = {
 def main(values: flags.FlagValues) -> None:
     """Measures all cases without a record and writes the results."""
     settings = flags.pick(values, _SETTINGS)
-    records = Records(f"{values.out}/runs.jsonl", settings)
+    records = Records(f"{values.out}/segment_cost", settings)
     models = {name: _model(name, values) for name in values.models}
-    rows = []
-    for name, model in models.items():
-        for length in values.lengths:
-            row = records.find(model=name, length=length)
-            if row is None:
-                measured = measure(model, values.batch, length, values.rounds)
-                row = records.add({"model": name, "length": length} | measured)
-                print(row, flush=True)
-            rows.append(row)
+    rows = sweep(
+        records,
+        grid(model=list(models), length=values.lengths),
+        lambda model, length: measure(
+            models[model], values.batch, length, values.rounds
+        ),
+        after="{model} at {length} tokens after {seconds} s",
+    )
     head = ("model", "tokens", "time", "compilation", "temporaries")
     kinds = ("seconds", "compile_seconds", "bytes")
     body = [
@@ -72,7 +72,10 @@ def main(values: flags.FlagValues) -> None:
     record = {"settings": settings, "rows": rows}
     panel = plot.Panel(
         {
-            name: (values.lengths, [row[2] for row in body if row[0] == name])
+            name: [
+                [row["length"] for row in rows if row["model"] == name],
+                [row[2] for row in body if row[0] == name],
+            ]
             for name in models
         },
         "tokens",

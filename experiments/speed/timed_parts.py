@@ -16,16 +16,15 @@ from nl_jax.nested.level_table import count_bytes
 
 def throughput(values, records, models):
     """Measures tokens per second of all models, relative to the transformer."""
-    left = values.rounds - len(records.rows)
-    if left > 0:
+    if len(records.rows) < values.rounds:
         steps = {}
         for name, model in models.items():
             print(f"compiling {name}", flush=True)
             steps[name] = timed.training_step(
                 model, values.batch, values.length
             )
-        for _ in range(left):
-            records.add(in_turn(steps, 1))
+        for number in range(len(records.rows), values.rounds):
+            records.add(in_turn(steps, 1), {"round": number})
     seconds = {name: [row[name][0] for row in records.rows] for name in models}
     tokens = values.batch * values.length
     base = seconds["transformer"]

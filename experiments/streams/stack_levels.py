@@ -28,7 +28,6 @@ import math
 import random
 import statistics
 import sys
-import time
 
 import numpy as np
 
@@ -80,7 +79,7 @@ def main(values: flags.FlagValues) -> None:
         "window": window,
         **flags.pick(values, ("tokens", "periods", "layers", "inner")),
     }
-    records = Records(f"{values.out}/runs.jsonl", settings)
+    records = Records(f"{values.out}/stack_levels", settings)
 
     def run(document, sha256, rate):
         try:
@@ -105,7 +104,6 @@ def main(values: flags.FlagValues) -> None:
             run,
             after="{document}  rate {rate:g}  {bits_per_byte:.4f} bits per "
             "byte  {seconds:.0f} s",
-            clock=time.monotonic,
         )
         return row["bits_per_byte"]
 

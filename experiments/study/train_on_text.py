@@ -1,9 +1,10 @@
 """Trains a model on split text, as all runs of the studies do."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.shared.sweep import StoppedError
+from experiments.shared.workers import StoppedError
 from nl_jax import training
 from nl_jax.errors import DivergedError
 from nl_jax.models import ModelConfig
@@ -16,6 +17,7 @@ def train_on_text(
     rate: float,
     seed: int,
     settings: Mapping[str, Any],
+    workdir: str | os.PathLike | None = None,
     **data: Any,
 ) -> training.TrainResult | None:
     """Returns a trained model, or ``None`` if training diverged.
@@ -27,6 +29,7 @@ def train_on_text(
         seed: of parameters and batches.
         settings: ``steps``, ``batch``, ``length`` and ``held_out``, the number
             of bytes to evaluate on.
+        workdir: folder of the run, from whose checkpoints it goes on.
         **data: more fields of ``DataConfig``.
 
     Raises:
@@ -55,7 +58,7 @@ def train_on_text(
         base=model,
     )
     try:
-        result = training.train(config)
+        result = training.train(config, workdir)
     except DivergedError as error:
         print(error, flush=True)
         return None

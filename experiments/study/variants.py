@@ -39,6 +39,10 @@ _DOT = {**_RESIDUAL, "objective": "dot_product"}
 _FIXED = {"adaptive_k": False, "adaptive_v": False}
 
 
+def _without(part, **titans):
+    return Variant("hope", f"no {part}", "hope", {"titans": titans})
+
+
 def _chunks(size):
     sizes = {"chunk_size": size, "memory_chunk_size": size}
     return _titans(f"chunks of {size} tokens", **sizes)
@@ -138,6 +142,18 @@ VARIANTS: dict[str, Variant] = {
             "titans": {"stream_width": 2.0},
         },
     ),
+    # Table 6: Hope without one of its parts; hope-one-level has no second one.
+    "without-dgd": _without("delta rule", rule="gd"),
+    "without-momentum": _without("momentum", momentum=False),
+    "without-decay": _without("weight decay", decay=False),
+    "without-k": _without("keys from a memory", adaptive_k=False),
+    "without-v": _without("values from a memory", adaptive_v=False),
+    "with-q": Variant(
+        "hope",
+        "queries from a memory",
+        "hope",
+        {"titans": {"adaptive_q": True}},
+    ),
     "paper": Variant("hope", "the paper's settings", "hope-paper"),
     # Others.
     "hope-attention": Variant("", "attention", "hope-attention"),
@@ -158,6 +174,11 @@ VARIANTS: dict[str, Variant] = {
     ),
 }
 """By name, in the order of the report."""
+ABLATION = (
+    "hope", *(name for name in VARIANTS if name.startswith("without-")),
+    "with-q", "hope-one-level",
+)  # fmt: skip
+"""The variants of Table 6."""
 
 
 @functools.cache
@@ -174,7 +195,7 @@ def model_of(name: str, d_model: int = 128, n_heads: int = 4) -> ModelConfig:
         True
     """
     variant, shape = VARIANTS[name], {"d_model": d_model, "n_heads": n_heads}
-    size = _count(configure("hope", **shape))
+    size = count_of(configure("hope", **shape))
     return sized(variant.name, {**shape, **variant.fields}, size)
 
 
@@ -192,9 +213,10 @@ def sized(name: str, fields: Mapping[str, Any], size: int) -> ModelConfig:
         cms = {**fields.get("cms", {}), "hidden": hidden / unit}
         return configure(name, **{**fields, "cms": cms})
 
-    one, two = (_count(wide(hidden)) for hidden in (1, 2))
+    one, two = (count_of(wide(hidden)) for hidden in (1, 2))
     return wide(max(round(1 + (size - one) / (two - one)), 1))
 
 
-def _count(config: ModelConfig) -> int:
+def count_of(config: ModelConfig) -> int:
+    """Returns the number of parameters."""
     return count_parameters(build(config).parameter_shapes())

@@ -34,6 +34,8 @@ class StreamChunk(NamedTuple):
     targets: np.ndarray
     """Tokens of the chunk, int32 ``[B, n]``, without the first of a stream that
     was started without ``logits``."""
+    likeliest: np.ndarray
+    """Whether each target was the likeliest token, bool ``[B, n]``."""
     state: Any
     """State of the model after the chunk."""
     logits: jax.Array
@@ -118,14 +120,17 @@ def _read_all(model, variables, cut, state, logits, chunk):
         steps = [tokens]
         if tokens.shape[1] != chunk:
             steps = np.split(tokens, tokens.shape[1], axis=1)
-        nats = []
+        found = []
         for step in steps:
-            losses, logits, state = _read(
+            *measured, logits, state = _read(
                 model, variables, state, logits, jnp.asarray(step)
             )
-            nats.append(losses)
-        found = np.concatenate(jax.device_get(nats), 1)
-        yield StreamChunk(found[:, first:], tokens[:, first:], state, logits)
+            found.append(measured)
+        nats, likeliest = (
+            np.concatenate(parts, 1)[:, first:]
+            for parts in zip(*jax.device_get(found), strict=True)
+        )
+        yield StreamChunk(nats, tokens[:, first:], likeliest, state, logits)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -133,7 +138,8 @@ def _read(model, variables, state, before, tokens):
     logits, state = model.apply(variables, tokens, state)
     logits = logits.astype(jnp.float32)
     predictions = jnp.concatenate([before[:, None], logits[:, :-1]], 1)
-    return token_losses(predictions, tokens), logits[:, -1], state
+    likeliest = predictions.argmax(-1) == tokens
+    return token_losses(predictions, tokens), likeliest, logits[:, -1], state
 
 
 def _cut(pieces, lead, chunk):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.shared.records import read_cells
 from experiments.speed import benchmark_models
 from experiments.speed import timed_models as timed
 from nl_jax.nested.level_table import count_bytes
@@ -45,10 +46,10 @@ def test_every_part_writes_its_files_and_goes_on(script, tmp_path):
     assert growth.keys() == {"lstm"}
     for row in found["decoding"]["found"].values():
         assert row["bytes"]["1"] == row["bytes"]["32"] > 0
-    before = (tmp_path / "runs.jsonl").read_text()
+    before = read_cells(tmp_path / "benchmark_models")
     _, again, _ = script(benchmark_models, *SMALL, out)
     assert "compiling" not in again and "streaming" not in again
-    assert (tmp_path / "runs.jsonl").read_text() == before
+    assert read_cells(tmp_path / "benchmark_models") == before
 
 
 def test_models_have_equal_parameters():

@@ -152,7 +152,7 @@ def trained(monkeypatch):
     """Stands in for training; returns the configurations that it was given."""
     given = []
 
-    def train(config):
+    def train(config, workdir):
         given.append(config)
         rate = config.optimizer.learning_rate
         best = 8e-3 if config.model.mixer == "titans" else 1.6e-2

@@ -74,7 +74,7 @@ def test_rows_go_on_in_carried_variants_only(
 ):
     given = []
 
-    def train(config):
+    def train(config, workdir):
         given.append(config)
         model = build("lstm", d_model=8, n_heads=1, n_layers=1)
         key, ids = jax.random.key(0), jnp.zeros((1, 1), jnp.int32)

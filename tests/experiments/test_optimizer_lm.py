@@ -1,12 +1,12 @@
 """Optimizers on the language model: runs, what is reported, what is refused."""
 
-import json
 import types
 
 import jax.numpy as jnp
 import pytest
 
 from experiments.optimizers import optimizer_lm
+from experiments.shared.records import read_cells
 from nl_jax.errors import DivergedError
 from nl_jax.models import LanguageModel
 
@@ -20,8 +20,7 @@ SMALL = (
 
 
 def lines(folder):
-    text = (folder / "optimizer_lm.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+    return read_cells(folder / "optimizer_lm")
 
 
 def test_a_repeated_command_repeats_nothing(finished, tmp_path):
@@ -30,13 +29,13 @@ def test_a_repeated_command_repeats_nothing(finished, tmp_path):
     assert "m3, rate 0.01, seed 0" in out and "step 3/3" in out
     (line,) = lines(tmp_path)
     assert line["settings"]["steps"] == 3 and line["git_revision"]
-    assert len(line["row"]["curve"]) == 3
-    assert 0 < line["row"]["bits_per_byte"] < 12
+    assert len(line["result"]["curve"]) == 3
+    assert 0 < line["result"]["bits_per_byte"] < 12
     both = "--optimizers=m3,momentum"
     out, _ = finished(optimizer_lm, *flags, both)
     assert "m3, rate" not in out and "momentum, rate" in out
     before = lines(tmp_path)
-    assert [line["row"]["optimizer"] for line in before] == ["m3", "momentum"]
+    assert [cell["cell"]["optimizer"] for cell in before] == ["m3", "momentum"]
     out, record = finished(optimizer_lm, *flags, both)
     assert ", rate" not in out and "| m3 | 0.01 |" in out
     assert lines(tmp_path) == before
@@ -114,7 +113,7 @@ def test_a_stopped_run_is_no_result(script, tmp_path, trained, monkeypatch):
         f"--out={tmp_path}",
     )
     assert status == 0 and "the same command goes on" in out
-    assert [line["row"]["optimizer"] for line in lines(tmp_path)] == ["adamw"]
+    assert [cell["cell"]["optimizer"] for cell in lines(tmp_path)] == ["adamw"]
 
 
 def test_nothing_but_divergence_is_reported_too(finished, trained, monkeypatch):

@@ -1,6 +1,5 @@
 """Associative recall: what the generator draws and what the scripts write."""
 
-import json
 import types
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.recall import gradient_growth, mqar, task
+from experiments.shared.records import read_cells
 from nl_jax.errors import InputError
 
 SHAPE = {"length": 64, "pairs": 8, "vocab": 512, "batch": 32}
@@ -152,14 +152,14 @@ def test_a_finished_run_is_not_repeated(finished, tmp_path, monkeypatch):
     out, _ = finished(mqar, *flags)
     assert "transformer seed 0 step 25" in out
     assert "step 25" not in finished(mqar, *flags)[0]
-    (line,) = map(json.loads, (tmp_path / "mqar.jsonl").open())
-    row = line["row"]
+    (cell,) = read_cells(tmp_path / "mqar")
+    row = cell["result"]
     assert row["steps_to_target"] is None and len(row["curve"]) == 1
     table = (tmp_path / "mqar.md").read_text()
     assert "| 16:2 % |" in table and "| transformer | 0 |" in table
     # A result of other settings is no result of these.
     again = []
-    monkeypatch.setattr(mqar, "train", lambda *a: again.append(a) or row)
+    monkeypatch.setattr(mqar, "train", lambda **a: again.append(a) or row)
     for changed in ("--learning_rate=0.01", "--steps=26", "--slices=32:2"):
         finished(mqar, *flags, changed)
     assert len(again) == 3

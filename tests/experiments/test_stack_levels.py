@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from experiments.shared.records import read_cells
 from experiments.streams import documents, stack_levels
 from nl_jax.data import BPETokenizer
 from tests.continual import pretrained_files as files
@@ -59,17 +60,16 @@ def test_the_script_measures_judges_and_goes_on(script, flags, tmp_path):
     assert record["rate"] in (1e-3, 1e-2)
     assert "| 95 % interval |" in out and "Better on 3 of 3" in out
     assert (tmp_path / "out" / "stack_levels.png").stat().st_size
-    runs = tmp_path / "out" / "runs.jsonl"
-    lines = runs.read_text().splitlines(keepends=True)
-    assert len(lines) == 3 + 2 * 3  # Three rates on one, then two on three.
-    runs.write_text("".join(lines[:-1]))  # As if killed in the last run.
+    runs = tmp_path / "out" / "stack_levels"
+    cells = read_cells(runs)
+    assert len(cells) == 3 + 2 * 3  # Three rates on one, then two on three.
+    max(runs.iterdir(), key=lambda path: path.stat().st_mtime_ns).unlink()
+    assert read_cells(runs) == cells[:-1]  # As if killed in the last run.
     again, out, _ = script(stack_levels, *flags)
     assert again == status and out.count(" rate ") == 1 + 1
-    before, after = (
-        json.loads(text.splitlines()[-1])["row"]
-        for text in ("".join(lines), runs.read_text())
-    )
-    assert after == before | {"seconds": after["seconds"]}
+    last = read_cells(runs)[-1]
+    assert last["result"] == cells[-1]["result"]
+    assert last["cell"] == cells[-1]["cell"]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,20 @@
 """Flags and sweeps: what is parsed, refused, run once and found again."""
 
+import os
+import signal
+import sys
+import time
 import types
+from typing import ClassVar
 
 import pytest
 
 from experiments.shared import flags
-from experiments.shared.records import Records
-from experiments.shared.sweep import StoppedError, grid, grouped, sweep
+from experiments.shared.progress import SweepProgress
+from experiments.shared.records import Records, read_cells
+from experiments.shared.sweep import collect_failures, grid, grouped, sweep
+from experiments.shared.workers import StoppedError
+from nl_jax.errors import InputError
 
 FLAGS = {
     "width": flags.integer(8, "Of all.", multiple_of=4),
@@ -94,24 +102,107 @@ def test_a_sweep_runs_each_cell_once(tmp_path, capsys):
     words = {"before": "run {run} {seed}", "after": "loss {loss:.1f}"}
     with pytest.raises(StoppedError):
         sweep(Records(tmp_path / "r", {}), cells, run, **words)
-    assert capsys.readouterr().out == "run a 0\nloss 0.0\nrun a 1\n"
+    first, second, progress, third = capsys.readouterr().out.splitlines()
+    assert (first, second, third) == ("run a 0", "loss 0.0", "run a 1")
+    assert progress == "1 of 3 cells are done after 0:00, about 0:00 left"
     rows = sweep(Records(tmp_path / "r", {}), cells, run, **words)
+    assert "2 of 3 cells are done after" in capsys.readouterr().out
     assert calls == [("a", 0), ("a", 1), ("a", 1), ("a", 2)]
     assert [row["loss"] for row in rows] == [0, 10, 20]
     assert all(row["seconds"] >= 0 for row in rows)
+    assert all(row["processor_seconds"] >= 0 for row in rows)
     assert sweep(Records(tmp_path / "r", {}), cells, run) == rows
     assert len(calls) == 4
     assert list(grouped(rows, "run", "seed")) == [("a", 0), ("a", 1), ("a", 2)]
 
 
+def test_processor_time_is_not_that_of_the_clock(tmp_path):
+    records = Records(tmp_path / "r", {})
+    (row,) = sweep(records, grid(s=[0.2]), lambda s: {"slept": time.sleep(s)})
+    assert row["seconds"] >= 0.2 and row["processor_seconds"] < 0.15
+
+
+def test_the_time_left_counts_work_and_later_cells(capsys):
+    clock = iter([100.0, 160.0]).__next__
+    cells = [{"n": 1}, {"n": 2}, {"n": 5}, {"n": 4}]
+    progress = SweepProgress(cells, lambda cell: cell["n"], 3, clock)
+    progress.add({"n": 1}, None)  # Of a run whose time is not known.
+    progress.add({"n": 2}, 4000.0)
+    # 9 of 12 are left, at 2,000 seconds each, in three processes.
+    words = "2 of 4 cells are done after 1:00, about 1:40:00 left"
+    assert str(progress) == words
+
+
+class Failing:
+    """A script one or all of whose cells fail while ``broken``."""
+
+    FLAGS: ClassVar = {"out": flags.string("", "Folder.")}
+    broken: tuple = ()
+    made: list
+
+    def main(self, values):
+        self.made = []
+        records = Records(f"{values.out}/r", {})
+        rows = sweep(records, grid(x=[1, 2, 3]), self.run)
+        sys.stdout.write(f"the sum is {sum(row['y'] for row in rows)}")
+
+    def run(self, x):
+        self.made.append(x)
+        if x in self.broken:
+            raise self.broken[x](f"{x} is\nunlucky")
+        return {"y": 2 * x}
+
+
+def test_a_failed_cell_is_named_and_tried_again(script, tmp_path):
+    module, out = Failing(), f"--out={tmp_path}"
+    module.broken = {2: ZeroDivisionError}
+    status, printed, errors = script(module, out)
+    assert (
+        status == "error: failed cells: 1; the same command tries these again"
+    )
+    assert "the sum is 8" in printed and module.made == [1, 2, 3]
+    line = "x=2: ZeroDivisionError: 2 is unlucky"
+    assert f"FAILED {line}" in printed and errors == f"error: failed: {line}\n"
+    (failed,) = [c for c in read_cells(tmp_path) if c["error"]]
+    assert failed["cell"] == {"x": 2} and "in run" in failed["traceback"]
+    assert failed["seconds"] >= 0
+    module.broken = {}
+    status, printed, _ = script(module, out)
+    assert status == 0 and "the sum is 12" in printed and module.made == [2]
+
+
+def test_nothing_but_failures_is_no_table(script, tmp_path):
+    module = Failing()
+    module.broken = dict.fromkeys([1, 2, 3], MemoryError)
+    status, printed, errors = script(module, f"--out={tmp_path}")
+    assert status == "error: no cell of the sweep has a result"
+    assert "the sum" not in printed and errors.count("MemoryError") == 3
+
+
+def test_input_that_the_first_cell_refuses_ends_the_command(script, tmp_path):
+    module = Failing()
+    module.broken = {1: InputError, 3: InputError}
+    status, _, errors = script(module, f"--out={tmp_path / 'new'}")
+    assert status == 2 and errors == "error: 1 is unlucky\n"
+    assert not (tmp_path / "new").exists() and module.made == [1]
+    module.broken = {3: InputError}
+    status, printed, _ = script(module, f"--out={tmp_path / 'new'}")
+    assert status != 0 and "FAILED x=3: 3 is unlucky" in printed
+
+
 @pytest.mark.slow
 def test_processes_run_the_missing_cells(tmp_path, capsys):
     records = Records(tmp_path / "r", {})
-    records.add({"x": 2, "y": 0})
-    rows = sweep(records, grid(x=[1, 2, 3]), _doubled, jobs=2, after="{x}: {y}")
-    assert [(row["x"], row["y"]) for row in rows] == [(1, 2), (2, 0), (3, 6)]
-    assert sorted(capsys.readouterr().out.split("\n")) == ["", "1: 2", "3: 6"]
+    records.add({"y": 0}, {"x": 2})
+    with collect_failures() as failed:
+        rows = sweep(
+            records, grid(x=[1, 2, 3, 4, 5]), _doubled, jobs=2, after="{x}: {y}"
+        )
+    assert [(r["x"], r["y"]) for r in rows] == [(1, 2), (2, 0), (3, 6), (5, 10)]
+    lines = capsys.readouterr().out.splitlines()
+    assert {"1: 2", "3: 6", "5: 10", "5 of 5 cells are done"} <= {*lines}
     assert Records(tmp_path / "r", {}).find(x=3)["y"] == 6
+    assert failed and failed[0].startswith("x=4: the process that ran it died")
 
 
 @pytest.mark.slow
@@ -122,6 +213,8 @@ def test_a_run_that_was_stopped_in_a_process_stops_the_sweep(tmp_path):
 
 
 def _doubled(x):
+    if x == 4:
+        os.kill(os.getpid(), signal.SIGKILL)  # As for lack of memory.
     return {"y": 2 * x}
 
 

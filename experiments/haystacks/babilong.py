@@ -1,0 +1,226 @@
+r"""BABILong (Fig. 7, 9): facts among other text, in up to a million words.
+
+Stories by the rules of bAbI's tasks ask where a person is (``qa1``), where a
+thing is that persons carry about (``qa2``), and where it was before (``qa3``).
+Their facts are scattered in text of ``--documents``, and the question comes
+last. A model is trained on the answers, half of the prompts with text up to
+``--length`` words and half without, and is tested on prompts of ``--lengths``
+words; 0 is the story alone, filled up in front to the length of the longest.
+An answer is right if it names the right place and no other, besides those of
+the question (arXiv 2406.10149).
+
+Prompts are read as a stream, so memory does not grow with their length; the
+script reports the memory of the process over the longest ones.
+
+Command (minutes a run)::
+
+    python -m experiments.babilong --tasks=qa1 --runs=hope,deltanet
+    python -m experiments.babilong --tasks=qa1 --runs=hope --lengths=1000000 \
+        --tests=1
+
+Results: ``docs/synthetic.md``. They go to ``--out``: finished runs as lines of
+JSON, a Markdown table, a record and a plot. Finished runs are not repeated.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from experiments.haystacks.answers import train_to_answer, write_answer
+from experiments.haystacks.stories import (
+    PLACES,
+    TASKS,
+    Story,
+    is_right,
+    scattered,
+    tell,
+)
+from experiments.haystacks.words import WordIds, background, common
+from experiments.recall.task import RUNS, make_model
+from experiments.shared import flags, plot, table
+from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
+from experiments.shared.sweep import grid, grouped, sweep
+from nl_jax.nested.level_table import count_parameters
+
+_TEST_SEED = (0, 1)  # Differs from every integer seed.
+_COMMON = 1000
+_LONGEST = 96
+"""Words of the longest story, with its question."""
+_SETTINGS = {
+    "width": flags.integer(64, "Of the models.", multiple_of=2),
+    "length": flags.integer(128, "Words of a prompt in training.", _LONGEST),
+    "batch": flags.integer(32, "Prompts per step."),
+    "steps": flags.integer(600, "Steps."),
+    "tests": flags.integer(64, "Prompts of each length to test on."),
+    "lengths": flags.integers([0, 128, 512, 4096], "Words of tests.", 0),
+    "chunk": flags.integer(256, "Words that a model reads at once in tests."),
+    "learning_rate": flags.number(1e-2, "Peak of warm-up and cosine.", 0.0),
+    "documents": flags.string(
+        "topics", "Other text: topics, modules, speeches or a folder."
+    ),
+}
+FLAGS = {
+    "tasks": flags.words(list(TASKS), "Tasks.", TASKS),
+    "runs": flags.words(["hope", "deltanet"], known=RUNS),
+    "seeds": flags.seeds([0]),
+    **_SETTINGS,
+    "jobs": flags.jobs(),
+    "out": flags.folder("runs/babilong", "Folder of the results."),
+}
+
+
+def main(values: flags.FlagValues) -> None:
+    """Runs all cells without a record and reports all results."""
+    settings = flags.pick(values, _SETTINGS)
+    background(values.documents)  # Raises before anything is trained.
+    rows = sweep(
+        Records(f"{values.out}/babilong", settings),
+        grid(seed=values.seeds, task=values.tasks, run=values.runs),
+        functools.partial(run_one, settings=settings),
+        after="{task}, {run}, seed {seed}: {scores} % after {seconds} s",
+        jobs=values.jobs,
+    )
+    summarize(rows, settings, values.out)
+
+
+def word_ids(text: Sequence[str]) -> WordIds:
+    """Returns ids of all words of stories, and of the text's commonest."""
+    rng = np.random.default_rng(0)
+    stories = [tell(task, rng) for task in TASKS for _ in range(200)]
+    told = [w for story in stories for fact in story.facts for w in fact]
+    asked = [word for story in stories for word in story.question]
+    return WordIds(sorted({*told, *asked, *PLACES, *common(text, _COMMON)}))
+
+
+def draw_answers(task, rng, count, length, kind, words):
+    """Returns prompts to train on, filled up in front, and answers."""
+    prompts = np.zeros((count, length), np.int32)
+    answers = np.zeros((count, 2), np.int32)
+    for row in range(count):
+        story = tell(task, rng)
+        size = (length - _words(story)) * int(rng.integers(2))
+        parts = scattered(story, rng, kind, size)
+        ids = [i for part in parts for i in words.encode(part)]
+        prompts[row, length - len(ids) :] = ids
+        answers[row] = words.encode([story.answer, "."])
+    return prompts, answers
+
+
+def streamed(
+    stories: Sequence[Story],
+    rng: np.random.Generator,
+    kind: str,
+    words: WordIds,
+    length: int,
+    chunk: int,
+) -> Iterator[np.ndarray]:
+    """Yields the prompts of stories in parts, ids ``[N, <= chunk]``."""
+    length = max(length, *map(_words, stories), 1)
+    rows = [
+        _ids(story, seed, kind, words, length - _words(story))
+        for story, seed in zip(stories, rng.spawn(len(stories)), strict=True)
+    ]
+    if length == max(map(_words, stories)):  # No text at all.
+        rows = [
+            _filled(story, words, length - _words(story)) for story in stories
+        ]
+    for start in range(0, length, chunk):
+        size = min(chunk, length - start)
+        parts = [[next(row) for _ in range(size)] for row in rows]
+        yield np.array(parts, np.int32)
+
+
+def _ids(story, rng, kind, words, size):
+    for part in scattered(story, rng, kind, size):
+        yield from words.encode(part)
+
+
+def _filled(story, words, size):
+    yield from [0] * size
+    for part in [*story.facts, story.question]:
+        yield from words.encode(part)
+
+
+def _words(story):
+    return sum(map(len, story.facts)) + len(story.question)
+
+
+def run_one(run, task, seed, settings):
+    """Trains once; returns scores, and memory over the longest prompts."""
+    kind = settings["documents"]
+    words = word_ids(background(kind))
+    model = make_model(run, len(words), d_model=settings["width"])
+    shape = settings["batch"], settings["length"], kind, words
+    variables, curve = train_to_answer(
+        model,
+        lambda rng: draw_answers(task, rng, *shape),
+        seed,
+        settings,
+        f"{task} {run} seed {seed}",
+    )
+    scores, memory, chunk = [], [], settings["chunk"]
+    for length in settings["lengths"]:
+        rng = np.random.default_rng(_TEST_SEED)
+        stories = [tell(task, rng) for _ in range(settings["tests"])]
+        parts = streamed(stories, rng, kind, words, length, chunk)
+        written = write_answer(model, variables, parts, 2, chunk)
+        right = [
+            is_right(words.decode(ids), story.answer, story.question)
+            for ids, story in zip(written.ids, stories, strict=True)
+        ]
+        scores.append(round(100 * float(np.mean(right)), 1))
+        # The first tenth compiles, and fills caches.
+        after = written.resident[len(written.resident) // 10 :]
+        memory.append([after[0], max(after)])
+        print(
+            f"{task} {run} seed {seed} {length:,} words: {scores[-1]} %, "
+            f"{after[0] / 1e6:.0f} to {max(after) / 1e6:.0f} MB",
+            flush=True,
+        )
+    return {
+        "scores": scores,
+        "memory": memory,
+        "curve": curve,
+        "parameters": count_parameters(variables),
+    }
+
+
+def summarize(rows, settings, out):
+    """Writes a table of tasks, runs and lengths, the record and a plot."""
+    cells, curves = [], {}
+    for (task, run), own in grouped(rows, "task", "run").items():
+        found = np.array([row["scores"] for row in own])
+        growth = [(row["memory"][-1][1] - row["memory"][-1][0]) for row in own]
+        shown = [table.mean_error(list(column), ".1f") for column in found.T]
+        grown = f"{max(growth) / 1e6:.1f}"
+        cells.append([task, run, f"{own[0]['parameters']:,}", *shown, grown])
+        places = [max(length, 1) for length in settings["lengths"]]
+        curves.setdefault(task, {})[run] = (places, found.mean(0))
+    head = ["task", "run", "parameters"]
+    head += [f"{length:,} words" for length in settings["lengths"]]
+    lines = table.markdown([*head, "MB more"], cells)
+    lines += [
+        "",
+        "Percent, mean ± standard error over seeds; memory at most, more than "
+        "after a tenth of the last length.",
+    ]
+    panels = [
+        plot.Panel(own, "words", "right, %", task, ("log", "linear"), "o-")
+        for task, own in curves.items()
+    ]
+    figure = plot.curves(*panels, size=(3 * len(panels) + 2, 3), legend=None)
+    write(out, "babilong", lines, {"settings": settings, "rows": rows}, figure)
+
+
+REPORT = Report(
+    "BABILong: facts scattered in other text",
+    ("task", "run"),
+    {
+        "shortest, %": Column(lambda r: r["scores"][0], ".1f"),
+        "longest, %": Column(lambda r: r["scores"][-1], ".1f"),
+        "parameters": Column("parameters", ",.0f"),
+    },
+    [Plot("scores", "right answers, %", "lengths", "words of a prompt")],
+)

@@ -1,0 +1,1 @@
+"""Small tasks for the parts of a language model's memory, one at a time."""
