@@ -51,11 +51,7 @@ from nl_jax.training.saved_runs import (
     restore_newest,
     resumed_data,
 )
-from nl_jax.training.step import (
-    compile_programs,
-    draw_state,
-    plan_state,
-)
+from nl_jax.training.step import compile_programs, draw_state, plan_state
 from nl_jax.training.step_records import StepRecords
 from nl_jax.training.train_config import TrainConfig
 from nl_jax.training.train_result import TrainResult
