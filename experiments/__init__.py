@@ -4,8 +4,9 @@
 measured result. To add an experiment, write ``experiments/SUBJECT/NAME.py``
 with a docstring, a table ``FLAGS`` and a function ``main`` of the parsed flags,
 and an entry point ``experiments/NAME.py`` like the others. All experiments
-share ``experiments/shared``: kinds of flags, a sweep that continues where it
-was stopped, records, tables and plots.
+share ``experiments/shared``: kinds of flags, a sweep that stores its cells and
+continues where it was stopped, tables and plots. A ``REPORT`` of the script
+says how ``python -m experiments.report`` shows its cells.
 """
 
 import os

@@ -53,6 +53,7 @@ from experiments.classes.memory import (
 from experiments.classes.summary import summarize
 from experiments.shared import flags
 from experiments.shared.records import Records
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, sweep
 from nl_jax.errors import InputError
 
@@ -161,3 +162,15 @@ def _check_levels(periods, retentions):
     if len(retentions) != 2:
         given = ",".join(f"{share:g}" for share in retentions)
         raise InputError(f"--retentions={given}: needs two in [0, 1]")
+
+
+REPORT = Report(
+    "Class-incremental learning",
+    ("learner",),
+    {
+        "accuracy, %": Column("average_accuracy.gem", ".1f", 100),
+        "forgetting, %": Column("forgetting.gem", ".1f", 100),
+        "backward transfer, %": Column("backward_transfer.gem", ".1f", 100),
+    },
+    [Plot("average_accuracy.gem", "accuracy, %", scale=100)],
+)

@@ -59,7 +59,7 @@ FLAGS = {
     "runs": flags.words(["hope", "deltanet"], known=RUNS),
     "seeds": flags.seeds([0]),
     **_SETTINGS,
-    "jobs": flags.integer(1, "Runs at the same time, a process each."),
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/needle", "Folder of the results."),
 }
 

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.shared import flags, plot, table
-from experiments.shared.records import write_page
+from experiments.shared import flags, page, plot, table
 from nl_jax.errors import InputError
 from nl_jax.training.metric_writers import read_json_lines
 from nl_jax.training.reporting import settled_limits
@@ -78,7 +77,11 @@ def main(values: flags.FlagValues) -> None:
     if out.suffix == ".png":
         figure.savefig(out, dpi=120)
     else:
-        write_page(out, figure, head, rows)
+        drawing = page.svg(figure, f"{values.metric} of {len(runs)} runs")
+        body = [f'<figure class="wide">{drawing}</figure>']
+        body.append(page.table(head, rows))
+        title = "Training runs"
+        out.write_text(page.page(title, body), encoding="utf-8")
     print(f"the curves are in {out}")
 
 

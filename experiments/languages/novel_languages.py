@@ -68,6 +68,7 @@ FLAGS = {
     "runs": flags.words(list(LEVELS), known=LEVELS),
     "seeds": flags.seeds([0, 1, 2], "Of languages and parameters."),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/novel_languages", "Folder."),
 }
 
@@ -109,6 +110,7 @@ def main(values: flags.FlagValues) -> None:
         records,
         grid(seed=values.seeds, run=values.runs),
         functools.partial(run_one, settings=settings),
+        jobs=values.jobs,
         before="seed {seed}, {run}",
     )
     cells = grid(run=values.runs, seed=values.seeds)

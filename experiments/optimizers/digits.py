@@ -32,6 +32,7 @@ from experiments.optimizers.rates import (
 from experiments.optimizers.vision import load, make_trainer
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import half_decades, sweep
 
 OPTIMIZERS = {
@@ -160,3 +161,15 @@ def _means(rows):
     spread = float(np.std([row["test_loss"] for row in rows]))
     means = {k: float(np.mean([row[k] for row in rows])) for k in _METRICS}
     return means | {"spread": spread}
+
+
+REPORT = Report(
+    "Optimizers of a vision transformer on digits",
+    ("optimizer",),
+    {
+        "test loss": Column("test_loss", ".3f"),
+        "test accuracy, %": Column("test_accuracy", ".1f", 100),
+    },
+    [Plot("test_loss", "test loss")],
+    best=("rate", "validation_loss"),
+)

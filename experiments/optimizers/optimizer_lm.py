@@ -23,6 +23,7 @@ import statistics
 from experiments.optimizers.rates import best_rates, list_tried, tried_rates
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import half_decades, sweep
 from experiments.shared.workers import StoppedError
 from nl_jax import training
@@ -65,6 +66,7 @@ FLAGS = {
     "seeds": flags.seeds([0], "Seeds."),
     "rates": flags.integer(3, "Learning rates tried for each optimizer."),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/optimizer_lm", "Folder."),
 }
 
@@ -130,6 +132,7 @@ def main(values: flags.FlagValues) -> None:
         records,
         cells,
         functools.partial(train_one, settings=settings),
+        jobs=values.jobs,
         before="{optimizer}, rate {rate:g}, seed {seed}",
     )
     summarize(records.rows, settings, values.out)
@@ -215,3 +218,15 @@ def _last_tenth(curve):
 def _speed(groups):
     speeds = [row["tokens_per_second"] for rows in groups for row in rows]
     return statistics.median(s for s in speeds if s is not None)
+
+
+REPORT = Report(
+    "Optimizers of a language model",
+    ("optimizer",),
+    {
+        "held out, bits per byte": Column("bits_per_byte", ".4f"),
+        "tokens per second": Column("tokens_per_second", ",.0f"),
+    },
+    [Plot("bits_per_byte", "held-out bits per byte")],
+    best=("rate", "bits_per_byte"),
+)

@@ -33,6 +33,7 @@ Results go to ``--out``: a record with all losses, a Markdown table and a plot.
 Finished optimizers are not repeated.
 """
 
+import functools
 import itertools
 
 import jax
@@ -77,6 +78,7 @@ _SETTINGS = {
 FLAGS = {
     "optimizers": flags.words(list(OPTIMIZERS), known=OPTIMIZERS),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/orthogonal_tasks", "Folder."),
 }
 
@@ -115,14 +117,18 @@ def learn_all(name, rates, seeds, settings):
     return losses.reshape(*shape, *losses.shape[1:]), steps.reshape(shape)
 
 
-def compare(name, settings):
+def compare(optimizer, settings):
     """Returns the record of an optimizer: all rates, and runs at the best."""
     tried = np.logspace(-5, 0, settings["rates"])
     everywhere = np.tile(tried, (len(settings["progress"]), 1))
-    losses, _ = learn_all(name, everywhere, settings["tuning_seeds"], settings)
+    losses, _ = learn_all(
+        optimizer, everywhere, settings["tuning_seeds"], settings
+    )
     tuning = forgotten(losses).mean(-1)
     best = tried[np.where(np.isnan(tuning), np.inf, tuning).argmin(1)]
-    losses, steps = learn_all(name, best[:, None], settings["seeds"], settings)
+    losses, steps = learn_all(
+        optimizer, best[:, None], settings["seeds"], settings
+    )
     arrays = {
         "tried": tried,
         "tuning": tuning,
@@ -147,7 +153,8 @@ def main(values: flags.FlagValues) -> None:
     rows = sweep(
         Records(f"{values.out}/orthogonal_tasks", settings),
         grid(optimizer=values.optimizers),
-        lambda optimizer: compare(optimizer, settings),
+        functools.partial(compare, settings=settings),
+        jobs=values.jobs,
         after="{optimizer}: {seconds} s",
     )
     summarize(values.out, settings, rows)

@@ -20,6 +20,9 @@ Markdown table and a plot. Finished runs are not repeated unless a setting
 changes.
 """
 
+import functools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +31,7 @@ import optax
 from experiments.recall.task import RUNS, make_batch, make_model, parse_slices
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, sweep
 from experiments.shared.training import asked_loss
 from nl_jax.nested.level_table import count_parameters
@@ -52,6 +56,7 @@ FLAGS = {
     "runs": flags.words(["hope", "deltanet"], known=RUNS),
     "seeds": flags.seeds([0]),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/mqar", "Folder of the results."),
 }
 
@@ -206,6 +211,39 @@ def main(values: flags.FlagValues) -> None:
     sweep(
         records,
         grid(seed=values.seeds, run=values.runs),
-        lambda seed, run: train(run, seed, slices, values),
+        functools.partial(
+            train, slices=slices, settings=types.SimpleNamespace(**settings)
+        ),
+        jobs=values.jobs,
     )
     summarize(records.rows, slices, settings, values.out)
+
+
+def _slice(number):
+    """Returns the accuracy at a slice, ``None`` where there is none."""
+    return lambda row: dict(enumerate(row["accuracy"])).get(number)
+
+
+REPORT = Report(
+    "Multi-query associative recall",
+    ("run",),
+    {
+        **{
+            f"{part} slice, %": Column(_slice(n), ".1f", 100)
+            for n, part in enumerate(("1st", "2nd", "3rd", "4th"))
+        },
+        "steps": Column("steps", ",.0f"),
+        "parameters": Column("parameters", ",.0f"),
+    },
+    [
+        Plot(
+            "accuracy",
+            "accuracy at queries, %",
+            lambda row: [int(each.split(":")[0]) for each in row["slices"]],
+            "tokens",
+            scales=("log", "linear"),
+            scale=100,
+        )
+    ],
+    note="Slices are tokens:pairs, in the order of the configuration.",
+)

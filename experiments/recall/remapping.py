@@ -34,6 +34,7 @@ import optax
 from experiments.recall.changing_meaning import PHASE, TASKS, VOCAB
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, grouped, sweep
 from experiments.shared.training import asked_loss, clipped_adamw, make_step
 from experiments.study.freezing import frozen_parts
@@ -65,6 +66,7 @@ FLAGS = {
     "models": flags.words(["hope", "fixed"], "Models.", MODELS),
     "seeds": flags.seeds([0, 1, 2]),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/remapping", "Folder."),
 }
 
@@ -76,7 +78,8 @@ def main(values: flags.FlagValues) -> None:
     rows = sweep(
         Records(f"{values.out}/remapping", settings),
         grid(seed=values.seeds, task=values.tasks, model=values.models),
-        lambda task, model, seed: run_one(task, model, seed, settings),
+        functools.partial(run_one, settings=settings),
+        jobs=values.jobs,
         after="{task}, {model}, seed {seed}: {bits:.3f} bits after {seconds} s",
     )
     summarize(rows, settings, values.out)
@@ -229,3 +232,14 @@ def _draw(rows):
         ),
         legend=None,
     )
+
+
+REPORT = Report(
+    "Tokens whose meaning changes",
+    ("task", "model"),
+    {
+        "bits": Column("bits", ".3f"),
+        "parameters": Column("parameters", ",.0f"),
+    },
+    [Plot("bits", "bits per question")],
+)

@@ -131,13 +131,17 @@ def _best(rows, form):
     field, number = form.best
     kept, edges = [], []
     for key, group in _grouped(rows, form.by).items():
-        first = min(row.get("seed", 0) for row in group)
-        tried = {
-            row[field]: row[number] if is_number(row[number]) else float("inf")
-            for row in group
-            if row.get("seed", 0) == first
+        tried: dict[Any, dict] = {}
+        for row in group:
+            value = row[number] if is_number(row[number]) else float("inf")
+            tried.setdefault(row[field], {})[row.get("seed")] = value
+        # Seeds that ran at all values, so that luck is the same.
+        both = set.intersection(*({*seeds} for seeds in tried.values()))
+        means = {
+            value: statistics.fmean(seeds[seed] for seed in both or seeds)
+            for value, seeds in tried.items()
         }
-        best = min(tried, key=tried.__getitem__)
+        best = min(means, key=means.__getitem__)
         kept += [row for row in group if row[field] == best]
         if len(tried) > 1 and best in (min(tried), max(tried)):
             edges.append(key)
@@ -211,11 +215,12 @@ def differences(row: Row, paper: Paper) -> dict[str, tuple[Any, Any]]:
         >>> differences({"width": 64}, Paper("Table 4", {"width": 128}))
         {'width': (64, 128)}
     """
-    return {
-        field: (value_of(row, field), theirs)
-        for field, theirs in paper.setting.items()
-        if value_of(row, field) != theirs
-    }
+    found = {}
+    for field, theirs in paper.setting.items():
+        theirs = theirs(row) if callable(theirs) else theirs
+        if value_of(row, field) != theirs:
+            found[field] = value_of(row, field), theirs
+    return found
 
 
 def cautions(section: Section) -> list[str]:

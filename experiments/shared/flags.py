@@ -163,6 +163,11 @@ def seed(text: str) -> Flag:
     return integer(0, text, 0, _LAST_SEED)
 
 
+def jobs() -> Flag:
+    """The number of cells that a sweep runs at the same time."""
+    return integer(1, "Runs at the same time, a process each.")
+
+
 def pick(values: FlagValues, names: Iterable[str]) -> dict[str, Any]:
     """Returns the values of some flags by name, for a record."""
     return {name: values[name].value for name in names}

@@ -61,6 +61,8 @@ td, th {{ text-align: right; }}
 .words td {{ white-space: normal; overflow-wrap: anywhere; }}
 .plots {{ display: flex; flex-wrap: wrap; gap: 1rem; }}
 figure {{ margin: 1rem 0 0; flex: 1 1 20rem; max-width: 40rem; min-width: 0; }}
+.wide {{ max-width: none; overflow-x: auto; }}
+.wide svg {{ min-width: 40rem; }}
 svg {{ width: 100%; height: auto; display: block; }}
 .warn {{ border-left: 4px solid var(--c1); padding-left: 0.7rem; }}
 .fail {{ border-left: 4px solid var(--c3); padding-left: 0.7rem; }}
@@ -76,8 +78,6 @@ def page(title: str, body: Sequence[str]) -> str:
             '<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, '
             'initial-scale=1">',
-            # Else browsers ask a server for a picture.
-            '<link rel="icon" href="data:,">',
             f"<title>{html.escape(title)}</title>",
             f"<style>{_STYLE}</style>",
             *body,

@@ -6,8 +6,6 @@ table, a record and a plot; ``python -m experiments.report`` reads the cells.
 
 import datetime
 import hashlib
-import html
-import io
 import json
 import os
 import pathlib
@@ -26,21 +24,6 @@ from nl_jax.training import (
 
 Row = dict[str, Any]
 _FIELDS = {"experiment", "cell", "settings", "result", "error", "finished"}
-_PAGE = """<!doctype html>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<style>
-:root {{ color-scheme: light dark; font-family: sans-serif; }}
-svg {{ max-width: 100%; height: auto; }}
-td, th {{ padding: 0.2em 0.8em; text-align: left; }}
-@media (prefers-color-scheme: dark) {{
-  svg {{ filter: invert(1) hue-rotate(180deg); }}
-}}
-</style>
-{svg}
-<table>
-{body}</table>
-"""
 
 
 class Records:
@@ -178,32 +161,6 @@ def write(
     if figure is not None:
         figure.tight_layout()
         write_figure(folder / f"{name}.png", figure)
-
-
-def write_page(
-    path: pathlib.Path,
-    figure: Any,
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-) -> None:
-    """Writes a figure and a table as one HTML page, for light and dark screens.
-
-    Args:
-        path: of the page.
-        figure: a matplotlib figure.
-        head: heads of the table's columns.
-        rows: cells of the table.
-    """
-    drawing = io.StringIO()
-    figure.savefig(drawing, format="svg", transparent=True)
-    _, tag, svg = drawing.getvalue().partition("<svg")
-
-    def line(kind, cells):
-        cells = "".join(f"<{kind}>{html.escape(c)}</{kind}>" for c in cells)
-        return f"<tr>{cells}</tr>\n"
-
-    body = line("th", head) + "".join(line("td", row) for row in rows)
-    path.write_text(_PAGE.format(svg=tag + svg, body=body), encoding="utf-8")
 
 
 def _as_read(value):

@@ -49,8 +49,8 @@ class Paper(NamedTuple):
     source: str
     """Such as ``Table 4``."""
     setting: Mapping[str, Any]
-    """Fields of rows with the values that the paper has. Only where all are
-    equal, its numbers are shown; else what differs is."""
+    """Fields of rows with the values that the paper has, or functions of the
+    row. Only where all are equal, its numbers are shown; else what differs."""
     figures: Mapping[tuple, Mapping[str, float]] = MappingProxyType({})
     """By the values of ``by``, then by the column's head."""
 
@@ -67,7 +67,7 @@ class Report(NamedTuple):
     paper: Paper | None = None
     best: tuple[str, str] | None = None
     """A field that was tuned, such as a rate, and the number that is lowest at
-    its best value, which is chosen with the first seed."""
+    its best value, in the mean of the seeds that ran at all values."""
     base: Callable[[Row], Any] | None = None
     """Returns of a row the first value of ``by`` of the line with which the
     first column is compared, over seeds that both have."""

@@ -25,6 +25,7 @@ and the same command, or one with more variants, goes on where it stopped.
 """
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -32,9 +33,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.shared import flags
 from experiments.shared.records import Records
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import sweep
 from experiments.study import freezing
 from experiments.study.long_report import summarize
@@ -110,7 +113,7 @@ FLAGS = {
     "seeds": flags.seeds([0, 1, 2]),
     **_SETTINGS,
     "paths": PATHS,
-    "jobs": flags.integer(1, "Runs at the same time, a process each."),
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/long_context", "Folder."),
 }
 
@@ -224,3 +227,35 @@ def run_one(variant, rate, seed, *, paths, documents, settings, frozen):
         "by_position": found,
         "train_seconds": round(result.train_seconds, 1),
     }
+
+
+def _reading(row, name=""):
+    found = np.asarray((row.get("by_position") or {}).get(name, [[]]), float)
+    return found.mean(0).tolist()
+
+
+def _middles(row):
+    edges = edges_to(row["length"], row["positions"])
+    return [(max(a, b / 4) * b) ** 0.5 for a, b in itertools.pairwise(edges)]
+
+
+REPORT = Report(
+    "Documents far longer than those of training",
+    ("variant",),
+    {
+        "in windows, bits per byte": Column("bits_per_byte", ".4f"),
+        "first window": Column(lambda r: (_reading(r) or [None])[0], ".4f"),
+        "end": Column(lambda r: (_reading(r) or [None])[-1], ".4f"),
+        "state, kB": Column("state_bytes", ",.1f", 1e-3),
+        "parameters": Column("parameters", ",.0f"),
+    },
+    [
+        Plot(
+            _reading,
+            "bits per byte",
+            _middles,
+            "position, bytes",
+            scales=("log", "linear"),
+        )
+    ],
+)

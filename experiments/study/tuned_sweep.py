@@ -17,7 +17,7 @@ TUNING = {
         "must be positive numbers",
     ),
     "seeds": flags.seeds([0, 1, 2], "The first one chooses the rates."),
-    "jobs": flags.integer(1, "Runs at the same time, a process each."),
+    "jobs": flags.jobs(),
 }
 """Flags of such a sweep."""
 

@@ -58,7 +58,7 @@ FLAGS = {
     "seeds": flags.seeds([0]),
     **_SETTINGS,
     "every": flags.integer(100, "Steps between tests."),
-    "jobs": flags.integer(1, "Runs at the same time, a process each."),
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/mad", "Folder of the results."),
 }
 

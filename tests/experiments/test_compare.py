@@ -79,7 +79,10 @@ def test_a_page_holds_all_that_it_shows(script, pair, tmp_path):
     script(compare, *pair, strange, "--by=seconds", f"--out={out}")
     page = out.read_text()
     assert page.count("<svg") == 1 and "prefers-color-scheme: dark" in page
-    assert "/&lt;b&gt;</td>" in page and "<td>optimizer.name=m3</td>" in page
+    assert (
+        "/&lt;b&gt;</td>" in page
+        and "<td class=word>optimizer.name=m3</td>" in page
+    )
     for outside in ("<script", "<link", "src=", "url(http", "@import"):
         assert outside not in page
 

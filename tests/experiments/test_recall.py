@@ -159,7 +159,7 @@ def test_a_finished_run_is_not_repeated(finished, tmp_path, monkeypatch):
     assert "| 16:2 % |" in table and "| transformer | 0 |" in table
     # A result of other settings is no result of these.
     again = []
-    monkeypatch.setattr(mqar, "train", lambda *a: again.append(a) or row)
+    monkeypatch.setattr(mqar, "train", lambda **a: again.append(a) or row)
     for changed in ("--learning_rate=0.01", "--steps=26", "--slices=32:2"):
         finished(mqar, *flags, changed)
     assert len(again) == 3
