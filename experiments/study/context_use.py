@@ -55,7 +55,7 @@ FLAGS = {
     "seeds": flags.seeds([0]),
     **_SETTINGS,
     "paths": PATHS,
-    "jobs": flags.integer(1, "Runs at the same time, a process each."),
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/context_use", "Folder."),
 }
 
