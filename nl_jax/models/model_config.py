@@ -174,7 +174,7 @@ MODELS: dict[str, dict[str, Any]] = {
     # The MLPs shrink by the parameters of the mixer's stream and gate.
     "hope": {
         "mixer": "titans",
-        "cms": {"step_periods": (1, 4), "hidden": 2 / 3},
+        "cms": {"step_periods": (1, 4), "hidden": 0.6},
     },
     "hope-paper": {
         "mixer": "titans",
@@ -186,9 +186,10 @@ MODELS: dict[str, dict[str, Any]] = {
             "read": "chunk",
             "generator_targets": "rms",
             "gates": "direct",
+            "generator_step": None,
             "stream_width": 0.0,
             "output_gate": False,
-            "output_scale": 1.0,
+            "gain": 1.0,
         },
         # The MLP shrinks by the parameters of the memories at four heads.
         "cms": {"step_periods": (1, 4), "hidden": 1.5},

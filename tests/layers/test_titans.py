@@ -107,32 +107,39 @@ def plain_titans(config, params, x):
     stream = []
     outputs = []
     for t, seen in enumerate(x):
-        x_t, past = seen, []
+        sources = {}
         if config.stream_width:
             stream.append(seen @ p["w_in"])
             taps = zip(p["conv_stream"][::-1], stream[::-1], strict=False)
             u = sum(tap * raw for tap, raw in taps)
             u = u * sigmoid(u)
-            x_t, past = u[:D], u[D:]
+            sources = {n: seen @ p[f"w_{n}"] for n in "qk"} | {"v": u[:D]}
         if t % config.chunk_size == 0:
             for m in makers.values():
                 m.begin_chunk()
         if t % config.memory_chunk_size == 0:
             for m in answering:
                 m.begin_chunk()
-        heads = x_t.reshape(HEADS, WIDTH)
-        made = {key: m.generate(heads[key[1]]) for key, m in makers.items()}
+        made = {
+            (name, h): m.generate(
+                sources.get(name, seen).reshape(HEADS, WIDTH)[h]
+            )
+            for (name, h), m in makers.items()
+        }
         mixed = {}
         for name in "qkv":
             if (name, 0) in makers:
                 raw = np.concatenate([made[name, h] for h in range(HEADS)])
+            elif name in sources:
+                raw = sources[name]
             else:
-                raw = x_t @ p[f"w_{name}"]
+                raw = seen @ p[f"w_{name}"]
             raws[name] = [*raws[name][-3:], raw]
             a = raw
-            if not config.stream_width:
+            if name in "qk" or not config.stream_width:
                 a = sum(p[f"conv_{name}"][j] * raws[name][j] for j in range(4))
-            mixed[name] = (a * sigmoid(a)).reshape(HEADS, WIDTH)
+                a = a * sigmoid(a)
+            mixed[name] = a.reshape(HEADS, WIDTH)
         answer = []
         for h in range(HEADS):
             q, k = unit(mixed["q"][h]), unit(mixed["k"][h])
@@ -152,8 +159,6 @@ def plain_titans(config, params, x):
             chunk = config.read == "chunk"
             o = (answering[h].generate if chunk else answering[h].read)(q)
             answer.append(rms(o) * p["out_scale"][h])
-            if config.stream_width:
-                answer[-1] = answer[-1] + p["skip"][h] * heads[h]
             own = [m for key, m in makers.items() if key[1] == h]
             for m in (*own, answering[h]):
                 target = m.generate(v)
@@ -162,11 +167,15 @@ def plain_titans(config, params, x):
                     long = long or m is answering[h]
                     target = (rms if long else unit)(target)
                 m.write(k, target, eta, alpha, mu)
-        y = np.concatenate([*answer, past])
+        y = np.concatenate(answer)
+        gate = 1.0
         if config.output_gate:
             opened = seen @ p["w_gate"]
-            y = y * opened * sigmoid(opened)
-        outputs.append(y @ p["w_out"])
+            gate = opened * sigmoid(opened)
+        if config.stream_width:
+            outputs.append(y @ p["w_out"] + u * gate @ p["w_past"])
+        else:
+            outputs.append(y * gate @ p["w_out"])
     return np.stack(outputs)
 
 

@@ -86,36 +86,52 @@ class SelfModifyingTitans(Mixer):
             gains = [gain * own for own in architecture.gains]
             return declare.memory(name, shapes, gains, (*lead, heads), axes)
 
-        names = config.generated
         self.generators = memory(
-            "generators", config.gain, (len(names),), ("memories",)
+            "generators", config.gain, (len(config.generated),), ("memories",)
         )
         self.memory = memory("memory", config.memory_gain)
         self.projections = {
             name: declare.dense(f"w_{name}", d, d, "mixer")
-            for name in "qkv"
-            if name not in names
+            for name in config.projected
         }
-        total = self._stream_width or d
-        convolved = ("stream",) if config.stream_width else ("q", "k", "v")
+        widths = {"q": d, "k": d, "v": d}
+        if config.stream_width:
+            widths = {"q": d, "k": d, "stream": self._stream_width}
         self.kernels = {
-            name: declare.taps(f"conv_{name}", config.conv_width, total)
-            for name in convolved
+            name: declare.taps(f"conv_{name}", config.conv_width, channels)
+            for name, channels in widths.items()
         }
         self.gates = {
             name: self._gate(declare, name, bias)
             for name, bias in config.gate_biases.items()
         }
-        constant, shape = nn.initializers.constant, (heads, width)
-        self.out_scale = declare(
-            "out_scale", constant(config.output_scale), shape, ("heads", None)
-        )
+        self.steps = None
+        if config.scales_steps:
+            logit = jax.scipy.special.logit(config.generator_step)
+            self.steps = declare(
+                "generator_steps",
+                nn.initializers.constant(logit),
+                (len(config.generated), heads),
+                ("memories", "heads"),
+            )
+        ones, shape = nn.initializers.ones, (heads, width)
+        self.out_scale = declare("out_scale", ones, shape, ("heads", None))
         if config.stream_width:
-            self.w_in = declare.dense("w_in", d, total, "mixer")
-            self.skip = declare("skip", constant(1), shape, ("heads", None))
+            self.w_in = declare.dense("w_in", d, self._stream_width, "mixer")
+            self.w_past = declare.dense(
+                "w_past", self._stream_width, d, "embed", "mixer"
+            )
         if config.output_gate:
-            self.w_gate = declare.dense("w_gate", d, total, "mixer")
-        self.w_out = declare.dense("w_out", total, d, "embed", "mixer")
+            gated = self._stream_width or d
+            self.w_gate = declare.dense("w_gate", d, gated, "mixer")
+        self.w_out = declare(
+            "w_out",
+            nn.initializers.variance_scaling(
+                config.output_scale**2, "fan_in", "truncated_normal"
+            ),
+            (d, d),
+            ("mixer", "embed"),
+        )
 
     @property
     def _stream_width(self):
@@ -175,7 +191,7 @@ class SelfModifyingTitans(Mixer):
         """Maps ``x``, ``[B, T, D]``, to outputs of its shape and the state."""
         aligned = aligned or state is None
         x, state, _ = self.begin(x, state)
-        tokens, past, tails = x, x[..., :0], {}
+        stream, values, tails = None, None, {}
         if self.config.stream_width:
             stream, tails["stream"] = silu_conv(
                 x @ self.w_in.astype(x.dtype),
@@ -183,26 +199,29 @@ class SelfModifyingTitans(Mixer):
                 state.tails["stream"],
                 packed,
             )
-            tokens, past = jnp.split(stream, [self.d_model], -1)
+            values = stream[..., : self.d_model]
         shares = self.config.shares_recurrence
         read = self._read_shared if shares else self._read
-        y, q, state = read(tokens, _inner(state), aligned, packed)
+        y, q, state = read((x, values), _inner(state), aligned, packed)
         if recall is not None:
             y = recall(y, q)
         position = state.position + x.shape[1]
         if packed is not None:
             position = packed.advance(state.position)
         position %= self.config.cycle
-        scale = self.out_scale.astype(y.dtype)
-        y = rms_norm(y.swapaxes(1, 2)) * scale
-        if self.config.stream_width:
-            skip = self.skip.astype(y.dtype)
-            y = y + skip * tokens.reshape(y.shape)
-        y = jnp.concatenate([y.reshape(x.shape), past], -1)
-        if self.config.output_gate:
-            y = y * jax.nn.silu(x @ self.w_gate.astype(x.dtype))
-        y = y @ self.w_out.astype(y.dtype)
+        y = rms_norm(y.swapaxes(1, 2)) * self.out_scale.astype(y.dtype)
+        y = self._out(x, y.reshape(x.shape), stream)
         return y, state._replace(tails=state.tails | tails, position=position)
+
+    def _out(self, x, y, stream):
+        """Projects the memories' outputs, and the stream past them."""
+        past = y if stream is None else stream
+        if self.config.output_gate:
+            past = past * jax.nn.silu(x @ self.w_gate.astype(x.dtype))
+        if stream is None:
+            return past @ self.w_out.astype(y.dtype)
+        past = past @ self.w_past.astype(y.dtype)
+        return past + y @ self.w_out.astype(y.dtype)
 
     def _read(self, x, state, aligned, packed):
         config, parts = self.config, self._parts()
@@ -266,6 +285,7 @@ class SelfModifyingTitans(Mixer):
             projections=dict(self.projections),
             kernels=dict(self.kernels),
             gates=dict(self.gates),
+            steps=self.steps,
             heads=self.n_heads,
         )
 

@@ -59,6 +59,11 @@ class TitansConfig(MixerConfig):
     """Length of the targets that generators make for themselves: 1, so that a
     write cannot outweigh a memory's output on keys, or ``sqrt(d)``, a root mean
     square of 1, as for the answering memory."""
+    generator_step: float | None = 0.1
+    """Initial factor, below 1, of the generators' steps against those of the
+    answering memory, learned per memory and head: how much projections change
+    while they read. ``None``, the paper's, for steps of the same size, which a
+    shared recurrence always has."""
     gates: Literal["readout", "direct"] = "readout"
     """Logits of the gates: a learned readout of normalised outputs of ``M_eta``
     and ``M_alpha``, or the sum of the outputs themselves over ``sqrt(d)``; both
@@ -76,16 +81,19 @@ class TitansConfig(MixerConfig):
     read: Literal["before", "after", "chunk"] = "before"
     """Weights that a query reads: before or after its token's write, or those
     at the start of the chunk."""
-    stream_width: float = 3.0
-    """Channels of a stream ``u = SiLU(conv(x W_in))`` between two projections,
-    in units of ``d_model``: at least 1, of which memories read the first
-    ``d_model``. The output is of ``(memory + skip * u, u)``, where ``skip`` is
-    learned and at first 1: all of the stream goes past the memories. With 0
-    there is none: memories read ``x``, and q, k and v are convolved."""
+    stream_width: float = 2.5
+    """Channels of a stream ``u = SiLU(conv(x W_in))`` that goes past the
+    memories to a projection of its own, in units of ``d_model``: at least 1.
+    Values are made of its first ``d_model`` channels, and the memories of q
+    and k read projections over all heads. With 0 there is none: memories read
+    ``x``, each its own head of it."""
     output_gate: bool = True
-    """Whether outputs are multiplied by SiLU of a projection of the input."""
-    output_scale: float = 0.1
-    """Initial factor of the memory's normalised outputs."""
+    """Whether the stream is multiplied by SiLU of a projection of the input;
+    without a stream, the memories' outputs."""
+    output_scale: float = 1.0
+    """Standard deviation of the initial projection of the memories' normalised
+    outputs, in ``1 / sqrt(d_model)``. Larger ones learn recall sooner, and
+    text later."""
     expansion: int = 4
     """Hidden width of an MLP memory, in units of the head width."""
     eta_max: float = 1.0
@@ -98,7 +106,7 @@ class TitansConfig(MixerConfig):
     """Initial logit of the inner step size."""
     mu_bias: float = -2.0
     """Initial logit of the momentum decay."""
-    gain: float = 1.0
+    gain: float = 0.1
     """Std of the generators' initial weights, in ``1 / sqrt(fan_in)``."""
     memory_gain: float = 0.25
     """Std of the answering memory's initial weights, in ``1 / sqrt(fan_in)``;
@@ -120,6 +128,11 @@ class TitansConfig(MixerConfig):
         check_choice("implementation", self.implementation, kinds)
         if not 0 < self.eta_max <= 2:
             raise InputError(f"eta_max={self.eta_max} must be in (0, 2]")
+        step = self.generator_step
+        if step is not None and not 0 < step < 1:
+            raise InputError(
+                f"generator_step={step} must be between 0 and 1, or None"
+            )
         if self.stream_width and self.stream_width < 1:
             raise InputError(
                 f"stream_width={self.stream_width} must be 0 or at least 1"
@@ -171,6 +184,13 @@ class TitansConfig(MixerConfig):
         return (*names, "eta", "alpha")
 
     @property
+    def projected(self) -> tuple[str, ...]:
+        """Names of q, k and v that are made of a projection over all heads."""
+        if self.stream_width:
+            return ("q", "k")
+        return tuple(n for n in "qkv" if n not in self.generated)
+
+    @property
     def gate_biases(self) -> dict[str, float]:
         """Initial logit of each gate."""
         used = {"eta": True, "alpha": self.decay, "mu": self.momentum}
@@ -191,6 +211,11 @@ class TitansConfig(MixerConfig):
             and not self.literal
             and self.chunk_size == self.memory_chunk_size
         )
+
+    @property
+    def scales_steps(self) -> bool:
+        """Whether generators' steps have a learned factor."""
+        return self.generator_step is not None and not self.shares_recurrence
 
     @property
     def memory(self) -> Memory:

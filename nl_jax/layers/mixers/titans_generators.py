@@ -19,11 +19,14 @@ class Generators(NamedTuple):
     """Slow parameters that turn memory outputs into q, k, v and gates."""
 
     projections: dict[str, jax.Array]
-    """``[D, D]`` for each of q, k, v without a memory."""
+    """``[D, D]`` for each of q, k, v that is not made of the tokens alone."""
     kernels: dict[str, jax.Array]
-    """Short convolution of each of q, k, v, ``[width, D]``, if it has one."""
+    """Short convolution of each of q, k, v, ``[width, D]``; none if values
+    are of the stream."""
     gates: dict[str, tuple[jax.Array | None, jax.Array]]
     """Readout ``[H, d]``, if learned, and bias ``[H]`` of each gate."""
+    steps: jax.Array | None
+    """Logits of the factors of the generators' steps, ``[n, H]``, if any."""
     heads: int
 
 
@@ -44,7 +47,8 @@ def generate(parts, config, x, memories, tails, **place):
     Args:
         parts: slow parameters.
         config: the layer's ``TitansConfig``.
-        x: tokens, ``[T, D]``.
+        x: tokens, and inputs of the values or ``None`` if they are made of
+            the tokens; ``[T, D]`` each.
         memories: the generators' ``MemoryState``, weights ``[n, H, ...]``.
         tails: raw q, k, v before ``x``, ``[width - 1, D]``; what has no
             convolution stays as it is.
@@ -63,6 +67,9 @@ def generate(parts, config, x, memories, tails, **place):
         k, v, gates = jax.tree.map(
             lambda a: a[None], (made.k, made.v, made.gates)
         )
+        if parts.steps is not None:
+            factor = jax.nn.sigmoid(parts.steps.astype(gates.eta.dtype))
+            gates = gates._replace(eta=factor[..., None] * gates.eta)
         _, memories = learner.step(
             memories, k, v, None, gates, valid=valid, closes=closes
         )
@@ -135,8 +142,10 @@ def read_shared(
 
 
 def _project(parts, x):
-    """Returns the tokens and those of q, k, v without a memory, ``[T, D]``."""
-    return x, {n: x @ w.astype(x.dtype) for n, w in parts.projections.items()}
+    """Returns the tokens, and what else q, k and v are made of, ``[T, D]``."""
+    x, values = x
+    made = {n: x @ w.astype(x.dtype) for n, w in parts.projections.items()}
+    return x, made if values is None else made | {"v": values}
 
 
 def _exchange(made):
@@ -148,24 +157,28 @@ def _make(parts, config, start, tails, tokens, valid):
     """Returns a piece's ``(Generated, tails)`` from its ``start`` weights."""
     x, raws = tokens
     length = x.shape[0]
-    per_head = x.reshape(length, parts.heads, -1).swapaxes(0, 1)
-    outputs = dict(
-        zip(
-            config.generated,
-            config.memory_architecture.apply(start, per_head[None]),
-            strict=True,
-        )
-    )
+
+    def per_head(a):
+        return a.reshape(length, parts.heads, -1).swapaxes(0, 1)
+
+    names = config.generated
+    inputs = per_head(x)[None]
+    if any(name in raws for name in names):
+        inputs = jnp.stack([per_head(raws.get(name, x)) for name in names])
+    outputs = config.memory_architecture.apply(start, inputs)
+    outputs = dict(zip(names, outputs, strict=True))
     mixed, after = {}, dict(tails)
     for name in ("q", "k", "v"):
-        raw = raws.get(name)
-        if raw is None:
-            raw = outputs[name].swapaxes(0, 1).reshape(length, -1)
         kernel = parts.kernels.get(name)
-        if kernel is not None:
-            raw, after[name] = _convolve(raw, kernel, tails[name], valid)
-        y = jax.nn.silu(raw)
-        mixed[name] = y.reshape(length, parts.heads, -1).swapaxes(0, 1)
+        if kernel is None:  # Of the stream, which has been activated.
+            made = outputs.get(name)
+            mixed[name] = per_head(raws[name]) if made is None else made
+            continue
+        raw = raws.get(name)
+        if name in outputs:
+            raw = outputs[name].swapaxes(0, 1).reshape(length, -1)
+        raw, after[name] = _convolve(raw, kernel, tails[name], valid)
+        mixed[name] = per_head(jax.nn.silu(raw))
     q, k = l2_normalize(mixed["q"]), l2_normalize(mixed["k"])
     v = mixed["v"]
     if config.value_norm == "input":
