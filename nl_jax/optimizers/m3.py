@@ -27,7 +27,7 @@ two points, for which it is an option:
 ``experiments/digits.py`` compares them. Leaves that are not matrices skip NS
 and are divided as printed, which is Adam with a second momentum. Cost: five
 arrays like the parameters, one Newton-Schulz iteration per step, and another
-one per period.
+one per period; on a mesh each device orthogonalises its share of the matrices.
 """
 
 import dataclasses
@@ -44,8 +44,7 @@ from nl_jax.optimizers.facts import MemoryFacts, level_row
 from nl_jax.optimizers.matrices import (
     as_matrices,
     dimensions_tree,
-    orthogonalize,
-    resolve_dimensions,
+    orthogonalize_tree,
 )
 from nl_jax.optimizers.rate import scale_by_rate
 from nl_jax.optimizers.sharding import keep_shardings
@@ -154,19 +153,13 @@ def scale_by_m3(
         return optax.tree.bias_correction(moment, decay, count)
 
     def orthogonal(tree):
-        leaves, treedef = jax.tree.flatten(tree)
-        dims = resolve_dimensions(dimension_numbers, tree)
-        matrices = [i for i, d in enumerate(dims) if d is not None]
-        views = [as_matrices(leaves[i], dims[i]) for i in matrices]
-        done = orthogonalize(
-            [x for x, _ in views],
+        return orthogonalize_tree(
+            tree,
+            dimension_numbers,
             together=together,
             steps=steps,
             coefficients=coefficients,
         )
-        for i, x, (_, back) in zip(matrices, done, views, strict=True):
-            leaves[i] = back(x)
-        return treedef.unflatten(leaves)
 
     def divisor(v, dims):
         if dims is None or second_moment == "absolute":

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from optax.contrib import MuonDimensionNumbers
 
+from nl_jax.optimizers.sharding import by_share
 from pallas_kernels.newton_schulz import newton_schulz
 
 Matrices = Float[Array, "b m n"]
@@ -85,7 +86,7 @@ def orthogonalize(
     for members in groups.values():
         wide = [_wide(matrices[i]) for i in members]
         stacked = wide[0] if len(wide) == 1 else jnp.concatenate(wide)
-        done = newton_schulz(stacked, **options)
+        done = by_share(lambda x: newton_schulz(x, **options), stacked)
         start = 0
         for index, x in zip(members, wide, strict=True):
             y = done[start : start + len(x)]
@@ -93,6 +94,26 @@ def orthogonalize(
             tall = matrices[index].shape[1] > matrices[index].shape[2]
             out[index] = y.mT if tall else y
     return out
+
+
+def orthogonalize_tree(
+    tree: Any, dimension_numbers: Any = None, **options: Any
+) -> Any:
+    """Orthogonalises the matrices of a tree, and returns other leaves as given.
+
+    Args:
+        tree: arrays.
+        dimension_numbers: see :func:`resolve_dimensions`.
+        **options: options of :func:`orthogonalize`.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    dims = resolve_dimensions(dimension_numbers, tree)
+    matrices = [i for i, d in enumerate(dims) if d is not None]
+    views = [as_matrices(leaves[i], dims[i]) for i in matrices]
+    done = orthogonalize([x for x, _ in views], **options)
+    for i, x, (_, back) in zip(matrices, done, views, strict=True):
+        leaves[i] = back(x)
+    return treedef.unflatten(leaves)
 
 
 def resolve_dimensions(dimensions: Any, tree: Any) -> list:

@@ -5,6 +5,7 @@ in optax, the memory accumulates gradients and the learning rate changes the
 sign.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -16,13 +17,14 @@ from nl_jax.memory import Objective
 from nl_jax.optimizers.matrices import MatrixFunction
 from nl_jax.optimizers.memory import scale_by_memory
 from nl_jax.optimizers.rate import scale_by_rate
+from nl_jax.optimizers.sharding import by_share
 from pallas_kernels.newton_schulz import newton_schulz, safe_norm
 
 MATRIX_FUNCTIONS: dict[str, MatrixFunction] = {
     "sign": jnp.sign,
     "tanh": jnp.tanh,
     "arcsinh": jnp.arcsinh,
-    "newton_schulz": newton_schulz,
+    "newton_schulz": functools.partial(by_share, newton_schulz),
 }
 """Feature maps and outputs by name, to which users may add their own."""
 

@@ -22,6 +22,7 @@ from nl_jax.optimizers.adaptive import (
 )
 from nl_jax.optimizers.deep import scale_by_deep_momentum
 from nl_jax.optimizers.m3 import scale_by_m3
+from nl_jax.optimizers.matrices import orthogonalize_tree
 from nl_jax.optimizers.momentum import (
     scale_by_delta_momentum,
     scale_by_feature_momentum,
@@ -32,6 +33,7 @@ from nl_jax.optimizers.outputs import (
     scale_by_nonlinear_output,
 )
 from nl_jax.optimizers.preconditioner import scale_by_learned_preconditioner
+from nl_jax.optimizers.sharding import keep_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +84,12 @@ def _muon(
 ) -> optax.GradientTransformation:
     def present(updates):
         if dimension_numbers is None:
-            return jax.tree.map(
-                lambda leaf: MuonDimensionNumbers() if leaf.ndim == 2 else None,
-                updates,
-            )
+            for leaf in jax.tree.leaves(updates):
+                if leaf.ndim != 2:
+                    raise InputError(
+                        f"muon takes matrices; a leaf has shape {leaf.shape}"
+                    )
+            return jax.tree.map(lambda _: MuonDimensionNumbers(), updates)
         # Muon takes dimension numbers only for leaves that are not masked.
         return map_dimensions(
             lambda d, leaf: leaf if isinstance(leaf, optax.MaskedNode) else d,
@@ -93,13 +97,29 @@ def _muon(
             updates,
         )
 
-    return scale_by_muon(
-        ns_steps=default_count("ns_steps", ns_steps, 5),
-        beta=beta,
-        nesterov=nesterov,
-        adaptive=adaptive,
-        weight_dimension_numbers=present,
+    steps = default_count("ns_steps", ns_steps, 5)
+    muon = scale_by_muon(
+        ns_steps=steps, beta=beta, weight_dimension_numbers=present
     )
+
+    def update(updates, state, params=None):
+        """Optax's, but for the orthogonalisation, which devices share."""
+        del params
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(updates, state.mu, beta, 1)
+        ahead = count
+        if nesterov:
+            ahead = optax.safe_increment(count)
+        hat = optax.tree.bias_correction(mu, beta, ahead)
+        if nesterov:
+            own = optax.tree.bias_correction(updates, beta, count)
+            hat = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, hat, own)
+        out = orthogonalize_tree(hat, present(updates), steps=steps)
+        if adaptive:
+            out = jax.tree.map(lambda x, y: jnp.sum(x * y) * y, hat, out)
+        return out, state._replace(count=count, mu=mu)
+
+    return optax.GradientTransformation(muon.init, keep_shardings(update))
 
 
 _ADAM = {"b1": "b1", "b2": "b2", "eps": "eps"}

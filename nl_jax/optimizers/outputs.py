@@ -5,6 +5,7 @@ descent on a potential of its singular values :math:`s`: the iteration
 :math:`s \leftarrow p(s)` is a step of size 1 down :math:`\int (s - p(s))\,ds`.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from nl_jax.optimizers.matrices import MatrixFunction
 from nl_jax.optimizers.memory import scale_by_memory
 from nl_jax.optimizers.momentum import MATRIX_FUNCTIONS
 from nl_jax.optimizers.rate import scale_by_rate
+from nl_jax.optimizers.sharding import by_share
 from pallas_kernels.newton_schulz import COEFFICIENTS, divide_by_norm
 
 
@@ -146,7 +148,7 @@ def scale_by_newton_schulz_memory(
         return jax.lax.fori_loop(0, steps, step, m)
 
     return scale_by_nonlinear_output(
-        output,
+        functools.partial(by_share, output),
         retention,
         period=period,
         dimension_numbers=dimension_numbers,

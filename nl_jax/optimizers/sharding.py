@@ -1,10 +1,15 @@
 """Optimizer updates on meshes with explicit axes."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
-from jax.sharding import AxisType
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+_LEAST = 2**14
+"""Elements of matrices that are worth being sent to other devices."""
 
 
 def keep_shardings(update: Callable) -> Callable:
@@ -41,3 +46,44 @@ def keep_shardings(update: Callable) -> Callable:
         )
 
     return wrapped
+
+
+def by_share(function: Callable, x: jax.Array) -> jax.Array:
+    """Applies a function of matrices so that each device takes its share.
+
+    Under a mesh (``jax.set_mesh``) a product of sharded matrices would be
+    gathered or summed over devices, again at each step of an iteration. Here
+    whole matrices are handed out before it and their parts taken back after it,
+    along one axis of the mesh after the other, since the compiler then sends
+    parts from device to device instead of everything to all.
+
+    Args:
+        function: function of matrices ``[b, m, n]`` to the same shape, each
+            alone, that maps zeros to finite numbers.
+        x: matrices ``[b, m, n]``.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = [
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Auto and mesh.shape[name] > 1
+    ]
+    if not axes or x.size < _LEAST:
+        return function(x)
+    count = len(x)
+    width = math.prod(mesh.shape[name] for name in axes)
+    x = jnp.pad(x, ((0, -count % width), (0, 0), (0, 0)))
+    free = PartitionSpec.UNCONSTRAINED
+    ways = [
+        PartitionSpec(tuple(axes[:number]), free, free)
+        for number in range(1, len(axes))
+    ]
+    for way in ways:
+        x = jax.lax.with_sharding_constraint(x, way)
+    whole = PartitionSpec(tuple(axes))
+    x = jax.shard_map(
+        function, in_specs=whole, out_specs=whole, check_vma=False
+    )(x)
+    for way in reversed(ways):
+        x = jax.lax.with_sharding_constraint(x, way)
+    return x[:count]

@@ -35,10 +35,11 @@ _ENTRIES: dict[str, dict[str, type]] = {
     "versions": {},
     "evaluated": {},
     "seconds_in_steps": {},
+    "started": {},
     "sums": {"meta": str, "variables": dict, "optimizer": dict},
 }
 """Entries of the metadata, and what those hold at least."""
-_NEWER = ("evaluated", "seconds_in_steps", "sums")
+_NEWER = ("evaluated", "seconds_in_steps", "started", "sums")
 """Entries that the first checkpoints lack."""
 
 

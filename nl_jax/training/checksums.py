@@ -29,12 +29,13 @@ def array_sums(tree: Any) -> dict[str, str]:
         >>> array_sums({"w": jnp.ones(3)})
         {'w': '6a42ed67'}
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # All are started before the first is waited for.
-    sums = [_array_sum(jnp.asarray(leaf)) for _, leaf in leaves]
+    # One after another: on CPUs, programs whose devices wait for each other
+    # would take each other's threads, and wait for ever.
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{value:08x}"
-        for (path, _), value in zip(leaves, jax.device_get(sums), strict=True)
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            f"{jax.device_get(_array_sum(jnp.asarray(leaf))):08x}"
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 

@@ -51,11 +51,7 @@ from nl_jax.training.saved_runs import (
     restore_newest,
     resumed_data,
 )
-from nl_jax.training.step import (
-    compile_programs,
-    draw_state,
-    plan_state,
-)
+from nl_jax.training.step import compile_programs, draw_state, plan_state
 from nl_jax.training.step_records import StepRecords
 from nl_jax.training.train_config import TrainConfig
 from nl_jax.training.train_result import TrainResult
@@ -124,7 +120,8 @@ class _Run:
         self.checkpoints: Checkpoints | None = None
         self.start, self.evaluated = 0, True
         self.tokens = 0  # Targets that counted before.
-        self.started, self.in_steps = time.time(), 0.0
+        self.started: float | None = time.time()
+        self.in_steps = 0.0
         self.state: TrainState | None = None
         self.model = LanguageModel(config.model)
         if workdir is not None:
@@ -205,7 +202,7 @@ class _Run:
         if workdir is not None and self.writers:
             self.records = read_json_lines(workdir / "metrics.jsonl")
             write_json(workdir / "config.json", to_json(config))
-            self.started = first_start(workdir / "started.json")
+            self.started = first_start(workdir / "started.json", meta)
 
     def train(self, profiler: StepProfiler) -> TrainResult:
         """Trains until the last step or a signal."""
@@ -338,6 +335,7 @@ class _Run:
                 "sha256": self.data.corpus.sha256,
             },
             "evaluated": self.evaluated,
+            "started": self.started,
             "seconds_in_steps": round(in_steps, 3),
             "versions": versions(),
         }

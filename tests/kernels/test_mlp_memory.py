@@ -7,6 +7,7 @@ nothing with the chunk step.
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,12 @@ CASES = [
     )
 ]
 DEFAULT = CASES[0]
+SMALLEST = CASES[1]
+costly = pytest.mark.parametrize(
+    "case",
+    [SMALLEST, pytest.param(DEFAULT, marks=pytest.mark.slow)],
+    ids=["smallest", "default"],
+)
 OFFERED = {"tpu": "pallas_tpu", "cuda": "pallas_triton", "cpu": "chunked"}
 
 
@@ -266,13 +273,15 @@ def test_kernel_reads_and_writes_nothing_astray():
     assert not interpreter.races.races_found
 
 
-def test_second_derivatives():
-    arrays = inputs(21, dtype="float32", lead=(1,))
+@costly
+def test_second_derivatives(case):
+    momentum = case["momentum"]
+    arrays = inputs(21, momentum=momentum, dtype="float32", lead=(1,))
 
     @functools.partial(jax.jit, static_argnames="name")
     @jax.grad
     def second(arrays, name):
-        slope, _ = program(tuple(DEFAULT.items()), **KERNELS[name])(arrays)
+        slope, _ = program(tuple(case.items()), **KERNELS[name])(arrays)
         return sum(jnp.square(v).sum() for v in jax.tree.leaves(slope))
 
     expected, actual = (second(arrays, n) for n in ("chunked", "pallas_tpu"))
@@ -337,13 +346,15 @@ def test_what_the_platform_offers_is_the_same():
 
 
 SHARDED = """
+import json, sys
 import jax, numpy as np
-from tests.kernels.test_mlp_memory import DEFAULT, KERNELS, inputs, program
-arrays = inputs(21, dtype="float32", lead=(4, 2))
+from tests.kernels.test_mlp_memory import KERNELS, inputs, program
+case = json.loads(sys.argv[1])
+arrays = inputs(21, momentum=case["momentum"], dtype="float32", lead=(4, 2))
 auto = (jax.sharding.AxisType.Auto,) * 2
 mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=auto)
 for name in ("pallas_tpu", "pallas_triton"):
-    run = program(tuple(DEFAULT.items()), **KERNELS[name])
+    run = program(tuple(case.items()), **KERNELS[name])
     alone = run(arrays)
     with jax.set_mesh(mesh):
         rows = jax.device_put(arrays, jax.NamedSharding(mesh, jax.P("data")))
@@ -354,13 +365,15 @@ for name in ("pallas_tpu", "pallas_triton"):
 """
 
 
-def test_kernel_on_a_mesh_is_the_kernel_on_one_device():
-    run_on_devices(SHARDED)
+@costly
+def test_kernel_on_a_mesh_is_the_kernel_on_one_device(case):
+    run_on_devices(SHARDED, json.dumps(case))
 
 
-def test_a_layer_that_runs_the_kernel_is_the_layer(monkeypatch):
+@costly
+def test_a_layer_that_runs_the_kernel_is_the_layer(monkeypatch, case):
     """Whole chunks and what is left; its state is the plain one's."""
-    config = TitansConfig(architecture="mlp", expansion=2)
+    config = TitansConfig(architecture="mlp", expansion=2, **case)
     x = jax.random.normal(jax.random.key(0), (2, 37, 8))
     plain = SelfModifyingTitans(config, d_model=8, n_heads=2)
     variables = jax.jit(plain.init)(jax.random.key(1), x[:, :1])

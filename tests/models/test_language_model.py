@@ -75,9 +75,15 @@ ALIKE = (
     "titans-mal",
     "ttt-linear",
 )
-# Second derivatives of a memory's scan take long to compile; a quick test
-# compares hope-remat with hope.
-SLOW = (*ALIKE, "hope-next-token", "hope-remat", "hope-cached")
+# Second derivatives of a memory's scan take long to compile, and so do levels
+# across depth; a quick test compares hope-remat with hope.
+SLOW = (
+    *ALIKE,
+    "hope-next-token",
+    "hope-attention-depth",
+    "hope-remat",
+    "hope-cached",
+)
 # One case of each mixer, and levels in blocks of their own.
 EXACT = (
     "deltanet",

@@ -265,8 +265,9 @@ def test_wrong_choices_are_named(wrong, message):
 
 
 def test_first_order_drops_the_second_derivatives_only():
-    model, variables, tokens = make(mixer="attention")
-    first, _, _ = make(mixer="attention", first_order=True)
+    one = {"mixer": "attention", "token_periods": (4,)}
+    model, variables, tokens = make(**one)
+    first, _, _ = make(**one, first_order=True)
 
     def run(model):
         def loss(variables):

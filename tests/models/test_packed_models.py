@@ -101,6 +101,7 @@ def _each(*quick):
     return pytest.mark.parametrize(
         "label",
         [pytest.param(m, marks=() if m in quick else slow) for m in MODELS],
+        scope="module",  # Tests of a model follow each other: one compiles.
     )
 
 
@@ -287,7 +288,7 @@ def _float64():
         yield
 
 
-@_each("transformer", "mamba, next_token levels")
+@_each("transformer", "mamba, local levels")
 @example(_MANY)
 @given(_cases())
 @_examples(3)
@@ -304,8 +305,7 @@ def test_gradients_are_the_sum_over_documents(label, case):
     _check_gradient(label, case)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("label", MODELS)
+@_each()
 @example(_NONE)
 @given(_cases())
 @_examples(30)
@@ -315,8 +315,7 @@ def test_many_cases(label, case):
     _check_gradient(label, case)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("label", MODELS)
+@_each()
 def test_decoding_token_by_token(label):
     ids = np.array([[0, *[1] * 8, 0, *[2] * 14], [1, *[2] * 4, *[3] * 19]])
     whole, _ = _read(label)(_TOKENS[:, :LENGTH], ids)
@@ -328,8 +327,7 @@ def test_decoding_token_by_token(label):
         _same(logits * valid, whole[:, own] * valid, 1e-9)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("label", MODELS)
+@_each()
 def test_bfloat16_within_its_rounding(label):
     """As near to float64 as a document read alone in bfloat16 is, times 3.
 

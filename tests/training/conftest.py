@@ -14,6 +14,7 @@ from nl_jax.training import (
     OptimizerConfig,
     TrainConfig,
     TrainState,
+    loop,
     make_optimizer,
 )
 
@@ -24,6 +25,35 @@ LENGTHS = np.ones(256, np.int32)
 def draw(model, key, tokens):
     """Initial parameters, compiled once for each model."""
     return model.init(key, tokens)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_each_run_once():
+    """Most runs of a module are alike, and so are their compiled steps."""
+    real, known = loop.compile_programs, {}
+
+    def compile_programs(
+        config, model, optimizer, mesh, shapes, lengths, batch
+    ):
+        of_run = (config.model, config.optimizer, config.steps, config.mesh)
+        parts = config.batch_size, config.accumulate, config.data.reading
+        settings = [
+            jax.config.read(f"jax_{name}")
+            for name in ("disable_most_optimizations", "enable_x64")
+        ]
+        where = jax.tree.map(lambda a: (a.shape, a.dtype), (shapes, batch))
+        key = repr(
+            (of_run, parts, settings, where, np.asarray(lengths).tolist())
+        )
+        if key not in known:
+            known[key] = real(
+                config, model, optimizer, mesh, shapes, lengths, batch
+            )
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_programs", compile_programs)
+        yield
 
 
 def outer_optimizer(config, model, variables):

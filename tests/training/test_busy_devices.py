@@ -166,7 +166,8 @@ class Clock:
         self.now += seconds
 
 
-def test_goodput_goes_on_after_a_restart(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_goodput_goes_on_after_a_restart(tiny, tmp_path, monkeypatch, damaged):
     """A step takes 2 s, a batch 0.5, saving 1, compiling 10.
 
     The run is killed in step 6, after 24.5 s, and begins anew 100 s later with
@@ -225,10 +226,32 @@ def test_the_first_start_is_noted_once(tmp_path, monkeypatch):
     assert first_start(file) == 1000
     clock.tick(50)
     assert first_start(file) == 1000
-    for text in ("", "[]", '{"time": "noon"}', "{}"):
-        file.write_text(text)
-        with pytest.raises(InputError, match=r"started\.json does not hold"):
-            first_start(file)
+    file.unlink()
+    assert first_start(file, {"started": 900.0}) == 900
+    assert first_start(file) == 900
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", "\x00", '{"time": "noon"}', '{"time": true}'),
+        *('{"time": NaN}', '{"time": -1}', '{"time": 1e12}'),
+    ],
+)
+def test_a_damaged_start_is_not_made_up(tmp_path, caplog, text):
+    """The run goes on, without goodput unless its checkpoint has the time."""
+    logging.getLogger("nl_jax").propagate = True
+    file = tmp_path / "started.json"
+    file.write_text(text)
+    for saved in (None, {}, {"started": -1}):
+        assert first_start(file, saved) is None
+    assert file.read_text() == text and caplog.text.count("no goodput") == 3
+    clock = run_clock.RunClock(first_start(file))
+    assert set(clock.measure(1)) == {"step_seconds", "input_wait_seconds"}
+    assert first_start(file, {"started": 900.0}) == first_start(file) == 900
+    file.unlink()
+    assert first_start(file, {}) is None  # Checkpoints once had no such time.
+    assert not file.exists()
 
 
 def test_programs_are_kept_in_a_folder_of_ones_own(

@@ -24,6 +24,7 @@ from nl_jax.training import (
 from nl_jax.training.checksums import array_sums
 from nl_jax.training.process import locked
 from nl_jax.training.step import plan_state
+from tests.devices import run_on_devices
 from tests.training.test_loop import losses, steps_in
 
 
@@ -265,3 +266,23 @@ def test_a_step_that_hangs_shows_its_stacks(tmp_path):
     )
     assert "Timeout" in done.stderr
     assert "line 5 in <module>" in done.stderr
+
+
+MANY_SUMS = """
+import jax, numpy as np
+from nl_jax.training import MeshConfig, make_mesh
+from nl_jax.training.checksums import array_sums
+mesh = make_mesh(MeshConfig(2, 2, 2))
+where = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
+tree = {i: np.full((64, 32, 8), i, np.float32) for i in range(200)}
+cut = jax.device_put(tree, where)
+expected = array_sums(tree)
+for _ in range(5):
+    assert array_sums(cut) == expected
+"""
+
+
+@pytest.mark.slow
+def test_sums_of_many_sharded_arrays_do_not_wait_for_each_other():
+    """Two at a time take each other's threads, and wait for ever."""
+    run_on_devices(MANY_SUMS)
