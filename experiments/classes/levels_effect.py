@@ -26,7 +26,7 @@ with 4,096. A low frequency keeps what was learned. Faster levels help if it is
 too low for the task just learned; otherwise they only take weights from the
 slow level. ``docs/continual_learning.md`` has all results of both commands.
 
-Results go to ``--out``: finished runs as lines of JSON, tables, a record and a
+Results go to ``--out``: runs as JSON files, tables, a record and a
 plot. Finished runs are not repeated.
 """
 

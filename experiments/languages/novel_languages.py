@@ -32,7 +32,7 @@ attention no longer sees. With equally many weights, however, more levels do not
 remember more, unlike in the paper; ``docs/continual_learning.md`` lists other
 weaknesses.
 
-Results go to ``--out``: finished runs as lines of JSON, tables, a record with
+Results go to ``--out``: runs as JSON files, tables, a record with
 every ``R``, and a plot. Finished runs are not repeated.
 """
 

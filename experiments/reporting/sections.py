@@ -73,7 +73,8 @@ def make_sections(cells: Sequence[Mapping[str, Any]]) -> list[Section]:
 def _sections(name, cells, others):
     settings = cells[0]["settings"]
     differs = {
-        key: value
+        # Hashes and long lists are told by their beginnings.
+        key: words(value)[:12]
         for key, value in settings.items()
         if any(other.get(key) != value for other in others)
     }
@@ -104,14 +105,17 @@ def forms_of(
         if found:
             return (found,) if isinstance(found, Report) else found
     keys = dict.fromkeys(key for cell in cells for key in cell["cell"])
-    heads = dict.fromkeys(
-        key
-        for cell in cells
-        for key, value in cell["result"].items()
-        if is_number(value) and key not in keys
-    )
+    columns: dict[str, Column] = {}
+    for cell in cells:
+        for head, value in cell["result"].items():
+            if not is_number(value):
+                continue
+            if isinstance(value, int) and head not in columns:
+                columns[head] = Column(head, ",.0f")
+            elif isinstance(value, float):
+                columns[head] = Column(head, ".4g")
     by = tuple(key for key in keys if key != "seed")
-    return (Report(name, by, {head: Column(head, ".4g") for head in heads}),)
+    return (Report(name, by, columns),)
 
 
 def _key(row, fields):

@@ -21,9 +21,10 @@ def edges_to(length: int, positions: int) -> list[int]:
         >>> edges_to(256, 2048)
         [0, 256, 512, 1024, 2048]
     """
-    edges = [0, length]
-    while 2 * edges[-1] < positions:
-        edges.append(2 * edges[-1])
+    edges, end = [0], length
+    while end < positions:
+        edges.append(end)
+        end *= 2
     return [*edges, positions]
 
 

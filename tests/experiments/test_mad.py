@@ -154,7 +154,7 @@ def test_the_script_writes_both_accuracies_and_repeats_nothing(
     for row in record["rows"]:
         assert [point[0] for point in row["curve"]] == [2, 3]
         assert row["curve"][-1][2:] == [row["macro"], row["token"]]
-        assert row["length"] == 32
+        assert row["tokens"] == 32
     assert "| compression | lstm | 32 | 3 |" in out
     monkeypatch.setattr(mad, "train", lambda **_: 1 / 0)
     assert finished(mad, *flags)[1]["rows"] == record["rows"]
@@ -173,6 +173,7 @@ def test_a_compressor_reads_the_whole_sequence_in_its_last_vector():
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
+        ("--tasks=", "must not be empty"),
         ("--tasks=copying", f"allowed are {', '.join(TASKS)}"),
         ("--length=32", "34"),
         ("--length=35", "even"),
