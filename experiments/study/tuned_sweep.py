@@ -8,7 +8,6 @@ import numpy as np
 from experiments.shared import flags
 from experiments.shared.records import Records, Row
 from experiments.shared.sweep import Cell, grouped, sweep
-from nl_jax.errors import InputError
 
 TUNING = {
     "rates": flags.numbers(
@@ -44,14 +43,7 @@ def tuned_sweep(
         seeds: of the runs.
         jobs: processes that run cells at the same time.
         work: what a cell costs in comparison with others.
-
-    Raises:
-        InputError: if there are no subjects, rates or seeds.
     """
-    if not (subjects and rates and seeds):
-        raise InputError(
-            "nothing to run: a model, a rate and a seed are needed"
-        )
     first, *more = seeds
     # A rate at a time, so that all subjects can be compared early.
     order = sorted(rates, key=lambda rate: abs(np.log(rate / np.median(rates))))
