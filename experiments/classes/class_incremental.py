@@ -37,7 +37,7 @@ level alone 87.2 and 3.5. On embeddings (``--features=minilm --width=1024``; see
 mahalanobis 91.4, joint 92.6. On the standard library three levels reach 63.3,
 the class mean 54.7, joint training 66.8.
 
-Results go to ``--out``: finished runs as lines of JSON, tables, a record with
+Results go to ``--out``: runs as JSON files, tables, a record with
 every ``R``, and a plot. Finished runs are not repeated.
 """
 

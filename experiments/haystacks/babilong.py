@@ -18,8 +18,8 @@ Command (minutes a run)::
     python -m experiments.babilong --tasks=qa1 --runs=hope --lengths=1000000 \
         --tests=1
 
-Results: ``docs/synthetic.md``. They go to ``--out``: finished runs as lines of
-JSON, a Markdown table, a record and a plot. Finished runs are not repeated.
+Results: ``docs/synthetic.md``. They go to ``--out``: runs as JSON files, a
+Markdown table, a record and a plot. Finished runs are not repeated.
 """
 
 import functools

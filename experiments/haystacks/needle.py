@@ -23,8 +23,8 @@ Command (minutes a run)::
 
     python -m experiments.needle --tasks=s-niah-1 --runs=hope,deltanet
 
-Results: ``docs/synthetic.md``. They go to ``--out``: finished runs as lines of
-JSON, a Markdown table, a record and a plot. Finished runs are not repeated.
+Results: ``docs/synthetic.md``. They go to ``--out``: runs as JSON files, a
+Markdown table, a record and a plot. Finished runs are not repeated.
 """
 
 import functools

@@ -37,7 +37,7 @@ with the same seed took 900 steps; a run with four classes to choose from was at
 67/0 after 2,400. Convolutions of 4 taps harm Hope: bin 1 stays between 39 and
 97 up to step 1,000. The Transformer has no positions, as in the paper.
 
-Results go to ``--out``: finished runs as lines of JSON, a table, a record and a
+Results go to ``--out``: runs as JSON files, a table, a record and a
 plot. Finished runs are not repeated.
 """
 

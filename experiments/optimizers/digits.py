@@ -13,7 +13,7 @@ Command (half an hour)::
 Expected: M3's test loss near Muon's and about half of AdamW's; Algorithm 1 as
 printed far behind (``docs/optimizers.md``).
 
-Runs are stored in ``--out`` as lines of JSON, and the same command continues
+Runs are stored in ``--out`` as JSON files, and the same command continues
 where it stopped. At the end come a Markdown table, a record and a plot.
 """
 

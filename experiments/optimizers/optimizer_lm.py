@@ -13,7 +13,7 @@ Command (half an hour on two cores; a run takes one to two minutes)::
 
 Expected: Muon, then M3, then AdamW, all below gzip; momenta far above it
 (``docs/optimizers.md``). ``--model=hope`` takes another model of the same size.
-Runs are stored in ``--out`` as lines of JSON, and the same command continues
+Runs are stored in ``--out`` as JSON files, and the same command continues
 where it stopped. At the end come a Markdown table, a record and a plot.
 """
 

@@ -15,7 +15,7 @@ Commands (about 4 minutes a run on two cores; a run stops once it has learned)::
 
 Expected: ``hope`` and ``deltanet`` above 95 % well before step 1,500 of the
 first command. ``docs/recall.md`` compares parametrisations, and all models on
-the slices of the second. Results go to ``--out``: one JSON line per run, a
+the slices of the second. Results go to ``--out``: one JSON file per run, a
 Markdown table and a plot. Finished runs are not repeated unless a setting
 changes.
 """

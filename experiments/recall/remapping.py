@@ -20,7 +20,7 @@ Command (half a minute of a free core a run)::
 
     python -m experiments.remapping
 
-Results: ``docs/hope_study.md``. Runs are stored in ``--out`` as lines of JSON,
+Results: ``docs/hope_study.md``. Runs are stored in ``--out`` as JSON files,
 and finished ones are not repeated.
 """
 

@@ -117,7 +117,7 @@ def words(
 
     if known:
         text = f"{text} Out of {', '.join(known)}.".strip()
-    return _listed(default, text, check)
+    return _listed(default, text, check, filled=bool(known))
 
 
 def integers(
@@ -130,7 +130,7 @@ def integers(
             raise ValueError(f"must be integers >= {least} and <= {most}")
         return int(word)
 
-    return _listed(default, text, parse)
+    return _listed(default, text, parse, filled=True)
 
 
 def numbers(
@@ -150,7 +150,7 @@ def numbers(
             raise ValueError(must)
         return found
 
-    return _listed(default, text, parse)
+    return _listed(default, text, parse, filled=True)
 
 
 def seeds(default: Sequence[int], text: str = "One run each.") -> Flag:
@@ -204,12 +204,21 @@ class _ListParser(flags.ArgumentParser):
         return "list"
 
 
-def _listed(default, text, item):
-    return lambda name, values: flags.DEFINE(
-        _ListParser(item),
-        name,
-        default,
-        text,
-        flag_values=values,
-        serializer=flags.CsvListSerializer(","),
-    )
+def _listed(default, text, item, *, filled):
+    """A list; one that is filled by default must not be empty."""
+
+    def define(name, values):
+        flags.DEFINE(
+            _ListParser(item),
+            name,
+            default,
+            text,
+            flag_values=values,
+            serializer=flags.CsvListSerializer(","),
+        )
+        if filled and default:
+            flags.register_validator(
+                name, bool, "must not be empty", flag_values=values
+            )
+
+    return define

@@ -23,7 +23,11 @@ from nl_jax.training import (
 )
 
 Row = dict[str, Any]
-_FIELDS = {"experiment", "cell", "settings", "result", "error", "finished"}
+_MAPPINGS = ("cell", "settings", "result")
+_FIELDS = {
+    *_MAPPINGS,
+    *("experiment", "error", "finished", "seconds", "processor_seconds"),
+}
 
 
 class Records:
@@ -174,4 +178,6 @@ def _parsed(path: pathlib.Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     whole = isinstance(found, dict) and found.keys() >= _FIELDS
-    return found if whole else None
+    if whole and all(isinstance(found[name], dict) for name in _MAPPINGS):
+        return found
+    return None

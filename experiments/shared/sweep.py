@@ -63,7 +63,7 @@ def sweep(
 
     Args:
         records: of this command.
-        cells: keys by which rows are found.
+        cells: keys by which rows are found; each counts once.
         run: takes the cell as keyword arguments.
         before: is formatted with the cell and printed before it runs.
         after: is formatted with the row and printed once the row is on disk.
@@ -89,7 +89,8 @@ def sweep(
         >>> [row["y"] for row in rows]
         [4, 9]
     """
-    cells = list(cells)
+    every = list(cells)
+    cells = [c for n, c in enumerate(every) if c not in every[:n]]
     missing = [cell for cell in cells if records.find(**cell) is None]
     progress = SweepProgress([*cells, *later], work, jobs)
     for cell in (*cells, *later):

@@ -39,8 +39,9 @@ def clipped_adamw(
 
     The rate rises during a tenth of the steps, and falls to a twentieth.
     """
+    warm_up = min(max(steps // 10, 1), steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, rate, max(steps // 10, 1), steps, 0.05 * rate
+        0.0, rate, warm_up, steps, 0.05 * rate
     )
     return optax.chain(
         optax.clip_by_global_norm(1.0),

@@ -87,8 +87,8 @@ def side_by_side(
                 except BrokenProcessPool:
                     pools[number] = _pool()
                     outcome = Outcome({}, _DIED)
+                yield cell, outcome  # It is stored before another begins.
                 give(number)
-                yield cell, outcome
     finally:
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)

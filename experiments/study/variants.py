@@ -217,6 +217,7 @@ def sized(name: str, fields: Mapping[str, Any], size: int) -> ModelConfig:
     return wide(max(round(1 + (size - one) / (two - one)), 1))
 
 
+@functools.cache
 def count_of(config: ModelConfig) -> int:
     """Returns the number of parameters."""
     return count_parameters(build(config).parameter_shapes())

@@ -18,8 +18,8 @@ Command (a few minutes a run on one core)::
 
     python -m experiments.mad --runs=hope,deltanet --seeds=0,1,2
 
-Results: ``docs/synthetic.md``. They go to ``--out``: finished runs as lines of
-JSON, a Markdown table, a record and a plot. Finished runs are not repeated.
+Results: ``docs/synthetic.md``. They go to ``--out``: runs as JSON files, a
+Markdown table, a record and a plot. Finished runs are not repeated.
 """
 
 import functools

@@ -134,6 +134,7 @@ def test_the_script_scores_each_length_and_reports_memory(
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
+        ("--lengths=", "must not be empty"),
         ("--length=95", "96"),
         ("--lengths=-1", "must be integers >= 0"),
         ("--tasks=qa4", "allowed are qa1, qa2, qa3"),

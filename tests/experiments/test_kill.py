@@ -86,3 +86,55 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
     ]
     key = "held_out_bits_per_byte"
     assert results[0][key] == results[1][key]
+
+
+_SWEEP = """
+import os, pathlib, sys, time
+from experiments.shared.records import Records
+from experiments.shared.sweep import grid, sweep
+
+def run(x):
+    folder = pathlib.Path(sys.argv[1])
+    (folder / f"{x}-{os.getpid()}").touch()
+    while x and not (folder / "go").exists():
+        time.sleep(0.01)
+    return {"y": 2 * x}
+
+if __name__ == "__main__":
+    records = Records(f"{sys.argv[1]}/r", {})
+    rows = sweep(records, grid(x=[0, 1, 2]), run, jobs=2)
+    print([row["y"] for row in rows])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_leaves_no_process_and_repeats_no_cell(tmp_path):
+    (tmp_path / "script.py").write_text(_SWEEP)
+
+    def start():
+        return subprocess.Popen(
+            [sys.executable, str(tmp_path / "script.py"), str(tmp_path)],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    first = start()
+    while len(list(tmp_path.glob("[12]-*"))) < 2:
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.kill()
+    first.communicate()
+    for path in tmp_path.glob("[12]-*"):
+        pid = path.name.partition("-")[2]
+        deadline = time.monotonic() + 10
+        while pathlib.Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < deadline, "a run outlives its sweep"
+            time.sleep(0.05)
+        path.unlink()
+    (tmp_path / "go").touch()
+    again = start()
+    out, _ = again.communicate()
+    assert again.returncode == 0 and out.splitlines()[-1] == "[0, 2, 4]"
+    assert len(list(tmp_path.glob("0-*"))) == 1
+    assert len(list(tmp_path.glob("[12]-*"))) == 2

@@ -173,6 +173,7 @@ def test_a_compressor_reads_the_whole_sequence_in_its_last_vector():
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
+        ("--tasks=", "must not be empty"),
         ("--tasks=copying", f"allowed are {', '.join(TASKS)}"),
         ("--length=32", "34"),
         ("--length=35", "even"),

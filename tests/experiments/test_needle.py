@@ -133,6 +133,7 @@ def test_the_script_scores_each_length(finished, monkeypatch):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
+        ("--factors=", "must not be empty"),
         ("--length=20", "needles and a question of 30 tokens"),
         ("--factors=0", "must be integers >= 1"),
         ("--documents=nowhere", "no texts there"),

