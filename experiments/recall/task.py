@@ -10,7 +10,12 @@ from nl_jax.models import build, names
 
 _CACHE = {"segment": 32, "segments": 16, "restart": True}
 _FIXED = {"adaptive_k": False, "adaptive_v": False}
-_PLAIN = {"stream_width": 0.0, "output_gate": False, "output_scale": 1.0}
+_PLAIN = {
+    "stream_width": 0.0,
+    "output_gate": False,
+    "generator_step": None,
+    "gain": 1.0,
+}
 RUNS = {
     **{name: (name, {}) for name in names()},
     "hope-no-momentum": ("hope", {"titans": {"momentum": False}}),

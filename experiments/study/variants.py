@@ -33,7 +33,8 @@ def _titans(change, base="hope-one-level", **titans):
     return Variant(base, change, "hope", {**_ONE, "titans": titans})
 
 
-_PLAIN = {"stream_width": 0.0, "output_gate": False, "output_scale": 1.0}
+_ALONE = {"stream_width": 0.0, "output_gate": False}
+_PLAIN = {**_ALONE, "generator_step": None, "gain": 1.0}
 _RESIDUAL = {"architecture": "residual"}
 _DOT = {**_RESIDUAL, "objective": "dot_product"}
 _FIXED = {"adaptive_k": False, "adaptive_v": False}
@@ -61,20 +62,22 @@ VARIANTS: dict[str, Variant] = {
         "keys from a memory", "hope-fixed", adaptive_v=False, **_PLAIN
     ),
     "hope-plain": _titans("values from a memory", "hope-adaptive-k", **_PLAIN),
-    "hope-gate": _titans(
-        "output gate", "hope-plain", **_PLAIN | {"output_gate": True}
+    "hope-calm": _titans(
+        "generators begin small and take a tenth of the memory's steps",
+        "hope-plain",
+        **_ALONE,
     ),
     "hope-narrow": _titans(
-        "a convolved stream, which also goes past the memories",
-        "hope-gate",
+        "a convolved, gated stream past the memories",
+        "hope-calm",
         stream_width=1.0,
     ),
     "hope-stream-2": _titans(
-        "a stream of twice the width, half of it past the memories only",
+        "a stream of twice the width, of which half is the values",
         "hope-narrow",
         stream_width=2.0,
     ),
-    "hope-one-level": _titans("of three times the width", "hope-stream-2"),
+    "hope-one-level": _titans("of 2.5 times the width", "hope-stream-2"),
     "hope-levels-1-1": Variant(
         "hope-one-level",
         "two MLPs of half the width in a chain, both moved every step",
@@ -96,8 +99,12 @@ VARIANTS: dict[str, Variant] = {
     "rms-targets": _titans("longer targets", generator_targets="rms"),
     "direct-gates": _titans("gates without readout", gates="direct"),
     "no-gate": _titans("no output gate", output_gate=False),
-    "scale-1": _titans("first outputs 10 times as large", output_scale=1.0),
-    "stream-4": _titans("of four times the width", stream_width=4.0),
+    "scale-0.2": _titans("first outputs a fifth as large", output_scale=0.2),
+    "stream-3": _titans("of three times the width", stream_width=3.0),
+    "free-steps": _titans(
+        "generators take the memory's steps", generator_step=None
+    ),
+    "generator-gain-1": _titans("generators begin 10 times as large", gain=1.0),
     "fixed-k-v": _titans("keys and values from projections", **_FIXED),
     "adaptive-q": _titans("queries from a memory", adaptive_q=True),
     "no-convolution": _titans("no convolution", conv_width=1),

@@ -203,6 +203,8 @@ class TitansConfig(MixerConfig):
         With linear memories, targets ``M(v)`` and equal chunks, every memory
         inside a chunk is its start times the same matrix, so the delta memory
         runs once instead of once per memory. Used whenever it is exact.
+        Gradients grow with the length if keys and values come from such
+        memories of a stream, as those of other linear memories do.
         """
         return (
             self.memory_architecture == linear
