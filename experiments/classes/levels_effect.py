@@ -37,6 +37,7 @@ from experiments.classes.memory import LevelChoice, LevelledMemory
 from experiments.classes.summary import cell, shares
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, grouped, sweep
 from nl_jax.errors import InputError
 
@@ -167,3 +168,25 @@ def summarize(out, settings, rows, texts):
     figure = plot.curves(*panels, size=(11, 4), legend=-1)
     record = {"rows": rows, "settings": settings}
     write(out, "levels_effect", lines, record, figure)
+
+
+REPORT = Report(
+    "Levels of a memory that learns classes",
+    ("levels", "slowest"),
+    {
+        "accuracy, %": Column("average_accuracy.gem", ".1f", 100),
+        "new task, %": Column("new task", ".1f", 100),
+        "forgetting, %": Column("forgetting.gem", ".1f", 100),
+    },
+    [
+        Plot(
+            "average_accuracy.gem",
+            "accuracy, %",
+            "slowest",
+            "period of the slowest level",
+            ("levels",),
+            ("log", "linear"),
+            100,
+        )
+    ],
+)

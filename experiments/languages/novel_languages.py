@@ -44,6 +44,7 @@ from experiments.languages.invented import SENTENCES, TAGS
 from experiments.languages.stream import LEVELS, make_model, test, train
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, grouped, sweep
 from nl_jax.continual import metrics
 from nl_jax.errors import InputError
@@ -168,3 +169,16 @@ def draw(groups):
         size=(9, 4),
         sharey=True,
     )
+
+
+REPORT = Report(
+    "Languages learned one after another",
+    ("run",),
+    {
+        "syllables right, %": Column("syllables.average_accuracy", ".1f", 100),
+        "sentences right, %": Column("sentences.average_accuracy", ".1f", 100),
+        "syllables forgotten, %": Column("syllables.forgetting", ".1f", 100),
+        "parameters": Column("parameters", ",.0f"),
+    },
+    [Plot("syllables.average_accuracy", "syllables right, %", scale=100)],
+)

@@ -57,6 +57,7 @@ from experiments.levels.changing_text import (
 )
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
+from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, grouped, sweep
 from nl_jax.errors import InputError
 
@@ -269,3 +270,15 @@ def draw(rows):
         figure.axes[0].axhline(nats_per_byte, color="gray", label=name)
     figure.axes[0].legend(fontsize=7)
     return figure
+
+
+REPORT = Report(
+    "Levels that step when they must",
+    ("arm",),
+    {
+        "nats per byte": Column("nats", ".4f"),
+        "steps of the level": Column("updates", ",.1f"),
+    },
+    [Plot("nats", "nats per byte")],
+    best=("rate", "nats"),
+)

@@ -156,7 +156,12 @@ def table_of(section: Section) -> tuple[list[str], list[list[str]]]:
     """Returns the head and the lines of the section's table."""
     form = section.form
     head = [*form.by, *form.best[:1]] if form.best else [*form.by]
-    head += ["runs", *form.columns]
+    columns = {
+        name: column
+        for name, column in form.columns.items()
+        if numbers_of(section.rows, column)
+    }
+    head += ["runs", *columns]
     groups = _grouped(section.rows, form.by)
     if form.base:
         head.append("against")
@@ -167,7 +172,7 @@ def table_of(section: Section) -> tuple[list[str], list[list[str]]]:
             star = "*" if key in section.edges else ""
             line.append(f"{rows[0][form.best[0]]:g}{star}")
         line.append(str(len(rows)))
-        for name, column in form.columns.items():
+        for name, column in columns.items():
             line.append(_entry(rows, column, _paper(form, rows, key, name)))
         if form.base:
             line.append(_against(groups, rows, form))
@@ -177,8 +182,9 @@ def table_of(section: Section) -> tuple[list[str], list[list[str]]]:
 
 def _entry(rows, column, paper):
     found = numbers_of(rows, column)
-    # Numbers such as parameters, which are the same in all runs, have no error.
-    several = found if len({*found}) > 1 else found[:1]
+    # Counts such as parameters, which are the same in all runs, have no error.
+    count = column.form.endswith(".0f") and len({*found}) == 1
+    several = found[:1] if count else found
     shown = table.mean_error(several, column.form) if found else "-"
     if 0 < len(found) < len(rows):
         shown += f" ({len(rows) - len(found)} without)"

@@ -57,6 +57,20 @@ def test_means_errors_and_best_rates(folder):
     assert [line[5] for line in lines] == ["5,000", "5,000"]
 
 
+def test_equal_results_have_an_error_and_equal_counts_have_none(tmp_path):
+    records = Records(tmp_path / "x", {})
+    for seed in (0, 1):
+        cell = {"run": "a", "seed": seed}
+        records.add({"right": 1.0, "parameters": 7, "none": None}, cell)
+    columns = {name: Column(name, ".1f") for name in ("right", "none")}
+    columns["parameters"] = Column("parameters", ",.0f")
+    (section,) = sections.make_sections(read_cells(tmp_path))
+    form = Report("t", ("run",), columns)
+    head, lines = sections.table_of(section._replace(form=form))
+    assert head == ["run", "runs", "right", "parameters"]
+    assert lines == [["a", "2", "1.0 ± 0.0", "7"]]
+
+
 def test_curves_are_means_with_errors(folder):
     study = sections.make_sections(read_cells(folder))[0]
     points = sections.points_of(study, study.form.plots[1])
