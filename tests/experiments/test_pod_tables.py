@@ -80,6 +80,7 @@ print(difference(cut, alone))
         ("gated-deltanet", "1x8x1", "sgd"),
         ("titans", "1x2x4", "adamw"),
         ("hope", "2x2x2", "adamw"),
+        ("lstm", "2x2x2", "adamw"),
     ],
 )
 def test_shardings_change_no_loss(name, mesh, optimizer):

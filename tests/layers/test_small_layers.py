@@ -17,7 +17,7 @@ from nl_jax.layers import (
     rms_norm,
     short_conv,
 )
-from nl_jax.models import to_json
+from nl_jax.models import build, to_json
 
 D, HEADS, WINDOW = 8, 2, 5
 
@@ -226,3 +226,19 @@ def unboxed(variables):
         variables,
         is_leaf=lambda box: hasattr(box, "names"),
     )
+
+
+def test_recurrent_matrices_of_an_lstm_begin_orthogonal():
+    """Those of two blocks, of full rank and unlike each other."""
+    model = build("lstm", d_model=48, n_heads=2, n_layers=2)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 1), int))
+    paths = jax.tree_util.tree_leaves_with_path(variables["params"]["blocks"])
+    found = [
+        w for path, w in paths if w.shape == (2, 48, 48) and "'h" in str(path)
+    ]
+    assert len(found) == 4
+    for w in found:
+        both = jnp.matmul(w, w.mT, precision="highest")
+        np.testing.assert_allclose(both, [np.eye(48)] * 2, atol=1e-5)
+    drawn = np.stack(found).reshape(8, -1)
+    np.testing.assert_allclose(drawn @ drawn.T / 48, np.eye(8), atol=0.15)
