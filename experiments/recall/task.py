@@ -13,7 +13,6 @@ _FIXED = {"adaptive_k": False, "adaptive_v": False}
 _PLAIN = {
     "stream_width": 0.0,
     "output_gate": False,
-    "generator_step": None,
     "gain": 1.0,
 }
 RUNS = {

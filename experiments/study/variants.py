@@ -34,7 +34,7 @@ def _titans(change, base="hope-one-level", **titans):
 
 
 _ALONE = {"stream_width": 0.0, "output_gate": False}
-_PLAIN = {**_ALONE, "generator_step": None, "gain": 1.0}
+_PLAIN = {**_ALONE, "gain": 1.0}
 _RESIDUAL = {"architecture": "residual"}
 _DOT = {**_RESIDUAL, "objective": "dot_product"}
 _FIXED = {"adaptive_k": False, "adaptive_v": False}
@@ -63,7 +63,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "hope-plain": _titans("values from a memory", "hope-adaptive-k", **_PLAIN),
     "hope-calm": _titans(
-        "generators begin small and take a tenth of the memory's steps",
+        "generators begin a tenth as large",
         "hope-plain",
         **_ALONE,
     ),
@@ -101,9 +101,6 @@ VARIANTS: dict[str, Variant] = {
     "no-gate": _titans("no output gate", output_gate=False),
     "scale-0.2": _titans("first outputs a fifth as large", output_scale=0.2),
     "stream-3": _titans("of three times the width", stream_width=3.0),
-    "free-steps": _titans(
-        "generators take the memory's steps", generator_step=None
-    ),
     "generator-gain-1": _titans("generators begin 10 times as large", gain=1.0),
     "fixed-k-v": _titans("keys and values from projections", **_FIXED),
     "adaptive-q": _titans("queries from a memory", adaptive_q=True),

@@ -186,7 +186,6 @@ MODELS: dict[str, dict[str, Any]] = {
             "read": "chunk",
             "generator_targets": "rms",
             "gates": "direct",
-            "generator_step": None,
             "stream_width": 0.0,
             "output_gate": False,
             "gain": 1.0,

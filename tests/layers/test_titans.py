@@ -41,7 +41,6 @@ VARIANTS = {
     "plain": {
         "stream_width": 0.0,
         "output_gate": False,
-        "generator_step": None,
         "gain": 1.0,
     },
     "narrow": {"stream_width": 1.0, "output_gate": False},
@@ -102,9 +101,6 @@ def plain_titans(config, params, x):
         ws = [p[f"{name}_{i}"][index] for i in range(n_layers)]
         return plain.Memory(ws, **options)
 
-    factors = np.ones((len(config.generated), HEADS))
-    if config.scales_steps:
-        factors = sigmoid(p["generator_steps"])
     makers = {
         (name, h): memory("generators", i, h)
         for i, name in enumerate(config.generated)
@@ -168,14 +164,13 @@ def plain_titans(config, params, x):
             o = (answering[h].generate if chunk else answering[h].read)(q)
             answer.append(rms(o) * p["out_scale"][h])
             own = [m for key, m in makers.items() if key[1] == h]
-            steps = [*(eta * factors[:, h]), eta]
-            for m, step in zip((*own, answering[h]), steps, strict=True):
+            for m in (*own, answering[h]):
                 target = m.generate(v)
                 if not raw:
                     long = config.generator_targets == "rms"
                     long = long or m is answering[h]
                     target = (rms if long else unit)(target)
-                m.write(k, target, step, alpha, mu)
+                m.write(k, target, eta, alpha, mu)
         y = np.concatenate(answer)
         gate = 1.0
         if config.output_gate:

@@ -105,15 +105,6 @@ class SelfModifyingTitans(Mixer):
             name: self._gate(declare, name, bias)
             for name, bias in config.gate_biases.items()
         }
-        self.steps = None
-        if config.scales_steps:
-            logit = jax.scipy.special.logit(config.generator_step)
-            self.steps = declare(
-                "generator_steps",
-                nn.initializers.constant(logit),
-                (len(config.generated), heads),
-                ("memories", "heads"),
-            )
         ones, shape = nn.initializers.ones, (heads, width)
         self.out_scale = declare("out_scale", ones, shape, ("heads", None))
         if config.stream_width:
@@ -285,7 +276,6 @@ class SelfModifyingTitans(Mixer):
             projections=dict(self.projections),
             kernels=dict(self.kernels),
             gates=dict(self.gates),
-            steps=self.steps,
             heads=self.n_heads,
         )
 

@@ -59,11 +59,6 @@ class TitansConfig(MixerConfig):
     """Length of the targets that generators make for themselves: 1, so that a
     write cannot outweigh a memory's output on keys, or ``sqrt(d)``, a root mean
     square of 1, as for the answering memory."""
-    generator_step: float | None = 0.1
-    """Initial factor, below 1, of the generators' steps against those of the
-    answering memory, learned per memory and head: how much projections change
-    while they read. ``None``, the paper's, for steps of the same size, which a
-    shared recurrence always has."""
     gates: Literal["readout", "direct"] = "readout"
     """Logits of the gates: a learned readout of normalised outputs of ``M_eta``
     and ``M_alpha``, or the sum of the outputs themselves over ``sqrt(d)``; both
@@ -128,11 +123,6 @@ class TitansConfig(MixerConfig):
         check_choice("implementation", self.implementation, kinds)
         if not 0 < self.eta_max <= 2:
             raise InputError(f"eta_max={self.eta_max} must be in (0, 2]")
-        step = self.generator_step
-        if step is not None and not 0 < step < 1:
-            raise InputError(
-                f"generator_step={step} must be between 0 and 1, or None"
-            )
         if self.stream_width and self.stream_width < 1:
             raise InputError(
                 f"stream_width={self.stream_width} must be 0 or at least 1"
@@ -213,11 +203,6 @@ class TitansConfig(MixerConfig):
             and not self.literal
             and self.chunk_size == self.memory_chunk_size
         )
-
-    @property
-    def scales_steps(self) -> bool:
-        """Whether generators' steps have a learned factor."""
-        return self.generator_step is not None and not self.shares_recurrence
 
     @property
     def memory(self) -> Memory:

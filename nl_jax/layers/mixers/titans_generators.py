@@ -25,8 +25,6 @@ class Generators(NamedTuple):
     are of the stream."""
     gates: dict[str, tuple[jax.Array | None, jax.Array]]
     """Readout ``[H, d]``, if learned, and bias ``[H]`` of each gate."""
-    steps: jax.Array | None
-    """Logits of the factors of the generators' steps, ``[n, H]``, if any."""
     heads: int
 
 
@@ -67,9 +65,6 @@ def generate(parts, config, x, memories, tails, **place):
         k, v, gates = jax.tree.map(
             lambda a: a[None], (made.k, made.v, made.gates)
         )
-        if parts.steps is not None:
-            factor = jax.nn.sigmoid(parts.steps.astype(gates.eta.dtype))
-            gates = gates._replace(eta=factor[..., None] * gates.eta)
         _, memories = learner.step(
             memories, k, v, None, gates, valid=valid, closes=closes
         )
