@@ -44,7 +44,7 @@ OPTIMIZERS = {
 MODELS = {
     "transformer": 3.0,
     "deltanet": 3.0,
-    "hope": 0.29,
+    "hope": 0.19,
     "hope-attention": 1.5,
 }
 """Hidden width of a level, chosen for an equal number of parameters."""

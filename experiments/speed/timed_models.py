@@ -22,7 +22,12 @@ _MEMORIES = {
     "hope-shared": _SHARED,
     # Storing the weights of every chunk would take 19 GB at 16,384 tokens.
     # A wider stream would leave no parameters for the levels.
-    "hope-mlp": {"architecture": "mlp", "remat": 8, "stream_width": 1.0},
+    "hope-mlp": {
+        "architecture": "mlp",
+        "remat": 8,
+        "stream_width": 0.0,
+        "output_gate": False,
+    },
 }
 
 
