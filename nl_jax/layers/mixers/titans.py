@@ -52,7 +52,7 @@ class TitansState(NamedTuple):
     """Answering memory, ``[B, H, ...]``; ``weights`` is empty if shared."""
     tails: dict[str, jax.Array]
     """Inputs of convolutions at the last tokens, ``[B, width - 1, channels]``:
-    of the stream, or of q, k and v."""
+    of q, k and the stream, or of q, k and v."""
     position: jax.Array
     """Tokens since both chunk boundaries last coincided, int32 ``[B]``."""
 

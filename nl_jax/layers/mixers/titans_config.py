@@ -64,11 +64,11 @@ class TitansConfig(MixerConfig):
     and ``M_alpha``, or the sum of the outputs themselves over ``sqrt(d)``; both
     have a learned bias."""
     adaptive_q: bool = False
-    """Whether queries come from a memory instead of ``x W_q``."""
+    """Whether a memory makes queries, and not a projection alone."""
     adaptive_k: bool = True
-    """Whether keys come from a memory instead of ``x W_k``."""
+    """Whether a memory makes keys, and not a projection alone."""
     adaptive_v: bool = True
-    """Whether values come from a memory instead of ``x W_v``."""
+    """Whether a memory makes values, and not a projection or the stream."""
     chunk_size: int = 16
     """Tokens per chunk of the generating memories."""
     memory_chunk_size: int = 16
