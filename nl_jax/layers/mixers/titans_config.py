@@ -102,7 +102,8 @@ class TitansConfig(MixerConfig):
     mu_bias: float = -2.0
     """Initial logit of the momentum decay."""
     gain: float = 0.1
-    """Std of the generators' initial weights, in ``1 / sqrt(fan_in)``."""
+    """Std of the generators' initial weights, in ``1 / sqrt(fan_in)``; small,
+    so that projections are not disturbed at first."""
     memory_gain: float = 0.25
     """Std of the answering memory's initial weights, in ``1 / sqrt(fan_in)``;
     small, because they are noise to what it stores."""
@@ -193,8 +194,6 @@ class TitansConfig(MixerConfig):
         With linear memories, targets ``M(v)`` and equal chunks, every memory
         inside a chunk is its start times the same matrix, so the delta memory
         runs once instead of once per memory. Used whenever it is exact.
-        Gradients grow with the length if keys and values come from such
-        memories of a stream, as those of other linear memories do.
         """
         return (
             self.memory_architecture == linear
