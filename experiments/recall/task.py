@@ -5,16 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.study.variants import FIXED, PLAIN
 from nl_jax.errors import InputError
 from nl_jax.models import build, names
 
 _CACHE = {"segment": 32, "segments": 16, "restart": True}
-_FIXED = {"adaptive_k": False, "adaptive_v": False}
-_PLAIN = {
-    "stream_width": 0.0,
-    "output_gate": False,
-    "gain": 1.0,
-}
 RUNS = {
     **{name: (name, {}) for name in names()},
     "hope-no-momentum": ("hope", {"titans": {"momentum": False}}),
@@ -32,13 +27,13 @@ RUNS = {
             }
         },
     ),
-    "hope-fixed-k-v": ("hope", {"titans": _FIXED}),
+    "hope-fixed-k-v": ("hope", {"titans": FIXED}),
     "hope-cached": ("hope", {"cache": _CACHE}),
-    "hope-plain": ("hope", {"titans": _PLAIN}),
-    "hope-plain-fixed-k-v": ("hope", {"titans": _PLAIN | _FIXED}),
+    "hope-plain": ("hope", {"titans": PLAIN}),
+    "hope-plain-fixed-k-v": ("hope", {"titans": PLAIN | FIXED}),
     "hope-plain-fixed-k-v-cached": (
         "hope",
-        {"titans": _PLAIN | _FIXED, "cache": _CACHE},
+        {"titans": PLAIN | FIXED, "cache": _CACHE},
     ),
     **{
         f"{name}-cached": (name, {"cache": _CACHE})

@@ -36,10 +36,10 @@ from experiments.shared.report_form import Column, Paper, Plot, Report
 from experiments.study.split_text import PATHS, read_and_split
 from experiments.study.train_on_text import train_on_text
 from experiments.study.tuned_sweep import TUNING, tuned_sweep
-from experiments.study.variants import count_of, sized
+from experiments.study.variants import count_of, sized, state_bytes
 from nl_jax import training
 from nl_jax.models import build, configure, names
-from nl_jax.nested.level_table import count_bytes, count_parameters
+from nl_jax.nested.level_table import count_parameters
 
 _SETTINGS = {
     "d_model": flags.integer(128, "Width of the models."),
@@ -97,20 +97,19 @@ def train_one(model, rate, seed, *, paths, settings):
     speeds = [
         line["tokens_per_second"] for line in result.records if "loss" in line
     ]
-    memory, state = bytes_of(config, settings["batch"], settings["length"])
     return {
         "bits_per_byte": round(result.held_out_bits_per_byte, 4),
         "tokens": tokens,
         "tokens_per_second": statistics.median(speeds),
-        "step_bytes": memory,
+        "step_bytes": step_bytes(config, settings["batch"], settings["length"]),
         "parameters": count_parameters(result.variables),
-        "state_bytes": state,
+        "state_bytes": state_bytes(config),
     }
 
 
 @functools.cache
-def bytes_of(config, batch: int, length: int) -> tuple[int, int]:
-    """Returns bytes of a step's temporaries, and of a stream's state."""
+def step_bytes(config, batch: int, length: int) -> int:
+    """Returns bytes of a step's temporaries."""
     model = build(config)
     tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
 
@@ -120,13 +119,7 @@ def bytes_of(config, batch: int, length: int) -> tuple[int, int]:
 
     step = jax.jit(jax.value_and_grad(loss))
     program = step.lower(model.parameter_shapes(), tokens).compile()
-    state = jax.eval_shape(
-        lambda key: model.init_state(
-            model.init(key, jnp.zeros((1, 1), jnp.int32)), 1
-        ),
-        jax.random.key(0),
-    )
-    return program.memory_analysis().temp_size_in_bytes, count_bytes(state)
+    return program.memory_analysis().temp_size_in_bytes
 
 
 REPORT = Report(

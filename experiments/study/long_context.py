@@ -31,8 +31,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.shared import flags
@@ -43,7 +41,7 @@ from experiments.study import freezing
 from experiments.study.long_report import summarize
 from experiments.study.split_text import PATHS, read_and_split
 from experiments.study.train_on_text import train_on_text
-from experiments.study.variants import sized
+from experiments.study.variants import FIXED, sized, state_bytes
 from experiments.study.windows_alone import ALONE, alone, edges_to
 from nl_jax.models import ModelConfig, build, configure, names
 from nl_jax.nested.level_table import count_parameters
@@ -65,7 +63,7 @@ def _levels(objective):
 
 
 _ONE = {"cms": {"step_periods": (1,)}}
-_FIXED = {**_ONE, "titans": {"adaptive_k": False, "adaptive_v": False}}
+_FIXED = {**_ONE, "titans": FIXED}
 VARIANTS: dict[str, CarriedVariant] = {
     "hope": CarriedVariant("hope", fields=_ONE),
     "hope-carried": CarriedVariant("hope", True, _ONE),
@@ -179,21 +177,10 @@ def equal_window(hope: ModelConfig, fields: Mapping[str, Any]) -> int:
 
     def attention(window):
         own = {"attention": {"window": window}}
-        return _state_bytes(configure("transformer", **fields, **own))
+        return state_bytes(configure("transformer", **fields, **own))
 
     one, two = attention(1), attention(2)
-    return max(round(1 + (_state_bytes(hope) - one) / (two - one)), 1)
-
-
-def _state_bytes(config):
-    model = build(config)
-    state = jax.eval_shape(
-        lambda key: model.init_state(
-            model.init(key, jnp.zeros((1, 1), jnp.int32)), 1
-        ),
-        jax.random.key(0),
-    )
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return max(round(1 + (state_bytes(hope) - one) / (two - one)), 1)
 
 
 def run_one(variant, rate, seed, *, paths, documents, settings, frozen):
@@ -222,7 +209,7 @@ def run_one(variant, rate, seed, *, paths, documents, settings, frozen):
     return {
         "bits_per_byte": round(result.held_out_bits_per_byte, 4),
         "parameters": count_parameters(result.variables),
-        "state_bytes": _state_bytes(model),
+        "state_bytes": state_bytes(model),
         "hidden": model.cms.hidden,
         "by_position": found,
         "train_seconds": round(result.train_seconds, 1),

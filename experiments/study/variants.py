@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
+
 from nl_jax.models import ModelConfig, build, configure
-from nl_jax.nested.level_table import count_parameters
+from nl_jax.nested.level_table import count_bytes, count_parameters
 
 
 class Variant(NamedTuple):
@@ -34,10 +36,12 @@ def _titans(change, base="hope-one-level", **titans):
 
 
 _ALONE = {"stream_width": 0.0, "output_gate": False}
-_PLAIN = {**_ALONE, "gain": 1.0}
+PLAIN = {**_ALONE, "gain": 1.0}
+"""Fields of Titans without a stream past the memories."""
 _RESIDUAL = {"architecture": "residual"}
 _DOT = {**_RESIDUAL, "objective": "dot_product"}
-_FIXED = {"adaptive_k": False, "adaptive_v": False}
+FIXED = {"adaptive_k": False, "adaptive_v": False}
+"""Fields of Titans whose keys and values no memory makes."""
 
 
 def _without(part, **titans):
@@ -56,12 +60,12 @@ VARIANTS: dict[str, Variant] = {
     "titans-dot": _deep("titans-residual", "dot product for L2", **_DOT),
     "titans-dgd": _deep("titans-dot", "delta rule", **_DOT, rule="dgd"),
     "hope-fixed": _titans(
-        "self-generated targets and gates", "titans-dgd", **_FIXED, **_PLAIN
+        "self-generated targets and gates", "titans-dgd", **FIXED, **PLAIN
     ),
     "hope-adaptive-k": _titans(
-        "keys from a memory", "hope-fixed", adaptive_v=False, **_PLAIN
+        "keys from a memory", "hope-fixed", adaptive_v=False, **PLAIN
     ),
-    "hope-plain": _titans("values from a memory", "hope-adaptive-k", **_PLAIN),
+    "hope-plain": _titans("values from a memory", "hope-adaptive-k", **PLAIN),
     "hope-calm": _titans(
         "generators begin a tenth as large",
         "hope-plain",
@@ -102,7 +106,7 @@ VARIANTS: dict[str, Variant] = {
     "scale-0.2": _titans("first outputs a fifth as large", output_scale=0.2),
     "stream-3": _titans("of three times the width", stream_width=3.0),
     "generator-gain-1": _titans("generators begin 10 times as large", gain=1.0),
-    "fixed-k-v": _titans("keys and values from projections", **_FIXED),
+    "fixed-k-v": _titans("keys and values from projections", **FIXED),
     "adaptive-q": _titans("queries from a memory", adaptive_q=True),
     "no-convolution": _titans("no convolution", conv_width=1),
     "chunk-1": _chunks(1),
@@ -225,3 +229,14 @@ def sized(name: str, fields: Mapping[str, Any], size: int) -> ModelConfig:
 def count_of(config: ModelConfig) -> int:
     """Returns the number of parameters."""
     return count_parameters(build(config).parameter_shapes())
+
+
+def state_bytes(config: ModelConfig) -> int:
+    """Returns the bytes of the state that one stream carries on."""
+    model = build(config)
+    return count_bytes(
+        jax.eval_shape(
+            lambda variables: model.init_state(variables, 1),
+            model.parameter_shapes(),
+        )
+    )

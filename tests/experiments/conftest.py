@@ -103,3 +103,14 @@ def workdir(tmp_path_factory):
         patch.setattr("sys.argv", ["train_lm"])
         cli.run(train_lm, [*SMALL, f"--workdir={path}"])
     return path
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A folder of 20 documents."""
+    path = tmp_path / "text"
+    path.mkdir()
+    for number in range(20):
+        line = f"Document {number} has its own line of 50 characters.\n"
+        (path / f"{number}.txt").write_text(line * 40)
+    return path

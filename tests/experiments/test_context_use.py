@@ -26,16 +26,6 @@ def untrained(monkeypatch):
     monkeypatch.setattr(training, "train", train)
 
 
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text"
-    path.mkdir()
-    for number in range(20):
-        line = f"Document {number} has its own line of 50 characters.\n"
-        (path / f"{number}.txt").write_text(line * 40)
-    return path
-
-
 SMALL = (
     "--documents=2",
     "--positions=512",

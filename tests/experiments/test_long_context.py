@@ -57,16 +57,6 @@ def test_windows_alone_begin_from_nothing():
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text"
-    path.mkdir()
-    for number in range(20):
-        line = f"Document {number} has its own line of 50 characters.\n"
-        (path / f"{number}.txt").write_text(line * 40)
-    return path
-
-
 SMALL = ("--documents=2", "--least=1000", "--positions=512", "--length=64")
 
 
