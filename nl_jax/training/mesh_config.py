@@ -8,7 +8,7 @@ from flax.core import FrozenDict
 from nl_jax.checks import check_fields
 from nl_jax.errors import InputError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,9 @@ class MeshConfig:
     at rest."""
     tensor: int = 1
     """Devices that split heads, MLP widths and the vocabulary."""
+    sequence: int = 1
+    """Devices that split the tokens of a row; each hands its memories on to the
+    next, see :mod:`nl_jax.models.sequence_axis`."""
     parameter_axes: Mapping[str, str] = FrozenDict(
         embed="fsdp",
         vocab="tensor",
@@ -38,7 +41,7 @@ class MeshConfig:
     for each other for ever."""
 
     def __post_init__(self):
-        check_fields(self, "mesh.", data=-1, fsdp=-1, tensor=-1)
+        check_fields(self, "mesh.", **dict.fromkeys(MESH_AXES, -1))
         for name in ("parameter_axes", "compute_axes"):
             self._check_axes(name)
         for name in MESH_AXES:
