@@ -92,7 +92,7 @@ def scripts() -> dict[str, str]:
     return {
         path.stem: f"experiments.{path.parent.name}.{path.stem}"
         for path in _FOLDER.glob("*/*.py")
-        if "\nFLAGS = {" in path.read_text()
+        if "\nFLAGS = " in path.read_text()
     }
 
 

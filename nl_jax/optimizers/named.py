@@ -98,28 +98,24 @@ def _muon(
         )
 
     steps = default_count("ns_steps", ns_steps, 5)
-    muon = scale_by_muon(
-        ns_steps=steps, beta=beta, weight_dimension_numbers=present
+    # Without iterations, and with a norm that is taken in them, optax's
+    # returns its momentum; devices share the orthogonalisation.
+    momentum = scale_by_muon(
+        ns_steps=0,
+        beta=beta,
+        nesterov=nesterov,
+        preconditioning="schatten",
+        weight_dimension_numbers=present,
     )
 
     def update(updates, state, params=None):
-        """Optax's, but for the orthogonalisation, which devices share."""
-        del params
-        count = optax.safe_increment(state.count)
-        mu = optax.tree.update_moment(updates, state.mu, beta, 1)
-        ahead = count
-        if nesterov:
-            ahead = optax.safe_increment(count)
-        hat = optax.tree.bias_correction(mu, beta, ahead)
-        if nesterov:
-            own = optax.tree.bias_correction(updates, beta, count)
-            hat = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, hat, own)
+        hat, state = momentum.update(updates, state, params)
         out = orthogonalize_tree(hat, present(updates), steps=steps)
         if adaptive:
             out = jax.tree.map(lambda x, y: jnp.sum(x * y) * y, hat, out)
-        return out, state._replace(count=count, mu=mu)
+        return out, state
 
-    return optax.GradientTransformation(muon.init, keep_shardings(update))
+    return optax.GradientTransformation(momentum.init, keep_shardings(update))
 
 
 _ADAM = {"b1": "b1", "b2": "b2", "eps": "eps"}
