@@ -58,7 +58,7 @@ FLAGS = {
         [128, 512, 2048], "Periods of the slowest level, in bytes.", CHUNK
     ),
     "rates": flags.numbers(
-        [0.0003, 0.001, 0.003],
+        [0.0001, 0.0003, 0.001, 0.003, 0.01],
         "Inner rates of all levels.",
         lambda rate: rate > 0,
         "needs a number above 0",

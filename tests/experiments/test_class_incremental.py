@@ -498,8 +498,11 @@ def test_tasks_that_return(finished, table):
         ("--rate=much", "--rate=much: needs numbers above 0"),
         ("--shrinkage=0", "--shrinkage=0: needs numbers above 0"),
         ("--changing=2", "--changing=2"),
+        ("--rounds=17", "--rounds=17: of 'a' there are only 16 texts to learn"),
+        ("--learners=joint --rounds=2", "--learners=joint: learns no tasks"),
         ("--data=a.csv,b.csv,c.csv", "give one file, or train and test"),
     ],
 )
 def test_wrong_flags(refused, table, flag, words):
-    refused(class_incremental, words, *TINY, f"--data={table}", flag)
+    given = (*TINY, f"--data={table}", *flag.split())
+    refused(class_incremental, words, *given)
