@@ -85,6 +85,7 @@ OPTIMIZERS = {
     "m3-period-2": _m3(period=2),
     "m3-period-32": _m3(period=32),
     "m3-no-slow-no-second": _m3(slow_weight=0.0, damping=1.0),
+    "m3-b2-0.95": _m3(b2=0.95),
 }
 """What is compared, by name."""
 _SETTINGS = {
@@ -308,5 +309,6 @@ REPORT = Report(
         Plot("curve_then", "bits per byte of the other text", "at", "step"),
     ],
     best=("rate", "beta", "score"),
+    only=lambda row: "beta" in row,
     note="Every optimizer was tried with as many settings of rate and decay.",
 )
