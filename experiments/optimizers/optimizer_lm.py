@@ -27,41 +27,16 @@ stopped.
 """
 
 import functools
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-
+from experiments.optimizers.lm_training import Subject, train_one
 from experiments.optimizers.search import search
 from experiments.shared import flags
 from experiments.shared.records import Records
 from experiments.shared.report_form import Column, Plot, Report
 from experiments.study.split_text import PATHS, or_modules, read_and_split
-from experiments.study.train_on_text import SIZES, shape_of
-from experiments.study.variants import count_of, sized
-from nl_jax import training
-from nl_jax.models import build, configure, names
-from nl_jax.nested.level_table import count_parameters
-from nl_jax.optimizers import NAMED
-
-
-class Subject(NamedTuple):
-    """An optimizer, and where the search for its setting starts."""
-
-    name: str
-    """In ``NAMED``."""
-    rate: float
-    beta: str
-    """Its field or option that is the decay of its momentum."""
-    middle: float
-    """First value of ``beta``."""
-    options: Mapping[str, Any] = MappingProxyType({})
+from experiments.study.train_on_text import SIZES
+from nl_jax.models import names
 
 
 def _m3(**options):
@@ -89,7 +64,7 @@ OPTIMIZERS = {
 }
 """What is compared, by name."""
 _SETTINGS = {
-    "model": flags.choice("transformer", names(), "As large as hope."),
+    "model": flags.choice("transformer", names(), "Made as large as hope."),
     **SIZES,
     "schedule": flags.choice(
         "constant", ("constant", "cosine"), "Of the rate, after the warm-up."
@@ -122,14 +97,11 @@ def main(values: flags.FlagValues) -> None:
     settings = flags.pick(values, _SETTINGS)
     settings |= {"text_sha256": [split.sha256 for split in splits]}
     texts = [split.save(out / f"text-{split.sha256[:8]}") for split in splits]
+    subjects = {name: OPTIMIZERS[name] for name in values.optimizers}
     search(
         Records(out / "optimizer_lm", settings),
-        {
-            n: (s.rate, s.middle)
-            for n in values.optimizers
-            for s in [OPTIMIZERS[n]]
-        },
-        functools.partial(train_one, texts=tuple(texts), settings=settings),
+        {name: (each.rate, each.middle) for name, each in subjects.items()},
+        functools.partial(run_one, texts=tuple(texts), settings=settings),
         tries=values.tries,
         seeds=values.seeds,
         jobs=values.jobs,
@@ -140,150 +112,10 @@ def main(values: flags.FlagValues) -> None:
     print(f"python -m experiments.report {out} makes tables and plots of it")
 
 
-def train_one(optimizer, rate, beta, seed, *, texts, settings):
-    """Trains once; returns held-out losses and the steps to the target."""
-    length, every = settings["length"], settings["every"]
-    # Without the hashes, which are a list, so that it can be hashed.
-    shared = {**settings, "text_sha256": None}
-    own = compiled(optimizer, beta, tuple(shared.items()))
-    train, held_out = (
-        [read_ids(path) for path in paths] for paths in zip(*texts, strict=True)
-    )
-    count = max(settings["held_out"] // length, 1)
-    asked = [
-        ids[: count * length + 1][_windows(len(ids) - 1, length)[:count]]
-        for ids in held_out
-    ]
-    variables = own.init(jax.random.key(seed))
-    state, rng = own.start(variables), np.random.default_rng(seed)
-    at, curves = [], [[] for _ in asked]
-    total = settings["steps"]
-    phases = settings["phases"] if len(texts) > 1 else 1
-    for number in range(1, total + 1):
-        ids = train[(number - 1) * phases // total % len(train)]
-        starts = rng.integers(len(ids) - length, size=settings["batch"])
-        rows = ids[starts[:, None] + np.arange(length + 1)]
-        variables, state = own.step(variables, state, rows, rate)
-        if number % every and number < total:
-            continue
-        at.append(number)
-        for curve, rows in zip(curves, asked, strict=True):
-            curve.append(round(float(own.evaluate(variables, rows)), 4))
-        if not np.isfinite(curves).all():
-            diverged = {"score": None, "bits_per_byte": None}
-            return {**diverged, "steps_to_target": None}
-    ends = [curve[-1] for curve in curves]
-    bits, target = float(np.mean(ends)), settings["target"]
-    reached = steps_to(target, at, curves[0]) if len(texts) == 1 else None
-    late = total * bits / target if len(texts) == 1 else bits
-    return {
-        "score": late if reached is None else reached,
-        "steps_to_target": reached,
-        "bits_per_byte": round(bits, 4),
-        "ends": ends,
-        "at": at,
-        "curve": curves[0],
-        "curve_then": curves[-1] if len(texts) > 1 else None,
-        "parameters": count_parameters(variables),
-    }
-
-
-@functools.lru_cache
-def read_ids(path: str) -> np.ndarray:
-    """Returns the bytes of all documents of a JSONL file."""
-    lines = pathlib.Path(path).read_text().splitlines()
-    text = "\n".join(json.loads(line)["text"] for line in lines)
-    return np.frombuffer(text.encode(), np.uint8)
-
-
-def _windows(count, length):
-    return np.arange(length + 1) + length * np.arange(count // length)[:, None]
-
-
-def make_model_and_optimizer(optimizer, beta, settings):
-    """Returns the model, and its optimizer with a rate of 1 at the peak."""
-    subject, shape = OPTIMIZERS[optimizer], shape_of(settings)
-    size = count_of(configure("hope", **shape))
-    model = build(sized(settings["model"], shape, size))
-    own = {subject.beta: beta}
-    if subject.beta in NAMED[subject.name].options:
-        fields = {**own, "options": subject.options}
-    else:
-        fields = {"options": {**subject.options, **own}}
-    config = training.OptimizerConfig(
-        name=subject.name,
-        learning_rate=1.0,
-        schedule=settings["schedule"],
-        warmup_steps=max(settings["steps"] // 10, 1),
-        weight_decay=0.0,
-        **fields,
-    )
-    shapes = model.parameter_shapes()
-    tx = training.make_optimizer(
-        config,
-        settings["steps"],
-        model.logical_axes(),
-        model.parameter_periods(shapes),
-    )
-    return model, tx
-
-
-class Compiled(NamedTuple):
-    """Compiled functions of a model and its optimizer."""
-
-    init: Any
-    start: Any
-    step: Any
-    evaluate: Any
-
-
-@functools.lru_cache
-def compiled(optimizer, beta, settings):
-    """Returns compiled functions; the rate is an argument of the step."""
-    model, tx = make_model_and_optimizer(optimizer, beta, dict(settings))
-
-    def losses(variables, rows):
-        rows = rows.astype(jnp.int32)
-        logits, _ = model.apply(variables, rows[..., :-1])
-        return training.token_losses(logits, rows[..., 1:])
-
-    @jax.jit
-    def step(variables, state, rows, rate):
-        grads = jax.grad(lambda v: losses(v, rows).mean())(variables)
-        updates, state = tx.update(grads, state, variables)
-        # Without weight decay, updates are proportional to the rate.
-        updates = jax.tree.map(lambda u: (rate * u).astype(u.dtype), updates)
-        return optax.apply_updates(variables, updates), state
-
-    @jax.jit
-    def evaluate(variables, rows):
-        each = jax.lax.map(
-            lambda row: losses(variables, row[None]), rows, batch_size=16
-        )
-        return each.mean() / jnp.log(2)
-
-    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 1), jnp.int32)))
-    return Compiled(init, jax.jit(tx.init), step, evaluate)
-
-
-def steps_to(
-    target: float, at: Sequence[int], bits: Sequence[float]
-) -> float | None:
-    """Returns when a loss reaches a target, between evaluations in a line.
-
-    Example:
-        >>> steps_to(2.5, [10, 20, 30], [4.0, 3.0, 2.0])
-        25.0
-        >>> steps_to(1.0, [10, 20, 30], [4.0, 3.0, 2.0]) is None
-        True
-    """
-    for n, found in enumerate(bits):
-        if found <= target:
-            if n == 0:
-                return float(at[0])
-            share = (bits[n - 1] - target) / (bits[n - 1] - found)
-            return round(at[n - 1] + share * (at[n] - at[n - 1]), 1)
-    return None
+def run_one(optimizer, rate, beta, seed, *, texts, settings):
+    """Trains once with an optimizer in ``OPTIMIZERS``."""
+    subject = OPTIMIZERS[optimizer]
+    return train_one(subject, rate, beta, seed, texts=texts, settings=settings)
 
 
 def _end(place):

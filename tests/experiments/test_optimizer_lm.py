@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.optimizers import optimizer_lm
+from experiments.optimizers import lm_training, optimizer_lm
 from experiments.optimizers.search import search
 from experiments.reporting import sections
 from experiments.shared.records import Records, read_cells
@@ -94,10 +94,11 @@ def test_what_diverges_or_fails_does_not_stop_the_others(tmp_path):
 
 
 def test_updates_are_those_of_the_rate():
-    compiled = optimizer_lm.compiled("m3", 0.95, tuple(SETTINGS.items()))
+    subject = optimizer_lm.OPTIMIZERS["m3"]
+    compiled = lm_training.compiled(subject, 0.95, SETTINGS)
     variables = compiled.init(jax.random.key(0))
     rows = np.arange(2 * 9, dtype=np.uint8).reshape(2, 9)
-    model, _ = optimizer_lm.make_model_and_optimizer("m3", 0.95, SETTINGS)
+    model, _ = lm_training.make_model_and_optimizer(subject, 0.95, SETTINGS)
     config = training.OptimizerConfig(
         name="m3",
         learning_rate=0.03,
