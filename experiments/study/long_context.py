@@ -40,7 +40,7 @@ from experiments.shared.sweep import sweep
 from experiments.study import freezing
 from experiments.study.long_report import summarize
 from experiments.study.split_text import PATHS, read_and_split
-from experiments.study.train_on_text import train_on_text
+from experiments.study.train_on_text import shape_of, train_on_text
 from experiments.study.variants import FIXED, sized, state_bytes
 from experiments.study.windows_alone import ALONE, alone, edges_to
 from nl_jax.models import ModelConfig, build, configure, names
@@ -151,11 +151,7 @@ def main(values: flags.FlagValues) -> None:
 
 def model_of(variant: str, settings: Mapping[str, Any]) -> ModelConfig:
     """Returns a variant of the size of ``hope``, or with its bytes of state."""
-    shape = {
-        "d_model": settings["width"],
-        "n_layers": settings["layers"],
-        "n_heads": settings["heads"],
-    }
+    shape = shape_of(settings)
     own = settings["model"]
     hope = configure(own, **shape, **_ONE)
     size = count_parameters(build(hope).parameter_shapes())

@@ -33,19 +33,16 @@ from experiments.shared.records import Records
 from experiments.shared.report_form import Column, Plot, Report, is_number
 from experiments.shared.sweep import grouped
 from experiments.study.split_text import PATHS, read_and_split
-from experiments.study.train_on_text import train_on_text
+from experiments.study.train_on_text import SIZES, train_on_text
 from experiments.study.tuned_sweep import TUNING, tuned_sweep
 from experiments.study.variants import count_of, sized
 from nl_jax.models import configure, names
 from nl_jax.nested.level_table import count_parameters
 
+_FOUND = ("width", "steps")  # From a run's size.
 _SETTINGS = {
     "tokens_per_parameter": flags.number(20.0, "Of each run.", 1e-6, 1e4),
-    "layers": flags.integer(2, "Blocks."),
-    "heads": flags.integer(4, "Heads."),
-    "batch": flags.integer(8, "Sequences per step."),
-    "length": flags.integer(256, "Tokens per sequence.", multiple_of=64),
-    "held_out": flags.integer(131_072, "Bytes to evaluate on."),
+    **{name: flag for name, flag in SIZES.items() if name not in _FOUND},
 }
 FLAGS = {
     "models": flags.words(
@@ -113,7 +110,7 @@ def train_one(model, size, rate, seed, *, paths, settings, unfinished):
     return {
         "bits_per_byte": round(result.held_out_bits_per_byte, 4),
         "parameters": count_parameters(result.variables),
-        "d_model": config.d_model,
+        "width": config.d_model,
         "steps": steps,
         "train_seconds": round(result.train_seconds, 1),
     }

@@ -190,19 +190,18 @@ ABLATION = (
 
 
 @functools.cache
-def model_of(name: str, d_model: int = 128, n_heads: int = 4) -> ModelConfig:
+def model_of(name: str, **shape: int) -> ModelConfig:
     """Returns a variant with levels as wide as the size of ``hope`` allows.
 
     Args:
         name: in ``VARIANTS``.
-        d_model: width of both.
-        n_heads: of both, if the variant has no other number.
+        **shape: fields of both, where the variant has no others.
 
     Example:
         >>> model_of("hope-one-level").cms.hidden < model_of("mamba").cms.hidden
         True
     """
-    variant, shape = VARIANTS[name], {"d_model": d_model, "n_heads": n_heads}
+    variant = VARIANTS[name]
     size = count_of(configure("hope", **shape))
     return sized(variant.name, {**shape, **variant.fields}, size)
 
