@@ -374,3 +374,11 @@ def test_bfloat16_stays_close_to_float32():
 def test_bad_configurations_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         TitansConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"), [(0, 6), (8, 6), (9, 3), (16, 3), (24, 2), (99, 1)]
+)
+def test_heads_are_merged_until_they_are_wide(width, heads):
+    # 48 channels in 6 heads of 8: 3 of 16, 2 of 24 or 1 of 48.
+    assert TitansConfig(head_width=width).build(48, 6, None).n_heads == heads

@@ -22,10 +22,10 @@ class TitansConfig(MixerConfig):
     """Configuration of :class:`nl_jax.layers.SelfModifyingTitans`.
 
     The defaults learned best while staying bounded; the paper's choices are
-    available as fields, ``adaptive_k`` and ``adaptive_v`` among them: by default
-    memories make the gates, and projections the keys and values. The ablations
-    of its Table 6 are ``rule="gd"`` (without DGD), ``momentum=False``,
-    ``decay=False``, ``adaptive_k``, ``adaptive_v`` and ``adaptive_q``.
+    available as fields. By default memories make the gates, and projections the
+    keys and values. The ablations of the paper's Table 6 are ``rule="gd"``
+    (without DGD), ``momentum=False``, ``decay=False``, ``adaptive_k``,
+    ``adaptive_v`` and ``adaptive_q``.
 
     Raises:
         ValueError: for an invalid field, naming it and the allowed values.
