@@ -1,6 +1,6 @@
-"""Entry point: ``adaptive_frequency``, in the folder ``levels``."""
+"""Entry point: ``adaptive_frequency``, in the folder ``continuum``."""
 
-from experiments.levels import adaptive_frequency
+from experiments.continuum import adaptive_frequency
 from experiments.shared import cli
 
 if __name__ == "__main__":

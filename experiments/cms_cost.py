@@ -1,6 +1,6 @@
-"""Entry point: ``cms_cost``, in the folder ``levels``."""
+"""Entry point: ``cms_cost``, in the folder ``continuum``."""
 
-from experiments.levels import cms_cost
+from experiments.continuum import cms_cost
 from experiments.shared import cli
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Entry point: ``level_figure``, in the folder ``levels``."""
+"""Entry point: ``level_figure``, in the folder ``continuum``."""
 
-from experiments.levels import level_figure
+from experiments.continuum import level_figure
 from experiments.shared import cli
 
 if __name__ == "__main__":

@@ -7,16 +7,22 @@ likely each class is. No learner is told the task at the test.
   fine-tuning; with ``penalty`` it is elastic weight consolidation (Kirkpatrick
   et al. 2017) on the exact diagonal of the Fisher matrix; with ``buffer`` it
   replays stored examples; on all tasks at once it is joint training.
-- :class:`ClassMeans` and :class:`Mahalanobis`, statistics that do not depend on
-  the order of the tasks. They are strong if the features are good.
+- :class:`ClassMeans`, :class:`KLDA` and :class:`KLDAEnsemble`, statistics that
+  do not depend on the order of the tasks. They are strong if the features are
+  good.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.linalg
+from scipy.special import softmax
+
+from experiments.classes.features import Cosines
 
 
 class _Anchor(NamedTuple):
@@ -40,9 +46,10 @@ class Softmax:
         seed: of the batches and of the stored examples.
         epochs: over each task.
         batch: examples per step.
-        rate: of Adam, whose state is reset for every task.
+        rate: of Adam.
         penalty: EWC's :math:`\lambda`.
         buffer: number of stored examples, equally many of each class.
+        renew: whether Adam's state is reset for every task.
     """
 
     def __init__(
@@ -56,6 +63,7 @@ class Softmax:
         rate: float,
         penalty: float = 0.0,
         buffer: int = 0,
+        renew: bool = True,
     ):
         self._w = jnp.zeros((width, classes))
         self._anchor = _Anchor(*(jnp.zeros_like(self._w) for _ in range(2)))
@@ -63,18 +71,20 @@ class Softmax:
         self._epochs, self._batch = epochs, batch
         self._penalty, self._buffer = penalty, buffer
         self._kept: tuple[np.ndarray, np.ndarray] | None = None
-        self._tx = optax.adam(rate)
+        self._tx, self._renew = optax.adam(rate), renew
+        self._state = self._tx.init(self._w)
         self._step = _softmax_step(self._tx)
 
     def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
         """Trains on a task: features ``[N, width]`` and labels ``[N]``."""
-        state = self._tx.init(self._w)
+        if self._renew:
+            self._state = self._tx.init(self._w)
         for rows in self._batches(len(x)):
             xs, ys = x[rows], labels[rows]
             if self._kept is not None:
                 xs, ys = self._with_kept(xs, ys)
-            self._w, state = self._step(
-                self._w, state, xs, ys, self._anchor, self._penalty
+            self._w, self._state = self._step(
+                self._w, self._state, xs, ys, self._anchor, self._penalty
             )
         if self._penalty:
             fisher = _fisher(self._w, x)
@@ -133,22 +143,25 @@ class ClassMeans:
     Args:
         width: of the features.
         classes: outputs.
+        decay: share of the statistics that is kept when more are added.
     """
 
-    def __init__(self, width: int, classes: int):
+    def __init__(self, width: int, classes: int, decay: float = 1.0):
         self._sums = np.zeros((classes, width))
         self._counts = np.zeros(classes)
+        self._decay = decay
 
     def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
         """Adds a task to the means."""
         members = np.eye(len(self._counts), dtype=x.dtype)[labels]
-        self._sums += members.T @ x
-        self._counts += members.sum(0)
+        self._sums = self._decay * self._sums + members.T @ x
+        self._counts = self._decay * self._counts + members.sum(0)
 
     @property
     def means(self) -> np.ndarray:
         """Means, ``[classes, width]``; zero for classes not yet seen."""
-        return self._sums / np.maximum(self._counts, 1)[:, None]
+        seen = np.where(self._counts > 0, self._counts, 1)
+        return self._sums / seen[:, None]
 
     def scores(self, x: np.ndarray) -> np.ndarray:
         """Returns minus half the squared distances, ``[N, classes]``.
@@ -159,47 +172,77 @@ class ClassMeans:
         return x @ means.T - 0.5 * np.square(means).sum(1)
 
 
-class Mahalanobis(ClassMeans):
-    r"""Nearest class mean under one covariance: linear discriminant analysis.
+class KLDA(ClassMeans):
+    r"""Kernel linear discriminant analysis (Momeni et al., arXiv 2412.15571).
 
-    Distances use the covariance :math:`(1 - s) \Sigma + s
-    \tfrac{\mathrm{tr}\Sigma}{d} I`, where :math:`\Sigma` is the covariance
-    within classes. All classes are equally likely, however many examples they
-    have.
+    Class means of random cosines, at distances in one covariance, :math:`(1 -
+    s) \Sigma + s \tfrac{\mathrm{tr}\Sigma}{d} I`, where :math:`\Sigma` is the
+    covariance within classes. All classes are equally likely, however many
+    examples they have. Unlike the paper's covariance it is shrunk, so that it
+    has an inverse from the first task on.
 
     Args:
-        width: of the features.
+        cosines: of this learner.
         classes: outputs.
         shrinkage: :math:`s`, in (0, 1].
+        decay: share of the statistics that is kept when more are added.
     """
 
-    def __init__(self, width: int, classes: int, shrinkage: float):
-        super().__init__(width, classes)
+    def __init__(
+        self,
+        cosines: Cosines,
+        classes: int,
+        shrinkage: float,
+        decay: float = 1.0,
+    ):
+        width = cosines.width
+        super().__init__(width, classes, decay)
         self._products = np.zeros((width, width), np.float32)
-        self._shrinkage = shrinkage
+        self._cosines, self._shrinkage = cosines, shrinkage
 
     def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
-        """Adds a task to the means and the covariance."""
-        super().learn(x, labels)
-        self._products += x.T @ x
+        """Adds vectors to the means of their cosines and the covariance."""
+        z = self._cosines(x)
+        super().learn(z, labels)
+        self._products = self._decay * self._products + z.T @ z
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        """Returns minus half the squared distances, ``[N, classes]``.
+        """Returns log-likelihoods ``[N, classes]``, up to the same term.
 
-        A term that is equal for all classes is left out.
+        They are minus infinity for classes that have no examples.
         """
-        from scipy.linalg import solve
-
-        means, total = self.means, self._counts.sum()
+        z, means, total = self._cosines(x), self.means, self._counts.sum()
         weighted = means * self._counts[:, None]
         within = (self._products - weighted.T @ means) / total
         spread = np.trace(within) / len(within)
         within *= 1 - self._shrinkage
         within.flat[:: len(within) + 1] += self._shrinkage * spread
-        maps = solve(
-            within.astype(x.dtype), means.T.astype(x.dtype), assume_a="pos"
+        maps = scipy.linalg.solve(
+            within.astype(z.dtype), means.T.astype(z.dtype), assume_a="pos"
         )
-        return x @ maps - 0.5 * (means.T * maps).sum(0)
+        found = z @ maps - 0.5 * (means.T * maps).sum(0)
+        return np.where(self._counts > 0, found, -np.inf)
+
+
+class KLDAEnsemble:
+    """The mean of the class probabilities of several KLDA.
+
+    Args:
+        members: with different cosines.
+    """
+
+    def __init__(self, members: Sequence[KLDA]):
+        self._members = members
+
+    def learn(self, x: np.ndarray, labels: np.ndarray) -> None:
+        """Adds vectors to all members."""
+        for member in self._members:
+            member.learn(x, labels)
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """Returns mean probabilities, ``[N, classes]``."""
+        each = [softmax(member.scores(x), 1) for member in self._members]
+        return np.mean(each, 0)
 
 
 def _softmax_step(tx):

@@ -30,10 +30,15 @@ Results go to ``--out``: runs as JSON files, tables, a record and a
 plot. Finished runs are not repeated.
 """
 
+import functools
+from typing import Any
+
 import numpy as np
 
 from experiments.classes import inputs
-from experiments.classes.memory import LevelChoice, LevelledMemory
+from experiments.classes.data import class_tasks
+from experiments.classes.matrix import accuracy_matrix, measure
+from experiments.classes.memory import LevelledMemory, split_levels
 from experiments.classes.summary import cell, shares
 from experiments.shared import flags, plot, table
 from experiments.shared.records import Records, write
@@ -60,11 +65,13 @@ _SETTINGS = {
     ),
 }
 FLAGS = {
-    **inputs.input_flags(width=1024),
+    **inputs.INPUT_FLAGS,
+    "width": flags.integer(1024, "Of the features.", 8),
     "levels": flags.integers([1, 2, 3, 4], "How many.", 1),
     "slowest": flags.integers([256, 1024, 4096], "Periods, in texts.", 2),
     "seeds": flags.seeds([0, 1, 2], "Of the order of classes and texts."),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/levels_effect", "Folder."),
 }
 
@@ -79,42 +86,47 @@ def make_levels(width, count, slowest, ratio, retention, share):
     """
     periods = [slowest // ratio**i for i in range(count - 1)][::-1]
     periods = [1, *periods] if count > 1 else [slowest]
-    part = max(1, int(width * share))
-    widths = [part] * (count - 1) + [width - part * (count - 1)]
-    return [
-        LevelChoice(own, period, retention if period > 1 else 0.0)
-        for own, period in zip(widths, periods, strict=True)
-    ]
+    return split_levels(width, share, periods, [retention] * count)
 
 
 def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
     _check_levels(values)
-    texts, settings = inputs.load(values)
-    settings |= flags.pick(values, _SETTINGS)
+    source = inputs.load(values)
+    class_tasks(len(source.texts.classes), values.tasks, 0)
+    settings = source.settings | flags.pick(values, _SETTINGS)
     records = Records(f"{values.out}/levels_effect", settings)
-    features, learn = inputs.make_run(texts, settings)
-
-    def run(levels, slowest, seed):
-        chosen = values.ratio, values.retention, values.share
-        own = make_levels(values.width, levels, slowest, *chosen)
-        classes = len(texts.classes)
-        memory = LevelledMemory(own, classes, values.ridge, values.rate)
-        return learn(memory, seed)
-
     sweep(
         records,
         grid(seed=values.seeds, slowest=values.slowest, levels=values.levels),
-        run,
+        functools.partial(run_one, source=source, settings=settings),
         after="levels {levels}, slowest {slowest}, seed {seed}: "
         "{average_accuracy[gem]:.1%}, {processor_seconds} s",
-        prepare=features,
+        prepare=source.prepare,
+        jobs=values.jobs,
     )
     cells = grid(
         levels=values.levels, slowest=values.slowest, seed=values.seeds
     )
     rows = [row for own in cells if (row := records.find(**own))]
-    summarize(values.out, settings, rows, len(texts.train))
+    summarize(values.out, settings, rows, len(source.texts.train))
+
+
+def run_one(
+    levels: int,
+    slowest: int,
+    seed: int,
+    source: inputs.Source,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Learns one stream; returns the matrix ``R`` and its metrics."""
+    chosen = (settings[name] for name in ("ratio", "retention", "share"))
+    own = make_levels(settings["width"], levels, slowest, *chosen)
+    classes = len(source.texts.classes)
+    memory = LevelledMemory(own, classes, settings["ridge"], settings["rate"])
+    tasks = class_tasks(classes, settings["tasks"], seed)
+    R = accuracy_matrix(memory, source.examples(), tasks, seed)
+    return {"R": R, **measure(R)}
 
 
 def _check_levels(values):

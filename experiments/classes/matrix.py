@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from experiments.classes.data import Texts
+from experiments.classes.inputs import Examples
 from nl_jax.continual import metrics
 
 METRICS = (
@@ -30,8 +30,7 @@ class Learner(Protocol):
 
 def accuracy_matrix(
     learner: Learner,
-    texts: Texts,
-    features: tuple[np.ndarray, np.ndarray],
+    examples: Examples,
     tasks: list[np.ndarray],
     seed: int,
     at_once: bool = False,
@@ -40,29 +39,27 @@ def accuracy_matrix(
 
     Args:
         learner: untrained.
-        texts: the texts, for their labels.
-        features: of the training and of the test texts.
+        examples: to learn and to be tested on.
         tasks: the classes of each task.
         seed: of the order of texts within a task.
         at_once: whether all tasks are learned as one; only the last row of
             ``R`` has entries then.
     """
     rng = np.random.default_rng(seed)
-    x, x_test = features
+    x, labels, x_test, test_labels = examples
     order = [
-        rng.permutation(np.flatnonzero(np.isin(texts.train_labels, task)))
-        for task in tasks
+        rng.permutation(np.flatnonzero(np.isin(labels, task))) for task in tasks
     ]
     if at_once:
         order = [np.concatenate(order)]
     R = np.full((len(tasks), len(tasks)), np.nan)
     first = len(tasks) - len(order)
     for i, rows in enumerate(order, first):
-        learner.learn(x[rows], texts.train_labels[rows])
+        learner.learn(x[rows], labels[rows])
         seen = np.concatenate(tasks[: i + 1])
         answers = seen[learner.scores(x_test)[:, seen].argmax(1)]
-        right = answers == texts.test_labels
-        R[i] = [right[np.isin(texts.test_labels, t)].mean() for t in tasks]
+        right = answers == test_labels
+        R[i] = [right[np.isin(test_labels, t)].mean() for t in tasks]
     return np.where(np.isnan(R), None, R).tolist()
 
 

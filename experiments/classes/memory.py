@@ -27,6 +27,7 @@ level that forgets nothing no longer adapts if the classes themselves change.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,27 +52,30 @@ class LevelChoice:
 
 
 def split_levels(
-    width: int, levels: int, periods: list[int], retentions: list[float]
+    width: int,
+    share: float,
+    periods: Sequence[int],
+    retentions: Sequence[float],
 ) -> list[LevelChoice]:
-    """Divides the features: a sixteenth for each faster level.
+    """Divides the features: a share of them for each faster level.
 
     Args:
         width: features of all levels. It determines the number of weights,
-            which does not depend on ``levels``.
-        levels: number of levels; the fastest comes first.
-        periods: at least ``levels``, each a multiple of the one before; the
-            first is 1.
-        retentions: of the levels after the first.
+            which does not depend on the number of levels.
+        share: of each level but the slowest.
+        periods: of the levels, the fastest first.
+        retentions: of the levels; that of a period of 1 is not used.
 
     Example:
-        >>> [level.width for level in split_levels(32, 3, [1, 2, 4], [0, 1])]
-        [2, 2, 28]
+        >>> levels = split_levels(32, 0.1, [1, 2, 4], [0, 0.5, 1])
+        >>> [level.width for level in levels]
+        [3, 3, 26]
     """
-    part = width // 16
-    widths = [part] * (levels - 1) + [width - part * (levels - 1)]
+    part = max(1, int(width * share))
+    widths = [part] * (len(periods) - 1) + [width - part * (len(periods) - 1)]
     return [
-        LevelChoice(*each)
-        for each in zip(widths, periods, [0.0, *retentions], strict=False)
+        LevelChoice(own, period, kept if period > 1 else 0.0)
+        for own, period, kept in zip(widths, periods, retentions, strict=True)
     ]
 
 

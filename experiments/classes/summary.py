@@ -58,6 +58,41 @@ def summarize(out, settings, rows, texts):
     write(out, "class_incremental", lines, record, figure)
 
 
+def summarize_stream(out, settings, rows, texts):
+    """Writes the accuracy of answers before learning, and after the stream."""
+    keys = {
+        "online": "before learning, %",
+        "returning": "after the first round",
+        "final": "test in the end",
+    }
+    lines = table.markdown(
+        ["learner", *keys.values()],
+        [
+            [
+                name,
+                *(
+                    table.mean_error([100 * row[key] for row in group], ".1f")
+                    for key in keys
+                ),
+            ]
+            for name, group in grouped(rows, "learner").items()
+        ],
+    )
+    lines += [
+        "",
+        f"{len(texts.train)} texts, each once, in {settings['tasks']} tasks "
+        f"that come {settings['rounds']} times; mean ± standard error.",
+    ]
+    curves = {}
+    for name, group in grouped(rows, "learner").items():
+        visits = 100 * np.mean([row["visits"] for row in group], 0)
+        rounds = visits.reshape(settings["rounds"], -1).mean(1)
+        curves[name] = np.arange(1, len(rounds) + 1), rounds
+    panel = plot.Panel(curves, "round", "right before learning, %", style="o-")
+    record = {"rows": rows, "settings": settings, "classes": texts.classes}
+    write(out, "class_incremental", lines, record, plot.curves(panel))
+
+
 def cell(group, key):
     """Returns mean and spread of a metric, in percent, for a table."""
     found = shares(group, key)

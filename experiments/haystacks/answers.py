@@ -8,12 +8,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.recall.task import RUNS
+from experiments.shared import flags
+from experiments.shared.records import Records, Row
+from experiments.shared.sweep import grid, sweep
 from experiments.shared.training import asked_loss, clipped_adamw, make_step
 from nl_jax.continual import stream
 from nl_jax.models import LanguageModel
 from nl_jax.training import resident_memory_bytes
 
 _EVERY = 50
+SETTINGS = {
+    "width": flags.integer(64, "Of the models.", multiple_of=2),
+    "batch": flags.integer(32, "Prompts per step."),
+    "steps": flags.integer(600, "Steps."),
+    "learning_rate": flags.number(1e-2, "Peak of warm-up and cosine.", 0.0),
+    "documents": flags.string(
+        "topics", "Other text: topics, modules, speeches or a folder."
+    ),
+}
+"""Flags of all experiments whose models answer prompts."""
+
+
+def flags_of(
+    name: str, tasks: Iterable[str], settings: Mapping[str, flags.Flag]
+) -> dict[str, flags.Flag]:
+    """Returns the flags of an experiment with these tasks and settings."""
+    tasks = list(tasks)
+    return {
+        "tasks": flags.words(tasks, "Tasks.", tasks),
+        "runs": flags.words(["hope", "deltanet"], known=RUNS),
+        "seeds": flags.seeds([0]),
+        **settings,
+        "jobs": flags.jobs(),
+        "out": flags.folder(f"runs/{name}", "Folder of the results."),
+    }
+
+
+def sweep_tasks(
+    name: str,
+    values: flags.FlagValues,
+    settings: Mapping[str, Any],
+    run: Callable[..., Mapping[str, Any]],
+) -> list[Row]:
+    """Runs all seeds, tasks and models of ``flags_of``; returns the rows."""
+    return sweep(
+        Records(f"{values.out}/{name}", settings),
+        grid(seed=values.seeds, task=values.tasks, run=values.runs),
+        functools.partial(run, settings=settings),
+        after="{task}, {run}, seed {seed}: {scores} % after {seconds} s",
+        jobs=values.jobs,
+    )
 
 
 class WrittenAnswer(NamedTuple):

@@ -22,12 +22,17 @@ Results: ``docs/synthetic.md``. They go to ``--out``: runs as JSON files, a
 Markdown table, a record and a plot. Finished runs are not repeated.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from experiments.haystacks.answers import train_to_answer, write_answer
+from experiments.haystacks.answers import (
+    SETTINGS,
+    flags_of,
+    sweep_tasks,
+    train_to_answer,
+    write_answer,
+)
 from experiments.haystacks.stories import (
     PLACES,
     TASKS,
@@ -37,11 +42,11 @@ from experiments.haystacks.stories import (
     tell,
 )
 from experiments.haystacks.words import WordIds, background, common
-from experiments.recall.task import RUNS, make_model
+from experiments.recall.task import make_model
 from experiments.shared import flags, plot, table
-from experiments.shared.records import Records, write
+from experiments.shared.records import write
 from experiments.shared.report_form import Column, Paper, Plot, Report
-from experiments.shared.sweep import grid, grouped, sweep
+from experiments.shared.sweep import grouped
 from nl_jax.nested.level_table import count_parameters
 
 _TEST_SEED = (0, 1)  # Differs from every integer seed.
@@ -49,39 +54,20 @@ _COMMON = 1000
 _LONGEST = 96
 """Words of the longest story, with its question."""
 _SETTINGS = {
-    "width": flags.integer(64, "Of the models.", multiple_of=2),
+    **SETTINGS,
     "length": flags.integer(128, "Words of a prompt in training.", _LONGEST),
-    "batch": flags.integer(32, "Prompts per step."),
-    "steps": flags.integer(600, "Steps."),
     "tests": flags.integer(64, "Prompts of each length to test on."),
     "lengths": flags.integers([0, 128, 512, 4096], "Words of tests.", 0),
     "chunk": flags.integer(256, "Words that a model reads at once in tests."),
-    "learning_rate": flags.number(1e-2, "Peak of warm-up and cosine.", 0.0),
-    "documents": flags.string(
-        "topics", "Other text: topics, modules, speeches or a folder."
-    ),
 }
-FLAGS = {
-    "tasks": flags.words(list(TASKS), "Tasks.", TASKS),
-    "runs": flags.words(["hope", "deltanet"], known=RUNS),
-    "seeds": flags.seeds([0]),
-    **_SETTINGS,
-    "jobs": flags.jobs(),
-    "out": flags.folder("runs/babilong", "Folder of the results."),
-}
+FLAGS = flags_of("babilong", TASKS, _SETTINGS)
 
 
 def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
     settings = flags.pick(values, _SETTINGS)
     background(values.documents)  # Raises before anything is trained.
-    rows = sweep(
-        Records(f"{values.out}/babilong", settings),
-        grid(seed=values.seeds, task=values.tasks, run=values.runs),
-        functools.partial(run_one, settings=settings),
-        after="{task}, {run}, seed {seed}: {scores} % after {seconds} s",
-        jobs=values.jobs,
-    )
+    rows = sweep_tasks("babilong", values, settings, run_one)
     summarize(rows, settings, values.out)
 
 

@@ -27,41 +27,32 @@ Results: ``docs/synthetic.md``. They go to ``--out``: runs as JSON files, a
 Markdown table, a record and a plot. Finished runs are not repeated.
 """
 
-import functools
-
 import numpy as np
 
-from experiments.haystacks.answers import train_to_answer, write_answer
+from experiments.haystacks.answers import (
+    SETTINGS,
+    flags_of,
+    sweep_tasks,
+    train_to_answer,
+    write_answer,
+)
 from experiments.haystacks.ruler import TASKS, draw, score, word_ids
 from experiments.haystacks.words import background
-from experiments.recall.task import RUNS, make_model
+from experiments.recall.task import make_model
 from experiments.shared import flags, plot, table
-from experiments.shared.records import Records, write
+from experiments.shared.records import write
 from experiments.shared.report_form import Column, Paper, Plot, Report
-from experiments.shared.sweep import grid, grouped, sweep
+from experiments.shared.sweep import grouped
 from nl_jax.nested.level_table import count_parameters
 
 _TEST_SEED = (0, 1)  # Differs from every integer seed.
 _SETTINGS = {
-    "width": flags.integer(64, "Of the models.", multiple_of=2),
+    **SETTINGS,
     "length": flags.integer(128, "Tokens of a prompt."),
-    "batch": flags.integer(32, "Prompts per step."),
-    "steps": flags.integer(600, "Steps."),
     "tests": flags.integer(128, "Prompts of each length to test on."),
     "factors": flags.integers([1, 2, 4], "Lengths of tests.", 1),
-    "learning_rate": flags.number(1e-2, "Peak of warm-up and cosine.", 0.0),
-    "documents": flags.string(
-        "topics", "Essays: topics, modules, speeches or a folder."
-    ),
 }
-FLAGS = {
-    "tasks": flags.words(list(TASKS), "Tasks.", TASKS),
-    "runs": flags.words(["hope", "deltanet"], known=RUNS),
-    "seeds": flags.seeds([0]),
-    **_SETTINGS,
-    "jobs": flags.jobs(),
-    "out": flags.folder("runs/needle", "Folder of the results."),
-}
+FLAGS = flags_of("needle", TASKS, _SETTINGS)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -73,13 +64,7 @@ def main(values: flags.FlagValues) -> None:
         rng = np.random.default_rng(0)
         given = (rng, 1, values.length, essay, words)
         draw(TASKS[name], *given, training=True)
-    rows = sweep(
-        Records(f"{values.out}/needle", settings),
-        grid(seed=values.seeds, task=values.tasks, run=values.runs),
-        functools.partial(run_one, settings=settings),
-        after="{task}, {run}, seed {seed}: {scores} % after {seconds} s",
-        jobs=values.jobs,
-    )
+    rows = sweep_tasks("needle", values, settings, run_one)
     summarize(rows, settings, values.out)
 
 

@@ -18,6 +18,7 @@ where it stopped. At the end come a Markdown table, a record and a plot.
 """
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,6 +71,7 @@ FLAGS = {
     "seeds": flags.seeds([0, 1, 2], "Seeds."),
     "rates": flags.integer(5, "Learning rates tried for each optimizer."),
     **_SETTINGS,
+    "jobs": flags.jobs(),
     "out": flags.folder("runs/digits", "Folder."),
 }
 
@@ -78,20 +80,6 @@ def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
     settings = flags.pick(values, _SETTINGS)
     records = Records(f"{values.out}/digits", settings)
-    data = load()
-
-    @functools.cache
-    def trainer(optimizer):
-        return make_trainer(OPTIMIZERS[optimizer][1], data, **settings)
-
-    def run(optimizer, rate, seed):
-        found = jax.device_get(trainer(optimizer)(rate, seed))
-        # JSON has no NaN.
-        return {
-            name: round(float(value), 5) if np.isfinite(value) else None
-            for name, value in found.items()
-        }
-
     cells = [
         {"optimizer": name, "rate": rate, "seed": seed}
         for name in values.optimizers
@@ -100,8 +88,25 @@ def main(values: flags.FlagValues) -> None:
     ]
     after = "{optimizer}, rate {rate:g}, seed {seed}: "
     after += "test loss {test_loss}, validation loss {validation_loss}"
-    sweep(records, cells, run, after=after)
+    run = functools.partial(run_one, settings=settings)
+    sweep(records, cells, run, after=after, jobs=values.jobs)
     summarize(settings, records.rows, values.out)
+
+
+def run_one(
+    optimizer: str, rate: float, seed: int, settings: dict[str, Any]
+) -> dict[str, float | None]:
+    """Trains once; returns losses and accuracies, ``None`` for NaN."""
+    found = jax.device_get(_trainer(optimizer, **settings)(rate, seed))
+    return {
+        name: round(float(value), 5) if np.isfinite(value) else None
+        for name, value in found.items()
+    }
+
+
+@functools.cache  # So that each process compiles an optimizer once.
+def _trainer(optimizer, **settings):
+    return make_trainer(OPTIMIZERS[optimizer][1], load(), **settings)
 
 
 def summarize(settings, rows, out):

@@ -80,7 +80,8 @@ def write_html(made: list[Section], title: str) -> str:
         body.append(f"<h2>{html.escape(_title(section))}</h2>")
         if section.rows:
             body.append(page.table(*sections.table_of(section)))
-            body += _extra_html(section)
+            for each in _extra(section):
+                body += ["<br>", page.table(*each)]
         if section.form.note:
             body.append(f"<p>{html.escape(section.form.note)}</p>")
         body += [
@@ -104,9 +105,11 @@ def write_html(made: list[Section], title: str) -> str:
     return page.page(title, body)
 
 
-def _extra_html(section):
-    extra = section.form.extra
-    return ["<br>", page.table(*extra(section.rows))] if extra else []
+def _extra(section):
+    """Yields head and lines of the section's other table, if it has lines."""
+    found = section.form.extra and section.form.extra(section.rows)
+    if found and found[1]:
+        yield found
 
 
 def _markdown(section, stem, out):
@@ -115,8 +118,8 @@ def _markdown(section, stem, out):
         head, rows = sections.table_of(section)
         rows = [[_plain(entry) for entry in row] for row in rows]
         lines += table.markdown(head, rows)
-        if section.form.extra:
-            lines += ["", *table.markdown(*section.form.extra(section.rows))]
+        for each in _extra(section):
+            lines += ["", *table.markdown(*each)]
     notes = [section.form.note] if section.form.note else []
     notes += sections.cautions(section)
     notes += [f"Failed: {line}" for line in section.failures]

@@ -40,8 +40,9 @@ class Section(NamedTuple):
     """Settings that other sections of the experiment do not share."""
     rows: Sequence[Row]
     """Of those that are shown: settings, cell and result in one."""
-    edges: Sequence[tuple]
-    """Values of ``by`` whose best value is at the edge of those tried."""
+    edges: Mapping[tuple, Sequence[str]]
+    """By values of ``by``: fields whose best value is at the edge of those
+    tried."""
 
     @property
     def failures(self) -> list[str]:
@@ -81,7 +82,7 @@ def _sections(name, cells, others):
     for form in forms_of(name, cells):
         own = [c for c in cells if form.only({**settings, **c["cell"]})]
         rows = [{**settings, **row_of(c)} for c in own if not c["error"]]
-        rows, edges = _best(rows, form) if form.best else (rows, [])
+        rows, edges = _best(rows, form) if form.best else (rows, {})
         if own:
             shown = words(differs)
             yield Section(name, form, settings, own, shown, rows, edges)
@@ -92,7 +93,7 @@ def scripts() -> dict[str, str]:
     return {
         path.stem: f"experiments.{path.parent.name}.{path.stem}"
         for path in _FOLDER.glob("*/*.py")
-        if "\nFLAGS = {" in path.read_text()
+        if "\nFLAGS = " in path.read_text()
     }
 
 
@@ -131,14 +132,15 @@ def _grouped(rows, fields) -> dict[tuple, list[Row]]:
 
 
 def _best(rows, form):
-    """Returns the rows at the best value of the field that was tuned."""
-    field, number = form.best
-    kept, edges = [], []
+    """Returns the rows at the best values of the fields that were tuned."""
+    *fields, number = form.best
+    kept, edges = [], {}
     for key, group in _grouped(rows, form.by).items():
-        tried: dict[Any, dict] = {}
+        tried: dict[tuple, dict] = {}
         for row in group:
             value = row[number] if is_number(row[number]) else float("inf")
-            tried.setdefault(row[field], {})[row.get("seed")] = value
+            setting = tuple(row[field] for field in fields)
+            tried.setdefault(setting, {})[row.get("seed")] = value
         # Seeds that ran at all values, so that luck is the same.
         both = set.intersection(*({*seeds} for seeds in tried.values()))
         means = {
@@ -146,16 +148,36 @@ def _best(rows, form):
             for value, seeds in tried.items()
         }
         best = min(means, key=means.__getitem__)
-        kept += [row for row in group if row[field] == best]
-        if len(tried) > 1 and best in (min(tried), max(tried)):
-            edges.append(key)
+        kept += [r for r in group if tuple(r[f] for f in fields) == best]
+        edge = [f for n, f in enumerate(fields) if _at_edge(n, best, tried)]
+        if edge:
+            edges[key] = edge
     return kept, edges
+
+
+def _at_edge(place, best, tried):
+    """Returns whether no setting is beyond the best in one of its fields.
+
+    Only settings that are like the best in the other fields count.
+
+    Example:
+        >>> _at_edge(0, (2, 5), [(1, 5), (2, 5), (3, 6)])
+        True
+        >>> _at_edge(0, (2, 5), [(1, 5), (2, 5), (3, 5)])
+        False
+    """
+    if len({setting[place] for setting in tried}) < 2:
+        return False
+    rest = best[:place] + best[place + 1 :]
+    along = [s[place] for s in tried if s[:place] + s[place + 1 :] == rest]
+    return best[place] in (min(along), max(along))
 
 
 def table_of(section: Section) -> tuple[list[str], list[list[str]]]:
     """Returns the head and the lines of the section's table."""
     form = section.form
-    head = [*form.by, *form.best[:1]] if form.best else [*form.by]
+    tuned = form.best[:-1] if form.best else ()
+    head = [*form.by, *tuned]
     columns = {
         name: column
         for name, column in form.columns.items()
@@ -168,9 +190,9 @@ def table_of(section: Section) -> tuple[list[str], list[list[str]]]:
     lines = []
     for key, rows in groups.items():
         line = [*map(str, key)]
-        if form.best:
-            star = "*" if key in section.edges else ""
-            line.append(f"{rows[0][form.best[0]]:g}{star}")
+        for field in tuned:
+            star = "*" if field in section.edges.get(key, ()) else ""
+            line.append(f"{rows[0][field]:g}{star}")
         line.append(str(len(rows)))
         for name, column in columns.items():
             line.append(_entry(rows, column, _paper(form, rows, key, name)))
@@ -236,9 +258,9 @@ def differences(row: Row, paper: Paper) -> dict[str, tuple[Any, Any]]:
 def cautions(section: Section) -> list[str]:
     """Returns what limits the section's figures."""
     found = []
-    if section.edges:
-        field = section.form.best[0] if section.form.best else ""
-        found.append(f"* The best {field} is at the edge of those tried.")
+    for field in section.form.best[:-1] if section.form.best else ():
+        if any(field in fields for fields in section.edges.values()):
+            found.append(f"* The best {field} is at the edge of those tried.")
     paper = section.form.paper
     if paper and section.rows:
         below: dict[str, Any] = {}

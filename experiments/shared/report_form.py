@@ -65,9 +65,9 @@ class Report(NamedTuple):
     """By head."""
     plots: Sequence[Plot] = ()
     paper: Paper | None = None
-    best: tuple[str, str] | None = None
-    """A field that was tuned, such as a rate, and the number that is lowest at
-    its best value, in the mean of the seeds that ran at all values."""
+    best: tuple[str, ...] | None = None
+    """Fields that were tuned, such as a rate, and the number that is lowest at
+    their best values, in the mean of the seeds that ran at all values."""
     base: Callable[[Row], Any] | None = None
     """Returns of a row the first value of ``by`` of the line with which the
     first column is compared, over seeds that both have."""

@@ -67,9 +67,9 @@ def sweep(
         run: takes the cell as keyword arguments.
         before: is formatted with the cell and printed before it runs.
         after: is formatted with the row and printed once the row is on disk.
-        prepare: is called before each run and not timed.
+        prepare: is called once before the runs, if there are any.
         jobs: processes that run cells at the same time. With more than one,
-            ``run`` must be picklable, and ``prepare`` is not called.
+            ``run`` must be picklable.
         work: what a cell costs in comparison with others, for the time left.
         later: cells, of the same costs, that the command runs after these.
 
@@ -101,8 +101,10 @@ def sweep(
         if before:
             print(before.format_map(cell), flush=True)
 
+    if missing:
+        prepare()
     outcomes = (
-        workers.in_turn(run, missing, start, prepare)
+        workers.in_turn(run, missing, start)
         if jobs == 1
         else workers.side_by_side(run, missing, start, jobs)
     )

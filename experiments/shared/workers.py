@@ -44,15 +44,12 @@ class Outcome(NamedTuple):
 
 
 def in_turn(
-    run: Run,
-    cells: Sequence[Cell],
-    start: Callable[[Cell], None],
-    prepare: Callable[[], Any],
+    run: Run, cells: Sequence[Cell], start: Callable[[Cell], None]
 ) -> Iterator[tuple[Cell, Outcome]]:
     """Runs cells in this process, one after another."""
     for cell in cells:
         start(cell)
-        yield cell, _attempt(run, cell, prepare)
+        yield cell, _attempt(run, cell)
 
 
 def side_by_side(
@@ -110,13 +107,11 @@ def _begin(parent):
     end_with(parent)
 
 
-def _attempt(run, cell, prepare=lambda: None) -> Outcome:
+def _attempt(run, cell) -> Outcome:
     """Runs a cell; all errors but a stop become its outcome."""
     result, error, trace, refused = {}, "", "", False
     begun = _clocks()
     try:
-        prepare()
-        begun = _clocks()
         result = run(**cell)
     except StoppedError:
         raise

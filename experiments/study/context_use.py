@@ -19,7 +19,6 @@ Markdown table, a record and a plot. Finished runs are not repeated.
 import functools
 import itertools
 import pathlib
-import sysconfig
 
 import numpy as np
 
@@ -29,7 +28,7 @@ from experiments.shared.report_form import Column, Paper, Plot, Report
 from experiments.shared.sweep import grid, grouped, sweep
 from experiments.study.freezing import by_position
 from experiments.study.long_context import VARIANTS, model_of
-from experiments.study.split_text import PATHS, read_and_split
+from experiments.study.split_text import PATHS, or_modules, read_and_split
 from experiments.study.train_on_text import train_on_text
 from experiments.study.windows_alone import alone, edges_to
 from nl_jax.errors import InputError
@@ -70,10 +69,7 @@ def main(values: flags.FlagValues) -> None:
                 f"--contexts={context}: must divide --positions="
                 f"{values.positions}"
             )
-    folder = pathlib.Path(sysconfig.get_path("stdlib"))
-    split = read_and_split(
-        values.paths or sorted(map(str, folder.glob("*.py")))
-    )
+    split = read_and_split(or_modules(values.paths))
     documents = split.long_documents(values.documents, values.positions)
     settings = flags.pick(values, _SETTINGS) | {"text_sha256": split.sha256}
     out = pathlib.Path(values.out)

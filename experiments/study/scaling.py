@@ -33,19 +33,16 @@ from experiments.shared.records import Records
 from experiments.shared.report_form import Column, Plot, Report, is_number
 from experiments.shared.sweep import grouped
 from experiments.study.split_text import PATHS, read_and_split
-from experiments.study.train_on_text import train_on_text
+from experiments.study.train_on_text import SIZES, train_on_text
 from experiments.study.tuned_sweep import TUNING, tuned_sweep
 from experiments.study.variants import count_of, sized
 from nl_jax.models import configure, names
 from nl_jax.nested.level_table import count_parameters
 
+_FOUND = ("width", "steps")  # From a run's size.
 _SETTINGS = {
     "tokens_per_parameter": flags.number(20.0, "Of each run.", 1e-6, 1e4),
-    "layers": flags.integer(2, "Blocks."),
-    "heads": flags.integer(4, "Heads."),
-    "batch": flags.integer(8, "Sequences per step."),
-    "length": flags.integer(256, "Tokens per sequence.", multiple_of=64),
-    "held_out": flags.integer(131_072, "Bytes to evaluate on."),
+    **{name: flag for name, flag in SIZES.items() if name not in _FOUND},
 }
 FLAGS = {
     "models": flags.words(
@@ -113,7 +110,7 @@ def train_one(model, size, rate, seed, *, paths, settings, unfinished):
     return {
         "bits_per_byte": round(result.held_out_bits_per_byte, 4),
         "parameters": count_parameters(result.variables),
-        "d_model": config.d_model,
+        "width": config.d_model,
         "steps": steps,
         "train_seconds": round(result.train_seconds, 1),
     }
@@ -123,20 +120,19 @@ def train_one(model, size, rate, seed, *, paths, settings, unfinished):
 def model_of_size(name: str, size: float, layers: int, heads: int):
     """Returns a model of ``size`` million parameters.
 
-    Its width is the multiple of 16, or of four times the heads, at which
-    ``hope`` comes nearest; the levels' width makes up for the rest.
+    Its width is the largest multiple of 16, or of four times the heads, at
+    which ``hope`` is not larger; the levels' width makes up for the rest.
 
     Example:
         >>> model_of_size("transformer", 0.1, 2, 4).d_model
         48
     """
     wanted, unit = 1e6 * size, max(4 * heads, 16)
-    widths = itertools.count(unit, unit)
-    for width, wider in itertools.pairwise(widths):
-        counts = (_hope_size(w, layers, heads) for w in (width, wider))
-        near, far = (abs(np.log(count / wanted)) for count in counts)
-        if near <= far:
-            break
+    width = next(
+        width
+        for width in itertools.count(unit, unit)
+        if _hope_size(width + unit, layers, heads) > wanted
+    )
     shape = {"d_model": width, "n_layers": layers, "n_heads": heads}
     return sized(name, shape, round(wanted))
 

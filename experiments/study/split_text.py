@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import sysconfig
 import zipfile
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -62,6 +63,12 @@ class SplitText(NamedTuple):
                 "--positions"
             )
         return np.array(ids, np.int32).reshape(count, length)
+
+
+def or_modules(paths: Sequence[str]) -> list[str]:
+    """Returns the paths, or the files of Python's standard library if none."""
+    folder = pathlib.Path(sysconfig.get_path("stdlib"))
+    return [*paths] or sorted(map(str, folder.glob("*.py")))
 
 
 def read_and_split(paths: Sequence[str]) -> SplitText:

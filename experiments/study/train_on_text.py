@@ -4,10 +4,36 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.shared import flags
 from experiments.shared.workers import StoppedError
 from nl_jax import training
 from nl_jax.errors import DivergedError
 from nl_jax.models import ModelConfig
+
+SIZES = {
+    "width": flags.integer(128, "Width of the models."),
+    "layers": flags.integer(2, "Blocks."),
+    "heads": flags.integer(4, "Heads."),
+    "steps": flags.integer(300, "Steps."),
+    "batch": flags.integer(8, "Sequences per step."),
+    "length": flags.integer(256, "Tokens per sequence.", multiple_of=64),
+    "held_out": flags.integer(131_072, "Bytes to evaluate on."),
+}
+"""Flags of models and of their training, for the settings of a study."""
+
+
+def shape_of(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the fields of ``ModelConfig`` that ``SIZES`` sets.
+
+    Example:
+        >>> shape_of({"width": 64, "layers": 2, "heads": 4, "steps": 300})
+        {'d_model': 64, 'n_layers': 2, 'n_heads': 4}
+    """
+    return {
+        "d_model": settings["width"],
+        "n_layers": settings["layers"],
+        "n_heads": settings["heads"],
+    }
 
 
 def train_on_text(

@@ -24,6 +24,7 @@ STATES: dict[str, tuple[str, str, str]] = {
     "ScaleByAdamState": ("adam", "vector", "closed form (101-105)"),
     "TraceState": ("momentum", "vector", "gradient descent on dot product"),
     "ScaleByRssState": ("adagrad", "vector", "sum of squares (106-111)"),
+    "NeuronState": ("neurons", "row", "mean of squares"),
     "MuonState": ("muon", "matrix", "momentum, orthogonalised (42-44)"),
     "EmaState": ("mean", "vector", "mean of gradients"),
     "ScaleByLionState": ("lion", "vector", "mean of gradients, sign"),

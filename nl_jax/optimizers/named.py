@@ -12,9 +12,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from nl_jax.checks import check_choice, default_count, is_number
+from nl_jax.checks import check_choice, is_number
 from nl_jax.errors import InputError
 from nl_jax.optimizers.adaptive import (
     scale_by_adagrad_memory,
@@ -22,18 +21,17 @@ from nl_jax.optimizers.adaptive import (
 )
 from nl_jax.optimizers.deep import scale_by_deep_momentum
 from nl_jax.optimizers.m3 import scale_by_m3
-from nl_jax.optimizers.matrices import orthogonalize_tree
 from nl_jax.optimizers.momentum import (
     scale_by_delta_momentum,
     scale_by_feature_momentum,
     scale_by_preconditioned_momentum,
 )
+from nl_jax.optimizers.muon import directions_of_muon
 from nl_jax.optimizers.outputs import (
     scale_by_newton_schulz_memory,
     scale_by_nonlinear_output,
 )
 from nl_jax.optimizers.preconditioner import scale_by_learned_preconditioner
-from nl_jax.optimizers.sharding import keep_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,64 +62,6 @@ class NamedOptimizer:
         }
 
 
-def map_dimensions(function: Callable, numbers: Any, *trees: Any) -> Any:
-    """Maps over trees and their dimension numbers, which may be ``None``."""
-    return jax.tree.map(
-        function,
-        numbers,
-        *trees,
-        is_leaf=lambda x: x is None or isinstance(x, MuonDimensionNumbers),
-    )
-
-
-def _muon(
-    *,
-    beta: float = 0.95,
-    nesterov: bool = True,
-    adaptive: bool = False,
-    ns_steps: int | None = None,
-    dimension_numbers: Any = None,
-) -> optax.GradientTransformation:
-    def present(updates):
-        if dimension_numbers is None:
-            for leaf in jax.tree.leaves(updates):
-                if leaf.ndim != 2:
-                    raise InputError(
-                        f"muon takes matrices; a leaf has shape {leaf.shape}"
-                    )
-            return jax.tree.map(lambda _: MuonDimensionNumbers(), updates)
-        # Muon takes dimension numbers only for leaves that are not masked.
-        return map_dimensions(
-            lambda d, leaf: leaf if isinstance(leaf, optax.MaskedNode) else d,
-            dimension_numbers,
-            updates,
-        )
-
-    steps = default_count("ns_steps", ns_steps, 5)
-    muon = scale_by_muon(
-        ns_steps=steps, beta=beta, weight_dimension_numbers=present
-    )
-
-    def update(updates, state, params=None):
-        """Optax's, but for the orthogonalisation, which devices share."""
-        del params
-        count = optax.safe_increment(state.count)
-        mu = optax.tree.update_moment(updates, state.mu, beta, 1)
-        ahead = count
-        if nesterov:
-            ahead = optax.safe_increment(count)
-        hat = optax.tree.bias_correction(mu, beta, ahead)
-        if nesterov:
-            own = optax.tree.bias_correction(updates, beta, count)
-            hat = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, hat, own)
-        out = orthogonalize_tree(hat, present(updates), steps=steps)
-        if adaptive:
-            out = jax.tree.map(lambda x, y: jnp.sum(x * y) * y, hat, out)
-        return out, state._replace(count=count, mu=mu)
-
-    return optax.GradientTransformation(muon.init, keep_shardings(update))
-
-
 _ADAM = {"b1": "b1", "b2": "b2", "eps": "eps"}
 _RETENTION = {"b1": "retention"}
 NAMED: dict[str, NamedOptimizer] = {
@@ -129,7 +69,7 @@ NAMED: dict[str, NamedOptimizer] = {
     "adamw": NamedOptimizer(optax.scale_by_adam, _ADAM),
     "adam_memory": NamedOptimizer(scale_by_adam_memory, _ADAM),
     "muon": NamedOptimizer(
-        _muon, sees="matrices", orthogonal=True, others="adamw"
+        directions_of_muon, sees="matrices", orthogonal=True, others="adamw"
     ),
     "m3": NamedOptimizer(scale_by_m3, sees="matrices", orthogonal=True),
     "momentum": NamedOptimizer(scale_by_preconditioned_momentum, _RETENTION),

@@ -320,7 +320,8 @@ def _option_placeholders() -> config_dict.ConfigDict:
             if keyword.default is None:
                 hint = keyword.annotation
                 hints = (hint, *typing.get_args(hint))
-                kind = int if int in hints else str if Any in hints else None
+                kind = str if Any in hints else None
+                kind = next((k for k in (int, float) if k in hints), kind)
             if kind in (bool, int, float, str):
                 out[name] = config_dict.placeholder(kind)
     return out

@@ -13,7 +13,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from nl_jax.optimizers import NAMED
-from nl_jax.optimizers.named import map_dimensions
+from nl_jax.optimizers.muon import map_dimensions
 
 WIDTHS = ("embed", "mlp", "mixer")
 """Logical axes that are dimensions of the model."""

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from experiments.levels import adaptive_frequency as experiment
-from experiments.levels.changing_text import streams
+from experiments.continuum import adaptive_frequency as experiment
+from experiments.continuum.changing_text import streams
 
 SMALL = (
     "--arms=surprise:1.01",

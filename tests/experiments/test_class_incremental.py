@@ -12,16 +12,24 @@ from experiments.classes.data import (
     read_texts,
     snippets,
     standard_library,
-    validation,
+    validation_rows,
 )
-from experiments.classes.features import make_features
-from experiments.classes.learners import ClassMeans, Mahalanobis, Softmax
+from experiments.classes.features import Cosines, encode
+from experiments.classes.inputs import Examples
+from experiments.classes.learners import (
+    KLDA,
+    ClassMeans,
+    KLDAEnsemble,
+    Softmax,
+)
 from experiments.classes.matrix import METRICS
 from experiments.classes.memory import (
     LevelChoice,
     LevelledMemory,
     split_levels,
 )
+from experiments.classes.returning import arrange_visits, measure_stream
+from experiments.shared.records import read_cells
 from nl_jax.continual import metrics
 from nl_jax.errors import InputError
 from tests.experiments.conftest import word_table
@@ -94,8 +102,9 @@ def test_files_of_both_kinds_are_read_alike(tmp_path):
     assert set(first.train + first.test) == {text for text, _ in rows}
     both = read_texts([str(table), str(lines)], "words", "kind")
     assert both.train == both.test == [text for text, _ in rows]
-    inner = validation(both)
-    assert sorted(inner.train + inner.test) == sorted(both.train)
+    learn, held_out = validation_rows(both)
+    assert sorted([*learn, *held_out]) == list(range(20))
+    assert np.bincount(both.train_labels[held_out]).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -130,9 +139,10 @@ def test_labels_that_only_one_file_has(tmp_path):
 
 def test_features_see_no_other_text():
     texts = ["how do I find my card", "import os", "where is my card", ""]
-    x = make_features(texts, 512, 1.0)
+    cosines = Cosines(512, 512, 1.0)
+    x = cosines(encode(texts, 512, "ngrams"))
     assert x.shape == (4, 512) and x.dtype == np.float32
-    alone = make_features(texts[:1], 512, 1.0)
+    alone = cosines(encode(texts[:1], 512, "ngrams"))
     assert x[0] == pytest.approx(alone[0], abs=1e-6)
     assert np.linalg.norm(x, axis=1) == pytest.approx(1, abs=0.2)
     similar, different = x[0] @ x[2], x[0] @ x[1]
@@ -156,23 +166,61 @@ def test_class_means_are_nearest_centroids():
     assert (learner.scores(x_test).argmax(1) == known.predict(x_test)).all()
 
 
-def test_mahalanobis_is_linear_discriminant_analysis():
+def test_klda_is_linear_discriminant_analysis_of_random_cosines():
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     (x, labels), (x_test, _) = draw(0), draw(1, spread=2.0)
-    learner = Mahalanobis(WIDTH, CLASSES, 0.3)
+    cosines = Cosines(WIDTH, 24, 0.5)
+    learner = KLDA(cosines, CLASSES, 0.3)
     for part in np.array_split(np.arange(len(x)), 3):
         learner.learn(x[part], labels[part])
     # With equally many of each class its prior is none, and its covariance,
     # the mean over the classes, ours.
     known = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3)
-    known.fit(x.astype(float), labels)
-    ours, theirs = learner.scores(x_test), known.decision_function(x_test)
+    known.fit(cosines(x).astype(float), labels)
+    ours = learner.scores(x_test)
+    theirs = known.decision_function(cosines(x_test))
     shift = (ours - theirs).mean(0)  # Of priors, the same for all.
     assert np.ptp(shift) < 1e-2
     assert ours - ours[:, :1] == pytest.approx(
         theirs - theirs[:, :1], rel=1e-3, abs=1e-2
     )
+
+
+def test_products_of_cosines_are_a_gaussian_kernel():
+    x, _ = draw(0, count=20)
+    waves = Cosines(WIDTH, 20_000, 0.3, seed=1)(x)
+    distances = np.square(x[:, None] - x).sum(-1)
+    expected = np.exp(-0.5 * 0.3**2 * distances)
+    assert waves @ waves.T == pytest.approx(expected, abs=0.05)
+    other = Cosines(WIDTH, 20_000, 0.3, seed=2)(x)
+    assert np.abs(waves - other).max() > 1e-3
+
+
+def test_an_ensemble_is_the_mean_of_probabilities_of_known_classes():
+    x, labels = draw(0)
+    seen = labels < 3
+    members = [KLDA(Cosines(WIDTH, 8, 0.5, s), CLASSES, 0.3) for s in (0, 1)]
+    KLDAEnsemble(members).learn(x[seen], labels[seen])
+    found = KLDAEnsemble(members).scores(x)
+    assert (found[:, 3] == 0).all()
+    each = []
+    for member in members:
+        odds = np.exp(member.scores(x)[:, :3].astype(float))
+        each.append(odds / odds.sum(1, keepdims=True))
+    assert found[:, :3] == pytest.approx((each[0] + each[1]) / 2, rel=1e-4)
+
+
+def test_decayed_statistics_are_means_of_weighted_examples():
+    x, labels = draw(0, balanced=False)
+    learner = ClassMeans(WIDTH, CLASSES, 0.5)
+    for part in np.array_split(np.arange(len(x)), 3):
+        learner.learn(x[part], labels[part])
+    weight = np.repeat([0.25, 0.5, 1.0], len(x) // 3)
+    for k in range(CLASSES):
+        own = labels == k
+        expected = np.average(x[own], 0, weight[own])
+        assert learner.means[k] == pytest.approx(expected, abs=1e-5)
 
 
 def make_softmax(**options):
@@ -296,10 +344,66 @@ def test_three_levels_are_their_plain_formula():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_levels_share_out_the_same_weights(count):
-    levels = split_levels(35, count, [1, 2, 4], [0.5, 1.0])
+    given = [1, 2, 4][:count], [0.0, 0.5, 1.0][:count]
+    levels = split_levels(35, 1 / 16, *given)
     memory = LevelledMemory(levels, CLASSES, 1.0, 0.1)
     assert len(levels) == count and memory.parameters == 35 * CLASSES
     assert (memory.state_size > 0) == (count > 1)
+
+
+# --- tasks that return ---
+
+
+def test_every_text_comes_once_and_half_of_the_labels_swap():
+    labels = np.arange(60, dtype=np.int32) % 6
+    visits, meaning = arrange_visits(labels, 3, 4, 0.7, seed=1)
+    assert len(visits) == 12
+    rows = np.concatenate([visit.rows for visit in visits])
+    assert sorted(rows) == list(range(60))
+    for number in range(4):
+        own = visits[3 * number : 3 * number + 3]
+        rows = np.concatenate([visit.rows for visit in own])
+        changed = np.concatenate([visit.labels for visit in own])
+        # Each class comes in one visit of each round, with a quarter of its 10.
+        assert set(np.bincount(labels[rows])) <= {2, 3}
+        assert all(len({*labels[visit.rows]}) == 2 for visit in own)
+        now = dict(zip(labels[rows], changed, strict=True))
+        assert all(now[now[k]] == k for k in range(6))
+        assert sum(now[k] != k for k in range(6)) == (4 if number % 2 else 0)
+    assert meaning.tolist() == [now[k] for k in range(6)]
+
+
+class Parrot:
+    """Answers with the class that it was taught last."""
+
+    def __init__(self):
+        self.last = 0
+
+    def learn(self, x, labels):
+        self.last = labels[-1]
+
+    def scores(self, x):
+        return np.tile(np.arange(3) == self.last, (len(x), 1))
+
+
+def test_answers_are_given_before_learning():
+    labels = np.repeat(np.arange(3, dtype=np.int32), 8)
+    examples = Examples(
+        np.zeros((24, 1)), labels, np.zeros((3, 1)), labels[::8]
+    )
+    given = {"tasks": 3, "rounds": 2, "changing": 0.0, "block": 2}
+    found = measure_stream(Parrot(), examples, 0, **given)
+    # A visit is four texts of a class: of two blocks the first is answered with
+    # the class before it, which only the visit after it can have in common.
+    visits, _ = arrange_visits(labels, 3, 2, 0.0, 0)
+    order = [int(visit.labels[0]) for visit in visits]
+    expected = [0.5] * 6
+    if order[2] == order[3]:
+        expected[3] = 1.0
+    assert found["visits"] == expected
+    assert found["online"] == np.mean(expected)
+    assert found["returning"] == np.mean(expected[3:])
+    assert found["final"] == pytest.approx(1 / 3)
 
 
 # --- script ---
@@ -309,7 +413,10 @@ TINY = (
     "--width=64",
     "--seeds=0,1",
     "--epochs=2",
-    "--periods=1,4,8",
+    "--klda_width=16",
+    "--members=2",
+    "--middle=4",
+    "--slowest=8",
 )
 
 
@@ -352,20 +459,50 @@ def test_script(finished, table):
     assert again in out and "features of" not in again
 
 
+def test_values_are_chosen_on_texts_of_training(finished, table, tmp_path):
+    out, record = finished(
+        *(class_incremental, *TINY, f"--data={table}"),
+        *("--learners=class mean,slow level alone", "--slowest=8,4096"),
+    )
+    assert "4 of 8 cells" not in out  # Two are tried, four are tested.
+    cells = [cell["cell"] for cell in read_cells(tmp_path)]
+    tried = [cell for cell in cells if cell["part"] == "tuning"]
+    assert [cell["slowest"] for cell in tried] == [8, 4096]
+    # A level that never steps knows nothing.
+    assert {row.get("slowest") for row in record["rows"]} == {None, 8}
+    assert len(record["rows"]) == 4
+
+
+def test_tasks_that_return(finished, table):
+    out, record = finished(
+        *(class_incremental, *TINY, f"--data={table}", "--rounds=2"),
+        *("--changing=0.5", "--block=8", "--seeds=0", "--rate=1"),
+    )
+    rows = {row["learner"]: row for row in record["rows"]}
+    assert len(rows) == len(class_incremental.LEARNERS) - 1
+    assert "joint" not in rows and len(rows["naive"]["visits"]) == 6
+    shown = f"| 2 levels | {100 * rows['2 levels']['online']:.1f} |"
+    assert shown in out
+    assert rows["2 levels"]["returning"] > 0.5
+
+
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
         ("--learners=lwf", "allowed are naive, ewc, "),
         ("--tasks=7", "--tasks=7: there are only 6 classes"),
         ("--seeds=a", "--seeds=a"),
-        ("--periods=1,4,6", "must be a multiple of the one before"),
-        ("--periods=1,4", "needs three"),
-        ("--periods=2,4,8", "the first 1"),
-        ("--retentions=1,2", "needs two in [0, 1]"),
-        ("--retentions=much,1", "--retentions=much,1"),
-        ("--shrinkage=0", "--shrinkage=0"),
+        ("--slowest=6", "--slowest=6: must be a multiple of --middle=4"),
+        ("--share=0.5", "nothing is left for the slowest of 3 levels"),
+        ("--retention=2", "needs shares in [0, 1]"),
+        ("--rate=much", "--rate=much: needs numbers above 0"),
+        ("--shrinkage=0", "--shrinkage=0: needs numbers above 0"),
+        ("--changing=2", "--changing=2"),
+        ("--rounds=17", "--rounds=17: of 'a' there are only 16 texts to learn"),
+        ("--learners=joint --rounds=2", "--learners=joint: learns no tasks"),
         ("--data=a.csv,b.csv,c.csv", "give one file, or train and test"),
     ],
 )
 def test_wrong_flags(refused, table, flag, words):
-    refused(class_incremental, words, *TINY, f"--data={table}", flag)
+    given = (*TINY, f"--data={table}", *flag.split())
+    refused(class_incremental, words, *given)

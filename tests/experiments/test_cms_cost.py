@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.levels import cms_cost
+from experiments.continuum import cms_cost
 
 SMALL = (
     "--lengths=8,32",

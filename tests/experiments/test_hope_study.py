@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.reporting import sections
+from experiments.shared.records import read_cells
 from experiments.study import freezing, hope_study
 from experiments.study.split_text import SplitText, overlap, read_and_split
 from experiments.study.variants import VARIANTS, model_of
@@ -77,15 +79,17 @@ def test_overlap_counts_windows():
     ("name", "shape"),
     [
         ("titans", (128, 4)),
-        ("hope-fixed", (128, 4)),
+        ("hope-plain", (128, 4)),
         ("local", (128, 4)),
         ("mamba", (64, 2)),
     ],
 )
 def test_variants_are_as_large_as_hope(name, shape):
-    hope = build("hope", d_model=shape[0], n_heads=shape[1])
+    fields = dict(zip(("d_model", "n_heads"), shape, strict=True))
+    hope = build("hope", **fields)
     size = count_parameters(hope.parameter_shapes())
-    found = count_parameters(build(model_of(name, *shape)).parameter_shapes())
+    found = build(model_of(name, **fields))
+    found = count_parameters(found.parameter_shapes())
     assert abs(found / size - 1) < 0.002
 
 
@@ -169,26 +173,49 @@ def trained(monkeypatch):
     return given
 
 
-def test_seeds_run_at_the_best_rate_only(finished, trained, folder, tmp_path):
-    flags = (*SMALL, f"--paths={folder}", "--seeds=0,1")
-    variants = "--variants=hope,hope-levels-1-1,mamba"
-    out, record = finished(hope_study, *flags, variants)
+def test_seeds_run_at_the_best_rate_only(script, trained, folder, tmp_path):
+    flags = [*SMALL, f"--paths={folder}", "--seeds=0,1", f"--out={tmp_path}"]
+    flags.append("--variants=hope,hope-levels-1-1,mamba")
+    status, _, errors = script(hope_study, *flags)
+    assert status == 0, errors
     # Three rates with the first seed, then the best with the second.
     assert len(trained) == 3 * 3 + 3
-    assert record["best"] == {
-        "hope-levels-1-1": 8e-3,
-        "hope": 8e-3,
-        "mamba": 1.6e-2,
+    section, ablation = sections.make_sections(read_cells(tmp_path))
+    _, lines = sections.table_of(section)
+    rates = {line[0]: line[2] for line in lines}
+    assert rates == {
+        "hope-levels-1-1": "0.008",
+        "hope": "0.008",
+        "mamba": "0.016*",
     }
+    by_name = {line[0]: line for line in lines}
     # 3.0 and 3.1: half their distance is the standard error of two.
-    assert "| mamba | Mamba | 0.016* | 2 | 3.0500 ± 0.0500 |  |" in out
-    assert "hope-levels-1-1: +0.0000 ± 0.0000 |" in out
+    assert by_name["mamba"][3:5] == ["2", "3.0500 ± 0.0500"]
+    assert by_name["mamba"][-1] == ""
+    assert by_name["hope"][-1] == "hope-levels-1-1: +0.0000 ± 0.0000"
+    assert {row["variant"] for row in ablation.rows} == {"hope"}
     data = trained[0].data
     text = pathlib.Path(data.held_out_paths[0]).read_text()
     held_out = [json.loads(line)["text"] for line in text.splitlines()]
     assert held_out == read_and_split([str(folder)]).held_out
-    again, _ = finished(hope_study, *flags, variants)
-    assert len(trained) == 12 and "| mamba |" in again
+    assert script(hope_study, *flags)[0] == 0
+    assert len(trained) == 12
+
+
+def test_costs_of_freezing_are_those_of_the_first_seed():
+    def row(seed, frozen):
+        bits = {"": [[2.0], [3.0]], "memory": frozen}
+        found = {"edges": [0, 256], "by_position": bits}
+        return {"variant": "hope", "seed": seed, **found}
+
+    rows = [row(1, [[9.0], [9.0]]), row(0, [[2.5], [4.5]]), {"variant": "m"}]
+    head, lines = hope_study.frozen(rows)
+    assert head == ["variant", "frozen", "0 to 256"]
+    # 0.5 and 1.5 more: half their distance is the standard error of two.
+    assert lines == [
+        ["hope", "none", "2.500"],
+        ["hope", "memory", "+1.0000 ± 0.5000"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +226,7 @@ def test_seeds_run_at_the_best_rate_only(finished, trained, folder, tmp_path):
         ("--paths=", "--paths is missing"),
         ("--paths=/nowhere", "'/nowhere' does not exist"),
         ("--length=100", "must be a multiple of 64"),
-        ("--d_model=65", "must be a multiple of --heads=4"),
+        ("--width=65", "must be a multiple of --heads=4"),
         ("--documents=3", "has 0 documents of 16384 bytes"),
     ],
 )

@@ -279,14 +279,14 @@ def test_figures_of_the_papers_tables_are_found_by_their_columns():
 
 
 def test_the_best_rate_is_that_of_seeds_that_ran_at_all_rates(tmp_path):
-    records = Records(tmp_path / "optimizer_lm", {})
+    records = Records(tmp_path / "language_modeling", {})
     for rate, seed, bits in (
         (1, 0, 2.0),
         (2, 0, 2.5),
         (2, 1, 1.0),
         (1, 1, 9.0),
     ):
-        cell = {"optimizer": "adamw", "rate": rate, "seed": seed}
+        cell = {"model": "hope", "rate": rate, "seed": seed}
         records.add({"bits_per_byte": bits}, cell)
     (section,) = sections.make_sections(read_cells(tmp_path))
     assert {row["rate"] for row in section.rows} == {2}  # 1.75 against 5.5.

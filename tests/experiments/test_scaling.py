@@ -89,7 +89,7 @@ def test_all_models_have_one_size_and_are_measured(
     script, trained, folder, tmp_path
 ):
     flags = ["--models=lstm,transformer", "--rates=0.01", "--seeds=0"]
-    flags += [f"--paths={folder}", *TEXT, "--d_model=16", "--heads=2"]
+    flags += [f"--paths={folder}", *TEXT, "--width=16", "--heads=2"]
     flags += ["--steps=3", f"--out={tmp_path / 'out'}"]
     status, _, errors = script(language_modeling, *flags)
     assert status == 0, errors

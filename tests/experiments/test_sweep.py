@@ -1,6 +1,7 @@
 """Flags and sweeps: what is parsed, refused, run once and found again."""
 
 import os
+import pickle
 import signal
 import sys
 import time
@@ -9,12 +10,16 @@ from typing import ClassVar
 
 import pytest
 
+from experiments.classes import class_incremental, levels_effect
+from experiments.continuum import levels
+from experiments.optimizers import digits
 from experiments.shared import flags
 from experiments.shared.progress import SweepProgress
 from experiments.shared.records import Records, read_cells
 from experiments.shared.sweep import collect_failures, grid, grouped, sweep
 from experiments.shared.workers import StoppedError
 from nl_jax.errors import InputError
+from tests.experiments.conftest import word_table
 
 FLAGS = {
     "width": flags.integer(8, "Of all.", multiple_of=4),
@@ -191,6 +196,39 @@ def test_input_that_the_first_cell_refuses_ends_the_command(script, tmp_path):
     module.broken = {3: InputError}
     status, printed, _ = script(module, f"--out={tmp_path / 'new'}")
     assert status != 0 and "FAILED x=3: 3 is unlucky" in printed
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        (class_incremental, ["--data={}", "--tasks=2"]),
+        (levels_effect, ["--data={}", "--tasks=2"]),
+        (digits, []),
+        (levels, []),
+    ],
+)
+def test_other_processes_are_given_what_runs_a_cell(
+    script, tmp_path, monkeypatch, module, arguments
+):
+    given = []
+
+    def stop(records, cells, run, *, jobs, **options):
+        pickle.loads(pickle.dumps((run, cells[0])))
+        given.append(jobs)
+        raise StoppedError
+
+    monkeypatch.setattr(module, "sweep", stop)
+    table = word_table(tmp_path, 2)
+    flags = [flag.format(table) for flag in arguments]
+    out = script(module, *flags, "--jobs=3", f"--out={tmp_path / 'out'}")
+    assert given == [3] and "stopped" in out[1]
+
+
+def test_what_cells_share_is_prepared_once_and_only_if_any_is_left(tmp_path):
+    records, made = Records(tmp_path / "r", {}), []
+    for cells in (grid(x=[1, 3]), grid(x=[1, 3]), grid(x=[3, 5])):
+        sweep(records, cells, _doubled, prepare=lambda: made.append(len(made)))
+    assert made == [0, 1]
 
 
 @pytest.mark.slow

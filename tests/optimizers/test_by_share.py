@@ -42,6 +42,29 @@ def test_muon_is_that_of_optax(nesterov, adaptive):
         )
 
 
+def test_normuon_divides_outputs_by_their_mean_squares_so_far():
+    options = {"dimension_numbers": {"w": STACK}, "beta": 0.5}
+    plain = NAMED["muon"].build(**options)
+    ours = NAMED["muon"].build(**options, neuron_decay=0.75)
+    w = {"w": draw(2, 8, 4)}
+    states, squares = [tx.init(w) for tx in (plain, ours)], 0.0
+    for _ in range(2):
+        (muon, found), states = zip(
+            plain.update(w, states[0]), ours.update(w, states[1]), strict=True
+        )
+        o = np.asarray(muon["w"])
+        squares = 0.75 * squares + 0.25 * (o**2).mean(1, keepdims=True)
+        expected = o / np.sqrt(squares)
+        # As long as an orthogonal matrix of 8 x 4.
+        norm = np.linalg.norm(expected, axis=(1, 2), keepdims=True)
+        np.testing.assert_allclose(
+            found["w"], 2 * expected / norm, rtol=1e-4, atol=1e-6
+        )
+        w = {"w": w["w"][:, ::-1] + 1}
+    with pytest.raises(InputError, match=r"neuron_decay=1 must be in \[0, 1\)"):
+        NAMED["muon"].build(neuron_decay=1)
+
+
 def test_muon_names_a_leaf_that_is_no_matrix():
     tx = NAMED["muon"].build()
     with pytest.raises(InputError, match=r"takes matrices; .* shape \(3,\)"):

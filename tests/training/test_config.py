@@ -155,16 +155,25 @@ def test_bad_values_name_the_field(kind, fields, words):
         kind(**fields)
 
 
-def test_options_of_an_optimizer_are_flags(monkeypatch):
-    options = {
-        "period": 4,
-        "slow_weight": 1.0,
-        "together": False,
-        "accumulation": "sum",
-    }
-    arguments = ["train", "--config.optimizer.name=m3"]
-    for name, value in options.items():
-        arguments.append(f"--config.optimizer.options.{name}={value}")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (
+            "m3",
+            {
+                "period": 4,
+                "slow_weight": 1.0,
+                "together": False,
+                "accumulation": "sum",
+            },
+        ),
+        ("muon", {"neuron_decay": 0.75}),
+    ],
+)
+def test_options_of_an_optimizer_are_flags(monkeypatch, name, options):
+    arguments = ["train", f"--config.optimizer.name={name}"]
+    for option, value in options.items():
+        arguments.append(f"--config.optimizer.options.{option}={value}")
     monkeypatch.setattr("sys.argv", arguments)
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", flag_config(), flag_values=values)

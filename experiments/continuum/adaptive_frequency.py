@@ -45,7 +45,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.levels.changing_text import (
+from experiments.continuum.changing_text import (
     CHUNK,
     make_model,
     nats,
@@ -99,12 +99,11 @@ def main(values: flags.FlagValues) -> None:
     settings = flags.pick(values, _SETTINGS)
     records = Records(f"{values.out}/adaptive_frequency", settings)
     parts = [split(text) for text in sources()]
+    static = make_model(values.width, rate=0.0)
 
     @functools.cache
     def variables(seed):
-        return train(
-            values.width, [first for first, _ in parts], values.steps, seed
-        )
+        return train(static, [first for first, _ in parts], values.steps, seed)
 
     def run(arm, model):
         """Returns rows of the record, one for each seed and rate."""
@@ -118,7 +117,7 @@ def main(values: flags.FlagValues) -> None:
             after="{arm} {seed} {rate} {nats:.4f}",
         )
 
-    rows = {"static": run("static", make_model(values.width, rate=0.0))}
+    rows = {"static": run("static", static)}
     pairs = {}
     for arm, signal, threshold in arms:
         rows[arm] = run(

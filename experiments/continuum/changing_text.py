@@ -69,9 +69,8 @@ def make_model(width: int, **cms):
     )
 
 
-def train(width: int, texts: list[np.ndarray], steps: int, seed: int):
-    """Returns parameters of the static network, trained on both sources."""
-    static = make_model(width, rate=0.0)
+def train(static, texts: list[np.ndarray], steps: int, seed: int):
+    """Returns parameters of a static network, trained on both sources."""
     rng = np.random.default_rng(seed)
     variables = jax.jit(static.init)(
         jax.random.key(seed), jnp.zeros((1, 1), jnp.int32)
@@ -104,7 +103,7 @@ def nats(logits, tokens):
 
 @functools.partial(jax.jit, static_argnums=0)
 def read(model, variables, tokens, rate):
-    """Returns losses ``[B, T - 1]`` and steps of the slower level ``[B]``."""
+    """Returns losses ``[B, T - 1]`` and steps of the slowest level ``[B]``."""
     cms = dict(variables["params"]["blocks"]["cms"])
     for name in cms:
         if name.endswith("log_rate"):
@@ -113,7 +112,7 @@ def read(model, variables, tokens, rate):
     params = variables["params"] | {"blocks": blocks}
     logits, state = model.apply({"params": params}, tokens)
     signal = state.cms.signal
-    count = tokens.shape[1] // model.config.cms.periods[1]
+    count = tokens.shape[1] // model.config.cms.periods[-1]
     if signal:
         count = signal.steps[:, 0]
     return nats(logits, tokens), jnp.broadcast_to(count, tokens.shape[:1])
