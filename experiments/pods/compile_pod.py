@@ -252,9 +252,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         ]
         if found["bubble"]:
             share = f"{found['bubble']:.1%}"
-            out.append(
-                f"devices wait for memories in {share} of these products"
-            )
+            out.append(f"of the products a device's wait is {share}")
         out.append(f"expected MFU {found['mfu']:.1%}")
     if found["advice"]:
         out.append(f"to make it fit: {found['advice']}")

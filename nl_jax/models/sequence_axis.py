@@ -4,8 +4,8 @@ Each device reads its own tokens, and hands every block's state on to the device
 with the next ones. A device can go through block :math:`l` once it has the
 state of the device before, which meanwhile is in block :math:`l + 1`: all are
 busy but in the beginning and the end. With :math:`L` blocks and :math:`n`
-devices this takes :math:`L + n - 1` rounds of a block, of which each device
-idles in :math:`n - 1`, the bubble. What is sent is one block's state per round.
+devices this takes :math:`L + n - 1` turns of a block, of which each device
+idles in :math:`n - 1`, the bubble. What is sent is one block's state per turn.
 """
 
 from collections.abc import Callable
@@ -63,10 +63,10 @@ def hand_on(step: Callable, x: Any, blocks: Any, states: Any) -> Any:
     def on_each(device, x, blocks, states):
         device = device[0]
 
-        def turn(carry, round):
+        def go_on(carry, turn):
             x, received = carry
-            layer = round - device
-            busy = (0 <= layer) & (layer < n_layers)
+            layer = turn - device
+            busy = (layer >= 0) & (layer < n_layers)
             params, first = jax.tree.map(
                 lambda a: a[jnp.clip(layer, 0, n_layers - 1)], (blocks, states)
             )
@@ -79,9 +79,9 @@ def hand_on(step: Callable, x: Any, blocks: Any, states: Any) -> Any:
             return (_where(busy, y, x), sent), state
 
         idle = jax.tree.map(lambda a: a[0], states)
-        rounds = jnp.arange(n_layers + n - 1)
-        (x, _), ends = jax.lax.scan(turn, (x, idle), rounds)
-        # Those of the last device, which is in block l in round l + n - 1.
+        turns = jnp.arange(n_layers + n - 1)
+        (x, _), ends = jax.lax.scan(go_on, (x, idle), turns)
+        # Those of the last device, which is in block l in turn l + n - 1.
         return x, jax.tree.map(lambda a: a[None, n - 1 :], ends)
 
     x, ends = jax.shard_map(

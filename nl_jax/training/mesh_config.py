@@ -41,7 +41,7 @@ class MeshConfig:
     for each other for ever."""
 
     def __post_init__(self):
-        check_fields(self, "mesh.", **dict.fromkeys(MESH_AXES, -1))
+        check_fields(self, "mesh.", data=-1, fsdp=-1, tensor=-1, sequence=-1)
         for name in ("parameter_axes", "compute_axes"):
             self._check_axes(name)
         for name in MESH_AXES:

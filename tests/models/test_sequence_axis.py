@@ -51,7 +51,7 @@ for (path, b), a in zip(flat, jax.tree.leaves(found), strict=True):
 @pytest.mark.parametrize("name", ["gated-deltanet", "hope", "transformer"])
 def test_logits_states_and_gradients_are_those_of_one_device(name):
     printed = run_on_devices(PROGRAM, name)
-    # Three blocks and four devices: six rounds, in both directions.
+    # Three blocks and four devices: six turns, in both directions.
     assert "ppermute" in printed
     assert len(re.findall(r"\blength=6\b", printed)) >= 2
 
