@@ -187,17 +187,13 @@ class LanguageModel:
             at = self._positions(params, tokens, mixers, packed)
             x = x + at.astype(dtype)
         layers = params["blocks"], _layers_first(mixers)
-        ends, learned = [], []
+        ends, learned, cut = [], [], devices_per_sequence() > 1
         levels, n_layers = self.config.cms, self.config.n_layers
         for blocks, cms, own in segments(levels, n_layers, fast):
             part = jax.tree.map(lambda a: a[blocks], layers)  # noqa: B023
-            if devices_per_sequence() > 1:
-                step = self._step(cms, None, True, None)
-                x, end = hand_on(step, x, *part)
-                ends.append(end)
-                continue
-            step = self._step(cms, own, aligned, packed)
-            x, (end, after) = jax.lax.scan(step, x, (*part, _by_layer(own)))
+            step = self._step(cms, own, aligned or cut, packed)
+            scan = hand_on if cut else jax.lax.scan
+            x, (end, after) = scan(step, x, (*part, _by_layer(own)))
             ends.append(end)
             if after is not None:
                 learned.append(_batch_first(after))

@@ -39,19 +39,19 @@ def devices_per_sequence() -> int:
     return jax.sharding.get_abstract_mesh().shape[AXIS]
 
 
-def hand_on(step: Callable, x: Any, blocks: Any, states: Any) -> Any:
-    """Scans over blocks like ``jax.lax.scan(step, x, (blocks, states, None))``.
+def hand_on(step: Callable, x: Any, layers: Any) -> Any:
+    """Does what ``jax.lax.scan(step, x, layers)`` does, over blocks.
 
     Args:
         step: ``(x, (params, state, None)) -> (x, (state, None))`` of a block.
         x: inputs, ``[B, T, D]``.
-        blocks: parameters of all blocks, stacked.
-        states: their states before the first token, ``[L, B, ...]``.
+        layers: parameters of all blocks, stacked; their states before the first
+            token, ``[L, B, ...]``; and ``None``.
 
     Returns:
-        ``(x, states)``: outputs, and the states after the last token.
+        ``(x, (states, None))``: outputs, and the states after the last token.
     """
-    n = devices_per_sequence()
+    n, (blocks, states, _) = devices_per_sequence(), layers
     n_layers = len(jax.tree.leaves(blocks)[0])
     if x.shape[1] % n:
         raise InputError(
@@ -91,7 +91,7 @@ def hand_on(step: Callable, x: Any, blocks: Any, states: Any) -> Any:
         axis_names={AXIS},
         check_vma=False,
     )(jnp.arange(n), x, blocks, states)
-    return x, jax.tree.map(lambda a: a[-1], ends)
+    return x, (jax.tree.map(lambda a: a[-1], ends), None)
 
 
 def _where(condition, one, other):

@@ -7,6 +7,7 @@ from flax.core import FrozenDict
 
 from nl_jax.checks import check_fields
 from nl_jax.errors import InputError
+from nl_jax.models import ModelConfig
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -50,6 +51,27 @@ class MeshConfig:
                     f"mesh.{name}=0 must be at least 1, or -1 for as many "
                     "devices as the other axes leave"
                 )
+
+    def check_sequence(self, model: ModelConfig, reading: str, length: int):
+        """Raises ``InputError`` if rows cannot be cut over ``sequence``."""
+        devices, cycle = self.sequence, model.cycle
+        if devices == 1:
+            return
+        if model.cms.learns:
+            raise InputError(
+                f"mesh.sequence={devices} must be 1 with model.cms.objective="
+                f"{model.cms.objective!r}, whose levels learn in context"
+            )
+        if reading != "windows":
+            raise InputError(
+                f"mesh.sequence={devices} must be 1 with data.reading="
+                f"{reading!r}; it goes with 'windows'"
+            )
+        if devices != -1 and length % (devices * cycle):
+            raise InputError(
+                f"seq_len={length} must be a multiple of mesh.sequence * "
+                f"{cycle} tokens = {devices * cycle}"
+            )
 
     def _check_axes(self, field):
         given = getattr(self, field)

@@ -208,27 +208,7 @@ class TrainConfig:
                 f"the chunks of model.{self.model.mixer} meet; the next that "
                 f"is: {-(-self.seq_len // cycle) * cycle}"
             )
-        self._check_sequence(cycle)
-
-    def _check_sequence(self, cycle):
-        devices = self.mesh.sequence
-        if devices == 1:
-            return
-        if self.model.cms.learns:
-            raise InputError(
-                f"mesh.sequence={devices} must be 1 with model.cms.objective="
-                f"{self.model.cms.objective!r}, whose levels learn in context"
-            )
-        if self.data.reading != "windows":
-            raise InputError(
-                f"mesh.sequence={devices} must be 1 with data.reading="
-                f"{self.data.reading!r}; it goes with 'windows'"
-            )
-        if devices != -1 and self.seq_len % (devices * cycle):
-            raise InputError(
-                f"seq_len={self.seq_len} must be a multiple of mesh.sequence * "
-                f"{cycle} tokens = {devices * cycle}"
-            )
+        self.mesh.check_sequence(self.model, self.data.reading, self.seq_len)
 
 
 def flag_config(**changes: Any) -> config_dict.ConfigDict:
