@@ -158,21 +158,18 @@ def summarize(rows, settings, out):
         list(dict.fromkeys(axis)) for axis in zip(*best, strict=True)
     )
     names = {count: f"{count} level{'s'[: count > 1]}" for count in counts}
-    lines = table.markdown(
-        ["nats per byte", "static", *(f"slowest {p}" for p in periods)],
-        [
-            [
-                name,
-                _shown(best[count, periods[0]], "static"),
-                *(_shown(best[count, p], "nats") for p in periods),
-            ]
+    lines = []
+    for key, title in (("nats", "nats per byte"), ("gain", "gain by learning")):
+        head = [title, "static", *(f"slowest {period}" for period in periods)]
+        body = [
+            [name, _shown(best[count, periods[0]], "static")]
+            + [_shown(best[count, period], key) for period in periods]
             for count, name in names.items()
-        ],
+        ]
+        lines += [*table.markdown(head, body), ""]
+    lines.append(
+        "Mean ± standard error over seeds, each at its best inner rate."
     )
-    lines += [
-        "",
-        "Mean ± standard error over seeds, each at its best inner rate.",
-    ]
     curves = {
         name: (periods, [_mean(best[count, p]) for p in periods])
         for count, name in names.items()
