@@ -38,14 +38,14 @@ from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, grouped, sweep
 from experiments.shared.training import asked_loss, clipped_adamw, make_step
 from experiments.study.freezing import frozen_parts
-from experiments.study.variants import sized
+from experiments.study.variants import ADAPTIVE, sized
 from nl_jax.models import LanguageModel, build, configure
 from nl_jax.nested.level_table import count_parameters
 
 MODELS = {
     "hope": {},
     "hope-q": {"adaptive_q": True},
-    "fixed": {"adaptive_k": False, "adaptive_v": False},
+    "adaptive": ADAPTIVE,
 }
 """Fields of self-modifying Titans, by the names of models."""
 _PARTS = tuple(f"{16 * i} to {16 * (i + 1)}" for i in range(PHASE // 16))
@@ -63,7 +63,7 @@ _SETTINGS = {
 }
 FLAGS = {
     "tasks": flags.words(list(TASKS), "Tasks.", TASKS),
-    "models": flags.words(["hope", "fixed"], "Models.", MODELS),
+    "models": flags.words(["hope", "adaptive"], "Models.", MODELS),
     "seeds": flags.seeds([0, 1, 2]),
     **_SETTINGS,
     "jobs": flags.jobs(),

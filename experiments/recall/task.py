@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.study.variants import FIXED, PLAIN
+from experiments.study.variants import ADAPTIVE, PLAIN
 from nl_jax.errors import InputError
 from nl_jax.models import build, names
 
@@ -27,14 +27,11 @@ RUNS = {
             }
         },
     ),
-    "hope-fixed-k-v": ("hope", {"titans": FIXED}),
+    "hope-adaptive-k-v": ("hope", {"titans": ADAPTIVE}),
     "hope-cached": ("hope", {"cache": _CACHE}),
     "hope-plain": ("hope", {"titans": PLAIN}),
-    "hope-plain-fixed-k-v": ("hope", {"titans": PLAIN | FIXED}),
-    "hope-plain-fixed-k-v-cached": (
-        "hope",
-        {"titans": PLAIN | FIXED, "cache": _CACHE},
-    ),
+    "hope-plain-adaptive-k-v": ("hope", {"titans": PLAIN | ADAPTIVE}),
+    "hope-plain-cached": ("hope", {"titans": PLAIN, "cache": _CACHE}),
     **{
         f"{name}-cached": (name, {"cache": _CACHE})
         for name in ("deltanet", "oja", "titans", "mamba")

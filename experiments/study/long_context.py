@@ -41,7 +41,7 @@ from experiments.study import freezing
 from experiments.study.long_report import summarize
 from experiments.study.split_text import PATHS, read_and_split
 from experiments.study.train_on_text import shape_of, train_on_text
-from experiments.study.variants import FIXED, sized, state_bytes
+from experiments.study.variants import ADAPTIVE, sized, state_bytes
 from experiments.study.windows_alone import ALONE, alone, edges_to
 from nl_jax.models import ModelConfig, build, configure, names
 from nl_jax.nested.level_table import count_parameters
@@ -63,12 +63,12 @@ def _levels(objective):
 
 
 _ONE = {"cms": {"step_periods": (1,)}}
-_FIXED = {**_ONE, "titans": FIXED}
+_ADAPTIVE = {**_ONE, "titans": ADAPTIVE}
 VARIANTS: dict[str, CarriedVariant] = {
     "hope": CarriedVariant("hope", fields=_ONE),
     "hope-carried": CarriedVariant("hope", True, _ONE),
-    "hope-fixed": CarriedVariant("hope", fields=_FIXED),
-    "hope-fixed-carried": CarriedVariant("hope", True, _FIXED),
+    "hope-adaptive": CarriedVariant("hope", fields=_ADAPTIVE),
+    "hope-adaptive-carried": CarriedVariant("hope", True, _ADAPTIVE),
     "hope-next-token": CarriedVariant("hope", True, _levels("next_token")),
     "hope-local": CarriedVariant("hope", True, _levels("local")),
     "titans": CarriedVariant("titans"),

@@ -120,20 +120,19 @@ def train_one(model, size, rate, seed, *, paths, settings, unfinished):
 def model_of_size(name: str, size: float, layers: int, heads: int):
     """Returns a model of ``size`` million parameters.
 
-    Its width is the multiple of 16, or of four times the heads, at which
-    ``hope`` comes nearest; the levels' width makes up for the rest.
+    Its width is the largest multiple of 16, or of four times the heads, at
+    which ``hope`` is not larger; the levels' width makes up for the rest.
 
     Example:
         >>> model_of_size("transformer", 0.1, 2, 4).d_model
         48
     """
     wanted, unit = 1e6 * size, max(4 * heads, 16)
-    widths = itertools.count(unit, unit)
-    for width, wider in itertools.pairwise(widths):
-        counts = (_hope_size(w, layers, heads) for w in (width, wider))
-        near, far = (abs(np.log(count / wanted)) for count in counts)
-        if near <= far:
-            break
+    width = next(
+        width
+        for width in itertools.count(unit, unit)
+        if _hope_size(width + unit, layers, heads) > wanted
+    )
     shape = {"d_model": width, "n_layers": layers, "n_heads": heads}
     return sized(name, shape, round(wanted))
 

@@ -40,12 +40,16 @@ PLAIN = {**_ALONE, "gain": 1.0}
 """Fields of Titans without a stream past the memories."""
 _RESIDUAL = {"architecture": "residual"}
 _DOT = {**_RESIDUAL, "objective": "dot_product"}
-FIXED = {"adaptive_k": False, "adaptive_v": False}
-"""Fields of Titans whose keys and values no memory makes."""
+ADAPTIVE = {"adaptive_k": True, "adaptive_v": True}
+"""Fields of Titans whose keys and values memories make."""
 
 
 def _without(part, **titans):
     return Variant("hope", f"no {part}", "hope", {"titans": titans})
+
+
+def _with(what, **titans):
+    return Variant("hope", f"{what} from a memory", "hope", {"titans": titans})
 
 
 def _chunks(size):
@@ -59,17 +63,11 @@ VARIANTS: dict[str, Variant] = {
     "titans-residual": _deep("titans", "residual for MLP memory", **_RESIDUAL),
     "titans-dot": _deep("titans-residual", "dot product for L2", **_DOT),
     "titans-dgd": _deep("titans-dot", "delta rule", **_DOT, rule="dgd"),
-    "hope-fixed": _titans(
-        "self-generated targets and gates", "titans-dgd", **FIXED, **PLAIN
+    "hope-plain": _titans(
+        "self-generated targets and gates", "titans-dgd", **PLAIN
     ),
-    "hope-adaptive-k": _titans(
-        "keys from a memory", "hope-fixed", adaptive_v=False, **PLAIN
-    ),
-    "hope-plain": _titans("values from a memory", "hope-adaptive-k", **PLAIN),
     "hope-calm": _titans(
-        "generators begin a tenth as large",
-        "hope-plain",
-        **_ALONE,
+        "generators begin a tenth as large", "hope-plain", **_ALONE
     ),
     "hope-narrow": _titans(
         "a convolved, gated stream past the memories",
@@ -106,7 +104,7 @@ VARIANTS: dict[str, Variant] = {
     "scale-0.2": _titans("first outputs a fifth as large", output_scale=0.2),
     "stream-3": _titans("of three times the width", stream_width=3.0),
     "generator-gain-1": _titans("generators begin 10 times as large", gain=1.0),
-    "fixed-k-v": _titans("keys and values from projections", **FIXED),
+    "adaptive-k-v": _titans("keys and values from memories", **ADAPTIVE),
     "adaptive-q": _titans("queries from a memory", adaptive_q=True),
     "no-convolution": _titans("no convolution", conv_width=1),
     "chunk-1": _chunks(1),
@@ -116,24 +114,8 @@ VARIANTS: dict[str, Variant] = {
     "alpha-2": _titans("first retention 0.88 for 0.998", alpha_bias=2.0),
     "gain-1": _titans("initial memory 4 times as large", memory_gain=1.0),
     "gain-0": _titans("initial memory near zero", memory_gain=0.01),
-    "heads-2": Variant(
-        "hope-one-level",
-        "2 heads",
-        "hope",
-        {
-            **_ONE,
-            "n_heads": 2,
-        },
-    ),
-    "heads-8": Variant(
-        "hope-one-level",
-        "8 heads",
-        "hope",
-        {
-            **_ONE,
-            "n_heads": 8,
-        },
-    ),
+    "width-16": _titans("heads of 16 channels or more for 64", head_width=16),
+    "width-32": _titans("heads of 32 or more", head_width=32),
     "next-token": Variant(
         "hope",
         "levels learn in context",
@@ -154,14 +136,9 @@ VARIANTS: dict[str, Variant] = {
     "without-dgd": _without("delta rule", rule="gd"),
     "without-momentum": _without("momentum", momentum=False),
     "without-decay": _without("weight decay", decay=False),
-    "without-k": _without("keys from a memory", adaptive_k=False),
-    "without-v": _without("values from a memory", adaptive_v=False),
-    "with-q": Variant(
-        "hope",
-        "queries from a memory",
-        "hope",
-        {"titans": {"adaptive_q": True}},
-    ),
+    "with-k": _with("keys", adaptive_k=True),
+    "with-v": _with("values", adaptive_v=True),
+    "with-q": _with("queries", adaptive_q=True),
     "paper": Variant("hope", "the paper's settings", "hope-paper"),
     # Others.
     "hope-attention": Variant("", "attention", "hope-attention"),
@@ -183,9 +160,10 @@ VARIANTS: dict[str, Variant] = {
 }
 """By name, in the order of the report."""
 ABLATION = (
-    "hope", *(name for name in VARIANTS if name.startswith("without-")),
-    "with-q", "hope-one-level",
-)  # fmt: skip
+    "hope",
+    *(name for name in VARIANTS if name.startswith(("without-", "with-"))),
+    "hope-one-level",
+)
 """The variants of Table 6."""
 
 

@@ -174,7 +174,8 @@ MODELS: dict[str, dict[str, Any]] = {
     # The MLPs shrink by the parameters of the mixer's stream and gate.
     "hope": {
         "mixer": "titans",
-        "cms": {"step_periods": (1, 4), "hidden": 0.6},
+        "titans": {"head_width": 64},
+        "cms": {"step_periods": (1, 4), "hidden": 0.4},
     },
     "hope-paper": {
         "mixer": "titans",
@@ -186,6 +187,8 @@ MODELS: dict[str, dict[str, Any]] = {
             "read": "chunk",
             "generator_targets": "rms",
             "gates": "direct",
+            "adaptive_k": True,
+            "adaptive_v": True,
             "stream_width": 0.0,
             "output_gate": False,
             "gain": 1.0,

@@ -79,7 +79,7 @@ def test_overlap_counts_windows():
     ("name", "shape"),
     [
         ("titans", (128, 4)),
-        ("hope-fixed", (128, 4)),
+        ("hope-plain", (128, 4)),
         ("local", (128, 4)),
         ("mamba", (64, 2)),
     ],

@@ -17,7 +17,8 @@ from tests.memory import plain
 
 HEADS, WIDTH, LENGTH, CHUNK = 2, 4, 11, 4
 D = HEADS * WIDTH
-PAPER = {"architecture": "mlp", "objective": "l2", "expansion": 2}
+ADAPTIVE = {"adaptive_k": True, "adaptive_v": True}
+PAPER = {"architecture": "mlp", "objective": "l2", "expansion": 2} | ADAPTIVE
 VARIANTS = {
     "default": {},
     "paper": PAPER,
@@ -27,24 +28,27 @@ VARIANTS = {
     "no-dgd": PAPER | {"rule": "gd"},
     "no-momentum": PAPER | {"momentum": False},
     "no-decay": {"decay": False},
-    "fixed-k-v": {"adaptive_k": False, "adaptive_v": False},
+    "adaptive-k-v": ADAPTIVE,
     "input-delta": PAPER | {"delta_layers": "input"},
     "state-tracking": {"eta_max": 2.0},
-    "linear": {"architecture": "linear"},
+    "linear": {"architecture": "linear"} | ADAPTIVE,
     "hope-paper": MODELS["hope-paper"]["titans"],
-    "raw-targets": {"value_norm": "input"},
+    "raw-targets": {"value_norm": "input"} | ADAPTIVE,
     "shared": {
+        **ADAPTIVE,
         "architecture": "linear",
         "value_norm": "input",
         "momentum": False,
     },
     "plain": {
+        **ADAPTIVE,
         "stream_width": 0.0,
         "output_gate": False,
         "gain": 1.0,
     },
     "narrow": {"stream_width": 1.0, "output_gate": False},
     "shared-l2": {
+        **ADAPTIVE,
         "stream_width": 0.0,
         "architecture": "linear",
         "value_norm": "input",
@@ -370,3 +374,11 @@ def test_bfloat16_stays_close_to_float32():
 def test_bad_configurations_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         TitansConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"), [(0, 6), (8, 6), (9, 3), (16, 3), (24, 2), (99, 1)]
+)
+def test_heads_are_merged_until_they_are_wide(width, heads):
+    # 48 channels in 6 heads of 8: 3 of 16, 2 of 24 or 1 of 48.
+    assert TitansConfig(head_width=width).build(48, 6, None).n_heads == heads

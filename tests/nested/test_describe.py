@@ -49,7 +49,8 @@ def test_every_parameter_is_in_exactly_one_level():
 
 def test_the_table_changes_with_the_configuration():
     table = rows(build("hope", titans={"chunk_size": 4, "rule": "gd"}))
-    generators = table["titans.generators (k, v, eta, alpha)"]
+    generators = table["titans.generators (eta, alpha)"]
+    assert "titans.generators (k, v, eta, alpha)" in rows(build("hope-paper"))
     assert generators.period == 4 and generators.rule.startswith("GD")
     learning = build(
         "hope", cms={"objective": "next_token", "token_periods": (16, 64)}

@@ -1,7 +1,8 @@
 r"""Self-modifying (self-referential) Titans, arXiv 2512.24695, section 8.1-8.2.
 
-Every projection of a token is itself a memory that keeps learning, and each
-memory generates its own target:
+Projections of a token are themselves memories that keep learning, and each
+memory generates its own target. The paper's equations, of which the default
+keeps the memories of the gates, with keys and values from projections:
 
 .. math::
 

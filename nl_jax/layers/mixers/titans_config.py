@@ -22,9 +22,10 @@ class TitansConfig(MixerConfig):
     """Configuration of :class:`nl_jax.layers.SelfModifyingTitans`.
 
     The defaults learned best while staying bounded; the paper's choices are
-    available as fields. The ablations of its Table 6 are ``rule="gd"`` (without
-    DGD), ``momentum=False``, ``decay=False``, ``adaptive_k=False``,
-    ``adaptive_v=False`` and ``adaptive_q``.
+    available as fields. By default memories make the gates, and projections the
+    keys and values. The ablations of the paper's Table 6 are ``rule="gd"``
+    (without DGD), ``momentum=False``, ``decay=False``, ``adaptive_k``,
+    ``adaptive_v`` and ``adaptive_q``.
 
     Raises:
         ValueError: for an invalid field, naming it and the allowed values.
@@ -65,10 +66,13 @@ class TitansConfig(MixerConfig):
     have a learned bias."""
     adaptive_q: bool = False
     """Whether a memory makes queries, and not a projection alone."""
-    adaptive_k: bool = True
+    adaptive_k: bool = False
     """Whether a memory makes keys, and not a projection alone."""
-    adaptive_v: bool = True
+    adaptive_v: bool = False
     """Whether a memory makes values, and not a projection or the stream."""
+    head_width: int = 0
+    """Least channels of a head: neighbouring heads are merged until they have
+    as many. Recall needs wide ones, which a small model's are not."""
     chunk_size: int = 16
     """Tokens per chunk of the generating memories."""
     memory_chunk_size: int = 16
@@ -76,7 +80,7 @@ class TitansConfig(MixerConfig):
     read: Literal["before", "after", "chunk"] = "before"
     """Weights that a query reads: before or after its token's write, or those
     at the start of the chunk."""
-    stream_width: float = 2.5
+    stream_width: float = 3.0
     """Channels of a stream ``u = SiLU(conv(x W_in))`` that goes past the
     memories to a projection of its own, in units of ``d_model``: at least 1.
     Values are made of its first ``d_model`` channels, and the memories of q
@@ -119,7 +123,7 @@ class TitansConfig(MixerConfig):
     inputs. Overflows with MLP memories; for comparison only."""
 
     def __post_init__(self):
-        check_fields(self, remat=0)
+        check_fields(self, remat=0, head_width=0)
         kinds = (None, *IMPLEMENTATIONS)
         check_choice("implementation", self.implementation, kinds)
         if not 0 < self.eta_max <= 2:
@@ -253,7 +257,15 @@ class TitansConfig(MixerConfig):
         # Imported here because that file imports this one.
         from nl_jax.layers.mixers.titans import SelfModifyingTitans
 
-        return SelfModifyingTitans(self, d_model, n_heads, dtype)
+        heads = max(
+            (
+                heads
+                for heads in range(1, n_heads + 1)
+                if n_heads % heads == 0 and d_model >= heads * self.head_width
+            ),
+            default=1,
+        )
+        return SelfModifyingTitans(self, d_model, heads, dtype)
 
     def levels(self, params, state):
         """Returns the mixer's rows of the level table."""
