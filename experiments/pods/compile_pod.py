@@ -41,6 +41,7 @@ from nl_jax import training
 from nl_jax.data import Batch
 from nl_jax.errors import InputError
 from nl_jax.models import build
+from nl_jax.models.sequence_axis import bubble
 from nl_jax.nested.level_table import count_bytes
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.device_peaks import peak_flops
@@ -125,6 +126,7 @@ def measure(config: training.TrainConfig, topology: str) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "seq_len": config.seq_len,
         "remat": config.model.remat,
+        "bubble": bubble(config.model.n_layers, mesh.shape["sequence"]),
         "bytes": {
             "parameters": _held(state.variables),
             "optimizer": _held(state.optimizer),
@@ -248,6 +250,9 @@ def lines(found: dict[str, Any]) -> list[str]:
             _row(name, f"{seconds:.4f} s")
             for name, seconds in found["seconds"].items()
         ]
+        if found["bubble"]:
+            share = f"{found['bubble']:.1%}"
+            out.append(f"of the products a device's wait is {share}")
         out.append(f"expected MFU {found['mfu']:.1%}")
     if found["advice"]:
         out.append(f"to make it fit: {found['advice']}")

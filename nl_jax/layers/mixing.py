@@ -137,8 +137,12 @@ def split_heads(x, heads: int):
 
 
 def normalize_heads(declare: Declare, y):
-    """Normalises ``[B, H, T, d]`` to a scaled ``[B, T, H, d]``."""
+    """Normalises ``[B, H, T, d]`` to a scaled ``[B, T, H, d]``.
+
+    Outputs of the first tokens, multiples of ``q k``, may be close to zero.
+    ``eps``, that of the published models, bounds how far roundings grow there.
+    """
     shape = (y.shape[1], y.shape[-1])
     ones = nn.initializers.ones
     scale = declare("out_scale", ones, shape, ("heads", None))
-    return rms_norm(y.swapaxes(1, 2)) * scale
+    return rms_norm(y.swapaxes(1, 2), eps=1e-5) * scale

@@ -25,6 +25,7 @@ from nl_jax.memory.remat import recompute
 from nl_jax.models.block import Block, level_rows
 from nl_jax.models.model_config import ModelConfig, configure
 from nl_jax.models.model_state import ModelState, check_given, params_of
+from nl_jax.models.sequence_axis import TIME, devices_per_sequence, hand_on
 from nl_jax.nested import LevelRow
 
 Variables = dict[str, Any]
@@ -130,13 +131,15 @@ class LanguageModel:
             ids = check_segment_ids(segment_ids, tokens.shape)
             tokens, packed, segment = pack(tokens, ids, segment, fresh)
         initial: Any = None
-        if packed is not None or (fresh and self.learns_in_context):
+        cut = devices_per_sequence() > 1
+        if packed is not None or (fresh and (cut or self.learns_in_context)):
             initial = self.init_state(variables, len(tokens))
         if packed is not None and state is not None:
             state = state.begin_anew(initial, packed.starts[:, 0])
         forward = functools.partial(self._pass, params)
         if not self.learns_in_context:
-            mixers = None if state is None else state.mixers
+            now = initial if cut and fresh else state
+            mixers = None if now is None else now.mixers
             logits, mixers, _ = forward(tokens, mixers, packed=packed)
             return logits, ModelState(mixers, None, segment)
         now = initial if state is None else state
@@ -184,12 +187,13 @@ class LanguageModel:
             at = self._positions(params, tokens, mixers, packed)
             x = x + at.astype(dtype)
         layers = params["blocks"], _layers_first(mixers)
-        ends, learned = [], []
+        ends, learned, cut = [], [], devices_per_sequence() > 1
         levels, n_layers = self.config.cms, self.config.n_layers
         for blocks, cms, own in segments(levels, n_layers, fast):
             part = jax.tree.map(lambda a: a[blocks], layers)  # noqa: B023
-            step = self._step(cms, own, aligned, packed)
-            x, (end, after) = jax.lax.scan(step, x, (*part, _by_layer(own)))
+            step = self._step(cms, own, aligned or cut, packed)
+            scan = hand_on if cut else jax.lax.scan
+            x, (end, after) = scan(step, x, (*part, _by_layer(own)))
             ends.append(end)
             if after is not None:
                 learned.append(_batch_first(after))
@@ -206,7 +210,7 @@ class LanguageModel:
             head.astype(x.dtype),
             preferred_element_type=jnp.promote_types(dtype, jnp.float32),
         )
-        logits = nn.with_logical_constraint(logits, ("batch", None, "vocab"))
+        logits = nn.with_logical_constraint(logits, ("batch", TIME, "vocab"))
         return logits, _batch_first(mixers), fast
 
     def _step(self, cms, own, aligned, packed):

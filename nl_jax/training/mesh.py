@@ -18,14 +18,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nl_jax.errors import InputError
-from nl_jax.training.mesh_config import MeshConfig, split
+from nl_jax.models.sequence_axis import AXIS, TIME
+from nl_jax.training.mesh_config import MESH_AXES, MeshConfig, split
 
 _LEAST = 2**14
 """Smaller arrays stay whole where their names place them nowhere."""
 
 
 def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
-    """Returns the mesh ``(data, fsdp, tensor)`` over all devices.
+    """Returns the mesh of all devices, with the axes of ``MeshConfig``.
 
     Args:
         config: devices along each axis.
@@ -35,20 +36,20 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
         InputError: if the product of the axes is not the number of devices.
     """
     count = jax.device_count() if devices is None else len(devices)
-    shape = [config.data, config.fsdp, config.tensor]
+    shape = [getattr(config, axis) for axis in MESH_AXES]
     known = int(np.prod([n for n in shape if n != -1]))
     if shape.count(-1) == 1 and known > 0 and count % known == 0:
         shape[shape.index(-1)] = count // known
     if min(shape) < 1 or int(np.prod(shape)) != count:
+        given = [f"mesh.{axis}={getattr(config, axis)}" for axis in MESH_AXES]
         raise InputError(
-            f"mesh.data={config.data}, mesh.fsdp={config.fsdp}, "
-            f"mesh.tensor={config.tensor} must multiply to the {count} "
-            "devices; one of them may be -1"
+            f"{', '.join(given)} must multiply to the {count} devices; one of "
+            "them may be -1"
         )
     return jax.make_mesh(
         tuple(shape),
-        ("data", "fsdp", "tensor"),
-        axis_types=(AxisType.Auto,) * 3,
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(shape),
         devices=devices,
     )
 
@@ -158,8 +159,11 @@ def _spread(mesh, shape, cuts) -> NamedSharding:
 
 def computing(config: MeshConfig) -> contextlib.AbstractContextManager:
     """Context in which models are traced, for ``compute_axes`` to apply."""
-    maps = config.compute_axes.items()
-    return nn.logical_axis_rules([(name, split(axes)) for name, axes in maps])
+    maps = dict(config.compute_axes)
+    if config.sequence != 1:
+        maps[TIME] = AXIS
+    rules = [(name, split(axes)) for name, axes in maps.items()]
+    return nn.logical_axis_rules(rules)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

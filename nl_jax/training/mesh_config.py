@@ -7,8 +7,9 @@ from flax.core import FrozenDict
 
 from nl_jax.checks import check_fields
 from nl_jax.errors import InputError
+from nl_jax.models import ModelConfig
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,9 @@ class MeshConfig:
     at rest."""
     tensor: int = 1
     """Devices that split heads, MLP widths and the vocabulary."""
+    sequence: int = 1
+    """Devices that split the tokens of a row; each hands its memories on to the
+    next, see :mod:`nl_jax.models.sequence_axis`."""
     parameter_axes: Mapping[str, str] = FrozenDict(
         embed="fsdp",
         vocab="tensor",
@@ -38,7 +42,7 @@ class MeshConfig:
     for each other for ever."""
 
     def __post_init__(self):
-        check_fields(self, "mesh.", data=-1, fsdp=-1, tensor=-1)
+        check_fields(self, "mesh.", data=-1, fsdp=-1, tensor=-1, sequence=-1)
         for name in ("parameter_axes", "compute_axes"):
             self._check_axes(name)
         for name in MESH_AXES:
@@ -47,6 +51,27 @@ class MeshConfig:
                     f"mesh.{name}=0 must be at least 1, or -1 for as many "
                     "devices as the other axes leave"
                 )
+
+    def check_sequence(self, model: ModelConfig, reading: str, length: int):
+        """Raises ``InputError`` if rows cannot be cut over ``sequence``."""
+        devices, cycle = self.sequence, model.cycle
+        if devices == 1:
+            return
+        if model.cms.learns:
+            raise InputError(
+                f"mesh.sequence={devices} must be 1 with model.cms.objective="
+                f"{model.cms.objective!r}, whose levels learn in context"
+            )
+        if reading != "windows":
+            raise InputError(
+                f"mesh.sequence={devices} must be 1 with data.reading="
+                f"{reading!r}; it goes with 'windows'"
+            )
+        if devices != -1 and length % (devices * cycle):
+            raise InputError(
+                f"seq_len={length} must be a multiple of mesh.sequence * "
+                f"{cycle} tokens = {devices * cycle}"
+            )
 
     def _check_axes(self, field):
         given = getattr(self, field)

@@ -208,6 +208,7 @@ class TrainConfig:
                 f"the chunks of model.{self.model.mixer} meet; the next that "
                 f"is: {-(-self.seq_len // cycle) * cycle}"
             )
+        self.mesh.check_sequence(self.model, self.data.reading, self.seq_len)
 
 
 def flag_config(**changes: Any) -> config_dict.ConfigDict:

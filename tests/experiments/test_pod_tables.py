@@ -76,11 +76,11 @@ print(difference(cut, alone))
     ("name", "mesh", "optimizer"),
     [
         ("transformer", "2x2x2", "m3"),
-        # Adam would make steps of the rounding of gradients near zero.
-        ("gated-deltanet", "1x8x1", "sgd"),
+        ("gated-deltanet", "1x8x1", "adamw"),
         ("titans", "1x2x4", "adamw"),
         ("hope", "2x2x2", "adamw"),
         ("lstm", "2x2x2", "adamw"),
+        ("hope", "1x2x2x2", "adamw"),
     ],
 )
 def test_shardings_change_no_loss(name, mesh, optimizer):

@@ -59,7 +59,7 @@ def paper(config, params, x):
             g * np.einsum("hd,hde->he", q[t] * d**-0.5, m)
             for g, m in zip(gates, read, strict=True)
         )
-        o = o / np.sqrt((o**2).mean(-1, keepdims=True) + 1e-6)
+        o = o / np.sqrt((o**2).mean(-1, keepdims=True) + 1e-5)
         out.append((o * inner["out_scale"]).reshape(D) @ inner["w_out"])
         if t % SEGMENT == SEGMENT - 1:
             kept = [*kept, (x[start : t + 1].mean(0), memory)][-KEPT:]

@@ -23,8 +23,8 @@ def softmax(x):
     return e / e.sum()
 
 
-def rms(x):
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+def rms(x, eps=1e-6):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)
 
 
 def unit(x):
@@ -143,7 +143,7 @@ def srwm_layer(p, x, *, heads):
     outs, ends = [], []
     for h in range(heads):
         y, w = srwm(p["memory"][h].T, u[:, h])
-        outs.append(rms(y) * p["out_scale"][h])
+        outs.append(rms(y, 1e-5) * p["out_scale"][h])
         ends.append(w.T)
     return np.concatenate(outs, -1) @ p["w_out"], np.array(ends)
 
@@ -170,7 +170,7 @@ def neural_memory(p, x, *, heads, chunk):
             loss=papers.LOSSES["l2"],
             chunk=chunk,
         )
-        outs.append(rms(np.array(y)) * p["out_scale"][h])
+        outs.append(rms(np.array(y), 1e-5) * p["out_scale"][h])
         ends.append(end)
     return np.concatenate(outs, -1) @ p["w_out"], ends
 
