@@ -141,7 +141,9 @@ FLAGS = {
     "width": flags.integer(3072, "Of the features.", 8),
     "learners": flags.words(list(LEARNERS), known=LEARNERS),
     "seeds": flags.seeds([0, 1, 2], "Of the order of classes and texts."),
-    "tuning_seed": flags.seed("Of the order in which values are tried."),
+    "tuning_seed": flags.integer(
+        100, "Of the order in which values are tried.", 0
+    ),
     **_SETTINGS,
     **_TRIED,
     "jobs": flags.jobs(),
@@ -245,13 +247,14 @@ def run_one(
     settings: dict[str, Any],
     **choice: Any,
 ) -> dict[str, Any]:
-    """Runs one learner; ``score`` is what values are chosen by."""
+    """Runs one learner; its ``score`` is what values are chosen by."""
     # What is answered before it is learned needs no texts held out.
     again = settings["rounds"] > 1
     examples = source.examples(
         validate=part == "tuning" and not again, vectors="klda" in learner
     )
     classes = len(source.texts.classes)
+    values = ", ".join(f"{name} {value:g}" for name, value in choice.items())
     own = make_learner(
         learner, examples.x.shape[1], classes, seed, settings | choice
     )
@@ -260,11 +263,12 @@ def run_one(
         found = measure_stream(
             own, examples, seed, **{name: settings[name] for name in names}
         )
-        return {"score": found["online"], **found}
+        return {"score": found["online"], "values": values, **found}
     tasks = class_tasks(classes, settings["tasks"], seed)
     R = accuracy_matrix(own, examples, tasks, seed, learner == "joint")
     found = measure(R)
-    return {"score": found["average_accuracy"]["gem"], "R": R, **found}
+    score = found["average_accuracy"]["gem"]
+    return {"score": score, "values": values, "R": R, **found}
 
 
 def _best(records, seed, name, choices):
@@ -299,40 +303,41 @@ def _check_levels(name, choice):
         )
 
 
-def _chosen(rows):
-    """Returns the values at which each learner was tested."""
-    found = {
-        row["learner"]: ", ".join(
-            f"{key} {row[key]:g}" for key in LEARNERS[row["learner"]]
-        )
-        for row in rows
-    }
-    return ["learner", "values"], [*map(list, found.items())]
-
-
 REPORT = (
     Report(
         "Class-incremental learning",
-        ("learner",),
+        ("learner", "values"),
         {
             "accuracy, %": Column("average_accuracy.gem", ".1f", 100),
             "forgetting, %": Column("forgetting.gem", ".1f", 100),
             "backward transfer, %": Column("backward_transfer.gem", ".1f", 100),
         },
-        [Plot("average_accuracy.gem", "accuracy, %", scale=100)],
-        extra=_chosen,
+        [
+            Plot(
+                "average_accuracy.gem",
+                "accuracy, %",
+                series=("learner",),
+                scale=100,
+            )
+        ],
         only=lambda row: row["rounds"] == 1 and row["part"] == "test",
     ),
     Report(
         "Tasks that return",
-        ("learner",),
+        ("learner", "values"),
         {
             "before learning, %": Column("online", ".1f", 100),
             "after the first round, %": Column("returning", ".1f", 100),
             "test in the end, %": Column("final", ".1f", 100),
         },
-        [Plot("returning", "right before learning, %", scale=100)],
-        extra=_chosen,
+        [
+            Plot(
+                "returning",
+                "right before learning, %",
+                series=("learner",),
+                scale=100,
+            )
+        ],
         only=lambda row: row["rounds"] > 1 and row["part"] == "test",
     ),
 )

@@ -31,7 +31,8 @@ def test_parameters_do_not_grow_with_the_number_of_levels():
 
 def row(count, slowest, rate, seed, nats):
     cell = {"levels": count, "slowest": slowest, "rate": rate, "seed": seed}
-    return {**cell, "nats": nats, "static": 2.5}
+    gain = None if nats is None else 2.5 - nats
+    return {**cell, "nats": nats, "static": 2.5, "gain": gain}
 
 
 def test_each_number_of_levels_is_shown_at_its_best_rate(capsys, tmp_path):
@@ -46,6 +47,7 @@ def test_each_number_of_levels_is_shown_at_its_best_rate(capsys, tmp_path):
     # A rate at which one seed diverged is not the best.
     assert "| 1 level | 2.5000 ± 0.0000 | 2.5000 ± 0.5000 |" in out
     assert "| 2 levels | 2.5000 ± 0.0000 | 1.5000 ± 0.0000 |" in out
+    assert "| 2 levels | 2.5000 ± 0.0000 | 1.0000 ± 0.0000 |" in out
 
 
 SMALL = (
