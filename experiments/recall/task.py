@@ -37,21 +37,10 @@ RUNS = {
         for name in ("deltanet", "oja", "titans", "mamba")
     },
     "hope-mlp": ("hope", {"titans": {"architecture": "mlp", "expansion": 2}}),
-    "hope-paper": (
-        "hope",
-        {
-            "titans": {
-                "architecture": "mlp",
-                "expansion": 2,
-                "objective": "l2",
-            }
-        },
-    ),
 }
 """Maps names of runs to a name in the registry and overrides. ``hope-shared``
-runs all memories as one recurrence; ``hope-paper`` has the memory and the
-objective of the paper; ``-plain`` has no stream past the
-memories, and ``-cached`` reads memories of earlier segments."""
+runs all memories as one recurrence, ``-plain`` has no stream past the memories,
+and ``-cached`` reads memories of earlier segments."""
 
 
 class Slice(NamedTuple):

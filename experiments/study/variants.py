@@ -35,9 +35,9 @@ def _titans(change, base="hope-one-level", **titans):
     return Variant(base, change, "hope", {**_ONE, "titans": titans})
 
 
-_ALONE = {"stream_width": 0.0, "output_gate": False}
+_ALONE = {"stream_width": 0.0, "output_gate": False, "head_width": 0}
 PLAIN = {**_ALONE, "gain": 1.0}
-"""Fields of Titans without a stream past the memories."""
+"""Fields of Titans without a stream past the memories or merged heads."""
 _RESIDUAL = {"architecture": "residual"}
 _DOT = {**_RESIDUAL, "objective": "dot_product"}
 ADAPTIVE = {"adaptive_k": True, "adaptive_v": True}
@@ -73,13 +73,18 @@ VARIANTS: dict[str, Variant] = {
         "a convolved, gated stream past the memories",
         "hope-calm",
         stream_width=1.0,
+        head_width=0,
     ),
     "hope-stream-2": _titans(
         "a stream of twice the width, of which half is the values",
         "hope-narrow",
         stream_width=2.0,
+        head_width=0,
     ),
-    "hope-one-level": _titans("of 2.5 times the width", "hope-stream-2"),
+    "hope-stream-3": _titans(
+        "of three times the width", "hope-stream-2", head_width=0
+    ),
+    "hope-one-level": _titans("heads of 64 channels", "hope-stream-3"),
     "hope-levels-1-1": Variant(
         "hope-one-level",
         "two MLPs of half the width in a chain, both moved every step",
@@ -102,7 +107,7 @@ VARIANTS: dict[str, Variant] = {
     "direct-gates": _titans("gates without readout", gates="direct"),
     "no-gate": _titans("no output gate", output_gate=False),
     "scale-0.2": _titans("first outputs a fifth as large", output_scale=0.2),
-    "stream-3": _titans("of three times the width", stream_width=3.0),
+    "stream-4": _titans("a stream of four times the width", stream_width=4.0),
     "generator-gain-1": _titans("generators begin 10 times as large", gain=1.0),
     "adaptive-k-v": _titans("keys and values from memories", **ADAPTIVE),
     "adaptive-q": _titans("queries from a memory", adaptive_q=True),
