@@ -7,7 +7,8 @@ planned end changes the answer (``--schedule=cosine`` plans one). Every
 optimizer gets ``--tries`` settings of its learning rate and its decay: a search
 starts in the middle of ``OPTIMIZERS``, goes on from the best setting so far, by
 half a decade of the rate or a factor of two of the decay's horizon, and is
-refined where all of them are worse. The best setting runs with all seeds. Those
+refined where all of them are worse. From a best setting at the edge of those
+tried it goes two steps further. The best setting runs with all seeds. Those
 that do not reach the target are compared by their loss at the end. There is no
 weight decay.
 
@@ -142,5 +143,6 @@ REPORT = Report(
     ],
     best=("rate", "beta", "score"),
     only=lambda row: "beta" in row,
-    note="Every optimizer was tried with as many settings of rate and decay.",
+    note="Every optimizer had as many tries of rate and decay, and up to two "
+    "more beyond an edge.",
 )

@@ -149,28 +149,15 @@ def _best(rows, form):
         }
         best = min(means, key=means.__getitem__)
         kept += [r for r in group if tuple(r[f] for f in fields) == best]
-        edge = [f for n, f in enumerate(fields) if _at_edge(n, best, tried)]
+        each = zip(fields, best, zip(*tried, strict=True), strict=True)
+        edge = [f for f, at, all_ in each if _at_edge(at, {*all_})]
         if edge:
             edges[key] = edge
     return kept, edges
 
 
-def _at_edge(place, best, tried):
-    """Returns whether no setting is beyond the best in one of its fields.
-
-    Only settings that are like the best in the other fields count.
-
-    Example:
-        >>> _at_edge(0, (2, 5), [(1, 5), (2, 5), (3, 6)])
-        True
-        >>> _at_edge(0, (2, 5), [(1, 5), (2, 5), (3, 5)])
-        False
-    """
-    if len({setting[place] for setting in tried}) < 2:
-        return False
-    rest = best[:place] + best[place + 1 :]
-    along = [s[place] for s in tried if s[:place] + s[place + 1 :] == rest]
-    return best[place] in (min(along), max(along))
+def _at_edge(value, tried):
+    return len(tried) > 1 and value in (min(tried), max(tried))
 
 
 def table_of(section: Section) -> tuple[list[str], list[list[str]]]:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.experiments.test_kill import ROOT, lines
+from tests.experiments.test_kill import ROOT, curve, lines
 
 pytestmark = pytest.mark.slow
 
@@ -113,6 +113,28 @@ def test_the_death_of_one_ends_the_other_with_a_line(start, tmp_path, killed):
     last = _output(tmp_path)[1 - killed].strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert "another process of the run has gone" in last
+
+
+@pytest.mark.parametrize("axis", ["tensor", "sequence"])
+def test_an_axis_may_go_across_processes(start, tmp_path, axis):
+    """Data goes by the rows of a device, of which each process has all."""
+    flags = ["--config.steps=4", "--config.model.name=transformer"]
+    processes = start(*flags, "--config.mesh.data=1", f"--config.mesh.{axis}=4")
+    config = "--config=experiments/configs/smoke.py"
+    alone = f"--workdir={tmp_path / 'alone'}"
+    subprocess.run(
+        [sys.executable, "-m", "experiments.train_lm", config, alone, *flags],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        check=True,
+    )
+    assert _ends(processes, 240) == [0, 0], _output(tmp_path)
+    found, expected = (
+        [row["loss"] for row in curve(tmp_path / run) if "loss" in row]
+        for run in ("run", "alone")
+    )
+    assert len(expected) == 4
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_process_that_compiles_for_long_is_waited_for():

@@ -69,9 +69,16 @@ def test_devices_count_together():
     assert count(multiply, (8, 3), (3, 5)) == 2 * (2 * 8 * 3 * 5)
 
 
+BESIDES = """comba dla gla hope-attention linear-attention longhorn lstm mamba
+miras-yaad oja retnet rwkv7 titans-mag titans-mal ttt-linear ttt-mlp"""
+
+
 @pytest.mark.parametrize(
     "name",
-    ["transformer", "deltanet", "gated-deltanet", "titans", "hope"],
+    [
+        *("transformer", "deltanet", "gated-deltanet", "titans", "hope"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in BESIDES.split()),
+    ],
 )
 def test_equations_and_programs_agree_within_a_tenth(name):
     agrees(build(name, **SIZES))
