@@ -333,7 +333,7 @@ REPORT = (
         [
             Plot(
                 "returning",
-                "right before learning, %",
+                "right before learning, after the first round, %",
                 series=("learner",),
                 scale=100,
             )
