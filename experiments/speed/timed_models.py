@@ -21,12 +21,13 @@ _MEMORIES = {
     "hope-linear": _LINEAR,
     "hope-shared": _SHARED,
     # Storing the weights of every chunk would take 19 GB at 16,384 tokens.
-    # A wider stream would leave no parameters for the levels.
+    # A stream or wider heads would leave no parameters for the levels.
     "hope-mlp": {
         "architecture": "mlp",
         "remat": 8,
         "stream_width": 0.0,
         "output_gate": False,
+        "head_width": 0,
     },
 }
 

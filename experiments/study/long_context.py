@@ -168,7 +168,7 @@ def equal_window(hope: ModelConfig, fields: Mapping[str, Any]) -> int:
     Example:
         >>> hope = configure("hope", d_model=64, n_heads=2)
         >>> equal_window(hope, {"d_model": 64, "n_heads": 2})
-        242
+        291
     """
 
     def attention(window):
