@@ -22,7 +22,7 @@ from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import declare_norm, normalize
 from nl_jax.memory.packed import check_segment_ids, documents, pack
 from nl_jax.memory.remat import recompute
-from nl_jax.models.block import Block, level_rows
+from nl_jax.models.block import Block, gathered, level_rows
 from nl_jax.models.model_config import ModelConfig, configure
 from nl_jax.models.model_state import ModelState, check_given, params_of
 from nl_jax.models.sequence_axis import TIME, devices_per_sequence, hand_on
@@ -216,10 +216,14 @@ class LanguageModel:
     def _step(self, cms, own, aligned, packed):
         """Returns one block's step in the scan over blocks."""
         block = Block(dataclasses.replace(self.config, cms=cms))
-        local = isinstance(own, CMSState)
+        local, axes = isinstance(own, CMSState), None
+        if self.learns_in_context and nn.get_logical_axis_rules():
+            axes = self.logical_axes()["params"]["blocks"]
 
         def step(x, layer):
             params, state, fast = layer
+            if axes is not None:
+                params = gathered(params, axes)
             if local:
                 fast = own.with_blocks(fast)
             given = {"params": params}, x, state, fast
