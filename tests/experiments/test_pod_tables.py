@@ -66,7 +66,9 @@ EQUAL = """
 import sys
 from experiments.pods.equal_meshes import ONE, difference, losses
 name, mesh, optimizer = sys.argv[1:]
-alone, cut = (losses(name, m, 20, 1e-3, optimizer) for m in (ONE, mesh))
+# Levels that learn in context are slow to compile, and were wrong at once.
+steps = 1 if "next_token" in name else 20
+alone, cut = (losses(name, m, steps, 1e-3, optimizer) for m in (ONE, mesh))
 print(difference(cut, alone))
 """
 
@@ -81,6 +83,7 @@ print(difference(cut, alone))
         ("hope", "2x2x2", "adamw"),
         ("lstm", "2x2x2", "adamw"),
         ("hope", "1x2x2x2", "adamw"),
+        ("hope-next_token", "2x2x2", "adamw"),
     ],
 )
 def test_shardings_change_no_loss(name, mesh, optimizer):
