@@ -73,8 +73,11 @@ def gathered(params, axes):
 
     Left to itself, XLA multiplies rows that are cut by parameters that rest cut
     along the same axis of the mesh; with weights of each row's own, on 2 x 2 x
-    2 devices, all but the first device's rows came out wrong.
+    2 devices, all but the first device's rows came out wrong. ``axes`` are the
+    names of their axes, or ``None`` to keep them as they are.
     """
+    if axes is None:
+        return params
 
     def keep(leaf, names):
         free = jax.sharding.PartitionSpec.UNCONSTRAINED

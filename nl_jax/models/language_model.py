@@ -216,17 +216,15 @@ class LanguageModel:
     def _step(self, cms, own, aligned, packed):
         """Returns one block's step in the scan over blocks."""
         block = Block(dataclasses.replace(self.config, cms=cms))
-        local, axes = isinstance(own, CMSState), None
-        if self.learns_in_context and nn.get_logical_axis_rules():
-            axes = self.logical_axes()["params"]["blocks"]
+        local = isinstance(own, CMSState)
+        cut = self.learns_in_context and nn.get_logical_axis_rules()
+        axes = self.logical_axes()["params"]["blocks"] if cut else None
 
         def step(x, layer):
             params, state, fast = layer
-            if axes is not None:
-                params = gathered(params, axes)
             if local:
                 fast = own.with_blocks(fast)
-            given = {"params": params}, x, state, fast
+            given = {"params": gathered(params, axes)}, x, state, fast
             x, state = block.apply(*given, aligned=aligned, packed=packed)
             if not local:
                 return x, (state, None)
