@@ -68,16 +68,17 @@ def on_rows(tree):
     return jax.tree.map(keep, tree)
 
 
-def gathered(params, axes):
+def gathered(params, model):
     """Keeps a block's parameters whole along ``embed`` where it computes.
 
     Left to itself, XLA multiplies rows that are cut by parameters that rest cut
     along the same axis of the mesh; with weights of each row's own, on 2 x 2 x
-    2 devices, all but the first device's rows came out wrong. ``axes`` are the
-    names of their axes, or ``None`` to keep them as they are.
+    2 devices, all but the first device's rows came out wrong. Parameters of a
+    ``model`` whose levels do not learn in context stay as they are.
     """
-    if axes is None:
+    if not (model.learns_in_context and nn.get_logical_axis_rules()):
         return params
+    axes = model.logical_axes()["params"]["blocks"]
 
     def keep(leaf, names):
         free = jax.sharding.PartitionSpec.UNCONSTRAINED

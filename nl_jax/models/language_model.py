@@ -217,14 +217,12 @@ class LanguageModel:
         """Returns one block's step in the scan over blocks."""
         block = Block(dataclasses.replace(self.config, cms=cms))
         local = isinstance(own, CMSState)
-        cut = self.learns_in_context and nn.get_logical_axis_rules()
-        axes = self.logical_axes()["params"]["blocks"] if cut else None
 
         def step(x, layer):
             params, state, fast = layer
             if local:
                 fast = own.with_blocks(fast)
-            given = {"params": gathered(params, axes)}, x, state, fast
+            given = {"params": gathered(params, self)}, x, state, fast
             x, state = block.apply(*given, aligned=aligned, packed=packed)
             if not local:
                 return x, (state, None)
