@@ -65,6 +65,7 @@ def summarize_stream(out, settings, rows, texts):
         "returning": "after the first round",
         "final": "test in the end",
     }
+    groups = grouped(rows, "learner")
     lines = table.markdown(
         ["learner", *keys.values()],
         [
@@ -75,7 +76,7 @@ def summarize_stream(out, settings, rows, texts):
                     for key in keys
                 ),
             ]
-            for name, group in grouped(rows, "learner").items()
+            for name, group in groups.items()
         ],
     )
     lines += [
@@ -84,7 +85,7 @@ def summarize_stream(out, settings, rows, texts):
         f"that come {settings['rounds']} times; mean ± standard error.",
     ]
     curves = {}
-    for name, group in grouped(rows, "learner").items():
+    for name, group in groups.items():
         visits = 100 * np.mean([row["visits"] for row in group], 0)
         rounds = visits.reshape(settings["rounds"], -1).mean(1)
         curves[name] = np.arange(1, len(rounds) + 1), rounds

@@ -47,6 +47,8 @@ import numpy as np
 
 from experiments.continuum.changing_text import (
     CHUNK,
+    SETTINGS,
+    at_best_rate,
     make_model,
     nats,
     read,
@@ -65,13 +67,7 @@ _SIGNALS = ("coherence", "surprise")
 _SETTINGS = {
     "least": flags.integer(4, "Chunks of 16 bytes between steps, at least."),
     "most": flags.integer(32, "The same, at most.", 2),
-    "steps": flags.integer(400, "Training steps of the static network."),
-    "length": flags.integer(
-        8192, "Bytes of a stream; a multiple of 16.", 64, multiple_of=CHUNK
-    ),
-    "rows": flags.integer(4, "Streams of each seed."),
-    "segment": flags.integer(1024, "Bytes between changes of the source.", 16),
-    "width": flags.integer(32, "Of the model, a multiple of 8.", multiple_of=8),
+    **SETTINGS,
 }
 FLAGS = {
     "arms": flags.words(
@@ -132,7 +128,7 @@ def main(values: flags.FlagValues) -> None:
         )
         period = nearest_period(
             values.length // CHUNK,
-            statistics.mean(row["updates"] for row in _best(rows[arm])),
+            statistics.mean(row["updates"] for row in at_best_rate(rows[arm])),
             values.most,
         )
         fixed = f"fixed {period}"
@@ -198,20 +194,10 @@ def _measure(model, variables, parts, values, rate, seed):
     }
 
 
-def _best(rows):
-    """Returns the rows of the rate with the lowest mean loss."""
-
-    def mean(rows):
-        loss = statistics.mean(row["nats"] for row in rows)
-        return loss if np.isfinite(loss) else float("inf")
-
-    return min(grouped(rows, "rate").values(), key=mean)
-
-
 def summarize(out, settings, rows, pairs):
     """Writes every variant at its best rate, and what the signals cost."""
     body, means, differences = [], {}, {}
-    best = {name: _best(group) for name, group in rows.items()}
+    best = {name: at_best_rate(group) for name, group in rows.items()}
     for name, group in best.items():
         losses = [row["nats"] for row in group]
         spread = statistics.stdev(losses) if len(losses) > 1 else 0.0

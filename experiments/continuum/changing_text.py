@@ -1,20 +1,33 @@
 """A text whose source changes, and a small model that learns from it."""
 
 import functools
+import math
 import pathlib
 import sysconfig
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.shared import flags
+from experiments.shared.records import Row
+from experiments.shared.sweep import grouped
 from experiments.shared.training import make_step
 from nl_jax.data import DataConfig, load_corpus
 from nl_jax.models import build
 
 CHUNK = 16
 """Tokens between steps of the fastest level."""
+SETTINGS = {
+    "steps": flags.integer(400, "Training steps of the static network."),
+    "length": flags.integer(8192, "Bytes of a stream.", 64, multiple_of=CHUNK),
+    "rows": flags.integer(4, "Streams of each seed."),
+    "segment": flags.integer(1024, "Bytes between changes of the source.", 16),
+    "width": flags.integer(32, "Of the model.", multiple_of=8),
+}
+"""Flags of the text and of the network that learns from it."""
 RATE = 0.01
 
 
@@ -116,3 +129,15 @@ def read(model, variables, tokens, rate):
     if signal:
         count = signal.steps[:, 0]
     return nats(logits, tokens), jnp.broadcast_to(count, tokens.shape[:1])
+
+
+def mean_nats(rows: Sequence[Row]) -> float:
+    """Returns the mean loss over seeds; infinite if a run diverged."""
+    found = [row["nats"] for row in rows]
+    mean = math.inf if None in found else float(np.mean(found))
+    return mean if math.isfinite(mean) else math.inf
+
+
+def at_best_rate(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows of the inner rate with the lowest mean loss."""
+    return min(grouped(rows, "rate").values(), key=mean_nats)

@@ -25,11 +25,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.continuum.changing_text import (
     CHUNK,
+    SETTINGS,
+    at_best_rate,
     make_model,
+    mean_nats,
     nats,
     read,
     sources,
@@ -45,13 +47,6 @@ from nl_jax.errors import InputError
 from nl_jax.nested.level_table import count_parameters
 
 _HIDDEN = 4.0  # Of all levels together, in widths.
-_SETTINGS = {
-    "steps": flags.integer(400, "Training steps of the static network."),
-    "length": flags.integer(8192, "Bytes of a stream.", 64, multiple_of=CHUNK),
-    "rows": flags.integer(4, "Streams of each seed."),
-    "segment": flags.integer(1024, "Bytes between changes of the source.", 16),
-    "width": flags.integer(32, "Of the model.", multiple_of=8),
-}
 FLAGS = {
     "levels": flags.integers([1, 2, 3, 4], "How many.", 1),
     "slowest": flags.integers(
@@ -64,7 +59,7 @@ FLAGS = {
         "needs a number above 0",
     ),
     "seeds": flags.seeds([0, 1, 2], "Of the model and the streams."),
-    **_SETTINGS,
+    **SETTINGS,
     "jobs": flags.jobs(),
     "out": flags.folder("runs/levels", "Folder."),
 }
@@ -95,7 +90,7 @@ def main(values: flags.FlagValues) -> None:
     """Runs all cells without a record and reports all results."""
     for levels, slowest in itertools.product(values.levels, values.slowest):
         periods_of(levels, slowest)
-    settings = flags.pick(values, _SETTINGS)
+    settings = flags.pick(values, SETTINGS)
     rows = sweep(
         Records(f"{values.out}/levels", settings),
         grid(
@@ -151,7 +146,7 @@ def _model(levels, width, periods, **cms):
 def summarize(rows, settings, out):
     """Writes a table, levels by periods, each at its best inner rate."""
     best = {
-        key: min(grouped(group, "rate").values(), key=_mean)
+        key: at_best_rate(group)
         for key, group in grouped(rows, "levels", "slowest").items()
     }
     counts, periods = (
@@ -171,7 +166,7 @@ def summarize(rows, settings, out):
         "Mean ± standard error over seeds, each at its best inner rate."
     )
     curves = {
-        name: (periods, [_mean(best[count, p]) for p in periods])
+        name: (periods, [mean_nats(best[count, p]) for p in periods])
         for count, name in names.items()
     }
     panel = plot.Panel(
@@ -183,12 +178,6 @@ def summarize(rows, settings, out):
     )
     record = {"rows": rows, "settings": settings}
     write(out, "levels", lines, record, plot.curves(panel, size=(6, 4)))
-
-
-def _mean(rows):
-    """Returns the mean loss over seeds; infinite if a run diverged."""
-    found = [row["nats"] for row in rows]
-    return math.inf if None in found else float(np.mean(found))
 
 
 def _shown(rows, name):

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 
 from experiments.study.train_on_text import shape_of
-from experiments.study.variants import count_of, sized
+from experiments.study.variants import as_large_as_hope
 from nl_jax import training
-from nl_jax.models import LanguageModel, build, configure
+from nl_jax.models import LanguageModel, build
 from nl_jax.nested.level_table import count_parameters
 from nl_jax.optimizers import NAMED
 
@@ -154,9 +154,7 @@ def make_model_and_optimizer(
     subject: Subject, beta: float, settings: Mapping[str, Any]
 ) -> tuple[LanguageModel, optax.GradientTransformation]:
     """Returns the model, and its optimizer with a rate of 1 at the peak."""
-    shape = shape_of(settings)
-    size = count_of(configure("hope", **shape))
-    model = build(sized(settings["model"], shape, size))
+    model = build(as_large_as_hope(settings["model"], shape_of(settings)))
     own: dict[str, Any] = {subject.beta: beta}
     if subject.beta in NAMED[subject.name].options:
         fields = {**own, "options": subject.options}

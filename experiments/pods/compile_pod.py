@@ -41,7 +41,7 @@ from nl_jax import training
 from nl_jax.data import Batch
 from nl_jax.errors import InputError
 from nl_jax.models import build
-from nl_jax.models.sequence_axis import bubble
+from nl_jax.models.sequence_axis import AXIS, bubble
 from nl_jax.nested.level_table import count_bytes
 from nl_jax.training import mesh as mesh_lib
 from nl_jax.training.device_peaks import peak_flops
@@ -126,7 +126,7 @@ def measure(config: training.TrainConfig, topology: str) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "seq_len": config.seq_len,
         "remat": config.model.remat,
-        "bubble": bubble(config.model.n_layers, mesh.shape["sequence"]),
+        "bubble": bubble(config.model.n_layers, mesh.shape[AXIS]),
         "bytes": {
             "parameters": _held(state.variables),
             "optimizer": _held(state.optimizer),

@@ -74,10 +74,11 @@ def main(values: flags.FlagValues) -> None:
         alone = _kept(name, ONE, values)
         rows.append([name])
         for mesh in meshes:
-            # Levels that learn in context do not cut sequences.
-            cut = name != _IN_CONTEXT or mesh.count("x") < 3
-            found = cut and difference(_kept(name, mesh, values), alone)
-            rows[-1].append(f"{found:.1e}" if cut else "")
+            if name == _IN_CONTEXT and mesh.count("x") == 3:
+                rows[-1].append("")  # Such levels do not cut sequences.
+                continue
+            found = difference(_kept(name, mesh, values), alone)
+            rows[-1].append(f"{found:.1e}")
         print("  ".join(rows[-1]), flush=True)
         jax.clear_caches()
     print("\n".join(markdown(["model", *meshes], rows)))

@@ -36,9 +36,9 @@ from experiments.shared.report_form import Column, Paper, Plot, Report
 from experiments.study.split_text import PATHS, read_and_split
 from experiments.study.train_on_text import SIZES, shape_of, train_on_text
 from experiments.study.tuned_sweep import TUNING, tuned_sweep
-from experiments.study.variants import count_of, sized, state_bytes
+from experiments.study.variants import as_large_as_hope, state_bytes
 from nl_jax import training
-from nl_jax.models import build, configure, names
+from nl_jax.models import build, names
 from nl_jax.nested.level_table import count_parameters
 
 FLAGS = {
@@ -73,8 +73,7 @@ def main(values: flags.FlagValues) -> None:
 
 def train_one(model, rate, seed, *, paths, settings):
     """Trains once, and returns loss, speed and sizes."""
-    shape = shape_of(settings)
-    config = sized(model, shape, count_of(configure("hope", **shape)))
+    config = as_large_as_hope(model, shape_of(settings))
     result = train_on_text(
         config, paths, rate=rate, seed=seed, settings=settings
     )

@@ -128,19 +128,13 @@ def model_of_size(name: str, size: float, layers: int, heads: int):
         48
     """
     wanted, unit = 1e6 * size, max(4 * heads, 16)
+    rest = {"n_layers": layers, "n_heads": heads}
     width = next(
         width
         for width in itertools.count(unit, unit)
-        if _hope_size(width + unit, layers, heads) > wanted
+        if count_of(configure("hope", d_model=width + unit, **rest)) > wanted
     )
-    shape = {"d_model": width, "n_layers": layers, "n_heads": heads}
-    return sized(name, shape, round(wanted))
-
-
-@functools.cache
-def _hope_size(width, layers, heads):
-    shape = {"d_model": width, "n_layers": layers, "n_heads": heads}
-    return count_of(configure("hope", **shape))
+    return sized(name, {"d_model": width, **rest}, round(wanted))
 
 
 def exponents(rows) -> tuple[list[str], list[list[str]]]:

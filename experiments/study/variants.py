@@ -44,12 +44,8 @@ ADAPTIVE = {"adaptive_k": True, "adaptive_v": True}
 """Fields of Titans whose keys and values memories make."""
 
 
-def _without(part, **titans):
-    return Variant("hope", f"no {part}", "hope", {"titans": titans})
-
-
-def _with(what, **titans):
-    return Variant("hope", f"{what} from a memory", "hope", {"titans": titans})
+def _hope(change, **titans):
+    return Variant("hope", change, "hope", {"titans": titans})
 
 
 def _chunks(size):
@@ -138,12 +134,12 @@ VARIANTS: dict[str, Variant] = {
         },
     ),
     # Table 6: Hope without one of its parts; hope-one-level has no second one.
-    "without-dgd": _without("delta rule", rule="gd"),
-    "without-momentum": _without("momentum", momentum=False),
-    "without-decay": _without("weight decay", decay=False),
-    "with-k": _with("keys", adaptive_k=True),
-    "with-v": _with("values", adaptive_v=True),
-    "with-q": _with("queries", adaptive_q=True),
+    "without-dgd": _hope("no delta rule", rule="gd"),
+    "without-momentum": _hope("no momentum", momentum=False),
+    "without-decay": _hope("no weight decay", decay=False),
+    "with-k": _hope("keys from a memory", adaptive_k=True),
+    "with-v": _hope("values from a memory", adaptive_v=True),
+    "with-q": _hope("queries from a memory", adaptive_q=True),
     "paper": Variant("hope", "the paper's settings", "hope-paper"),
     # Others.
     "hope-attention": Variant("", "attention", "hope-attention"),
@@ -185,8 +181,21 @@ def model_of(name: str, **shape: int) -> ModelConfig:
         True
     """
     variant = VARIANTS[name]
+    return as_large_as_hope(variant.name, shape, **variant.fields)
+
+
+def as_large_as_hope(
+    name: str, shape: Mapping[str, int], **fields: Any
+) -> ModelConfig:
+    """Returns a model with levels as wide as the size of ``hope`` allows.
+
+    Args:
+        name: in the registry.
+        shape: fields of both.
+        **fields: of this model, in place of those or beside them.
+    """
     size = count_of(configure("hope", **shape))
-    return sized(variant.name, {**shape, **variant.fields}, size)
+    return sized(name, {**shape, **fields}, size)
 
 
 def sized(name: str, fields: Mapping[str, Any], size: int) -> ModelConfig:

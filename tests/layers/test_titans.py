@@ -382,3 +382,9 @@ def test_bad_configurations_are_named(options, message):
 def test_heads_are_merged_until_they_are_wide(width, heads):
     # 48 channels in 6 heads of 8: 3 of 16, 2 of 24 or 1 of 48.
     assert TitansConfig(head_width=width).build(48, 6, None).n_heads == heads
+
+
+def test_no_heads_are_refused():
+    module = TitansConfig(head_width=16).build(48, 0, None)
+    with pytest.raises(ValueError, match="n_heads=0 must divide d_model=48"):
+        jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, 1, 48)))

@@ -263,7 +263,7 @@ class TitansConfig(MixerConfig):
                 for heads in range(1, n_heads + 1)
                 if n_heads % heads == 0 and d_model >= heads * self.head_width
             ),
-            default=1,
+            default=min(n_heads, 1),  # 0 is refused where heads are made.
         )
         return SelfModifyingTitans(self, d_model, heads, dtype)
 
