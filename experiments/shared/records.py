@@ -40,7 +40,7 @@ class Records:
     with the same settings count; those of other settings stay.
 
     Args:
-        folder: need not exist; its name is that of the experiment.
+        folder: need not exist.
         settings: values that all cells of this command share and that change
             results, such as steps and sizes.
 
@@ -56,13 +56,14 @@ class Records:
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any]):
-        self._folder = pathlib.Path(folder)
+        self.folder = pathlib.Path(folder)
+        """Of the cells; its name is that of the experiment."""
         self._settings = _as_read(settings)
-        if self._folder.exists() and not self._folder.is_dir():
+        if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder} is a file; results go into a folder")
         self.rows: list[Row] = []
         """Cells with these settings and their results, as they finished."""
-        for found in read_cells(self._folder):
+        for found in read_cells(self.folder):
             if found["settings"] == self._settings and not found["error"]:
                 self.rows.append(row_of(found))
 
@@ -97,7 +98,7 @@ class Records:
         key = _as_read({"cell": cell, "settings": self._settings})
         found = _as_read(
             {
-                "experiment": self._folder.stem,
+                "experiment": self.folder.stem,
                 **key,
                 "result": result,
                 "error": error,
@@ -111,9 +112,9 @@ class Records:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
         words = "-".join(str(value) for value in cell.values())
         words = re.sub(r"[^\w.+]+", "-", words)[:60].strip("-.")
-        path = self._folder / f"{words}-{digest.hexdigest()[:10]}.json"
+        path = self.folder / f"{words}-{digest.hexdigest()[:10]}.json"
         lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in found.items()]
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(f".{os.getpid()}.tmp")
         fresh.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         fresh.replace(path)

@@ -6,10 +6,13 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from experiments.shared import workers
 from experiments.shared.progress import SweepProgress
 from experiments.shared.records import Records, Row
 from nl_jax.errors import InputError
+from nl_jax.training import cache_programs
 
 Cell = dict[str, Any]
 _FAILED: contextvars.ContextVar[list[str]] = contextvars.ContextVar("failed")
@@ -59,7 +62,8 @@ def sweep(
     A row contains the cell, the result of ``run``, and its ``seconds`` and
     ``processor_seconds``. A cell whose ``run`` raises an error is stored with
     the reason and has no row; the others go on, and a repeated command tries it
-    again. After each cell a line says how far the sweep is.
+    again. After each cell a line says how far the sweep is. Compiled programs
+    are kept beside the records.
 
     Args:
         records: of this command.
@@ -101,12 +105,14 @@ def sweep(
         if before:
             print(before.format_map(cell), flush=True)
 
+    programs = epath.Path(records.folder.parent / "compilation_cache")
     if missing:
+        cache_programs(programs)
         prepare()
     outcomes = (
         workers.in_turn(run, missing, start)
         if jobs == 1
-        else workers.side_by_side(run, missing, start, jobs)
+        else workers.side_by_side(run, missing, start, jobs, programs)
     )
     failed = []
     for cell, outcome in outcomes:

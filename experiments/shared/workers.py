@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from experiments.shared.processes import end_with
 from nl_jax.errors import InputError
+from nl_jax.training import cache_programs
 
 Cell = dict[str, Any]
 Run = Callable[..., Mapping[str, Any]]
@@ -53,15 +56,19 @@ def in_turn(
 
 
 def side_by_side(
-    run: Run, cells: Sequence[Cell], start: Callable[[Cell], None], jobs: int
+    run: Run,
+    cells: Sequence[Cell],
+    start: Callable[[Cell], None],
+    jobs: int,
+    programs: epath.Path,
 ) -> Iterator[tuple[Cell, Outcome]]:
     """Runs cells in processes of their own; yields them as they finish.
 
-    A process runs many cells, so that programs are compiled once. Where one
-    dies, only its cell has failed.
+    A process runs many cells, and all keep compiled programs in one folder.
+    Where one dies, only its cell has failed.
     """
     waiting = list(cells)[::-1]
-    pools = [_pool() for _ in range(min(jobs, len(waiting)))]
+    pools = [_pool(programs) for _ in range(min(jobs, len(waiting)))]
     busy: dict[concurrent.futures.Future, tuple[int, Cell]] = {}
 
     def give(number):
@@ -82,7 +89,7 @@ def side_by_side(
                 try:
                     outcome = future.result()
                 except BrokenProcessPool:
-                    pools[number] = _pool()
+                    pools[number] = _pool(programs)
                     outcome = Outcome({}, _DIED)
                 yield cell, outcome  # It is stored before another begins.
                 give(number)
@@ -91,20 +98,21 @@ def side_by_side(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _pool():
+def _pool(programs):
     # JAX cannot run in a forked process.
     return concurrent.futures.ProcessPoolExecutor(
         1,
         multiprocessing.get_context("spawn"),
         initializer=_begin,
-        initargs=(os.getpid(),),
+        initargs=(os.getpid(), programs),
     )
 
 
-def _begin(parent):
+def _begin(parent, programs):
     # Ctrl-C reaches all processes; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with(parent)
+    cache_programs(programs)
 
 
 def _attempt(run, cell) -> Outcome:

@@ -8,6 +8,8 @@ import time
 import types
 from typing import ClassVar
 
+import jax
+import numpy as np
 import pytest
 
 from experiments.classes import class_incremental, levels_effect
@@ -231,6 +233,22 @@ def test_what_cells_share_is_prepared_once_and_only_if_any_is_left(tmp_path):
     assert made == [0, 1]
 
 
+def test_cells_share_the_programs_that_are_kept(cache_hits, tmp_path):
+    for x in (1, 2):
+        jax.clear_caches()
+        sweep(Records(tmp_path / "r", {}), grid(x=[x]), _compiled)
+        kept = len(os.listdir(tmp_path / "compilation_cache"))
+        assert kept and len(cache_hits) == (x - 1) * kept
+
+
+@pytest.mark.slow
+def test_processes_keep_their_programs(cache_hits, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    sweep(Records(tmp_path / "r", {}), grid(x=[1, 2]), _compiled, jobs=2)
+    assert os.listdir(tmp_path / "compilation_cache") and not cache_hits
+
+
 @pytest.mark.slow
 def test_processes_run_the_missing_cells(tmp_path, capsys):
     records = Records(tmp_path / "r", {})
@@ -257,6 +275,10 @@ def _doubled(x):
     if x == 4:
         os.kill(os.getpid(), signal.SIGKILL)  # As for lack of memory.
     return {"y": 2 * x}
+
+
+def _compiled(x):
+    return {"y": int(jax.jit(lambda a: a * 7 - 2)(np.arange(5))[1])}
 
 
 def _stopped(x):
