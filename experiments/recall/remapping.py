@@ -11,10 +11,9 @@ products the product of permutations so far; nothing changes
 ======== =======================================================================
 
 Then it reads documents of more phases, as it is, and with the memory or the
-generators of k, v and the gates frozen at their learned start. If freezing the
-generators costs nothing, they learn nothing in context that is used. ``fixed``
-is Hope with projections in place of the generators of k and v, of the same
-size and trained alike.
+generators frozen at their learned start. If freezing the generators costs
+nothing, they learn nothing in context that is used. ``hope`` has generators of
+the gates; ``adaptive``, of the same size and trained alike, of k and v too.
 
 Command (half a minute of a free core a run)::
 
