@@ -19,6 +19,8 @@ class Chip(NamedTuple):
     """Bytes."""
 
 
+FLAT = {"v5e", "v6e"}
+"""Whose slices have two dimensions."""
 CHIPS = {
     "v5e": Chip(819e9, 200e9, 16 * 2**30),
     "v5p": Chip(2765e9, 600e9, 95 * 2**30),

@@ -35,7 +35,7 @@ from jax.experimental import topologies
 
 from experiments.language.config_flag import config_file
 from experiments.pods import compiled_program
-from experiments.pods.chips import CHIPS
+from experiments.pods.chips import CHIPS, FLAT
 from experiments.shared import flags
 from nl_jax import training
 from nl_jax.data import Batch
@@ -75,6 +75,8 @@ def main(values: flags.FlagValues) -> None:
         )
     if values.out:  # Before minutes of compiling.
         out = training.open_folder(values.out, "--out")
+        if out.is_dir():
+            raise InputError(f"--out={values.out} is a folder; name a file")
         out.parent.mkdir(parents=True, exist_ok=True)
     found = measure(config, values.topology)
     print("\n".join(lines(found)))
@@ -196,6 +198,13 @@ def advice(config, mesh, found) -> str:
     """Returns one change that makes a step smaller."""
     held = found["bytes"]["parameters"] + found["bytes"]["optimizer"]
     rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+    cut = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    least = held * cut / math.prod(mesh.shape.values())
+    if least > found["memory"]:
+        return (
+            "more chips or a smaller model: cut over all of these chips, "
+            f"parameters and optimizer alone take {_gib(least)}"
+        )
     if held > found["memory"] / 2 and mesh.shape["data"] > 1:
         return "more mesh.fsdp, fewer mesh.data: parameters are cut further"
     if config.model.remat != "blocks":
@@ -222,7 +231,10 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"remat {found['remat']}",
         "bytes per device",
     ]
-    notes = {"fast_state": "of its rows, as part of the temporaries"}
+    notes = {
+        "fast_state": "of its rows, before mesh.tensor cuts it; part of the "
+        "temporaries"
+    }
     for name, size in found["bytes"].items():
         out.append(
             _row(name.replace("_", " "), _gib(size), notes.get(name, ""))
@@ -299,6 +311,11 @@ def _devices(topology: str) -> list[Any]:
         raise InputError(
             f"--topology={topology} must be one of {', '.join(CHIPS)}, a colon "
             "and the chips along each axis, as in v5e:4x4 or v5p:4x4x8"
+        )
+    if name in FLAT and shape.count("x") != 1:
+        raise InputError(
+            f"--topology={topology}: chips of {name} form a plane, as in "
+            f"{name}:4x4"
         )
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(

@@ -174,37 +174,70 @@ def _moved(line, shapes, computations) -> int:
     given = [_in_memory(shapes.get(name, "")) for name in line.operands]
     result = _in_memory(line.shape)
     if line.op == "fusion":
-        inside = computations[line.calls("calls")[0]]
-        parts, written = _slices(inside)
+        (inside,) = line.calls("calls")
         given = [
-            min(size, parts.get(index, size))
-            for index, size in enumerate(given)
+            min(size, _read(name, inside, computations))
+            for size, name in zip(
+                given, _parameters(computations[inside]), strict=True
+            )
         ]
+        written = _written(inside, computations)
         result = result if written is None else min(result, written)
     return sum(given) + result
 
 
-def _slices(lines) -> tuple[dict[int, int], int | None]:
-    """Returns bytes read of sliced parameters, and of a result in place."""
+_ALL = 1 << 62
+
+
+def _parameters(lines) -> list[str]:
+    """Returns the names of a computation's parameters, in their order."""
+    found = [line for line in lines if line.op == "parameter"]
+    found.sort(key=lambda line: int(line.rest.split(")")[0]))
+    return [line.name for line in found]
+
+
+def _read(name, inside, computations) -> int:
+    """Returns the bytes that a computation reads of an array, if only slices.
+
+    Those may be taken in a fusion within.
+    """
+    size = 0
+    for user in computations[inside]:
+        if name not in user.operands:
+            continue
+        if user.op in ("dynamic-slice", "slice"):
+            size += sum(_sizes(user.shape))
+        elif user.op == "dynamic-update-slice":
+            size += 0 if user.operands[0] == name else _ALL
+        elif user.op == "bitcast":
+            size += _read(user.name, inside, computations)
+        elif user.op == "fusion":
+            (inner,) = user.calls("calls")
+            given = zip(
+                user.operands, _parameters(computations[inner]), strict=True
+            )
+            size += sum(
+                _read(own, inner, computations)
+                for operand, own in given
+                if operand == name
+            )
+        else:
+            size += _ALL
+    return size
+
+
+def _written(inside, computations) -> int | None:
+    """Returns the bytes of a slice that is replaced in place, if one is."""
+    lines, written = computations[inside], None
     shapes = {line.name: line.shape for line in lines}
-    parts: dict[int, int] = {}
-    written = None
     for line in lines:
         if line.op == "dynamic-update-slice":
             written = sum(_sizes(shapes.get(line.operands[1], "")))
-        if line.op != "parameter":
-            continue
-        users = [other for other in lines if line.name in other.operands]
-        sizes = []
-        for user in users:
-            if user.op in ("dynamic-slice", "slice"):
-                sizes.append(sum(_sizes(user.shape)))
-            elif user.op == "dynamic-update-slice":
-                sizes.append(0 if user.operands[0] == line.name else 1 << 62)
-            else:
-                sizes.append(1 << 62)
-        parts[int(line.rest.split(")")[0])] = sum(sizes)
-    return parts, written
+        elif line.op == "fusion":
+            (inner,) = line.calls("calls")
+            found = _written(inner, computations)
+            written = written if found is None else found
+    return written
 
 
 def _sizes(shape: str, spaces: bool = False) -> Iterator[int]:

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
-import jax
 from absl import logging as absl_logging
 from absl.flags import Error
 
 from experiments.shared import flags
+from experiments.shared.explained import explain
 from experiments.shared.interrupts import ExitAtSignal
 from experiments.shared.sweep import FailedCellsError, collect_failures
 from experiments.shared.workers import StoppedError
-from nl_jax.errors import InputError
 
 # Errors that ml_collections raises for unknown fields and wrong types.
 _FLAG_ERRORS = (Error, AttributeError, KeyError, TypeError, ValueError)
@@ -84,18 +83,11 @@ def _run(script, argv):
     except BrokenPipeError:
         _drop_output()
         sys.exit(128 + signal.SIGPIPE)
-    except InputError as error:
-        _fail(error)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except Exception as error:
+        line = explain(error)
+        if line is None:
             raise
-        _fail(
-            "the devices have too little memory; make the model, batch_size or "
-            f"seq_len smaller ({str(error).splitlines()[0]})"
-        )
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        _fail(f"{error.strerror or error}{place}")
+        _fail(line)
 
 
 def _take_positional(script, values, given):

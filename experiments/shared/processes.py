@@ -8,9 +8,11 @@ tells in one line.
 import ctypes
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -18,6 +20,7 @@ import jax
 from absl import flags as absl_flags
 
 from experiments.shared import flags
+from experiments.shared.explained import explain
 from nl_jax.errors import InputError
 
 _HEARTBEAT_SECONDS = 30
@@ -27,6 +30,10 @@ _PR_SET_PDEATHSIG = 1
 _GONE = (
     "another process of the run has gone, or cannot be reached; start all of "
     "them again to go on from the last checkpoint"
+)
+_KILLED = (
+    "somebody killed this process, or the system did because it took too much "
+    "memory; start all processes again to go on from the last checkpoint"
 )
 
 PROCESS_FLAGS = {
@@ -68,6 +75,11 @@ def run_together(
             f"--{missing[0]} is missing; --coordinator_address, "
             "--num_processes and --process_id are given together"
         )
+    elif not re.fullmatch(r".+:\d+", given["coordinator_address"]):
+        raise InputError(
+            f"--coordinator_address={given['coordinator_address']} must be "
+            "host:port of process 0"
+        )
     elif given["process_id"] >= given["num_processes"]:
         raise InputError(
             f"--process_id={given['process_id']} must be less than "
@@ -89,10 +101,29 @@ def run_together(
         logging.getLogger("nl_jax").setLevel(logging.WARNING)
     try:
         main()
-    except jax.errors.JaxRuntimeError as error:
-        # At a normal end JAX would wait for the others, and abort.
-        print(f"error: {_GONE} ({str(error).splitlines()[0]})", flush=True)
-        os._exit(1)
+    except Exception as error:  # noqa: BLE001 It is explained.
+        _leave(error)
+
+
+def _leave(error: Exception) -> NoReturn:
+    """Ends at once: at a normal end JAX would wait for the others, and abort.
+
+    They notice.
+    """
+    line, status = explain(error), 2
+    if line is None:
+        status = 1
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            line = str(error).splitlines()[0]
+            if jax.process_count() > 1:
+                line = f"{_GONE} ({line})"
+        else:
+            traceback.print_exc()
+    if line is not None:
+        print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _watch_child(module) -> NoReturn:
@@ -107,7 +138,8 @@ def _watch_child(module) -> NoReturn:
     status = child.wait()
     if status < 0:
         name = signal.Signals(-status).name
-        print(f"error: ended by {name}: {_GONE}", flush=True)
+        why = _KILLED if -status == signal.SIGKILL else _GONE
+        print(f"error: ended by {name}: {why}", flush=True)
         status = 1
     os._exit(status)
 

@@ -259,7 +259,7 @@ class _Run:
                 self.data,
                 config,
                 self.mesh,
-                lambda: stop.asked,
+                stop.agree,
             )
             if bits is None:
                 return held_out
@@ -286,7 +286,7 @@ class _Run:
                     state, metrics = programs.train_step(state, batch)
                 step += 1
                 done.add(step, metrics)
-                stop.agree(step)
+                stop.agree()
                 last, every = step == config.steps, config.eval_every
                 save = last or (saver is not None and saver.due(step))
                 self.evaluated = not (last or (every and step % every == 0))

@@ -176,17 +176,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(mesh: Mesh, batch_size: int) -> None:
-    """Checks that a batch can be split evenly over the devices.
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+    """Checks that each part of a batch can be split evenly over the devices.
 
     Raises:
         InputError: if it cannot.
     """
     width = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % width:
+    if batch_size % (width * accumulate):
+        parts = f"accumulate={accumulate} * " if accumulate > 1 else ""
         raise InputError(
-            f"batch_size={batch_size} must be a multiple of mesh.data * "
-            f"mesh.fsdp = {width}"
+            f"batch_size={batch_size} must be a multiple of {parts}mesh.data * "
+            f"mesh.fsdp = {width * accumulate}"
         )
 
 

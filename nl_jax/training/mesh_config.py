@@ -79,10 +79,12 @@ class MeshConfig:
         if not isinstance(given, Mapping):
             raise InputError(f"mesh.{field}={given!r} must be a mapping")
         for name, axes in given.items():
-            if not isinstance(axes, str) or set(split(axes)) - set(MESH_AXES):
+            found = split(axes) if isinstance(axes, str) else ("",)
+            if not {*found} <= {*MESH_AXES} or len({*found}) < len(found):
                 raise InputError(
                     f"mesh.{field}[{name!r}]={axes!r} must be one or more of "
-                    f"{', '.join(MESH_AXES)}, with commas between them, or ''"
+                    f"{', '.join(MESH_AXES)}, each once, with commas between "
+                    "them, or ''"
                 )
         object.__setattr__(self, field, FrozenDict(given))
 

@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import fcntl
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -143,6 +144,7 @@ class StopSignal:
         self._stall_seconds = stall_seconds
         self._shared = jax.process_count() > 1
         self._interrupted = False
+        self._turns = itertools.count(1)
 
     def __enter__(self) -> "StopSignal":
         self._before = {}
@@ -157,15 +159,22 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def agree(self, step: int) -> None:
-        """Sets ``asked`` alike in all processes, which call it every step."""
+    def agree(self) -> bool:
+        """Sets ``asked`` alike in all processes, and returns it.
+
+        All call it as often: after every step, and while they evaluate.
+        """
         # A notebook's sys.stderr has no file to which C could write.
         if self._stall_seconds and sys.__stderr__ is not None:
             faulthandler.dump_traceback_later(
                 self._stall_seconds, repeat=True, file=sys.__stderr__.fileno()
             )
         if self._shared:
-            self.asked = multihost_utils.reached_preemption_sync_point(step)
+            now = multihost_utils.reached_preemption_sync_point(
+                next(self._turns)
+            )
+            self.asked = self.asked or now
+        return self.asked
 
     def _ask(self, number, frame) -> None:
         del frame

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 from etils import epath
 
@@ -16,7 +17,8 @@ def open_folder(path: str | os.PathLike, flag: str = "--workdir") -> epath.Path:
         flag: that names another folder, for the error message.
 
     Raises:
-        InputError: if the scheme is unknown or its package is missing.
+        InputError: if the scheme is unknown, its package is missing, or one of
+            its slashes.
 
     Example:
         >>> open_folder("runs/default").is_absolute()
@@ -25,6 +27,10 @@ def open_folder(path: str | os.PathLike, flag: str = "--workdir") -> epath.Path:
         Traceback (most recent call last):
         nl_jax.errors.InputError: --workdir=ftp://host/run has an unknown ...
     """
+    if re.match(r"[a-z][\w+.-]+:/", os.fspath(path)) and not is_remote(path):
+        raise InputError(
+            f"{flag}={path} must have two slashes after its scheme"
+        )
     if not is_remote(path):
         return epath.Path(pathlib.Path(path).absolute())
     try:

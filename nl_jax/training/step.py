@@ -4,6 +4,7 @@ Losses are sums, which can be added over batches and devices. The steps are pure
 functions; :func:`compile_programs` compiles them for a mesh ahead of time.
 """
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -131,9 +132,12 @@ def plan_state(
     """Returns the optimizer, and the state's shapes with their shardings.
 
     Raises:
-        InputError: if the batch cannot be split evenly over the devices.
+        InputError: if the batch cannot be split evenly over the devices, or
+            rows not over ``sequence``.
     """
-    mesh_lib.check_batch(mesh, config.batch_size)
+    mesh_lib.check_batch(mesh, config.batch_size, config.accumulate)
+    sizes = dataclasses.replace(config.mesh, sequence=mesh.shape["sequence"])
+    sizes.check_sequence(config.model, config.data.reading, config.seq_len)
     if config.optimizer.warmup_steps > config.steps:
         _LOG.warning(
             "the learning rate rises until the last step: "

@@ -201,6 +201,7 @@ class TrainConfig:
                 f"seq_len={self.seq_len} must be a multiple of the fastest of "
                 f"model.{cms.shown_periods}, {cms.periods[0]} tokens"
             )
+        self.mesh.check_sequence(self.model, self.data.reading, self.seq_len)
         cycle = self.model.cycle
         if self.seq_len % cycle:
             raise InputError(
@@ -208,7 +209,6 @@ class TrainConfig:
                 f"the chunks of model.{self.model.mixer} meet; the next that "
                 f"is: {-(-self.seq_len // cycle) * cycle}"
             )
-        self.mesh.check_sequence(self.model, self.data.reading, self.seq_len)
 
 
 def flag_config(**changes: Any) -> config_dict.ConfigDict:

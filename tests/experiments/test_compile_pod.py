@@ -11,7 +11,7 @@ from nl_jax.errors import InputError
 
 # A loop of 18 trips: one gather of [2048, 8] f32 per device to [2048, 64], cut
 # into two steps of one channel; a sum of 64 KiB after it; each trip reads one
-# of 18 slices of 128 bytes.
+# of 18 slices of 128 bytes, in a fusion within a fusion.
 PROGRAM = """
 %gather (p: f32[2048,8]) -> f32[2048,64] {
   %p = f32[2048,8]{1,0} parameter(0)
@@ -23,10 +23,17 @@ PROGRAM = """
   ROOT %all-gather.2 = f32[2048,64]{1,0} all-gather(%p.1), channel_id=3
 }
 
-%slice (a: f32[18,32], i: s32[]) -> f32[32] {
-  %a = f32[18,32]{1,0} parameter(0)
-  %i = s32[] parameter(1)
+%take (i: s32[], a: f32[18,32]) -> f32[32] {
+  %i = s32[] parameter(0)
+  %a = f32[18,32]{1,0} parameter(1)
   ROOT %dynamic-slice.1 = f32[1,32]{1,0} dynamic-slice(%a, %i, %i)
+}
+
+%slice (b: f32[18,32], j: s32[]) -> f32[32] {
+  %j = s32[] parameter(1)
+  %b = f32[18,32]{1,0} parameter(0)
+  %c = f32[18,32]{1,0} bitcast(%b)
+  ROOT %row.1 = f32[1,32]{1,0} fusion(%j, %c), kind=kLoop, calls=%take
 }
 
 %trip (state: (s32[], f32[2048,8])) -> (s32[], f32[2048,8]) {
@@ -88,20 +95,22 @@ def test_without_the_compiler(monkeypatch):
 
 
 def test_advice_names_one_change():
-    def advise(**changes):
+    def advise(held=2**21, **changes):
         flags = training.flag_config(**changes)
-        sizes = {"parameters": 2**20, "optimizer": 2**21, "fast_state": 2**29}
+        sizes = {"parameters": 2**20, "optimizer": held, "fast_state": 2**29}
         found = {"bytes": sizes, "memory": 2**34}
-        shape = {"data": 1, "fsdp": 4, "tensor": 1}
+        shape = {"data": 2, "fsdp": 4, "tensor": 1}
         mesh = types.SimpleNamespace(shape=shape)
         return compile_pod.advice(training.freeze(flags), mesh, found)
 
     assert "remat=blocks" in advise()
+    assert "more mesh.fsdp" in advise(2**34)
+    assert "more chips or a smaller model" in advise(2**35)
     blocks = {"remat": "blocks"}
-    assert "accumulate=2" in advise(model=blocks, batch_size=8)
-    assert "seq_len" in advise(model=blocks, batch_size=4)
+    assert "accumulate=2" in advise(model=blocks, batch_size=16)
+    assert "seq_len" in advise(model=blocks, batch_size=8)
     learning = blocks | {"cms": {"objective": "next_token"}}
-    assert "mesh.tensor" in advise(model=learning, batch_size=4)
+    assert "mesh.tensor" in advise(model=learning, batch_size=8)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +118,8 @@ def test_advice_names_one_change():
     [
         ("--config.init_from=runs/a", "init_from='runs/a' must be empty"),
         ("--out=FILE/figures.json", "exists (FILE)"),
+        ("--out=/tmp", "--out=/tmp is a folder; name a file"),
+        ("--topology=v5e:2x2x2", "chips of v5e form a plane, as in v5e:4x4"),
     ],
 )
 def test_flags_that_are_refused_before_it_compiles(

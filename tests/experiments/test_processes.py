@@ -25,9 +25,9 @@ def start(tmp_path):
     """Starts both processes of a run, and ends what is left of them."""
     processes = []
 
-    def begin(*flags):
+    def begin(*flags, own=None):
         port = free_port()
-        own = [
+        both = [
             subprocess.Popen(
                 [
                     sys.executable,
@@ -42,6 +42,7 @@ def start(tmp_path):
                     "--num_processes=2",
                     f"--process_id={number}",
                     *flags,
+                    *(own or {}).get(number, []),
                 ],
                 cwd=ROOT,
                 env=os.environ
@@ -57,8 +58,8 @@ def start(tmp_path):
             )
             for number in range(2)
         ]
-        processes.extend(own)
-        return own
+        processes.extend(both)
+        return both
 
     yield begin
     for process in processes:
@@ -113,6 +114,35 @@ def test_the_death_of_one_ends_the_other_with_a_line(start, tmp_path, killed):
     last = _output(tmp_path)[1 - killed].strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert "another process of the run has gone" in last
+
+
+def test_an_error_of_one_ends_both_and_is_its_last_line(start, tmp_path):
+    """Which may be a file that only one host has."""
+    missing = tmp_path / "missing.txt"
+    processes = start(own={1: [f"--config.data.paths={missing}"]})
+    assert _ends(processes, 60 + 60) == [1, 2], _output(tmp_path)
+    other, own = (text.strip().splitlines()[-1] for text in _output(tmp_path))
+    assert (
+        own
+        == f"error: data.paths: '{missing}' does not exist; give files or directories"
+    )
+    assert other.startswith("error: ") and "another process" in other
+
+
+def test_both_stop_within_an_evaluation(start, tmp_path):
+    text = tmp_path / "long.txt"
+    words = range(30_000)
+    text.write_text("\n\n".join(f"Paragraph {n} of many more." for n in words))
+    processes = start(
+        f"--config.data.paths={text}",
+        "--config.data.held_out=0.5",
+        "--config.data.max_held_out_bytes=1000000",
+        "--config.eval_every=1",
+    )
+    _wait_for_steps(tmp_path, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    assert _ends(processes, 20) == [0, 0], _output(tmp_path)
+    assert "stopped by a signal after step 1" in _output(tmp_path)[0]
 
 
 @pytest.mark.parametrize("axis", ["tensor", "sequence"])

@@ -258,7 +258,7 @@ def test_a_step_that_hangs_shows_its_stacks(tmp_path):
         "import time\n"
         "from nl_jax.training.process import StopSignal\n"
         "with StopSignal(0.2) as stop:\n"
-        "    stop.agree(1)\n"
+        "    stop.agree()\n"
         "    time.sleep(1)\n"
     )
     done = subprocess.run(

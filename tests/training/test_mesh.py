@@ -112,6 +112,10 @@ def test_one_device_takes_any_rule():
     found = parameter_shardings(mesh, axes, shapes, MeshConfig().parameter_axes)
     assert found["w"].spec == PartitionSpec(None, "fsdp", "tensor")
     check_batch(mesh, 5)
+    with pytest.raises(
+        InputError, match=r"multiple of accumulate=2 \* mesh.da"
+    ):
+        check_batch(mesh, 5, accumulate=2)
     assert process_rows(mesh, 5) == [0, 1, 2, 3, 4]
 
 
