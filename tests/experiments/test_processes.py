@@ -122,10 +122,7 @@ def test_an_error_of_one_ends_both_and_is_its_last_line(start, tmp_path):
     processes = start(own={1: [f"--config.data.paths={missing}"]})
     assert _ends(processes, 60 + 60) == [1, 2], _output(tmp_path)
     other, own = (text.strip().splitlines()[-1] for text in _output(tmp_path))
-    assert (
-        own
-        == f"error: data.paths: '{missing}' does not exist; give files or directories"
-    )
+    assert own.startswith(f"error: data.paths: '{missing}' does not exist")
     assert other.startswith("error: ") and "another process" in other
 
 
