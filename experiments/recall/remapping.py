@@ -164,7 +164,7 @@ def by_part(bits, right, targets):
         targets: ``[N, T]``, -1 where nothing is asked.
 
     Returns:
-        ``bits`` and ``right``, of the length of twice a phase's parts; ``NaN``
+        ``bits`` and ``right``, of the length of twice a phase's parts; ``None``
         where nothing is asked.
     """
     asked = targets >= 0
@@ -176,7 +176,7 @@ def by_part(bits, right, targets):
         sums, count = (
             np.concatenate([x[0], x[1:].sum(0)]) for x in (sums, count)
         )
-        return np.where(count, sums / np.maximum(count, 1), np.nan).tolist()
+        return np.where(count, sums / np.maximum(count, 1), None).tolist()
 
     return {"bits": means(bits), "right": means(right)}
 
@@ -192,8 +192,8 @@ def summarize(rows, settings, out):
             for part in own[0]["by_part"]:
                 found = factor * np.array(
                     [
-                        np.array(row["by_part"][part][unit])
-                        - (row["by_part"][""][unit] if part else 0)
+                        _means(row, part, unit)
+                        - (_means(row, "", unit) if part else 0)
                         for row in own
                     ]
                 )
@@ -207,6 +207,11 @@ def summarize(rows, settings, out):
     write(out, "remapping", lines, record, _draw(rows))
 
 
+def _means(row, part, unit):
+    """Returns what :func:`by_part` did, with NaN for ``None``."""
+    return np.array(row["by_part"][part][unit], float)
+
+
 def _shown(values, part):
     if np.isnan(values).any():
         return ""
@@ -217,7 +222,7 @@ def _draw(rows):
     curves = {
         f"{task}, {model}, {part or 'none'}": (
             range(2 * len(_PARTS)),
-            np.mean([row["by_part"][part]["bits"] for row in own], 0),
+            np.mean([_means(row, part, "bits") for row in own], 0),
         )
         for (task, model), own in grouped(rows, "task", "model").items()
         for part in own[0]["by_part"]
