@@ -158,13 +158,19 @@ def _pairs(path, text, label):
         raise InputError(f"{path}: the name must end in .csv or .jsonl")
     found = []
     for i, row in rows:
+        if None in row:  # Where csv puts what is left of a row.
+            raise InputError(
+                f"{path}, row {i}: more values than columns; a text with a "
+                "comma needs quotation marks"
+            )
         for column in (text, label):
-            if row.get(column) is None:
-                there = ", ".join(str(key) for key in row)
+            if column not in row:
                 raise InputError(
-                    f"{path}, row {i}: no column {column!r} among {there}; "
-                    "see --text_column and --label_column"
+                    f"{path}, row {i}: no column {column!r} among "
+                    f"{', '.join(row)}; see --text_column and --label_column"
                 )
+            if row[column] is None:
+                raise InputError(f"{path}, row {i}: {column!r} has no value")
         found.append((str(row[text]), str(row[label])))
     if not found:
         raise InputError(f"{path} has no rows")

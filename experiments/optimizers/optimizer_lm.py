@@ -144,6 +144,6 @@ REPORT = Report(
     ],
     best=("rate", "beta", "score"),
     only=lambda row: "beta" in row,
-    note="Every optimizer had as many tries of rate and decay, and up to two "
-    "more beyond an edge.",
+    note="Rate and decay come from a search, which goes up to two settings "
+    "beyond an edge.",
 )

@@ -43,6 +43,8 @@ class Section(NamedTuple):
     edges: Mapping[tuple, Sequence[str]]
     """By values of ``by``: fields whose best value is at the edge of those
     tried."""
+    tries: Mapping[tuple, int]
+    """By values of ``by``: settings tried."""
 
     @property
     def failures(self) -> list[str]:
@@ -82,10 +84,10 @@ def _sections(name, cells, others):
     for form in forms_of(name, cells):
         own = [c for c in cells if form.only({**settings, **c["cell"]})]
         rows = [{**settings, **row_of(c)} for c in own if not c["error"]]
-        rows, edges = _best(rows, form) if form.best else (rows, {})
+        rows, edges, tries = _best(rows, form) if form.best else (rows, {}, {})
         if own:
             shown = words(differs)
-            yield Section(name, form, settings, own, shown, rows, edges)
+            yield Section(name, form, settings, own, shown, rows, edges, tries)
 
 
 def scripts() -> dict[str, str]:
@@ -134,7 +136,7 @@ def _grouped(rows, fields) -> dict[tuple, list[Row]]:
 def _best(rows, form):
     """Returns the rows at the best values of the fields that were tuned."""
     *fields, number = form.best
-    kept, edges = [], {}
+    kept, edges, tries = [], {}, {}
     for key, group in _grouped(rows, form.by).items():
         tried: dict[tuple, dict] = {}
         for row in group:
@@ -153,7 +155,8 @@ def _best(rows, form):
         edge = [f for f, at, all_ in each if _at_edge(at, {*all_})]
         if edge:
             edges[key] = edge
-    return kept, edges
+        tries[key] = len(tried)
+    return kept, edges, tries
 
 
 def _at_edge(value, tried):
@@ -170,7 +173,7 @@ def table_of(section: Section) -> tuple[list[str], list[list[str]]]:
         for name, column in form.columns.items()
         if numbers_of(section.rows, column)
     }
-    head += ["runs", *columns]
+    head += [*(["tried"] if tuned else []), "runs", *columns]
     groups = _grouped(section.rows, form.by)
     if form.base:
         head.append("against")
@@ -180,6 +183,8 @@ def table_of(section: Section) -> tuple[list[str], list[list[str]]]:
         for field in tuned:
             star = "*" if field in section.edges.get(key, ()) else ""
             line.append(f"{rows[0][field]:g}{star}")
+        if tuned:
+            line.append(str(section.tries[key]))
         line.append(str(len(rows)))
         for name, column in columns.items():
             line.append(_entry(rows, column, _paper(form, rows, key, name)))
@@ -248,18 +253,35 @@ def cautions(section: Section) -> list[str]:
     for field in section.form.best[:-1] if section.form.best else ():
         if any(field in fields for fields in section.edges.values()):
             found.append(f"* The best {field} is at the edge of those tried.")
+    number = section.form.best[-1] if section.form.best else ""
+    diverged = [
+        words(cell["cell"])
+        for cell in section.cells
+        if not cell["error"] and cell["result"].get(number, 0) is None
+    ]
+    if diverged:
+        found.append(f"Diverged: {'; '.join(diverged)}.")
     paper = section.form.paper
     if paper and section.rows:
-        below: dict[str, Any] = {}
+        below: dict[str, list] = {}
         for row in section.rows:
-            below |= differences(row, paper)
+            for field, pair in differences(row, paper).items():
+                below.setdefault(field, []).append(pair)
         if below:
             each = "; ".join(
-                f"{field} {_plain(ours)}, the paper {_plain(theirs)}"
-                for field, (ours, theirs) in below.items()
+                f"{field} {_range(ours)}, the paper {_plain(theirs[0])}"
+                for field, pairs in below.items()
+                for ours, theirs in [zip(*pairs, strict=True)]
             )
             found.append(f"Not the setting of {paper.source}: {each}.")
     return found
+
+
+def _range(values):
+    numbers = sorted({v for v in values if is_number(v)})
+    if len(numbers) < 2:
+        return _plain(values[0])
+    return f"{_plain(numbers[0])} to {_plain(numbers[-1])}"
 
 
 def _plain(value):

@@ -23,11 +23,18 @@ from nl_jax.training import (
 )
 
 Row = dict[str, Any]
-_MAPPINGS = ("cell", "settings", "result")
+_NOTHING = type(None)
 _FIELDS = {
-    *_MAPPINGS,
-    *("experiment", "error", "finished", "seconds", "processor_seconds"),
+    "cell": dict,
+    "settings": dict,
+    "result": dict,
+    "experiment": str,
+    "error": (str, _NOTHING),
+    "finished": str,
+    "seconds": (int, float, _NOTHING),
+    "processor_seconds": (int, float, _NOTHING),
 }
+"""Of a cell's file, with the types of their values."""
 
 
 class Records:
@@ -178,7 +185,10 @@ def _parsed(path: pathlib.Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    whole = isinstance(found, dict) and found.keys() >= _FIELDS
-    if whole and all(isinstance(found[name], dict) for name in _MAPPINGS):
-        return found
-    return None
+    if not isinstance(found, dict):
+        return None
+    right = all(
+        name in found and isinstance(found[name], kinds)
+        for name, kinds in _FIELDS.items()
+    )
+    return found if right else None

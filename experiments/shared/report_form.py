@@ -81,12 +81,18 @@ class Report(NamedTuple):
 def value_of(row: Row, field: Field) -> Any:
     """Returns a value of a row, ``None`` if it is missing.
 
+    A function has none where the row lacks what it needs, such as a result that
+    diverged.
+
     Example:
         >>> value_of({"a": {"b": 2}}, "a.b")
         2
     """
     if callable(field):
-        return field(row)
+        try:
+            return field(row)
+        except (KeyError, IndexError, TypeError):
+            return None
     found: Any = row
     for name in field.split("."):
         if not isinstance(found, Mapping) or name not in found:

@@ -75,7 +75,12 @@ def side_by_side(
         if waiting:
             cell = waiting.pop()
             start(cell)
-            busy[pools[number].submit(_attempt, run, cell)] = number, cell
+            try:
+                future = pools[number].submit(_attempt, run, cell)
+            except BrokenProcessPool:  # It died after its last cell.
+                pools[number] = _pool(programs)
+                future = pools[number].submit(_attempt, run, cell)
+            busy[future] = number, cell
 
     try:
         for number in range(len(pools)):

@@ -271,7 +271,14 @@ REPORT = Report(
     ],
     Paper(
         "the paper's Table 4",
-        {"width": 128, "length": 256, "batch": 128, "examples": 12_800},
+        {
+            "width": 128,
+            "length": 256,
+            "batch": 128,
+            "examples": 12_800,
+            "tests": 1280,
+            "steps": 20_000,
+        },
         _paper(
             transformer=(49.4, 100, 47.9, 96.2, 83.7),
             titans=(49.8, 100, 50.0, 99.4, 83.4),

@@ -69,6 +69,7 @@ class HarnessModel(LM):
         if self._prefix.size:
             check_ids("prefix", self._prefix, model.config.vocab_size)
         self._context: tuple[bytes, StreamChunk] | None = None
+        self._key: Any = None
 
     @classmethod
     def load(cls, workdir: Any, step: int | None = None) -> "HarnessModel":
@@ -130,9 +131,10 @@ class HarnessModel(LM):
             self._variables,
             vocab_size=self._tokenizer.vocab_size,
         )
-        sampler.state = SamplerState(
-            last.state, last.logits[0], sampler.state.key
-        )
+        # Requests go on with one sequence of random numbers, so that equal
+        # ones differ.
+        key = sampler.state.key if self._key is None else self._key
+        sampler.state = SamplerState(last.state, last.logits[0], key)
         sampled = options.get("do_sample", False)
         drawn = sampler.draw(
             options.get("max_gen_toks", _MOST),
@@ -140,13 +142,16 @@ class HarnessModel(LM):
             top_p=options.get("top_p", 1.0),
         )
         ids: list[int] = []
+        found = b""
         for token in drawn:
             ids.append(token)
             found = self._tokenizer.decode(ids)
             places = [found.find(end) for end in ends if end in found]
             if places:
-                return found[: min(places)].decode("utf-8", "replace")
-        return self._tokenizer.decode(ids).decode("utf-8", "replace")
+                found = found[: min(places)]
+                break
+        self._key = sampler.state.key
+        return found.decode("utf-8", "replace")
 
     def _after(self, text: bytes, ids: np.ndarray) -> StreamChunk:
         """Returns what is known after a context, which is kept for the next."""

@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import fcntl
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -42,8 +43,12 @@ def versions() -> dict[str, str]:
     return out
 
 
+@functools.cache
 def git_revision() -> str | None:
-    """Returns the Git revision of this code, with ``+`` if it was edited."""
+    """Returns the Git revision of this code, with ``+`` if it was edited.
+
+    That of the first call: files that change later are not what runs.
+    """
     folder = pathlib.Path(__file__).parent
     try:
         found = subprocess.run(

@@ -138,6 +138,15 @@ def test_generation_is_greedy_and_ends_before_the_first_stop(adapted):
         assert run(until) == wanted.decode("utf-8", "replace")
 
 
+def test_equal_requests_are_sampled_one_after_another(adapted):
+    options = {"do_sample": True, "max_gen_toks": 12}
+    drawn = {adapted._generate("Once", options) for _ in range(3)}
+    assert len(drawn) == 3
+    assert adapted._generate("Once", {"max_gen_toks": 3}) == greedy(
+        "Once", 3
+    ).decode("utf-8", "replace")
+
+
 def test_a_long_context_is_read_whole_and_only_once(adapted, monkeypatch):
     read = []
     stream = harness.stream

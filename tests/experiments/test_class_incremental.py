@@ -112,7 +112,9 @@ def test_files_of_both_kinds_are_read_alike(tmp_path):
     [
         ("a.txt", b"text,label\na,b\n", "must end in .csv or .jsonl"),
         ("a.csv", b"text,kind\na,b\n", "no column 'label' among text, kind"),
-        ("a.csv", b"text,label\na\n", "row 1: no column 'label'"),
+        ("a.csv", b"text,label\na\n", "row 1: 'label' has no value"),
+        ("a.csv", b"text,label\na,b\nc, d,e\n", "row 2: more values than"),
+        ("a.jsonl", b'{"text": null, "label": 1}', "row 1: 'text' has no"),
         ("a.csv", b"text,label\n", "has no rows"),
         ("a.csv", b"\xff\xfe", "is not UTF-8 text"),
         ("a.csv", b"text,label\na,b\n", "'b' has a single text"),

@@ -76,8 +76,9 @@ def test_a_search_finds_the_best_setting_and_runs_it_with_all_seeds(tmp_path):
     (section,) = sections.make_sections(left)
     assert section.edges == {("a",): ["rate"], ("b",): ["rate"]}
     head, (line, _) = sections.table_of(section)
-    assert head[:4] == ["optimizer", "rate", "beta", "runs"]
-    assert line[:4] == ["a", "0.00178*", "0.95", "3"]
+    assert head[:5] == ["optimizer", "rate", "beta", "tried", "runs"]
+    assert line[:5] == ["a", "0.00178*", "0.95", line[3], "3"]
+    assert int(line[3]) == len({str(c["cell"]) for c in left}) / 2 - 2
 
 
 def test_what_diverges_or_fails_does_not_stop_the_others(tmp_path):

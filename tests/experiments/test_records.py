@@ -75,9 +75,10 @@ def test_files_of_other_programs_do_not_count(path):
     (path / "notes.txt").write_text("a")
     Records(path, SETTINGS).add({}, {"seed": 0})
     (own,) = path.glob("0-*.json")
-    damaged = json.loads(own.read_text()) | {"result": 3}
-    own.write_text(json.dumps(damaged))
-    assert Records(path, SETTINGS).rows == []
+    whole = json.loads(own.read_text())
+    for damaged in ({"result": 3}, {"finished": None}, {"seconds": "x"}):
+        own.write_text(json.dumps(whole | damaged))
+        assert Records(path, SETTINGS).rows == []
 
 
 def test_a_failure_is_a_file_but_no_row_until_the_cell_succeeds(path):

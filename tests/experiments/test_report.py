@@ -49,12 +49,12 @@ def made(folder, script, tmp_path):
 def test_means_errors_and_best_rates(folder):
     study = sections.make_sections(read_cells(folder))[0]
     head, lines = sections.table_of(study)
-    assert head[:4] == ["variant", "change", "rate", "runs"]
-    rows = {line[0]: line[2:5] for line in lines}
+    assert head[:5] == ["variant", "change", "rate", "tried", "runs"]
+    rows = {line[0]: line[2:6] for line in lines}
     # Of 2.0 and 2.2 the standard error is half their distance.
-    assert rows["hope"] == ["0.2*", "2", "2.1000 ± 0.1000"]
-    assert rows["mamba"] == ["0.1*", "1", "2.2500"]
-    assert [line[5] for line in lines] == ["5,000", "5,000"]
+    assert rows["hope"] == ["0.2*", "2", "2", "2.1000 ± 0.1000"]
+    assert rows["mamba"] == ["0.1*", "2", "1", "2.2500"]
+    assert [line[6] for line in lines] == ["5,000", "5,000"]
 
 
 def test_equal_results_have_an_error_and_equal_counts_have_none(tmp_path):
@@ -112,6 +112,18 @@ def test_the_papers_number_needs_the_papers_setting(tmp_path):
     ]
 
 
+def test_what_diverged_at_all_rates_is_named(script, tmp_path):
+    study = Records(tmp_path / "hope_study", SETTINGS)
+    for variant, bits in (("hope", 2.0), ("l2", None)):
+        more = {"curve": [8.0, bits], "change": "", "parameters": 9}
+        cell = {"variant": variant, "rate": 0.1, "seed": 0}
+        study.add({"bits_per_byte": bits} | (more if bits else {}), cell)
+    status, _, errors = script(report, str(tmp_path), f"--out={tmp_path}")
+    assert status == 0, errors
+    page = (tmp_path / "report.md").read_text()
+    assert "Diverged: variant=l2 rate=0.1 seed=0." in page
+
+
 class _Tags(HTMLParser):
     """Counts tags, and sees that each is closed."""
 
@@ -158,7 +170,7 @@ def test_the_page_is_whole_and_needs_nothing_else(made):
 
 def test_markdown_has_the_same_table_and_its_plots(made):
     text = (made / "report.md").read_text()
-    assert "| hope | \\<b>\\| | 0.2\\* | 2 | 2.1000 ± 0.1000 |" in text
+    assert "| hope | \\<b>\\| | 0.2\\* | 2 | 2 | 2.1000 ± 0.1000 |" in text
     for name in re.findall(r"\]\((.*\.svg)\)", text):
         drawing = (made / name).read_text()
         assert drawing.startswith("<svg") and "prefers-color-scheme" in drawing
@@ -267,7 +279,7 @@ def test_figures_of_the_papers_tables_are_found_by_their_columns():
             settings={"width": 128, "batch": 128, "tests": 1280}
             | {"examples": 12_800},
             cell={"task": "selective-copying", "run": run, "seed": 0},
-            result={"macro": 99.0, "token": 99.5, "length": length},
+            result={"macro": 99.0, "length": length, "steps": 20_000},
         )
         for run, length in (("hope", 256), ("titans", 64))
     ]

@@ -6,6 +6,8 @@ import signal
 import sys
 import time
 import types
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from typing import ClassVar
 
 import jax
@@ -15,7 +17,7 @@ import pytest
 from experiments.classes import class_incremental, levels_effect
 from experiments.continuum import levels
 from experiments.optimizers import digits
-from experiments.shared import flags
+from experiments.shared import flags, workers
 from experiments.shared.progress import SweepProgress
 from experiments.shared.records import Records, read_cells
 from experiments.shared.sweep import collect_failures, grid, grouped, sweep
@@ -239,6 +241,26 @@ def test_cells_share_the_programs_that_are_kept(cache_hits, tmp_path):
         sweep(Records(tmp_path / "r", {}), grid(x=[x]), _compiled)
         kept = len(os.listdir(tmp_path / "compilation_cache"))
         assert kept and len(cache_hits) == (x - 1) * kept
+
+
+def test_a_process_that_dies_between_two_cells_is_replaced(monkeypatch):
+    class Pool:
+        broken: ClassVar = [True, False]  # Of all of them, in turn.
+
+        def submit(self, function, *arguments):
+            if Pool.broken and Pool.broken.pop(0):
+                raise BrokenProcessPool
+            future = Future()
+            future.set_result(function(*arguments))
+            return future
+
+        def shutdown(self, **options):
+            pass
+
+    monkeypatch.setattr(workers, "_pool", lambda programs: Pool())
+    cells, run = grid(x=[1, 2]), lambda x: {"y": x}
+    found = workers.side_by_side(run, cells, lambda cell: None, 1, None)
+    assert [(c["x"], o.result["y"]) for c, o in found] == [(1, 1), (2, 2)]
 
 
 @pytest.mark.slow
