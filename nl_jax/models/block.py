@@ -71,12 +71,13 @@ def on_rows(tree):
 def gathered(params, model):
     """Keeps a block's parameters whole along ``embed`` where it computes.
 
-    Left to itself, XLA multiplies rows that are cut by parameters that rest cut
-    along the same axis of the mesh; with weights of each row's own, on 2 x 2 x
-    2 devices, all but the first device's rows came out wrong. Parameters of a
-    ``model`` whose levels do not learn in context stay as they are.
+    Left to itself, XLA may multiply rows that are cut by parameters that rest
+    cut along the same axis of the mesh, and all but the first device's rows
+    then come out wrong: on 2 x 2 x 2 devices those of levels that learn in
+    context, and of memory as a context for attention.
     """
-    if not (model.learns_in_context and nn.get_logical_axis_rules()):
+    cut = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
+    if not (cut and nn.get_logical_axis_rules()):
         return params
     axes = model.logical_axes()["params"]["blocks"]
 

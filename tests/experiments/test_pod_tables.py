@@ -84,6 +84,7 @@ print(difference(cut, alone))
         ("lstm", "2x2x2", "adamw"),
         ("hope", "1x2x2x2", "adamw"),
         ("hope-next_token", "2x2x2", "adamw"),
+        ("titans-mac", "2x2x2", "adamw"),
     ],
 )
 def test_shardings_change_no_loss(name, mesh, optimizer):
