@@ -190,7 +190,7 @@ def test_seeds_run_at_the_best_rate_only(script, trained, folder, tmp_path):
     }
     by_name = {line[0]: line for line in lines}
     # 3.0 and 3.1: half their distance is the standard error of two.
-    assert by_name["mamba"][3:5] == ["2", "3.0500 ± 0.0500"]
+    assert by_name["mamba"][3:6] == ["3", "2", "3.0500 ± 0.0500"]
     assert by_name["mamba"][-1] == ""
     assert by_name["hope"][-1] == "hope-levels-1-1: +0.0000 ± 0.0000"
     assert {row["variant"] for row in ablation.rows} == {"hope"}
