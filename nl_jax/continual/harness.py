@@ -1,5 +1,6 @@
 """Models for EleutherAI's ``lm-eval`` (extra ``lm-eval``)."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -69,7 +70,6 @@ class HarnessModel(LM):
         if self._prefix.size:
             check_ids("prefix", self._prefix, model.config.vocab_size)
         self._context: tuple[bytes, StreamChunk] | None = None
-        self._key: Any = None
 
     @classmethod
     def load(cls, workdir: Any, step: int | None = None) -> "HarnessModel":
@@ -126,15 +126,10 @@ class HarnessModel(LM):
         ends = [_bytes(end) for end in until]
         text = _bytes(context)
         last = self._after(text, self._tokenizer.encode(text))
-        sampler = Sampler(
-            self._model,
-            self._variables,
-            vocab_size=self._tokenizer.vocab_size,
+        sampler = self._sampler
+        sampler.state = SamplerState(
+            last.state, last.logits[0], sampler.state.key
         )
-        # Requests go on with one sequence of random numbers, so that equal
-        # ones differ.
-        key = sampler.state.key if self._key is None else self._key
-        sampler.state = SamplerState(last.state, last.logits[0], key)
         sampled = options.get("do_sample", False)
         drawn = sampler.draw(
             options.get("max_gen_toks", _MOST),
@@ -150,8 +145,16 @@ class HarnessModel(LM):
             if places:
                 found = found[: min(places)]
                 break
-        self._key = sampler.state.key
         return found.decode("utf-8", "replace")
+
+    @functools.cached_property
+    def _sampler(self) -> Sampler:
+        """One for all requests, so that equal ones are drawn differently."""
+        return Sampler(
+            self._model,
+            self._variables,
+            vocab_size=self._tokenizer.vocab_size,
+        )
 
     def _after(self, text: bytes, ids: np.ndarray) -> StreamChunk:
         """Returns what is known after a context, which is kept for the next."""

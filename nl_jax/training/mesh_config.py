@@ -37,8 +37,8 @@ class MeshConfig:
     several, as in ``"fsdp,tensor"``."""
     compute_axes: Mapping[str, str] = FrozenDict(batch="data,fsdp", vocab="")
     """Where computation happens: the same for the activations' ``batch``, for
-    the ``vocab`` of embedding and logits, and for ``embed`` of the embedding,
-    and of blocks whose levels learn in context.
+    the ``vocab`` of embedding and logits, and for ``embed`` of the embedding
+    and of blocks.
     ``vocab="tensor"`` saves memory, but XLA's collectives on CPUs may then wait
     for each other for ever."""
 
