@@ -114,7 +114,7 @@ def run_one(task, model, seed, settings):
     }
     return {
         "parameters": count_parameters(variables),
-        "bits": float(np.nanmean(found[""]["bits"])),
+        "bits": float(np.nanmean(_known(found[""]["bits"]))),
         "by_part": found,
     }
 
@@ -208,8 +208,12 @@ def summarize(rows, settings, out):
 
 
 def _means(row, part, unit):
+    return _known(row["by_part"][part][unit])
+
+
+def _known(means):
     """Returns what :func:`by_part` did, with NaN for ``None``."""
-    return np.array(row["by_part"][part][unit], float)
+    return np.array(means, float)
 
 
 def _shown(values, part):
