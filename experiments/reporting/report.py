@@ -6,7 +6,8 @@ a folder and those in it, and writes into ``--out``:
 - ``report.html``: tables of mean ± standard error over seeds, plots for light
   and dark screens, configurations, what failed, and in what a setting differs
   from the paper's; the paper's number stands beside ours only where the setting
-  is the same. It needs no network and no other file.
+  is the same. Last is the time that cells took. It needs no network and no
+  other file.
 - ``report.md`` and a ``.svg`` file for each plot: the same for documentation.
 
 How the cells of an experiment become a table and plots is said in its script's
@@ -17,7 +18,7 @@ import html
 import pathlib
 import re
 
-from experiments.reporting import sections
+from experiments.reporting import sections, times
 from experiments.reporting.sections import Section
 from experiments.shared import flags, page, plot, table
 from experiments.shared.records import read_cells
@@ -52,22 +53,24 @@ def main(values: flags.FlagValues) -> None:
                 f"--experiments={name}: there are results of {', '.join(known)}"
             )
     chosen = values.experiments or known
-    made = sections.make_sections(
-        [cell for cell in cells if cell["experiment"] in chosen]
-    )
+    cells = [cell for cell in cells if cell["experiment"] in chosen]
+    made = sections.make_sections(cells)
+    took = times.lines_of(cells)
     out = pathlib.Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "report.html"
-    path.write_text(write_html(made, values.title), encoding="utf-8")
+    path.write_text(write_html(made, values.title, took), encoding="utf-8")
     lines = [f"# {values.title}"]
     for number, section in enumerate(made):
         lines += _markdown(section, _stem(section, number), out)
+    if took:
+        lines += ["", "## Time", "", *table.markdown(times.HEAD, took)]
     (out / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(cells)} cells of {len(made)} sections are in {path}")
 
 
-def write_html(made: list[Section], title: str) -> str:
-    """Returns the page of some sections."""
+def write_html(made: list[Section], title: str, took: list[list[str]]) -> str:
+    """Returns the page of some sections, and of the times that cells took."""
     links = "".join(
         f'<li><a href="#{_stem(section, n)}">{html.escape(_title(section))}'
         "</a></li>"
@@ -102,6 +105,8 @@ def write_html(made: list[Section], title: str) -> str:
             page.table([], sections.configuration(section), "words"),
             "</details></section>",
         ]
+    if took:
+        body += ["<h2>Time</h2>", page.table(times.HEAD, took)]
     return page.page(title, body)
 
 

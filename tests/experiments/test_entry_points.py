@@ -17,7 +17,7 @@ def test_every_script_has_an_entry_point():
         for path in FOLDER.glob("*/*.py")
         if "\nFLAGS = " in path.read_text()
     ]
-    assert sorted(scripts) == NAMES and len(NAMES) == 45
+    assert sorted(scripts) == NAMES and len(NAMES) == 46
 
 
 @pytest.mark.parametrize("name", NAMES)
