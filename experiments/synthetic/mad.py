@@ -14,7 +14,7 @@ the same sequences. The tasks have a vocabulary of 16 (noisy recall 32,
 memorization 256). ``--width=128 --length=256 --steps=20000`` is the size of the
 paper; ``--length`` is a bound, since the tasks have lengths of their own.
 
-Command (a few minutes a run on one core)::
+Command (8 to 25 minutes a run on one core, half with ``--batch=64``)::
 
     python -m experiments.mad --runs=hope,deltanet --seeds=0,1,2
 

@@ -225,7 +225,7 @@ MODELS: dict[str, dict[str, Any]] = {
     ),
     # Larger steps on logits multiply roundings, and learn worse.
     "miras-memora": _deep(
-        architecture="mlp_norm", retention="kl", momentum=False, eta_bias=-4.0
+        architecture="mlp_norm", retention="kl", momentum=False, eta_bias=-3.0
     ),
     "atlas": _deep(degree=2, rule="muon", window=4, eta_bias=-1.5)
     | {"cms": {"hidden": 3.0}},

@@ -43,7 +43,7 @@ def test_failures_are_named_and_the_others_run(script, tmp_path, monkeypatch):
     assert "| all | 10 | 0.00 | 0.0 |" in out
     assert script(report, f"--out={tmp_path / 'page'}", str(tmp_path))[0] == 0
     page = (tmp_path / "page" / "report.html").read_text()
-    assert "Time" in page and "longest cell, minutes" in page
+    assert "Time" in page and "longest cell, processor minutes" in page
 
 
 def test_wrong_flags_are_one_line(refused):

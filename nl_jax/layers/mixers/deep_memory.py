@@ -91,8 +91,8 @@ class DeepMemoryConfig(MixerConfig):
     eta_max: float | None = None
     """Largest inner step size; ``None`` for the default of ``largest_step``."""
     eta_bias: float = -2.0
-    """Initial logit of the inner step size, as a share of the largest: models of
-    text that begin with larger steps end with higher losses."""
+    """Initial logit of the inner step size, as a share of the largest: models
+    of text that begin with larger steps end with higher losses."""
     conv_width: int = 4
     """Width of the causal convolution on q, k and v, in tokens."""
     remat: int = 1
