@@ -22,7 +22,7 @@ from experiments.reporting import sections, times
 from experiments.shared import flags, table
 from experiments.shared.records import read_cells
 from experiments.shared.sweep import FailedCellsError
-from experiments.study.split_text import PATHS
+from experiments.study.split_text import PATHS, read_and_split
 from nl_jax.models import names
 
 _TEXT = {"width": 64, "heads": 2, "batch": 4}
@@ -70,9 +70,12 @@ FLAGS = {
 
 def main(values: flags.FlagValues) -> None:
     """Runs what has no cell yet, and prints how long all cells took."""
-    for name in values.tables:
+    known = sections.scripts()
+    scripts = {n: importlib.import_module(known[n]) for n in values.tables}
+    if any(script.FLAGS.get("paths") is PATHS for script in scripts.values()):
+        read_and_split(values.paths)  # Refused now rather than hours later.
+    for name, script in scripts.items():
         print(f"== {name} ==", flush=True)
-        script = importlib.import_module(sections.scripts()[name])
         # The cells of other experiments are still to be run.
         with contextlib.suppress(FailedCellsError):
             script.main(flags_of(name, script.FLAGS, values))

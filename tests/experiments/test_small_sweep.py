@@ -48,7 +48,6 @@ def test_failures_are_named_and_the_others_run(script, tmp_path, monkeypatch):
 
 def test_wrong_flags_are_one_line(refused):
     refused(small_sweep, "allowed are language_modeling, ", "--tables=best")
-    words = refused(
-        small_sweep, "does not exist", "--tables=scaling", "--paths=nowhere"
-    )
-    assert words == "== scaling ==\n"
+    tables = "--tables=remapping,long_context"
+    for words, flag in (("missing", "--jobs=1"), ("not exist", "--paths=no")):
+        assert refused(small_sweep, words, tables, flag) == ""
