@@ -111,7 +111,8 @@ def collectives(
 
     The bytes are those of one device's larger array: what it gathers, or what
     it reduces. A collective that runs beside others is listed in the steps that
-    it is cut into; its channel shows that they are one.
+    it is cut into; its channel shows that they are one. Some of them may be in
+    a loop that runs meanwhile: it runs as often as the rarest of its steps.
     """
     seen: dict[tuple[str, str], tuple[int, int]] = {}
     for name, lines in computations.items():
@@ -126,13 +127,13 @@ def collectives(
             size = max(sum(_sizes(shape)) for shape in whole[1:] + whole[:1])
             if line.op.endswith("-start"):  # Its result repeats its operand.
                 size = max(_sizes(line.shape))
-            count = times.get(name, 0)
-            seen[key] = max(seen.get(key, (0, 0)), (count, count * size))
+            if count := times.get(name, 0):
+                rarest, largest = seen.get(key, (count, size))
+                seen[key] = min(rarest, count), max(largest, size)
     out: dict[str, tuple[int, int]] = {}
     for (kind, _), (count, size) in seen.items():
-        if count:
-            before = out.get(kind, (0, 0))
-            out[kind] = before[0] + count, before[1] + size
+        before = out.get(kind, (0, 0))
+        out[kind] = before[0] + count, before[1] + count * size
     return out
 
 

@@ -80,6 +80,19 @@ def test_loops_count_as_often_as_they_run():
     assert compiled_program.traffic(program, times) == 18 * trip + 2 * local
 
 
+def test_a_collective_beside_a_loop_runs_once():
+    # It begins before the loop, whose trips carry it on.
+    line = "  %start = f32[2048,64]{1,0:S(1)} fusion(%x"
+    (begin,) = (row for row in PROGRAM.splitlines() if row.startswith(line))
+    beside = PROGRAM.replace(f"{begin}\n", "").replace(
+        "  %zero", f"{begin}\n  %zero".replace("%x", "%x.1")
+    )
+    program, entry = compiled_program.parse(beside)
+    times = compiled_program.runs(program, entry)
+    found = compiled_program.collectives(program, times)
+    assert found["all-gather"] == (1, 4 * 2048 * 64)
+
+
 @pytest.mark.parametrize(
     "topology", ["v4:2x2", "v5e", "v5e:", "v5e:2by4", "", "v5e:4x"]
 )
