@@ -216,10 +216,10 @@ class SelfModifyingTitans(Mixer):
         return past + y @ self.w_out.astype(y.dtype)
 
     def _read(self, x, state, aligned, packed):
-        config, parts = self.config, self._parts()
+        config = self.config
         initial = _inner(self._initial_row())
 
-        def make(x, state, options):
+        def make(parts, x, state, options):
             memories = state.generators, state.tails
             return generate(parts, config, x, *memories, **options)
 
@@ -243,9 +243,7 @@ class SelfModifyingTitans(Mixer):
         return y, made.q, state
 
     def _read_shared(self, x, state, aligned, packed):
-        parts = self._parts()
-
-        def read(x, state, options):
+        def read(parts, x, state, options):
             *memories, position = state
             y, q, *memories = read_shared(
                 parts, self.config, x, *memories, **options
@@ -257,28 +255,35 @@ class SelfModifyingTitans(Mixer):
 
     def _each_row(self, read, x, state, aligned, packed, initial):
         """Maps ``read`` over rows, with options of ``chunk_scan``."""
+        rows = len(state.position)
+        # Chunks add to the gradients of what they all share. Were it not a
+        # copy for each row, devices would sum these at every chunk.
+        shared = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape)),
+            (dict(self.kernels), dict(self.gates)),
+        )
+
+        def parts(shared):
+            kernels, gates = shared
+            projections = dict(self.projections)
+            return Generators(projections, kernels, gates, self.n_heads)
+
         if packed is None:
 
-            def row(x, state):
+            def row(x, state, shared):
                 position = 0 if aligned else state.position
-                return read(x, state, {"position": position})
+                return read(parts(shared), x, state, {"position": position})
 
-            return jax.vmap(row)(x, state)
+            return jax.vmap(row)(x, state, shared)
         layout = lay(packed, state.position, self.config.chunk_size)
 
-        def documents(x, state, layout):
+        def documents(x, state, shared, layout):
             options = {"initial": initial, "drop_start": aligned}
-            return read(x, state, options | {"layout": layout})
+            options["layout"] = layout
+            return read(parts(shared), x, state, options)
 
-        return jax.vmap(documents, (0, 0, layout.rows))(x, state, layout)
-
-    def _parts(self) -> Generators:
-        return Generators(
-            projections=dict(self.projections),
-            kernels=dict(self.kernels),
-            gates=dict(self.gates),
-            heads=self.n_heads,
-        )
+        axes = 0, 0, 0, layout.rows
+        return jax.vmap(documents, axes)(x, state, shared, layout)
 
 
 def _inner(state):
