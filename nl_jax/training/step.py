@@ -136,7 +136,8 @@ def plan_state(
             rows not over ``sequence``.
     """
     mesh_lib.check_batch(mesh, config.batch_size, config.accumulate)
-    sizes = dataclasses.replace(config.mesh, sequence=mesh.shape["sequence"])
+    parts = mesh.shape.get("sequence", 1)
+    sizes = dataclasses.replace(config.mesh, sequence=parts)
     sizes.check_sequence(config.model, config.data.reading, config.seq_len)
     if config.optimizer.warmup_steps > config.steps:
         _LOG.warning(
