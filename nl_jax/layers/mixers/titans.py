@@ -278,8 +278,11 @@ class SelfModifyingTitans(Mixer):
         layout = lay(packed, state.position, self.config.chunk_size)
 
         def documents(x, state, shared, layout):
-            options = {"initial": initial, "drop_start": aligned}
-            options["layout"] = layout
+            options = {
+                "initial": initial,
+                "drop_start": aligned,
+                "layout": layout,
+            }
             return read(parts(shared), x, state, options)
 
         axes = 0, 0, 0, layout.rows
