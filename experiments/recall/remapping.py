@@ -86,14 +86,17 @@ def main(values: flags.FlagValues) -> None:
 
 @functools.cache
 def make_model(name, width, layers, heads, eta_max):
-    """Returns a model of the size of ``hope``."""
+    """Returns a model of the size of ``hope`` with an MLP of its width.
+
+    Smaller, ``adaptive`` would have no parameters left for an MLP.
+    """
     titans = {"eta_max": eta_max, **MODELS[name]}
     fields = {
         "vocab_size": VOCAB,
         "d_model": width,
         "n_layers": layers,
         "n_heads": heads,
-        "cms": {"step_periods": (1,)},
+        "cms": {"step_periods": (1,), "hidden": 1.0},
     }
     hope = configure("hope", **fields)
     size = count_parameters(build(hope).parameter_shapes())

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.study.variants import ADAPTIVE, PLAIN
+from experiments.study.variants import ADAPTIVE, PLAIN, count_of, sized
 from nl_jax.errors import InputError
-from nl_jax.models import build, names
+from nl_jax.models import build, configure, names
 
 _CACHE = {"segment": 32, "segments": 16, "restart": True}
 RUNS = {
@@ -37,10 +37,12 @@ RUNS = {
         for name in ("deltanet", "oja", "titans", "mamba")
     },
     "hope-mlp": ("hope", {"titans": {"architecture": "mlp", "expansion": 2}}),
+    **{f"{name}-sized": (name, {}) for name in names() if name != "hope"},
 }
 """Maps names of runs to a name in the registry and overrides. ``hope-shared``
 runs all memories as one recurrence, ``-plain`` has no stream past the memories,
-and ``-cached`` reads memories of earlier segments."""
+``-cached`` reads memories of earlier segments, and ``-sized`` has levels so
+wide that the model has as many parameters as ``hope``."""
 
 
 class Slice(NamedTuple):
@@ -95,9 +97,11 @@ def make_model(run, vocab, **fields):
     name, overrides = RUNS[run]
     shape = {"d_model": 64, "n_layers": 2, "n_heads": 2}
     levels = {"cms": {"step_periods": (1,), "hidden": 2.0}}
-    return build(
-        name, vocab_size=vocab, **(shape | levels | overrides | fields)
-    )
+    fields = shape | levels | overrides | fields | {"vocab_size": vocab}
+    if run.endswith("-sized"):
+        size = count_of(configure("hope", **fields))
+        return build(sized(name, fields, size))
+    return build(name, **fields)
 
 
 def make_batch(rng, *, length, pairs, vocab, batch, power=0.01):

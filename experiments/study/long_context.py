@@ -77,9 +77,11 @@ VARIANTS: dict[str, CarriedVariant] = {
     "mamba-carried": CarriedVariant("mamba", True),
     "transformer": CarriedVariant("transformer"),
     "transformer-carried": CarriedVariant("transformer", True),
+    "transformer-wide": CarriedVariant("transformer"),
 }
 """By name. The attention of a transformer has the window whose keys and values
-take as many bytes as the state of ``hope``."""
+take as many bytes as the state of ``hope``, that of ``transformer-wide`` as
+the state of ``hope-next-token``."""
 _SETTINGS = {
     "model": flags.choice("hope", names(), "Model in place of hope."),
     "width": flags.integer(64, "Of the models."),
@@ -158,7 +160,9 @@ def model_of(variant: str, settings: Mapping[str, Any]) -> ModelConfig:
     name, _, fields = VARIANTS[variant]
     fields = {**shape, **fields}
     if name == "transformer":
-        fields["attention"] = {"window": equal_window(hope, fields)}
+        wide = variant == "transformer-wide"
+        other = model_of("hope-next-token", settings) if wide else hope
+        fields["attention"] = {"window": equal_window(other, fields)}
     return sized(own if name == "hope" else name, fields, size)
 
 

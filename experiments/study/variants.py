@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from nl_jax.errors import InputError
 from nl_jax.models import ModelConfig, build, configure
 from nl_jax.nested.level_table import count_bytes, count_parameters
 
@@ -92,7 +93,12 @@ VARIANTS: dict[str, Variant] = {
     ),
     # One choice of Hope at a time.
     "l2": _titans("L2 for dot product", objective="l2"),
-    "mlp": _titans("MLP memories", architecture="mlp", expansion=2),
+    "mlp": _titans(
+        "MLP memories, whose parameters a stream of twice the width leaves",
+        architecture="mlp",
+        expansion=1,
+        stream_width=2.0,
+    ),
     "linear": _titans("linear memories", architecture="linear"),
     "gd": _titans("no delta rule", rule="gd"),
     "no-momentum": _titans("no momentum", momentum=False),
@@ -103,7 +109,6 @@ VARIANTS: dict[str, Variant] = {
     "direct-gates": _titans("gates without readout", gates="direct"),
     "no-gate": _titans("no output gate", output_gate=False),
     "scale-0.2": _titans("first outputs a fifth as large", output_scale=0.2),
-    "stream-4": _titans("a stream of four times the width", stream_width=4.0),
     "generator-gain-1": _titans("generators begin 10 times as large", gain=1.0),
     "adaptive-k-v": _titans("keys and values from memories", **ADAPTIVE),
     "adaptive-q": _titans("queries from a memory", adaptive_q=True),
@@ -205,6 +210,10 @@ def sized(name: str, fields: Mapping[str, Any], size: int) -> ModelConfig:
         name: in the registry.
         fields: of ``ModelConfig`` that differ from those of the name.
         size: number of parameters.
+
+    Raises:
+        InputError: if that is more than 1 % away, since the rest of the model
+            is too large.
     """
     unit = configure(name, **fields).d_model
 
@@ -213,7 +222,14 @@ def sized(name: str, fields: Mapping[str, Any], size: int) -> ModelConfig:
         return configure(name, **{**fields, "cms": cms})
 
     one, two = (count_of(wide(hidden)) for hidden in (1, 2))
-    return wide(max(round(1 + (size - one) / (two - one)), 1))
+    found = wide(max(round(1 + (size - one) / (two - one)), 1))
+    if abs(count_of(found) - size) > 0.01 * size:
+        raise InputError(
+            f"{name} of width {unit} in {found.n_layers} blocks cannot have "
+            f"{size:,} parameters: with levels of a hidden width of "
+            f"{round(found.cms.hidden * unit)} it has {count_of(found):,}"
+        )
+    return found
 
 
 @functools.cache
