@@ -21,7 +21,7 @@ import re
 from experiments.reporting import sections, times
 from experiments.reporting.sections import Section
 from experiments.shared import flags, page, plot, table
-from experiments.shared.records import read_cells
+from experiments.shared.records import distinct, read_cells
 from experiments.shared.report_form import Plot
 from nl_jax.errors import InputError
 
@@ -41,6 +41,7 @@ def main(values: flags.FlagValues) -> None:
         if not pathlib.Path(folder).is_dir():
             raise InputError(f"{folder} is no folder; name one with results")
         cells += read_cells(folder)
+    cells = distinct(cells)
     known = sorted({cell["experiment"] for cell in cells})
     if not cells:
         raise InputError(

@@ -253,7 +253,7 @@ def cautions(section: Section) -> list[str]:
     for field in section.form.best[:-1] if section.form.best else ():
         if any(field in fields for fields in section.edges.values()):
             found.append(f"* The best {field} is at the edge of those tried.")
-    number = section.form.best[-1] if section.form.best else ""
+    number = section.form.best[-1] if section.form.best else "bits_per_byte"
     diverged = [
         words(cell["cell"])
         for cell in section.cells

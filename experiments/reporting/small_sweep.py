@@ -13,7 +13,6 @@ where it stopped. Each experiment is a command too, and with the flags of
 models, is not among the models on text.
 """
 
-import contextlib
 import importlib
 
 import jax
@@ -21,8 +20,9 @@ import jax
 from experiments.reporting import sections, times
 from experiments.shared import flags, table
 from experiments.shared.records import read_cells
-from experiments.shared.sweep import FailedCellsError
+from experiments.shared.sweep import FailedCellsError, note_failure
 from experiments.study.split_text import PATHS, read_and_split
+from nl_jax.errors import InputError
 from nl_jax.models import names
 
 _TEXT = {"width": 64, "heads": 2, "batch": 4}
@@ -77,8 +77,13 @@ def main(values: flags.FlagValues) -> None:
     for name, script in scripts.items():
         print(f"== {name} ==", flush=True)
         # The cells of other experiments are still to be run.
-        with contextlib.suppress(FailedCellsError):
+        try:
             script.main(flags_of(name, script.FLAGS, values))
+        except FailedCellsError:  # Which cells it was is noted.
+            pass
+        except InputError as error:
+            print(f"REFUSED {name}: {error}", flush=True)
+            note_failure(f"{name}: {error}")
         jax.clear_caches()
     lines = times.lines_of(read_cells(values.out))
     print("\n".join(table.markdown(times.HEAD, lines)))

@@ -137,6 +137,26 @@ def read_cells(folder: str | os.PathLike) -> list[dict[str, Any]]:
     return sorted(filter(None, found), key=lambda cell: cell["finished"])
 
 
+def distinct(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns each cell once, as folders may overlap or hold copies.
+
+    Of several with the same settings the latest counts, or the latest that did
+    not fail.
+
+    Example:
+        >>> cell = {"experiment": "loss", "cell": {"seed": 0}, "settings": {}}
+        >>> old, new = ({**cell, "finished": day} for day in "12")
+        >>> found = distinct([new | {"error": None}, old | {"error": None}])
+        >>> [each["finished"] for each in found]
+        ['2']
+    """
+    found = {}
+    for each in sorted(cells, key=lambda c: (not c["error"], c["finished"])):
+        key = [each[name] for name in ("experiment", "cell", "settings")]
+        found[json.dumps(key, sort_keys=True)] = each
+    return sorted(found.values(), key=lambda cell: cell["finished"])
+
+
 def row_of(stored: Mapping[str, Any]) -> Row:
     """Returns a stored cell as a row: its keys, times and results."""
     times = ("seconds", "processor_seconds")

@@ -32,6 +32,11 @@ def collect_failures() -> Iterator[list[str]]:
         _FAILED.reset(token)
 
 
+def note_failure(line: str) -> None:
+    """Adds a line to those that :func:`collect_failures` collects."""
+    _FAILED.get([]).append(line)
+
+
 def grid(**axes: Iterable[Any]) -> list[Cell]:
     """Returns a cell for each combination; the last axis changes fastest.
 

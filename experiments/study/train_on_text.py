@@ -86,7 +86,8 @@ def train_on_text(
     try:
         result = training.train(config, workdir)
     except DivergedError as error:
-        print(error, flush=True)
+        # What follows is advice about flags of train_lm.
+        print(str(error).partition(";")[0], flush=True)
         return None
     if result.step < config.steps:
         raise StoppedError

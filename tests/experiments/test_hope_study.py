@@ -14,7 +14,7 @@ from experiments.reporting import sections
 from experiments.shared.records import read_cells
 from experiments.study import freezing, hope_study
 from experiments.study.split_text import SplitText, overlap, read_and_split
-from experiments.study.variants import VARIANTS, model_of
+from experiments.study.variants import VARIANTS, model_of, sized
 from nl_jax import training
 from nl_jax.errors import InputError
 from nl_jax.models import build
@@ -82,6 +82,7 @@ def test_overlap_counts_windows():
         ("hope-plain", (128, 4)),
         ("local", (128, 4)),
         ("mamba", (64, 2)),
+        ("mlp", (64, 2)),
     ],
 )
 def test_variants_are_as_large_as_hope(name, shape):
@@ -91,6 +92,20 @@ def test_variants_are_as_large_as_hope(name, shape):
     found = build(model_of(name, **fields))
     found = count_parameters(found.parameter_shapes())
     assert abs(found / size - 1) < 0.002
+
+
+def test_sizes_that_no_levels_give_are_refused():
+    with pytest.raises(InputError, match="of width 16 in 2 blocks cannot have"):
+        sized("hope", {"d_model": 16, "n_heads": 2}, 5000)
+
+
+def test_a_run_that_diverged_is_of_the_same_line(monkeypatch):
+    monkeypatch.setattr(hope_study, "train_on_text", lambda *_, **__: None)
+    settings = {"width": 16, "heads": 2, "layers": 1}
+    options = {"paths": (), "documents": [], "settings": settings}
+    found = hope_study.train_one("hope", 0.1, 0, **options)
+    assert found["change"] == VARIANTS["hope"].change
+    assert found["bits_per_byte"] is None
 
 
 def test_every_base_is_a_variant():
@@ -227,6 +242,7 @@ def test_costs_of_freezing_are_those_of_the_first_seed():
         ("--paths=/nowhere", "'/nowhere' does not exist"),
         ("--length=100", "must be a multiple of 64"),
         ("--width=65", "must be a multiple of --heads=4"),
+        ("--documents=1", "no standard error"),
         ("--documents=3", "has 0 documents of 16384 bytes"),
     ],
 )

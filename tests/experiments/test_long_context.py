@@ -9,6 +9,7 @@ import pytest
 
 from experiments.study import long_context
 from experiments.study.long_context import VARIANTS, model_of
+from experiments.study.variants import state_bytes
 from experiments.study.windows_alone import ALONE, alone
 from nl_jax import training
 from nl_jax.models import build
@@ -24,6 +25,14 @@ def test_variants_have_equal_sizes(name):
         for n in ("hope", name)
     )
     assert abs(own / size - 1) < 0.005
+
+
+def test_a_wide_window_has_the_bytes_of_levels_that_learn():
+    wide, levels, narrow = (
+        state_bytes(model_of(name, SHAPE))
+        for name in ("transformer-wide", "hope-next-token", "transformer")
+    )
+    assert abs(wide - levels) <= 2 * 2 * 64 * 4 and narrow < levels / 2
 
 
 def test_attention_has_as_many_bytes_as_the_memories():

@@ -10,6 +10,7 @@ import pytest
 from experiments.recall import gradient_growth, mqar, task
 from experiments.shared.records import read_cells
 from nl_jax.errors import InputError
+from nl_jax.nested.level_table import count_parameters
 
 SHAPE = {"length": 64, "pairs": 8, "vocab": 512, "batch": 32}
 
@@ -68,6 +69,14 @@ def test_wrong_slices(refused, monkeypatch, words, message):
     monkeypatch.setattr(mqar, "train", None)
     flags = (f"--slices={words}", "--tokens=256", "--vocab=128")
     assert not refused(mqar, message, *flags)
+
+
+def test_models_of_the_size_of_hope():
+    sizes = [
+        count_parameters(task.make_model(run, 64).parameter_shapes())
+        for run in ("hope", "oja-sized", "oja")
+    ]
+    assert sizes[1] == pytest.approx(sizes[0], rel=2e-3) and sizes[2] < sizes[0]
 
 
 class LookUp:

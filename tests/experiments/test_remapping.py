@@ -7,6 +7,7 @@ import pytest
 
 from experiments.recall import remapping
 from experiments.recall.changing_meaning import PHASE, TASKS
+from nl_jax.nested.level_table import count_parameters
 
 
 def draw(task, phases=3):
@@ -95,6 +96,13 @@ def row(model, seed, bits, frozen):
             for name, b in parts.items()
         },
     }
+
+
+def test_models_have_equal_sizes_and_each_an_mlp():
+    models = [remapping.make_model(n, 64, 1, 2, 2.0) for n in remapping.MODELS]
+    sizes = [count_parameters(m.parameter_shapes()) for m in models]
+    assert max(sizes) / min(sizes) < 1.005
+    assert all(64 * model.config.cms.hidden > 20 for model in models)
 
 
 def test_costs_are_means_over_seeds(finished, monkeypatch):

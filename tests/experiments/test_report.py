@@ -112,6 +112,20 @@ def test_the_papers_number_needs_the_papers_setting(tmp_path):
     ]
 
 
+def test_copies_and_folders_within_folders_count_once(script, tmp_path):
+    study = Records(tmp_path / "all" / "long_context", SETTINGS)
+    for seed, bits in enumerate((2.0, 3.0, None)):
+        study.add({"bits_per_byte": bits}, {"variant": "hope", "seed": seed})
+    shutil.copytree(study.folder, tmp_path / "copy" / "long_context")
+    folders = [str(tmp_path / name) for name in ("all", "copy")]
+    flags = [*folders, str(study.folder), f"--out={tmp_path}"]
+    status, out, errors = script(report, *flags)
+    assert status == 0 and out.startswith("3 cells of 1 sections"), errors
+    page = (tmp_path / "report.md").read_text()
+    assert "| hope | 3 | 2.5000 ± 0.5000 (1 without)" in page
+    assert "Diverged: variant=hope seed=2." in page
+
+
 def test_what_diverged_at_all_rates_is_named(script, tmp_path):
     study = Records(tmp_path / "hope_study", SETTINGS)
     for variant, bits in (("hope", 2.0), ("l2", None)):

@@ -7,6 +7,7 @@ import pytest
 from experiments.recall import mqar, remapping
 from experiments.reporting import report, sections, small_sweep
 from experiments.shared import flags
+from nl_jax.errors import InputError
 
 
 @pytest.fixture
@@ -44,6 +45,21 @@ def test_failures_are_named_and_the_others_run(script, tmp_path, monkeypatch):
     assert script(report, f"--out={tmp_path / 'page'}", str(tmp_path))[0] == 0
     page = (tmp_path / "page" / "report.html").read_text()
     assert "Time" in page and "longest cell, processor minutes" in page
+
+
+def test_a_table_that_refuses_its_input_leaves_the_others(
+    script, tmp_path, monkeypatch
+):
+    def refuse(values):
+        raise InputError("--documents=7: the text is short")
+
+    monkeypatch.setattr(remapping, "main", refuse)
+    ran = []
+    monkeypatch.setattr(mqar, "main", ran.append)
+    flags = ("--tables=remapping,mqar", f"--out={tmp_path}")
+    status, _, errors = script(small_sweep, *flags)
+    assert "failed" in str(status) and len(ran) == 1
+    assert "remapping: --documents=7: the text is short" in errors
 
 
 def test_wrong_flags_are_one_line(refused):
