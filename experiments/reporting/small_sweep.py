@@ -50,7 +50,7 @@ TABLES: dict[str, dict[str, object]] = {
         "vocab": 192,
         "tokens": 2048,
         "steps": 400,
-        "learning_rate": 0.01,
+        "learning_rate": 0.016,
     },
     "remapping": {},
     "formal_languages": {},

@@ -63,14 +63,16 @@ def _levels(objective):
 
 
 _ONE = {"cms": {"step_periods": (1,)}}
-_ADAPTIVE = {**_ONE, "titans": ADAPTIVE}
+# Narrower streams leave parameters for memories and projections.
+_ADAPTIVE = {**_ONE, "titans": {**ADAPTIVE, "stream_width": 2.0}}
+_LOCAL = {**_levels("local"), "titans": {"stream_width": 2.0}}
 VARIANTS: dict[str, CarriedVariant] = {
     "hope": CarriedVariant("hope", fields=_ONE),
     "hope-carried": CarriedVariant("hope", True, _ONE),
     "hope-adaptive": CarriedVariant("hope", fields=_ADAPTIVE),
     "hope-adaptive-carried": CarriedVariant("hope", True, _ADAPTIVE),
     "hope-next-token": CarriedVariant("hope", True, _levels("next_token")),
-    "hope-local": CarriedVariant("hope", True, _levels("local")),
+    "hope-local": CarriedVariant("hope", True, _LOCAL),
     "titans": CarriedVariant("titans"),
     "titans-carried": CarriedVariant("titans", True),
     "mamba": CarriedVariant("mamba"),

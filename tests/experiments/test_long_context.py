@@ -18,7 +18,9 @@ from nl_jax.nested.level_table import count_parameters
 SHAPE = {"model": "hope", "width": 64, "layers": 2, "heads": 2}
 
 
-@pytest.mark.parametrize("name", ["hope-next-token", "transformer"])
+@pytest.mark.parametrize(
+    "name", ["hope-next-token", "hope-local", "hope-adaptive", "transformer"]
+)
 def test_variants_have_equal_sizes(name):
     size, own = (
         count_parameters(build(model_of(n, SHAPE)).parameter_shapes())

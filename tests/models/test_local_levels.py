@@ -58,7 +58,8 @@ def slopes(w, key, value):
         gate = key @ w["gate"] + added["gate"]
         up = key @ w["up"] + added["up"]
         hidden = jax.nn.silu(gate) * up
-        error = hidden @ w["down"] + added["down"] - value
+        out = hidden @ w["down"] + added["down"]
+        error = out / jnp.sqrt((out**2).mean() + 1e-6) - value
         return (error**2).mean() / 2, hidden
 
     zeros = {name: jnp.zeros(a.shape[1]) for name, a in w.items()}
@@ -93,10 +94,7 @@ def plain(config, params, x):
                 added = added + level["share"] * y
             else:
                 stream = stream + y
-            key, value = (
-                rms_norm(h @ level["key"]),
-                rms_norm(h @ level["value"]),
-            )
+            key, value = rms_norm(h @ level["key"]), h @ level["value"]
             inputs, slope = slopes(level["now"], key, value)
             eta = level["eta"]
             for name, w in level["next"].items():

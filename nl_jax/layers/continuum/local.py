@@ -3,17 +3,21 @@ r"""Levels that learn from their own layer's input alone.
 As in test-time training (TTT, arXiv 2407.04620; LaCT, arXiv 2505.23884): with
 the level's normalised input :math:`h_t`, a key and a value
 
-.. math:: k_t = \mathrm{rms}(h_t W_K), \quad v_t = \mathrm{rms}(h_t W_V),
-   \quad L_t = \tfrac{1}{2 D} \| \mathrm{MLP}(k_t) - v_t \|^2, \quad
+.. math:: k_t = \mathrm{rms}(h_t W_K), \quad v_t = h_t W_V, \quad
+   L_t = \tfrac{1}{2 D} \| \mathrm{rms}(\mathrm{MLP}(k_t)) - v_t \|^2, \quad
    y_t = \mathrm{MLP}(h_t),
 
 the level steps at the end of its period by the sum of :math:`\nabla L_t`. The
 input itself is the query, so that at rate 0 the output is that of the static
 MLP. The mean over the ``D`` channels makes a rate mean the same at any width.
+Since the prediction is normalised, as in TTT, larger weights have smaller
+gradients: without, levels that go on from row to row grow until training
+diverges. Values begin a tenth as long as predictions, and steps so small that
+the first of training are those of a static MLP; their length is learned.
 No gradient of the model is needed: a layer reads a whole sequence before the
 next one does, and all mixers stay parallel in time. The outer gradient flows
 through every inner step, into :math:`W_K` and :math:`W_V`, which learn by
-nothing else.
+nothing else; with ``first_order`` they do not learn.
 
 Tokens of a chunk of the fastest level meet the same weights, so their gradients
 are a sum and may come in any number of calls: nothing is read twice.
@@ -42,11 +46,10 @@ class Local(CMSObjective):
 
     def declare(self, declare, prefix, width):
         """Declares the projections to keys and values, ``[D, D]``."""
-        dense = nn.initializers.lecun_normal()
         square = (width, width), ("embed", "mlp")
         return {
-            name: declare(f"{prefix}{name}", dense, *square)
-            for name in ("key", "value")
+            name: declare(f"{prefix}{name}", _of_length(length), *square)
+            for name, length in {"key": 1.0, "value": 0.1}.items()
         }
 
     def read_layer(self, config, levels, x, state, *, aligned, packed=None):
@@ -82,6 +85,12 @@ class Local(CMSObjective):
 LOCAL = Local()
 
 
+def _of_length(length):
+    return nn.initializers.variance_scaling(
+        length**2, "fan_in", "truncated_normal"
+    )
+
+
 def _map_blocks(state, function):
     return state.with_blocks(jax.tree.map(function, state.by_block))
 
@@ -104,10 +113,10 @@ def _read_piece(config, levels, x, valid, state):
 
 def _gradient(level, h, valid, weights):
     key = rms_norm(h @ level.extra["key"].astype(h.dtype))
-    value = rms_norm(h @ level.extra["value"].astype(h.dtype))
+    value = h @ level.extra["value"].astype(h.dtype)
 
     def loss(weights):
-        error = level.mlp(level.weights | weights, key) - value
+        error = rms_norm(level.mlp(level.weights | weights, key)) - value
         wide = jnp.promote_types(error.dtype, jnp.float32)
         each = jnp.square(error.astype(wide)).mean(-1) / 2
         return (each if valid is None else jnp.where(valid, each, 0)).sum()
