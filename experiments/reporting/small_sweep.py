@@ -31,7 +31,7 @@ _MODELS = ",".join(name for name in names() if name != "atlas")
 TABLES: dict[str, dict[str, object]] = {
     "language_modeling": _TUNED | {"models": _MODELS},
     "hope_study": _TUNED | {"variants": "ablation", "documents": 0},
-    "scaling": {"sizes": "0.03,0.1"},
+    "scaling": {"sizes": "0.03,0.1", "rates": "0.016,0.032,0.064"},
     "context_use": {"variants": "hope,transformer,mamba"},
     "long_context": {"steps": 150},
     "optimizer_lm": {
