@@ -37,8 +37,8 @@ from experiments.shared.report_form import Column, Plot, Report
 from experiments.shared.sweep import grid, grouped, sweep
 from experiments.shared.training import asked_loss, clipped_adamw, make_step
 from experiments.study.freezing import frozen_parts
-from experiments.study.variants import ADAPTIVE, sized
-from nl_jax.models import LanguageModel, build, configure
+from experiments.study.variants import ADAPTIVE, as_large_as_hope
+from nl_jax.models import LanguageModel, build
 from nl_jax.nested.level_table import count_parameters
 
 MODELS = {
@@ -98,9 +98,7 @@ def make_model(name, width, layers, heads, eta_max):
         "n_heads": heads,
         "cms": {"step_periods": (1,), "hidden": 1.0},
     }
-    hope = configure("hope", **fields)
-    size = count_parameters(build(hope).parameter_shapes())
-    return build(sized("hope", {**fields, "titans": titans}, size))
+    return build(as_large_as_hope("hope", fields, titans=titans))
 
 
 def run_one(task, model, seed, settings):

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.study.variants import ADAPTIVE, PLAIN, count_of, sized
+from experiments.study.variants import ADAPTIVE, PLAIN, as_large_as_hope
 from nl_jax.errors import InputError
-from nl_jax.models import build, configure, names
+from nl_jax.models import build, names
 
 _CACHE = {"segment": 32, "segments": 16, "restart": True}
 RUNS = {
@@ -99,8 +99,7 @@ def make_model(run, vocab, **fields):
     levels = {"cms": {"step_periods": (1,), "hidden": 2.0}}
     fields = shape | levels | overrides | fields | {"vocab_size": vocab}
     if run.endswith("-sized"):
-        size = count_of(configure("hope", **fields))
-        return build(sized(name, fields, size))
+        return build(as_large_as_hope(name, fields))
     return build(name, **fields)
 
 

@@ -41,9 +41,9 @@ from experiments.study import freezing
 from experiments.study.long_report import summarize
 from experiments.study.split_text import PATHS, read_and_split
 from experiments.study.train_on_text import shape_of, train_on_text
-from experiments.study.variants import ADAPTIVE, sized, state_bytes
+from experiments.study.variants import ADAPTIVE, count_of, sized, state_bytes
 from experiments.study.windows_alone import ALONE, alone, edges_to
-from nl_jax.models import ModelConfig, build, configure, names
+from nl_jax.models import ModelConfig, configure, names
 from nl_jax.nested.level_table import count_parameters
 
 
@@ -56,6 +56,8 @@ class CarriedVariant(NamedTuple):
     """Whether rows go on from window to window."""
     fields: Mapping[str, Any] = MappingProxyType({})
     """Fields of ``ModelConfig`` that differ from those of the name."""
+    state_of: str = "hope"
+    """Variant whose bytes of state the window of attention takes."""
 
 
 def _levels(objective):
@@ -79,11 +81,11 @@ VARIANTS: dict[str, CarriedVariant] = {
     "mamba-carried": CarriedVariant("mamba", True),
     "transformer": CarriedVariant("transformer"),
     "transformer-carried": CarriedVariant("transformer", True),
-    "transformer-wide": CarriedVariant("transformer"),
+    "transformer-wide": CarriedVariant(
+        "transformer", state_of="hope-next-token"
+    ),
 }
-"""By name. The attention of a transformer has the window whose keys and values
-take as many bytes as the state of ``hope``, that of ``transformer-wide`` as
-the state of ``hope-next-token``."""
+"""By name."""
 _SETTINGS = {
     "model": flags.choice("hope", names(), "Model in place of hope."),
     "width": flags.integer(64, "Of the models."),
@@ -158,12 +160,11 @@ def model_of(variant: str, settings: Mapping[str, Any]) -> ModelConfig:
     shape = shape_of(settings)
     own = settings["model"]
     hope = configure(own, **shape, **_ONE)
-    size = count_parameters(build(hope).parameter_shapes())
-    name, _, fields = VARIANTS[variant]
+    size = count_of(hope)
+    name, _, fields, state_of = VARIANTS[variant]
     fields = {**shape, **fields}
     if name == "transformer":
-        wide = variant == "transformer-wide"
-        other = model_of("hope-next-token", settings) if wide else hope
+        other = model_of(state_of, settings)
         fields["attention"] = {"window": equal_window(other, fields)}
     return sized(own if name == "hope" else name, fields, size)
 
