@@ -81,7 +81,7 @@ VARIANTS: dict[str, Variant] = {
     "hope-stream-3": _titans(
         "of three times the width", "hope-stream-2", head_width=0
     ),
-    "hope-one-level": _titans("heads of 64 channels", "hope-stream-3"),
+    "hope-one-level": _titans("narrow heads in pairs", "hope-stream-3"),
     "hope-levels-1-1": Variant(
         "hope-one-level",
         "two MLPs of half the width in a chain, both moved every step",
@@ -120,8 +120,7 @@ VARIANTS: dict[str, Variant] = {
     "alpha-2": _titans("first retention 0.88 for 0.998", alpha_bias=2.0),
     "gain-1": _titans("initial memory 4 times as large", memory_gain=1.0),
     "gain-0": _titans("initial memory near zero", memory_gain=0.01),
-    "width-16": _titans("heads of 16 channels or more for 64", head_width=16),
-    "width-32": _titans("heads of 32 or more", head_width=32),
+    "narrow-heads": _titans("heads not merged", head_width=0),
     "next-token": Variant(
         "hope",
         "levels learn in context",

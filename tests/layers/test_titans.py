@@ -377,11 +377,13 @@ def test_bad_configurations_are_named(options, message):
 
 
 @pytest.mark.parametrize(
-    ("width", "heads"), [(0, 6), (8, 6), (9, 3), (16, 3), (24, 2), (99, 1)]
+    ("width", "heads", "merged"),
+    [(0, 6, 6), (8, 6, 6), (9, 6, 3), (99, 6, 3), (99, 2, 1), (99, 3, 3)],
 )
-def test_heads_are_merged_until_they_are_wide(width, heads):
-    # 48 channels in 6 heads of 8: 3 of 16, 2 of 24 or 1 of 48.
-    assert TitansConfig(head_width=width).build(48, 6, None).n_heads == heads
+def test_narrow_heads_are_merged_in_pairs(width, heads, merged):
+    # 48 channels in 6 heads of 8 become 3 of 16.
+    module = TitansConfig(head_width=width).build(48, heads, None)
+    assert module.n_heads == merged
 
 
 def test_no_heads_are_refused():

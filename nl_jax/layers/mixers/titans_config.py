@@ -71,8 +71,9 @@ class TitansConfig(MixerConfig):
     adaptive_v: bool = False
     """Whether a memory makes values, and not a projection or the stream."""
     head_width: int = 0
-    """Least channels of a head: neighbouring heads are merged until they have
-    as many. Recall needs wide ones, which a small model's are not."""
+    """Channels of a head below which neighbouring heads are merged in pairs.
+    Recall needs wide heads, which a small model's are not, and text more than
+    one, each with step sizes and a retention of its own."""
     chunk_size: int = 16
     """Tokens per chunk of the generating memories."""
     memory_chunk_size: int = 16
@@ -257,14 +258,8 @@ class TitansConfig(MixerConfig):
         # Imported here because that file imports this one.
         from nl_jax.layers.mixers.titans import SelfModifyingTitans
 
-        heads = max(
-            (
-                heads
-                for heads in range(1, n_heads + 1)
-                if n_heads % heads == 0 and d_model >= heads * self.head_width
-            ),
-            default=min(n_heads, 1),  # 0 is refused where heads are made.
-        )
+        narrow = d_model < n_heads * self.head_width
+        heads = n_heads // 2 if narrow and n_heads % 2 == 0 else n_heads
         return SelfModifyingTitans(self, d_model, heads, dtype)
 
     def levels(self, params, state):
