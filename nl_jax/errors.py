@@ -11,6 +11,11 @@ class InputError(ValueError):
 class DivergedError(InputError):
     """A loss or gradient was not finite; a lower rate or norm may help."""
 
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason or message
+        """What was not finite at which step, without a remedy."""
+
 
 class DamagedError(InputError):
     """A checkpoint cannot be read, or is not what was saved."""

@@ -86,8 +86,7 @@ def train_on_text(
     try:
         result = training.train(config, workdir)
     except DivergedError as error:
-        # What follows is advice about flags of train_lm.
-        print(str(error).partition(";")[0], flush=True)
+        print(error.reason, flush=True)
         return None
     if result.step < config.steps:
         raise StoppedError

@@ -77,12 +77,16 @@ class StepRecords:
             loss = float(sums.nats) / (float(sums.tokens) or 1.0)
             self.tokens += round(float(sums.tokens))
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise DivergedError(
+                reason = (
                     f"stopped at step {step}: loss {loss}, gradient norm "
-                    f"{float(norm)}; {self._kept()}. Lower "
+                    f"{float(norm)}"
+                )
+                raise DivergedError(
+                    f"{reason}; {self._kept()}. Lower "
                     "--config.optimizer.learning_rate or "
                     "--config.optimizer.clip_norm, and begin in another "
-                    "--workdir or go on with --config.accept_new_config=True"
+                    "--workdir or go on with --config.accept_new_config=True",
+                    reason,
                 )
         bits = bits_per_byte(sums)
         speed = self._progress.update(step, loss, bits)

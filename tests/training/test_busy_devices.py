@@ -77,8 +77,11 @@ def test_a_loss_between_two_records_stops_the_run_too(tiny, monkeypatch):
         return state, metrics | {"grad_norm": norm}
 
     wrap_step(monkeypatch, after)
-    with pytest.raises(DivergedError, match=r"stopped at step 2: .* norm nan"):
+    with pytest.raises(
+        DivergedError, match=r"stopped at step 2: .* norm nan; .* Lower"
+    ) as error:
         train(tiny(log_every=4))
+    assert error.value.reason.endswith("norm nan")
 
 
 def test_batches_are_put_ahead_by_another_thread():
