@@ -16,24 +16,21 @@ holds out. The first token of each has nothing before it, so it is not counted;
 with ``stream`` the first of all.
 """
 
-import dataclasses
 import pathlib
 import re
 import time
 from collections.abc import Iterable
 
+from experiments.language.held_out import each, held_out
 from experiments.language.steps import LIST_STEPS, print_steps
 from experiments.shared import flags, table
 from experiments.shared.records import write
 from nl_jax import training
 from nl_jax.data import (
     CONTEXTS,
-    DataConfig,
     Document,
-    DocumentSource,
     is_prepared,
     open_prepared,
-    prepare,
     read_blocks,
     tokenize,
 )
@@ -80,7 +77,7 @@ def main(values: flags.FlagValues) -> None:
     )
     streamed = not (window or several)
     if not values.file:
-        documents = _held_out(loaded, window)
+        documents = held_out(loaded, joined=window)
     elif streamed:
         documents = _blocks(file, loaded.tokenizer)
     else:
@@ -147,29 +144,7 @@ def _documents(values, tokenizer) -> Iterable[Document]:
                 f"--file={values.file} was prepared with another tokenizer "
                 "than the run's; prepare it with that one"
             )
-        return _each([corpus.held_out])
+        return each([corpus.held_out])
     fields = TextFields(values.text_field, values.prompt_field, "--")
     found = read_documents("--file", [values.file], fields)
     return (tokenize(document, tokenizer) for document in found)
-
-
-def _held_out(loaded, joined: bool) -> Iterable[Document]:
-    """Returns the documents held out in training, which windows read joined."""
-    saved = loaded.meta["config"]
-    known = [field.name for field in dataclasses.fields(DataConfig)]
-    fields = {k: v for k, v in saved["data"].items() if k in known}
-    if fields["tokenizer"].endswith(".json"):
-        fields["tokenizer"] = "bpe"  # That of the checkpoint.
-    data = prepare(DataConfig(**fields), saved["seq_len"], loaded.tokenizer)
-    if data.corpus.sha256 != loaded.meta["data"]["sha256"]:
-        raise InputError(
-            "the text of the run has changed since it was trained on; give "
-            "--file"
-        )
-    if joined:
-        return [data.held_out]
-    return _each(data.corpus.held_out)
-
-
-def _each(sources: Iterable[DocumentSource]) -> Iterable[Document]:
-    return (source[i] for source in sources for i in range(len(source)))

@@ -12,20 +12,40 @@ Command (a minute per model; the table is in ``docs/recall.md``)::
     python -m experiments.gradient_growth --runs=hope,hope-linear,deltanet
 
 Expected: falling for ``hope``, hundreds at 1,024 tokens for ``hope-linear``.
+
+With ``--workdir`` it is the model of a run of ``train_lm`` instead, as trained,
+on the beginning of its held-out text; and ``--changes`` measures the same
+weights under other choices, one at a time, to find the one that amplifies::
+
+    python -m experiments.gradient_growth --workdir=runs/paper \
+        --lengths=64,256 --changes=titans.objective=dot_product,titans.rule=gd
+
 Results go to ``--out``: JSON, a Markdown table and a plot.
 """
 
+import json
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from experiments.language.held_out import held_out
 from experiments.recall.task import RUNS, make_model
 from experiments.shared import flags, plot, table
 from experiments.shared.records import write
+from nl_jax import training
+from nl_jax.errors import InputError
+from nl_jax.models import LanguageModel, configure
 
 VOCAB = 256
 FLAGS = {
     "runs": flags.words(["hope", "hope-linear"], known=RUNS),
+    "workdir": flags.string(None, "Folder of a training run, for runs."),
+    "step": flags.integer(None, "Which checkpoint of it; default newest."),
+    "changes": flags.words(
+        [], "Of its model, one at a time: fields that no weight depends on."
+    ),
     "lengths": flags.integers([64, 128, 256, 512, 1024], "Tokens.", 1),
     "batch": flags.integer(4, "Sequences."),
     "seed": flags.seed("Of model and tokens."),
@@ -33,12 +53,8 @@ FLAGS = {
 }
 
 
-def gradient_norms(model, lengths, batch, seed):
-    """Returns the norm of the gradient at initialisation for each length."""
-    init, draw = jax.random.split(jax.random.key(seed))
-    shape = (batch, max(lengths) + 1)
-    tokens = jax.random.randint(draw, shape, 0, VOCAB)
-    variables = jax.jit(model.init)(init, tokens[:1, :1])
+def gradient_norms(model, variables, tokens, lengths):
+    """Returns the norm of the gradient over each number of tokens."""
 
     @jax.jit
     def norm(variables, length):
@@ -56,12 +72,79 @@ def gradient_norms(model, lengths, batch, seed):
     return [float(norm(variables, length)) for length in lengths]
 
 
-def main(values: flags.FlagValues) -> None:
-    """Measures all runs and writes the results."""
-    lengths, norms = values.lengths, {}
+def initial(values):
+    """Yields each run's name, model, first parameters and random tokens."""
+    init, draw = jax.random.split(jax.random.key(values.seed))
+    shape = (values.batch, max(values.lengths) + 1)
+    tokens = jax.random.randint(draw, shape, 0, VOCAB)
     for run in values.runs:
         model = make_model(run, VOCAB)
-        norms[run] = gradient_norms(model, lengths, values.batch, values.seed)
+        yield run, model, jax.jit(model.init)(init, tokens[:1, :1]), tokens
+
+
+def trained(values):
+    """Yields the same of a trained model, as it is and with each change."""
+    loaded = training.load_model(values.workdir, values.step)
+    models = {"as trained": loaded.model} | {
+        change: changed(loaded.model, change) for change in values.changes
+    }
+    shape = (values.batch, max(values.lengths) + 1)
+    (text,) = held_out(loaded, joined=True)
+    text = text.tokens[: np.prod(shape)]
+    if len(text) < np.prod(shape):
+        raise InputError(
+            f"--batch={values.batch} times {shape[1]} tokens are more than "
+            f"the {len(text)} that are held out"
+        )
+    tokens = jnp.asarray(text.reshape(shape))
+    for name, model in models.items():
+        yield name, model, loaded.variables, tokens
+
+
+def changed(model, change):
+    """Returns a model with one field changed.
+
+    Args:
+        model: a ``LanguageModel``.
+        change: ``FIELD=VALUE``, with dots for nested fields, where the value is
+            JSON or a word.
+
+    Raises:
+        InputError: for no such field or value, or one that weights depend on.
+
+    Example:
+        >>> from nl_jax.models import build
+        >>> changed(build("hope"), "titans.eta_max=0.5").config.titans.eta_max
+        0.5
+    """
+    field, given, text = change.partition("=")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    for name in reversed(field.split(".")):
+        value = {name: value}
+    try:
+        if not given:
+            raise InputError("must be FIELD=VALUE")
+        new = LanguageModel(configure(model.config, **value))
+        if new.parameter_shapes() != model.parameter_shapes():
+            raise InputError("has parameters of other shapes than the run's")
+    except (InputError, TypeError) as error:
+        raise InputError(f"--changes={change}: {error}") from error
+    return new
+
+
+def main(values: flags.FlagValues) -> None:
+    """Measures all runs and writes the results."""
+    if values.changes and not values.workdir:
+        raise InputError(
+            "--changes goes with --workdir, whose model it changes"
+        )
+    lengths, norms = values.lengths, {}
+    cases = trained(values) if values.workdir else initial(values)
+    for run, *case in cases:
+        norms[run] = gradient_norms(*case, lengths)
         print(run, *(f"{norm:,.3g}" for norm in norms[run]), flush=True)
     lines = table.markdown(
         ["run", *(f"{length} tokens" for length in lengths)],
@@ -74,5 +157,6 @@ def main(values: flags.FlagValues) -> None:
         scales=("log", "log"),
         style="o-",
     )
-    record = {"norms": norms} | flags.pick(values, ("lengths", "batch", "seed"))
+    names = ("workdir", "step", "lengths", "batch", "seed")
+    record = {"norms": norms} | flags.pick(values, names)
     write(values.out, "gradient_growth", lines, record, plot.curves(panel))

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.language import train_lm
 from experiments.recall import gradient_growth, mqar, task
 from experiments.shared.records import read_cells
 from nl_jax.errors import InputError
 from nl_jax.nested.level_table import count_parameters
+from tests.experiments.conftest import SMALL
 
 SHAPE = {"length": 64, "pairs": 8, "vocab": 512, "batch": 32}
 
@@ -185,3 +187,30 @@ def test_gradient_norms_are_written(finished):
     flags = ("--runs=transformer", "--lengths=8,16")
     _, record = finished(gradient_growth, *flags)
     assert len(record["norms"]["transformer"]) == 2
+
+
+def test_gradients_of_a_trained_run_under_changes(
+    finished, refused, script, tmp_path
+):
+    run = f"--workdir={tmp_path / 'run'}"
+    status, _, errors = script(train_lm, *SMALL, run, "--config.steps=1")
+    assert status == 0, errors
+    flags = (run, "--lengths=4,8", "--batch=2")
+    change = "attention.window=4"
+    _, record = finished(gradient_growth, *flags, f"--changes={change}")
+    before, after = record["norms"]["as trained"], record["norms"][change]
+    # A window of four tokens makes no difference to the first four.
+    assert after[0] == pytest.approx(before[0], rel=1e-5)
+    assert after[1] != pytest.approx(before[1], rel=1e-5)
+    for words, *wrong in (
+        ("--changes goes with --workdir", "--changes=cms.hidden=2"),
+        ("parameters of other shapes", run, "--changes=cms.hidden=2"),
+        ("must be FIELD=VALUE", run, "--changes=cms.hidden"),
+        (
+            "unknown field attention.windows",
+            run,
+            "--changes=attention.windows=4",
+        ),
+        ("are more than the", run, "--lengths=1000000"),
+    ):
+        refused(gradient_growth, words, *wrong)
