@@ -184,6 +184,8 @@ MODELS: dict[str, dict[str, Any]] = {
             "expansion": 2,
             "objective": "l2",
             "momentum": False,
+            # With steps up to alpha, gradients of L2 grow with the length.
+            "eta_max": 0.1,
             "read": "chunk",
             "generator_targets": "rms",
             "gates": "direct",

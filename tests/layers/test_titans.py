@@ -305,11 +305,16 @@ def test_no_memory_grows_without_bound(variant, trained):
         assert np.all(sizes[1] <= 2 * sizes[0] + 10), (kind, sizes)
 
 
-def gradient_growth(**options):
-    """Norm of the gradient at 512 tokens, in units of that at 32."""
+def gradient_growth(kinds=None, **options):
+    """Norm of the gradient at 512 tokens, in units of that at 32.
+
+    If ``kinds`` is given, there are only so many different tokens.
+    """
     options = {"chunk_size": 16, "memory_chunk_size": 16} | options
     module = layer(**options)
     variables, x = setup(module, batch=4, length=512)
+    if kinds:
+        x = x[:, jax.random.randint(jax.random.key(2), (512,), 0, kinds)]
 
     @jax.jit
     def size(tokens):  # A mask, so that both lengths share one compilation.
@@ -327,6 +332,18 @@ def gradient_growth(**options):
 def test_gradients_do_not_grow_with_the_length(variant):
     forgets = {"alpha_bias": 4.0, "eta_bias": -1.0}
     assert gradient_growth(**VARIANTS[variant] | forgets) < 2
+
+
+@pytest.mark.parametrize(
+    ("longest", "least", "most"),
+    [(0.1, 0, 2), pytest.param(1.0, 1e6, np.inf, marks=pytest.mark.slow)],
+)
+def test_short_steps_bound_gradients_of_l2_where_keys_repeat(
+    longest, least, most
+):
+    """Why ``hope-paper`` has short ones; were the second to pass, drop them."""
+    options = VARIANTS["hope-paper"] | {"eta_bias": 0.0, "eta_max": longest}
+    assert least <= gradient_growth(kinds=4, **options) < most
 
 
 def test_gradients_of_linear_memories_that_forget_explode():
