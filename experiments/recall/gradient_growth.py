@@ -24,10 +24,10 @@ Results go to ``--out``: JSON, a Markdown table and a plot.
 """
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from experiments.language.held_out import held_out
@@ -72,31 +72,29 @@ def gradient_norms(model, variables, tokens, lengths):
     return [float(norm(variables, length)) for length in lengths]
 
 
-def initial(values):
+def initial(values, shape):
     """Yields each run's name, model, first parameters and random tokens."""
     init, draw = jax.random.split(jax.random.key(values.seed))
-    shape = (values.batch, max(values.lengths) + 1)
     tokens = jax.random.randint(draw, shape, 0, VOCAB)
     for run in values.runs:
         model = make_model(run, VOCAB)
         yield run, model, jax.jit(model.init)(init, tokens[:1, :1]), tokens
 
 
-def trained(values):
+def trained(values, shape):
     """Yields the same of a trained model, as it is and with each change."""
     loaded = training.load_model(values.workdir, values.step)
     models = {"as trained": loaded.model} | {
         change: changed(loaded.model, change) for change in values.changes
     }
-    shape = (values.batch, max(values.lengths) + 1)
     (text,) = held_out(loaded, joined=True)
-    text = text.tokens[: np.prod(shape)]
-    if len(text) < np.prod(shape):
+    count, there = math.prod(shape), len(text.tokens)
+    if there < count:
         raise InputError(
             f"--batch={values.batch} times {shape[1]} tokens are more than "
-            f"the {len(text)} that are held out"
+            f"the {there} that are held out"
         )
-    tokens = jnp.asarray(text.reshape(shape))
+    tokens = jnp.asarray(text.tokens[:count].reshape(shape))
     for name, model in models.items():
         yield name, model, loaded.variables, tokens
 
@@ -142,8 +140,9 @@ def main(values: flags.FlagValues) -> None:
             "--changes goes with --workdir, whose model it changes"
         )
     lengths, norms = values.lengths, {}
-    cases = trained(values) if values.workdir else initial(values)
-    for run, *case in cases:
+    cases = trained if values.workdir else initial
+    shape = (values.batch, max(lengths) + 1)
+    for run, *case in cases(values, shape):
         norms[run] = gradient_norms(*case, lengths)
         print(run, *(f"{norm:,.3g}" for norm in norms[run]), flush=True)
     lines = table.markdown(
