@@ -43,7 +43,7 @@ _EDGES = (0, 256, 1024, 4096, 16384, 65536)
 _FIRST = (
     "titans", "titans-residual", "titans-dot", "titans-dgd", "hope-plain",
     "hope-calm", "hope-narrow", "hope-stream-2", "hope-stream-3",
-    "hope-one-level", "hope-levels-1-1", "hope",
+    "hope-pairs", "hope-levels-1-1", "hope-levels-1-4", "hope",
     "mamba", "transformer", "hope-attention",
 )  # fmt: skip
 _SETTINGS = {

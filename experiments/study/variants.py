@@ -36,7 +36,13 @@ def _titans(change, base="hope-one-level", **titans):
     return Variant(base, change, "hope", {**_ONE, "titans": titans})
 
 
-_ALONE = {"stream_width": 0.0, "output_gate": False, "head_width": 0}
+_EQUAL = {"output_scale": 1.0, "first_scale": 1.0}
+_ALONE = {
+    **_EQUAL,
+    "stream_width": 0.0,
+    "output_gate": False,
+    "head_width": 0,
+}
 PLAIN = {**_ALONE, "gain": 1.0}
 """Fields of Titans without a stream past the memories or merged heads."""
 _RESIDUAL = {"architecture": "residual"}
@@ -69,29 +75,40 @@ VARIANTS: dict[str, Variant] = {
     "hope-narrow": _titans(
         "a convolved, gated stream past the memories",
         "hope-calm",
+        **_EQUAL,
         stream_width=1.0,
         head_width=0,
     ),
     "hope-stream-2": _titans(
         "a stream of twice the width, of which half is the values",
         "hope-narrow",
+        **_EQUAL,
         stream_width=2.0,
         head_width=0,
     ),
     "hope-stream-3": _titans(
-        "of three times the width", "hope-stream-2", head_width=0
+        "of three times the width", "hope-stream-2", **_EQUAL, head_width=0
     ),
-    "hope-one-level": _titans("narrow heads in pairs", "hope-stream-3"),
+    "hope-pairs": _titans("narrow heads in pairs", "hope-stream-3", **_EQUAL),
     "hope-levels-1-1": Variant(
-        "hope-one-level",
+        "hope-pairs",
         "two MLPs of half the width in a chain, both moved every step",
         "hope",
-        {"cms": {"step_periods": (1, 1)}},
+        {"cms": {"step_periods": (1, 1)}, "titans": _EQUAL},
+    ),
+    "hope-levels-1-4": Variant(
+        "hope-levels-1-1",
+        "the second moved every fourth step",
+        "hope",
+        {"titans": _EQUAL},
     ),
     "hope": Variant(
-        "hope-levels-1-1", "the second moved every fourth step", "hope"
+        "hope-levels-1-4",
+        "memories' outputs begin small in the first block, large in others",
+        "hope",
     ),
     # One choice of Hope at a time.
+    "hope-one-level": Variant("hope", "one level", "hope", _ONE),
     "l2": _titans("L2 for dot product", objective="l2"),
     "mlp": _titans(
         "MLP memories, whose parameters a stream of twice the width leaves",
@@ -108,7 +125,8 @@ VARIANTS: dict[str, Variant] = {
     "rms-targets": _titans("longer targets", generator_targets="rms"),
     "direct-gates": _titans("gates without readout", gates="direct"),
     "no-gate": _titans("no output gate", output_gate=False),
-    "scale-0.2": _titans("first outputs a fifth as large", output_scale=0.2),
+    "first-scale-2": _titans("first block as the others", first_scale=2.0),
+    "scale-1": _titans("outputs begin half as large", output_scale=1.0),
     "generator-gain-1": _titans("generators begin 10 times as large", gain=1.0),
     "adaptive-k-v": _titans("keys and values from memories", **ADAPTIVE),
     "adaptive-q": _titans("queries from a memory", adaptive_q=True),

@@ -54,6 +54,22 @@ class Block(nn.Module):
         return on_rows((y, state))
 
 
+def initial_blocks(config: ModelConfig, rng):
+    """Returns initial parameters of all blocks, stacked on a first axis."""
+    block, x = Block(config), jnp.zeros((1, 1, config.d_model))
+    blocks = jax.vmap(lambda rng: block.init(rng, x)["params"])(
+        jax.random.split(rng, config.n_layers)
+    )
+    if config.n_layers > 1 and "mixer" in blocks:
+        first = jax.tree.map(lambda leaf: leaf[0], blocks["mixer"])
+        blocks["mixer"] = jax.tree.map(
+            lambda leaf, one: leaf.at[0].set(one),
+            blocks["mixer"],
+            config.choices.first_block(first),
+        )
+    return blocks
+
+
 def on_rows(tree):
     """Keeps every array's first axis, the batch, on the devices that split it.
 

@@ -22,7 +22,12 @@ from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import declare_norm, normalize
 from nl_jax.memory.packed import check_segment_ids, documents, pack
 from nl_jax.memory.remat import recompute
-from nl_jax.models.block import Block, gathered, level_rows
+from nl_jax.models.block import (
+    Block,
+    gathered,
+    initial_blocks,
+    level_rows,
+)
 from nl_jax.models.model_config import ModelConfig, configure
 from nl_jax.models.model_state import ModelState, check_given, params_of
 from nl_jax.models.sequence_axis import TIME, devices_per_sequence, hand_on
@@ -281,12 +286,7 @@ class LanguageModel:
 
     def _boxed(self, rng):
         config = self.config
-        block = Block(config)
         embed_rng, head_rng, blocks_rng = jax.random.split(rng, 3)
-        x = jnp.zeros((1, 1, config.d_model))
-
-        def init_block(rng):
-            return block.init(rng, x)["params"]
 
         def table(rng, rows=config.vocab_size):
             shape = (rows, config.d_model)
@@ -295,9 +295,7 @@ class LanguageModel:
 
         params = {
             "embedding": table(embed_rng),
-            "blocks": jax.vmap(init_block)(
-                jax.random.split(blocks_rng, config.n_layers)
-            ),
+            "blocks": initial_blocks(config, blocks_rng),
             **declare_norm(_draw, config.norm, "norm", config.d_model),
         }
         if config.learned_positions:

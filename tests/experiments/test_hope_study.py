@@ -190,7 +190,7 @@ def trained(monkeypatch):
 
 def test_seeds_run_at_the_best_rate_only(script, trained, folder, tmp_path):
     flags = [*SMALL, f"--paths={folder}", "--seeds=0,1", f"--out={tmp_path}"]
-    flags.append("--variants=hope,hope-levels-1-1,mamba")
+    flags.append("--variants=hope,hope-levels-1-4,mamba")
     status, _, errors = script(hope_study, *flags)
     assert status == 0, errors
     # Three rates with the first seed, then the best with the second.
@@ -199,7 +199,7 @@ def test_seeds_run_at_the_best_rate_only(script, trained, folder, tmp_path):
     _, lines = sections.table_of(section)
     rates = {line[0]: line[2] for line in lines}
     assert rates == {
-        "hope-levels-1-1": "0.008",
+        "hope-levels-1-4": "0.008",
         "hope": "0.008",
         "mamba": "0.016*",
     }
@@ -207,7 +207,7 @@ def test_seeds_run_at_the_best_rate_only(script, trained, folder, tmp_path):
     # 3.0 and 3.1: half their distance is the standard error of two.
     assert by_name["mamba"][3:6] == ["3", "2", "3.0500 ± 0.0500"]
     assert by_name["mamba"][-1] == ""
-    assert by_name["hope"][-1] == "hope-levels-1-1: +0.0000 ± 0.0000"
+    assert by_name["hope"][-1] == "hope-levels-1-4: +0.0000 ± 0.0000"
     assert {row["variant"] for row in ablation.rows} == {"hope"}
     data = trained[0].data
     text = pathlib.Path(data.held_out_paths[0]).read_text()

@@ -70,6 +70,14 @@ class MixerConfig(abc.ABC):
                 except cached tokens.
         """
 
+    def first_block(self, params: Any) -> Any:
+        """Returns initial parameters for the first of several blocks.
+
+        Args:
+            params: of the module, as drawn for any block.
+        """
+        return params
+
     @abc.abstractmethod
     def levels(self, params: Any, state: Any) -> list[LevelRow]:
         """Returns the mixer's rows of the level table.

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import ClassVar, Literal
 
+import jax
+
 from nl_jax.checks import check_choice, check_fields, choose
 from nl_jax.errors import InputError
 from nl_jax.layers.mixers.mixer import MixerConfig, token_level, what_scans
@@ -92,8 +94,10 @@ class TitansConfig(MixerConfig):
     without a stream, the memories' outputs."""
     output_scale: float = 1.0
     """Standard deviation of the initial projection of the memories' normalised
-    outputs, in ``1 / sqrt(d_model)``. Larger ones learn recall sooner, and
-    text later."""
+    outputs, in ``1 / sqrt(d_model)``. Larger ones learn recall sooner."""
+    first_scale: float = 1.0
+    """``output_scale`` in the first of several blocks, whose memories have only
+    single tokens to store; a small one hides less of the token itself."""
     expansion: int = 4
     """Hidden width of an MLP memory, in units of the head width."""
     eta_max: float = 1.0
@@ -129,6 +133,10 @@ class TitansConfig(MixerConfig):
         check_choice("implementation", self.implementation, kinds)
         if not 0 < self.eta_max <= 2:
             raise InputError(f"eta_max={self.eta_max} must be in (0, 2]")
+        for name in ("output_scale", "first_scale"):
+            scale = getattr(self, name)
+            if not scale > 0:
+                raise InputError(f"{name}={scale} must be positive")
         if self.stream_width and self.stream_width < 1:
             raise InputError(
                 f"stream_width={self.stream_width} must be 0 or at least 1"
@@ -261,6 +269,12 @@ class TitansConfig(MixerConfig):
         narrow = d_model < n_heads * self.head_width
         heads = n_heads // 2 if narrow and n_heads % 2 == 0 else n_heads
         return SelfModifyingTitans(self, d_model, heads, dtype)
+
+    def first_block(self, params):
+        """Returns initial parameters for the first of several blocks."""
+        factor = self.first_scale / self.output_scale
+        scaled = jax.tree.map(lambda leaf: factor * leaf, params["w_out"])
+        return params | {"w_out": scaled}
 
     def levels(self, params, state):
         """Returns the mixer's rows of the level table."""
