@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from nl_jax.errors import InputError
@@ -170,3 +171,20 @@ def test_a_configuration_can_be_changed_and_rebuilt():
     assert isinstance(config, ModelConfig)
     assert build(config, n_layers=3).config.n_layers == 3
     assert set(PRESETS) == {"tiny", "small", "125m", "760m", "1.3b"}
+
+
+@pytest.mark.parametrize(
+    ("cache", "n_layers", "scales"),
+    [({}, 1, [2.0]), ({"segment": 16}, 3, [0.5, 2.0, 2.0])],
+)
+def test_the_first_of_several_blocks_has_its_own_scale(cache, n_layers, scales):
+    shape = {"d_model": 16, "n_layers": n_layers}
+    titans = {"output_scale": 2.0, "first_scale": 0.5}
+    model = build("hope", **shape, titans=titans, cache=cache)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), int))
+    mixer = variables["params"]["blocks"]["mixer"]
+    mixer = mixer["inner"] if cache else mixer
+    # Standard deviations of 256 numbers, in 1 / sqrt(16).
+    found = 4 * np.std(mixer["w_out"], (1, 2))
+    np.testing.assert_allclose(found, scales, rtol=0.15)
+    np.testing.assert_allclose(4 * np.std(mixer["w_q"], (1, 2)), 1, rtol=0.15)
