@@ -36,7 +36,7 @@ def _titans(change, base="hope-one-level", **titans):
     return Variant(base, change, "hope", {**_ONE, "titans": titans})
 
 
-_EQUAL = {"output_scale": 1.0, "first_scale": 1.0}
+_EQUAL = {"output_scale": 1.0, "last_scale": 1.0}
 _ALONE = {
     **_EQUAL,
     "stream_width": 0.0,
@@ -104,7 +104,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "hope": Variant(
         "hope-levels-1-4",
-        "memories' outputs begin small in the first block, large in others",
+        "memories' outputs begin large in the last block, small in others",
         "hope",
     ),
     # One choice of Hope at a time.
@@ -125,8 +125,8 @@ VARIANTS: dict[str, Variant] = {
     "rms-targets": _titans("longer targets", generator_targets="rms"),
     "direct-gates": _titans("gates without readout", gates="direct"),
     "no-gate": _titans("no output gate", output_gate=False),
-    "first-scale-2": _titans("first block as the others", first_scale=2.0),
-    "scale-1": _titans("outputs begin half as large", output_scale=1.0),
+    "scale-2": _titans("outputs begin as in the last block", output_scale=2.0),
+    "last-scale-0.3": _titans("as in the other blocks", last_scale=0.3),
     "generator-gain-1": _titans("generators begin 10 times as large", gain=1.0),
     "adaptive-k-v": _titans("keys and values from memories", **ADAPTIVE),
     "adaptive-q": _titans("queries from a memory", adaptive_q=True),

@@ -60,12 +60,12 @@ def initial_blocks(config: ModelConfig, rng):
     blocks = jax.vmap(lambda rng: block.init(rng, x)["params"])(
         jax.random.split(rng, config.n_layers)
     )
-    if config.n_layers > 1 and "mixer" in blocks:
-        first = jax.tree.map(lambda leaf: leaf[0], blocks["mixer"])
+    if "mixer" in blocks:
+        last = jax.tree.map(lambda leaf: leaf[-1], blocks["mixer"])
         blocks["mixer"] = jax.tree.map(
-            lambda leaf, one: leaf.at[0].set(one),
+            lambda leaf, one: leaf.at[-1].set(one),
             blocks["mixer"],
-            config.choices.first_block(first),
+            config.choices.last_block(last),
         )
     return blocks
 

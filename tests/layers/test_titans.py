@@ -381,7 +381,7 @@ def test_bfloat16_stays_close_to_float32():
         ({"eta_max": 3.0}, r"eta_max=3.0 must be in \(0, 2\]"),
         ({"stream_width": 0.5}, "stream_width=0.5 must be 0 or at least 1"),
         ({"output_scale": 0.0}, "output_scale=0.0 must be positive"),
-        ({"first_scale": -1.0}, "first_scale=-1.0 must be positive"),
+        ({"last_scale": -1.0}, "last_scale=-1.0 must be positive"),
         ({"read": "never"}, "read='never' must be one of"),
         ({"gain": float("nan")}, "gain=nan must be a finite number"),
         ({"momentum": "no"}, "momentum='no' must be True or False"),

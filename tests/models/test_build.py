@@ -175,11 +175,11 @@ def test_a_configuration_can_be_changed_and_rebuilt():
 
 @pytest.mark.parametrize(
     ("cache", "n_layers", "scales"),
-    [({}, 1, [2.0]), ({"segment": 16}, 3, [0.5, 2.0, 2.0])],
+    [({}, 1, [2.0]), ({"segment": 16}, 3, [0.5, 0.5, 2.0])],
 )
-def test_the_first_of_several_blocks_has_its_own_scale(cache, n_layers, scales):
+def test_the_last_block_has_its_own_scale(cache, n_layers, scales):
     shape = {"d_model": 16, "n_layers": n_layers}
-    titans = {"output_scale": 2.0, "first_scale": 0.5}
+    titans = {"output_scale": 0.5, "last_scale": 2.0}
     model = build("hope", **shape, titans=titans, cache=cache)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), int))
     mixer = variables["params"]["blocks"]["mixer"]

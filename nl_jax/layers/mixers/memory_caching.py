@@ -111,9 +111,9 @@ class CachedConfig(MixerConfig):
         """Returns the configured module."""
         return CachedMixer(self, d_model, n_heads, dtype)
 
-    def first_block(self, params):
-        """Returns initial parameters for the first of several blocks."""
-        return params | {"inner": self.inner.first_block(params["inner"])}
+    def last_block(self, params):
+        """Returns initial parameters for a model's last block."""
+        return params | {"inner": self.inner.last_block(params["inner"])}
 
     def levels(self, params, state):
         """Returns the rows of the mixer, and one of what is kept."""

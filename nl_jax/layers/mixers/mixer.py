@@ -70,8 +70,8 @@ class MixerConfig(abc.ABC):
                 except cached tokens.
         """
 
-    def first_block(self, params: Any) -> Any:
-        """Returns initial parameters for the first of several blocks.
+    def last_block(self, params: Any) -> Any:
+        """Returns initial parameters for a model's last block.
 
         Args:
             params: of the module, as drawn for any block.

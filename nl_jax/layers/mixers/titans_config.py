@@ -94,10 +94,11 @@ class TitansConfig(MixerConfig):
     without a stream, the memories' outputs."""
     output_scale: float = 1.0
     """Standard deviation of the initial projection of the memories' normalised
-    outputs, in ``1 / sqrt(d_model)``. Larger ones learn recall sooner."""
-    first_scale: float = 1.0
-    """``output_scale`` in the first of several blocks, whose memories have only
-    single tokens to store; a small one hides less of the token itself."""
+    outputs, in ``1 / sqrt(d_model)``. Smaller ones hide less of the tokens from
+    the blocks that follow."""
+    last_scale: float = 1.0
+    """``output_scale`` in a model's last block. Larger ones learn recall
+    sooner."""
     expansion: int = 4
     """Hidden width of an MLP memory, in units of the head width."""
     eta_max: float = 1.0
@@ -133,7 +134,7 @@ class TitansConfig(MixerConfig):
         check_choice("implementation", self.implementation, kinds)
         if not 0 < self.eta_max <= 2:
             raise InputError(f"eta_max={self.eta_max} must be in (0, 2]")
-        for name in ("output_scale", "first_scale"):
+        for name in ("output_scale", "last_scale"):
             scale = getattr(self, name)
             if not scale > 0:
                 raise InputError(f"{name}={scale} must be positive")
@@ -270,9 +271,9 @@ class TitansConfig(MixerConfig):
         heads = n_heads // 2 if narrow and n_heads % 2 == 0 else n_heads
         return SelfModifyingTitans(self, d_model, heads, dtype)
 
-    def first_block(self, params):
-        """Returns initial parameters for the first of several blocks."""
-        factor = self.first_scale / self.output_scale
+    def last_block(self, params):
+        """Returns initial parameters for a model's last block."""
+        factor = self.last_scale / self.output_scale
         scaled = jax.tree.map(lambda leaf: factor * leaf, params["w_out"])
         return params | {"w_out": scaled}
 
