@@ -36,7 +36,7 @@ def _titans(change, base="hope-one-level", **titans):
     return Variant(base, change, "hope", {**_ONE, "titans": titans})
 
 
-_EQUAL = {"output_scale": 1.0, "last_scale": 1.0}
+_EQUAL = {"output_scale": 1.0, "last_scale": 1.0, "output_gain": 1.0}
 _ALONE = {
     **_EQUAL,
     "stream_width": 0.0,
@@ -127,6 +127,9 @@ VARIANTS: dict[str, Variant] = {
     "no-gate": _titans("no output gate", output_gate=False),
     "scale-2": _titans("outputs begin as in the last block", output_scale=2.0),
     "last-scale-0.3": _titans("as in the other blocks", last_scale=0.3),
+    "output-gain-1": _titans(
+        "outputs learn as slowly as others", output_gain=1.0
+    ),
     "generator-gain-1": _titans("generators begin 10 times as large", gain=1.0),
     "adaptive-k-v": _titans("keys and values from memories", **ADAPTIVE),
     "adaptive-q": _titans("queries from a memory", adaptive_q=True),

@@ -174,7 +174,8 @@ MODELS: dict[str, dict[str, Any]] = {
     # The MLPs shrink by the parameters of the mixer's stream and gate.
     "hope": {
         "mixer": "titans",
-        "titans": {"head_width": 64, "output_scale": 0.3, "last_scale": 2.0},
+        "titans": {"head_width": 64}
+        | {"output_scale": 0.3, "last_scale": 2.0, "output_gain": 3.0},
         "cms": {"step_periods": (1, 4), "hidden": 0.4},
     },
     "hope-paper": {

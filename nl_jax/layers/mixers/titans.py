@@ -106,8 +106,11 @@ class SelfModifyingTitans(Mixer):
             name: self._gate(declare, name, bias)
             for name, bias in config.gate_biases.items()
         }
-        ones, shape = nn.initializers.ones, (heads, width)
-        self.out_scale = declare("out_scale", ones, shape, ("heads", None))
+        gain, shape = (
+            nn.initializers.constant(config.output_gain),
+            (heads, width),
+        )
+        self.out_scale = declare("out_scale", gain, shape, ("heads", None))
         if config.stream_width:
             self.w_in = declare.dense("w_in", d, self._stream_width, "mixer")
             self.w_past = declare.dense(
@@ -119,7 +122,9 @@ class SelfModifyingTitans(Mixer):
         self.w_out = declare(
             "w_out",
             nn.initializers.variance_scaling(
-                config.output_scale**2, "fan_in", "truncated_normal"
+                (config.output_scale / config.output_gain) ** 2,
+                "fan_in",
+                "truncated_normal",
             ),
             (d, d),
             ("mixer", "embed"),

@@ -6,8 +6,7 @@ from typing import ClassVar, Literal
 
 import jax
 
-from nl_jax.checks import check_choice, check_fields, choose
-from nl_jax.errors import InputError
+from nl_jax.checks import check_choice, check_fields, choose, require
 from nl_jax.layers.mixers.mixer import MixerConfig, token_level, what_scans
 from nl_jax.layers.norms import l2_normalize, rms_norm
 from nl_jax.memory import ARCHITECTURES, OBJECTIVES, RULES
@@ -93,12 +92,14 @@ class TitansConfig(MixerConfig):
     """Whether the stream is multiplied by SiLU of a projection of the input;
     without a stream, the memories' outputs."""
     output_scale: float = 1.0
-    """Standard deviation of the initial projection of the memories' normalised
-    outputs, in ``1 / sqrt(d_model)``. Smaller ones hide less of the tokens from
-    the blocks that follow."""
+    """Length of the memories' projected outputs at first, in that of an
+    embedding. Smaller ones hide less of the tokens from later blocks."""
     last_scale: float = 1.0
-    """``output_scale`` in a model's last block. Larger ones learn recall
-    sooner."""
+    """``output_scale`` in a model's last block."""
+    output_gain: float = 1.0
+    """First value of the learned scale of the normalised outputs, whose
+    projection begins as much smaller. Adam's steps do not depend on the
+    gradient's length, so the projection then learns as much faster."""
     expansion: int = 4
     """Hidden width of an MLP memory, in units of the head width."""
     eta_max: float = 1.0
@@ -132,16 +133,14 @@ class TitansConfig(MixerConfig):
         check_fields(self, remat=0, head_width=0)
         kinds = (None, *IMPLEMENTATIONS)
         check_choice("implementation", self.implementation, kinds)
-        if not 0 < self.eta_max <= 2:
-            raise InputError(f"eta_max={self.eta_max} must be in (0, 2]")
-        for name in ("output_scale", "last_scale"):
+        eta, wide = self.eta_max, self.stream_width
+        require(0 < eta <= 2, f"eta_max={eta} must be in (0, 2]")
+        require(
+            not 0 < wide < 1, f"stream_width={wide} must be 0 or at least 1"
+        )
+        for name in ("output_scale", "last_scale", "output_gain"):
             scale = getattr(self, name)
-            if not scale > 0:
-                raise InputError(f"{name}={scale} must be positive")
-        if self.stream_width and self.stream_width < 1:
-            raise InputError(
-                f"stream_width={self.stream_width} must be 0 or at least 1"
-            )
+            require(scale > 0, f"{name}={scale} must be positive")
         _ = self.memory  # Raises for incompatible choices.
 
     @property
