@@ -179,12 +179,13 @@ def test_a_configuration_can_be_changed_and_rebuilt():
 )
 def test_the_last_block_has_its_own_scale(cache, n_layers, scales):
     shape = {"d_model": 16, "n_layers": n_layers}
-    titans = {"output_scale": 0.5, "last_scale": 2.0}
+    titans = {"output_scale": 0.5, "last_scale": 2.0, "output_gain": 4.0}
     model = build("hope", **shape, titans=titans, cache=cache)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), int))
     mixer = variables["params"]["blocks"]["mixer"]
     mixer = mixer["inner"] if cache else mixer
     # Standard deviations of 256 numbers, in 1 / sqrt(16).
-    found = 4 * np.std(mixer["w_out"], (1, 2))
+    np.testing.assert_array_equal(mixer["out_scale"], 4.0)
+    found = 4.0 * 4 * np.std(mixer["w_out"], (1, 2))
     np.testing.assert_allclose(found, scales, rtol=0.15)
     np.testing.assert_allclose(4 * np.std(mixer["w_q"], (1, 2)), 1, rtol=0.15)
