@@ -104,7 +104,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "hope": Variant(
         "hope-levels-1-4",
-        "memories' outputs begin large in the last block, small in others",
+        "memories' outputs begin small but in the last block, and learn faster",
         "hope",
     ),
     # One choice of Hope at a time.
