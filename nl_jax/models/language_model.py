@@ -22,12 +22,7 @@ from nl_jax.layers.continuum.steps import CMSState
 from nl_jax.layers.norms import declare_norm, normalize
 from nl_jax.memory.packed import check_segment_ids, documents, pack
 from nl_jax.memory.remat import recompute
-from nl_jax.models.block import (
-    Block,
-    gathered,
-    initial_blocks,
-    level_rows,
-)
+from nl_jax.models.block import Block, gathered, initial_blocks, level_rows
 from nl_jax.models.model_config import ModelConfig, configure
 from nl_jax.models.model_state import ModelState, check_given, params_of
 from nl_jax.models.sequence_axis import TIME, devices_per_sequence, hand_on

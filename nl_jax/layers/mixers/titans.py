@@ -106,11 +106,10 @@ class SelfModifyingTitans(Mixer):
             name: self._gate(declare, name, bias)
             for name, bias in config.gate_biases.items()
         }
-        gain, shape = (
-            nn.initializers.constant(config.output_gain),
-            (heads, width),
+        gain = nn.initializers.constant(config.output_gain)
+        self.out_scale = declare(
+            "out_scale", gain, (heads, width), ("heads", None)
         )
-        self.out_scale = declare("out_scale", gain, shape, ("heads", None))
         if config.stream_width:
             self.w_in = declare.dense("w_in", d, self._stream_width, "mixer")
             self.w_past = declare.dense(

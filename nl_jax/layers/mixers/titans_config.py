@@ -135,9 +135,8 @@ class TitansConfig(MixerConfig):
         check_choice("implementation", self.implementation, kinds)
         eta, wide = self.eta_max, self.stream_width
         require(0 < eta <= 2, f"eta_max={eta} must be in (0, 2]")
-        require(
-            not 0 < wide < 1, f"stream_width={wide} must be 0 or at least 1"
-        )
+        wanted = f"stream_width={wide} must be 0 or at least 1"
+        require(wide == 0 or wide >= 1, wanted)
         for name in ("output_scale", "last_scale", "output_gain"):
             scale = getattr(self, name)
             require(scale > 0, f"{name}={scale} must be positive")
